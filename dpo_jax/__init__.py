@@ -1,0 +1,3 @@
+"""dpo_jax: preference optimisation of language models in JAX."""
+
+__version__ = "0.1.0"

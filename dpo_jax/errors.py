@@ -1,0 +1,18 @@
+"""The user's mistakes: what happened, where, what is allowed. The command line prints them and exits with 2."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in a configuration, in data or on disk that the user can mend; shown without a traceback."""
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Ends a message about an unknown name: the nearest known one, if any is near, and all that are allowed."""
+    known = sorted(allowed)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"Did you mean {near[0]!r}? " if near else ""
+    return f"{hint}Allowed: {', '.join(known)}."

@@ -1,0 +1,1 @@
+"""Flax NNX models: they return hidden states and their unembedding, never logits."""

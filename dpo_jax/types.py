@@ -1,0 +1,109 @@
+"""The nouns that cross rooms: rows, token batches, log-probabilities, the unembedding, metrics.
+
+Dimension key: A micro-batches, B pairs, P slot in the pair (0 chosen, 1 rejected; a completion alone has P = 1),
+R rows, T tokens, N scored tokens, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]
+"""A plain nested dict of arrays; never a Flax class outside `models`."""
+
+
+class PreferencePair(NamedTuple):
+    """One preference: the same prompt answered twice. `where` names file and line, for messages."""
+
+    row_id: str
+    prompt: str
+    chosen: str
+    rejected: str
+    where: str
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses by slot: chosen, rejected."""
+        return (self.chosen, self.rejected)
+
+
+class Completion(NamedTuple):
+    """One response to one prompt, as supervised fine-tuning reads it. `where` names file and line."""
+
+    row_id: str
+    prompt: str
+    completion: str
+    where: str
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses by slot: only one."""
+        return (self.completion,)
+
+
+class TokenRow(NamedTuple):
+    """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS."""
+
+    row_id: str
+    prompt: np.ndarray
+    responses: tuple[np.ndarray, ...]
+
+
+class PairLogps(NamedTuple):
+    """Response log-probabilities: sums over response tokens in nats, float [B], and token counts [B]."""
+
+    chosen: jax.Array
+    rejected: jax.Array
+    chosen_tokens: jax.Array | None = None
+    rejected_tokens: jax.Array | None = None
+
+
+class PairBatch(NamedTuple):
+    """One device batch, whatever its layout: rows of tokens, and one entry for each scored token.
+
+    `source_RN` is the position in the row whose hidden state predicts `target_RN`; `response_RN` says which response
+    the token belongs to (P * pair + slot, -1 on padding). A training batch has a leading axis A of micro-batches on
+    every array, and `response_RN` counts inside its micro-batch.
+    """
+
+    tokens_RT: jax.Array  # int32 token ids
+    positions_RT: jax.Array  # int32, restarting with every segment
+    segments_RT: jax.Array  # int32, 0 on padding
+    source_RN: jax.Array  # int32
+    target_RN: jax.Array  # int32
+    response_RN: jax.Array  # int32
+    response_tokens_BP: jax.Array  # float32 count of scored tokens of each response
+    weight_B: jax.Array  # float32, 0 where a pair only fills the last evaluation batch
+    reference_logps_BP: jax.Array | None = None  # float32, summed log-probs under the reference, nats
+
+
+class HostBatch(NamedTuple):
+    """A `PairBatch` of numpy arrays and the ids of its rows, in the order of its pairs."""
+
+    arrays: PairBatch
+    row_ids: tuple[str, ...]
+
+
+class Unembedding(NamedTuple):
+    """What turns a hidden state into logits, `soft_cap * tanh(scale * weight @ hidden / soft_cap)`.
+
+    Columns of `weight_VD` from `vocabulary` on are padding and never get probability.
+    """
+
+    weight_VD: jax.Array
+    vocabulary: int
+    scale: float = 1.0
+    soft_cap: float | None = None
+
+
+class Mean(NamedTuple):
+    """A weighted mean that is not divided yet: partial ones add up over micro-batches and hosts."""
+
+    total: jax.Array
+    weight: jax.Array
+
+
+Metrics = dict[str, Mean]
