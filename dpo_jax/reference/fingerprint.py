@@ -1,0 +1,80 @@
+"""What a store was made from: a few named digests, compared field by field."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.files import digest
+from dpo_jax.types import Params
+
+SCORER_VERSION = "1"
+"""Raised when the same inputs would give other log-probs."""
+
+Fingerprint = dict[str, str]
+
+
+def _mixed(leaf: jax.Array) -> jax.Array:
+    """Two 32-bit sums over the bits of an array, each element mixed with its index: the same on every mesh."""
+    bits = jax.lax.bitcast_convert_type(leaf, jnp.uint32 if leaf.dtype.itemsize == 4 else jnp.uint16).astype(jnp.uint32)
+    index = jnp.zeros(bits.shape, jnp.uint32)
+    for axis in range(bits.ndim):
+        stride = math.prod(bits.shape[axis + 1 :]) % 2**32
+        index += jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis) * jnp.uint32(stride)
+
+    def mix(x: jax.Array) -> jax.Array:  # the finaliser of MurmurHash3: every input bit reaches every output bit
+        x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+        x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+        return x ^ (x >> 16)
+
+    first = mix(bits ^ mix(index))
+    second = mix(first ^ jnp.uint32(0x9E3779B9))
+    return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
+
+
+def weights_digest(params: Params) -> str:
+    """A digest of the parameters, computed where they lie; it does not depend on the mesh."""
+    paths_leaves = jax.tree_util.tree_leaves_with_path(params)
+    names = [f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}" for path, leaf in paths_leaves]
+    sums = jax.jit(lambda leaves: jnp.stack([_mixed(leaf) for leaf in leaves]))([leaf for _, leaf in paths_leaves])
+    return digest("\n".join(names).encode() + np.asarray(sums).tobytes())
+
+
+def rows_digest(row_ids: Iterable[str]) -> str:
+    """A digest of the rows and their order."""
+    return digest("\n".join(row_ids).encode())
+
+
+def make_fingerprint(
+    params: Params, row_ids: Iterable[str], tokenization: Mapping[str, str], *, model: object, dtype: str
+) -> Fingerprint:
+    """All that the reference's log-probs depend on.
+
+    Args:
+        tokenization: the fields that say how text became tokens (tokenizer, template, truncation).
+        model: the model's spec; its text is compared.
+        dtype: the compute dtype.
+    """
+    return {
+        "weights": weights_digest(params),
+        "model": str(model),
+        "dtype": dtype,
+        "scorer version": SCORER_VERSION,
+        "rows": rows_digest(row_ids),
+        **tokenization,
+    }
+
+
+def differences(stored: Fingerprint, wanted: Fingerprint) -> list[str]:
+    """One line for each field that differs: its name, what the store has, what this run has."""
+    names = sorted(stored.keys() | wanted.keys())
+    return [
+        f"{name}: the store has {json.dumps(stored.get(name))}, this run has {json.dumps(wanted.get(name))}"
+        for name in names
+        if stored.get(name) != wanted.get(name)
+    ]

@@ -1,0 +1,68 @@
+"""One pass of a frozen model over rows: response log-probs, without gradients.
+
+Dimension key: B pairs, P slot in the pair, n rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from dpo_jax.logprobs import batch_logps
+from dpo_jax.reference.store import Scores
+from dpo_jax.types import HostBatch, PairBatch, Params
+
+Apply = Callable[..., tuple]
+Score = Callable[[Params, PairBatch], jax.Array]
+
+
+def make_scorer(apply: Apply) -> Score:
+    """`score(params, batch) -> logps_BP`, jitted once for each shape.
+
+    Args:
+        apply: `(params, tokens_RT, positions_RT, segments_RT) -> (hidden_RTD, unembedding)`.
+    """
+
+    @jax.jit
+    def score(params: Params, batch: PairBatch) -> jax.Array:
+        hidden_RTD, unembedding = apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        return batch_logps(hidden_RTD, unembedding, batch)
+
+    return score
+
+
+def score_rows(
+    score: Score,
+    params: Params,
+    batches: Iterable[HostBatch],
+    *,
+    place: Callable[[PairBatch], PairBatch],
+    progress: Callable[[int], None] = lambda rows: None,
+) -> tuple[list[str], Scores]:
+    """Scores every row of the batches; pairs that only fill the last batch are left out.
+
+    One batch is computed while the one before is fetched. `progress` is called with the rows done.
+    """
+    row_ids: list[str] = []
+    logps: list[np.ndarray] = []
+    tokens: list[np.ndarray] = []
+    late: jax.Array | None = None
+
+    def fetch(late: jax.Array, rows: int) -> None:
+        logps.append(np.asarray(jax.device_get(late))[:rows])
+        progress(sum(map(len, logps)))
+
+    rows_before = 0
+    for batch in batches:
+        rows = len(batch.row_ids)
+        now = score(params, place(batch.arrays))
+        if late is not None:
+            fetch(late, rows_before)
+        late, rows_before = now, rows
+        row_ids.extend(batch.row_ids)
+        tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:rows])
+    if late is not None:
+        fetch(late, rows_before)
+    return row_ids, Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32))

@@ -1,0 +1,76 @@
+"""The commands. A stage introduces the mathematics to the machinery, and alone reads the configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from dpo_jax.stages.setup import Setup
+
+
+class Stage(NamedTuple):
+    """One command: what it does, its own flags (name -> help), and the function that runs it."""
+
+    help: str
+    run: Callable[..., None]
+    flags: Mapping[str, str] = {}
+
+
+# The imports happen when a stage is called, so that `dpo-jax --help` needs none of them.
+def _run(setup: Setup) -> None:
+    from dpo_jax.stages import run
+
+    run.run(setup)
+
+
+def _sft(setup: Setup) -> None:
+    from dpo_jax.stages import sft
+
+    sft.run(setup)
+
+
+def _reference(setup: Setup, *, jsonl: str | None) -> None:
+    from dpo_jax.stages import reference
+
+    reference.run(setup, jsonl=jsonl)
+
+
+def _train(setup: Setup) -> None:
+    from dpo_jax.stages import train
+
+    train.run(setup)
+
+
+def _evaluate(setup: Setup) -> None:
+    from dpo_jax.stages import evaluate
+
+    evaluate.run(setup)
+
+
+def _export(setup: Setup) -> None:
+    from dpo_jax.stages import export
+
+    export.run(setup)
+
+
+def _report(setup: Setup) -> None:
+    from dpo_jax.stages import report
+
+    report.run(setup)
+
+
+STAGES: dict[str, Stage] = {
+    "run": Stage("all that the configuration asks for, in order", _run),
+    "sft": Stage("supervised fine-tuning, the start of the policy and the reference", _sft),
+    "reference": Stage(
+        "score every row with the frozen reference, into the store",
+        _reference,
+        {"jsonl": "also write the scores, one object per data row, to this file"},
+    ),
+    "train": Stage("train on preferences (with what must come before, if it is missing)", _train),
+    "evaluate": Stage("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
+    "export": Stage("write the trained model as a Hugging Face folder, WORKDIR/export", _export),
+    "report": Stage("write WORKDIR/report.html", _report),
+}
+"""Name on the command line -> stage. To add one: its file, a function above, and its line here."""

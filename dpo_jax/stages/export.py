@@ -1,0 +1,16 @@
+"""The trained model as a Hugging Face folder."""
+
+from __future__ import annotations
+
+from dpo_jax.stages.progress import say
+from dpo_jax.stages.setup import Setup
+from dpo_jax.weights.export import export_folder
+
+
+def run(setup: Setup) -> None:
+    """Writes WORKDIR/export from the newest checkpoint."""
+    folder = setup.workdir / "export"
+    params = setup.restored_params(setup.workdir, "train")
+    dtype = setup.config.export.dtype
+    export_folder(folder, params, setup.model, setup.rules, setup.source, tokenizer=setup.tokenizer, dtype=dtype)
+    say("export", f"wrote {folder} ({dtype})")

@@ -1,0 +1,184 @@
+"""Training as `sft` and `train` share it: resume, step, loop, logs, checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpo_jax.config import Config, OptimizerConfig, TrainConfig, as_mapping
+from dpo_jax.data.batches import Batches
+from dpo_jax.errors import UserError
+from dpo_jax.stages.progress import Progress, say
+from dpo_jax.stages.setup import Setup
+from dpo_jax.training import loop
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.metrics import JsonlSink, TensorBoardSink
+from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
+from dpo_jax.training.state import TrainState, create_state, state_shardings
+from dpo_jax.training.step import Knobs, Objective, make_step
+from dpo_jax.types import Params
+
+_MAY_CHANGE = (
+    "workdir",
+    "mesh",
+    "reference",
+    "evaluation",
+    "export",
+    "model.remat",
+    "train.epochs",
+    "train.keep",
+    "train.log_every",
+    "train.micro_batch_pairs",
+    "train.save_every",
+    "train.steps",
+    "sft.train.keep",
+    "sft.train.log_every",
+    "sft.train.micro_batch_pairs",
+    "sft.train.save_every",
+)
+"""What a resumed run may change: where and how it computes, and how long; never what is computed."""
+
+
+def planned_steps(train: TrainConfig, batches: Batches) -> int:
+    """How many steps a run takes."""
+    return train.steps or batches.steps(train.epochs or 1.0)
+
+
+def fit(
+    setup: Setup,
+    *,
+    stage: str,
+    folder: Path,
+    start: Callable[[], Params],
+    objective: Objective,
+    batches: Batches,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    knobs: Knobs,
+    check: Callable[[Params], None] = lambda params: None,
+    every: Callable[[int, Params], dict[str, float]] | None = None,
+) -> None:
+    """Trains to the last planned step, from the newest checkpoint in `folder` or from `start()`.
+
+    `check` sees the parameters before the first step; `every` sees them after each, and what it returns is logged.
+    """
+    steps = planned_steps(train, batches)
+    record = {"config": as_mapping(setup.config), "steps": steps}
+    checkpoints = Checkpoints(folder / "checkpoints", keep=train.keep)
+    done = checkpoints.latest()
+    if done is not None:
+        _refuse_changes(stage, checkpoints.record(done), record)
+    if done is not None and done >= steps:
+        say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
+        return
+    model = setup.model
+    transform = _optimizer(optimizer, model.axes)
+    shardings = state_shardings(setup.mesh, model.shapes, model.axes, transform)
+    if done is None:
+        state = create_state(start(), transform, shardings, seed=setup.config.seed)
+        check(state.params)
+    else:
+        shapes = jax.eval_shape(lambda p: _blank(p, transform), model.shapes)
+        like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
+        state = checkpoints.restore(done, like)
+        say(stage, f"resumes at step {done} of {steps}")
+    first = batches.batch(done or 0).arrays
+    step = make_step(
+        objective,
+        transform,
+        make_schedule(optimizer.schedule, warmup_steps=optimizer.warmup_steps, steps=steps),
+        shardings=shardings,
+        batch_shardings=setup.batch_shardings(first, micro_batches=True),
+    )
+    sinks = [
+        JsonlSink(folder / "metrics.jsonl", resume_step=done),
+        TensorBoardSink(folder / "tensorboard", resume_step=done),
+    ]
+
+    def read(number: int) -> loop.Placed:
+        arrays = batches.batch(number).arrays
+        tokens = int(np.count_nonzero(arrays.segments_RT))
+        return loop.Placed(setup.place(arrays, micro_batches=True), int(arrays.weight_B.sum()), tokens)
+
+    with Progress(stage, steps, done=done or 0) as progress:
+
+        def log(number: int, values: dict[str, float]) -> None:
+            for sink in sinks:
+                sink.write(number, values)
+            rates = f"{values['pairs_per_second']:.2f} pairs/s  {values['tokens_per_second']:.0f} tokens/s"
+            progress.update(number, f"loss {values['loss']:.4f}  {rates}")
+
+        try:
+            loop.run(
+                step,
+                state,
+                read,
+                {"learning_rate": optimizer.learning_rate, **knobs},
+                steps=steps,
+                log=log,
+                log_every=train.log_every,
+                save=lambda number, state: checkpoints.save(number, state, record),
+                save_every=train.save_every,
+                every=(lambda number, state: every(number, state.params)) if every else None,
+            )
+            checkpoints.close()
+        finally:
+            for sink in sinks:
+                sink.close()
+    say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
+
+
+def _optimizer(config: OptimizerConfig, axes: Params) -> Any:
+    return OPTIMIZERS[config.name](
+        axes,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        epsilon=config.epsilon,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+    )
+
+
+def _blank(params: Params, transform: Any) -> TrainState:
+    key = jax.random.key_data(jax.random.key(0))
+    return TrainState(jax.numpy.zeros((), "int32"), params, transform.init(params), key)
+
+
+def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Refuses to go on with another experiment under the same name."""
+    old, new = _flat(saved["config"]), _flat(current["config"])
+    prefixes = ("sft", "seed", "model", "data") if stage == "sft" else ("",)
+    changed = [
+        key
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+        and key.startswith(prefixes)
+        and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    ]
+    # A schedule that ends at the last step is another schedule when that step moves.
+    optimizer = current["config"]["sft" if stage == "sft" else "optimizer"]
+    schedule = optimizer["optimizer"]["schedule"] if stage == "sft" else optimizer["schedule"]
+    if schedule != "constant" and saved["steps"] != current["steps"]:
+        changed.append(f"train.steps (the {schedule} schedule ends there)")
+    if changed:
+        lines = [f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" if key in old or key in new else f"  {key}" for key in changed]
+        raise UserError(
+            f"{stage}: {saved['config']['workdir']} holds the beginning of another run:\n"
+            + "\n".join(lines)
+            + "\nUndo the change, or start afresh with `--workdir FOLDER`."
+        )
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    if items is None:
+        return {key: value}
+    flat: dict[str, Any] = {}
+    for name, item in items:
+        flat |= _flat(item, f"{key}.{name}" if key else str(name))
+    return flat

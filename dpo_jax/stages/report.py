@@ -1,0 +1,68 @@
+"""The report of a run, from what is on disk."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpo_jax import __version__
+from dpo_jax.config import as_mapping
+from dpo_jax.errors import UserError
+from dpo_jax.files import read_json, write_atomic
+from dpo_jax.reporting.card import model_card
+from dpo_jax.reporting.report import RunReport, render
+from dpo_jax.stages.progress import say
+from dpo_jax.stages.setup import Setup
+
+
+def run(setup: Setup) -> None:
+    """Writes WORKDIR/report.html, and the model card of WORKDIR/export where that is."""
+    found = gather(setup)
+    write_atomic(setup.workdir / "report.html", render(found))
+    say("report", f"wrote {setup.workdir / 'report.html'}")
+
+
+def gather(setup: Setup) -> RunReport:
+    """All that is known of a run."""
+    workdir = setup.workdir
+    metrics = _rows(workdir / "metrics.jsonl")
+    sft_metrics = _rows(workdir / "sft" / "metrics.jsonl")
+    if not metrics and not sft_metrics:
+        raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
+    evaluation = workdir / "evaluation.json"
+    return RunReport(
+        title=workdir.name or str(workdir),
+        command=setup.command,
+        created=datetime.date.today().isoformat(),
+        environment=_environment(),
+        config=as_mapping(setup.config),
+        metrics=metrics,
+        sft_metrics=sft_metrics,
+        evaluation=read_json(evaluation) if evaluation.exists() else None,
+    )
+
+
+def card(setup: Setup) -> str:
+    """The model card of the exported folder."""
+    return model_card(gather(setup))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
+
+
+def _environment() -> dict[str, str]:
+    devices = jax.devices()
+    return {
+        "dpo_jax": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")},
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "platform": platform.platform(),
+    }

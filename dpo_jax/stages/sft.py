@@ -1,0 +1,39 @@
+"""Supervised fine-tuning: the start of the policy, and the reference."""
+
+from __future__ import annotations
+
+from dpo_jax.data.batches import Batches
+from dpo_jax.data.sources import read_completions
+from dpo_jax.errors import UserError
+from dpo_jax.stages.fit import fit
+from dpo_jax.stages.objectives import completion_objective
+from dpo_jax.stages.setup import Setup
+
+
+def run(setup: Setup) -> None:
+    """Trains into WORKDIR/sft; does nothing where that is done."""
+    config = setup.config
+    if config.sft is None:
+        raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
+    found = read_completions(config.sft.data.train, on_error=config.data.on_error)
+    rows = setup.tokens("sft.data.train", found.rows, found.skipped)
+    train = config.sft.train
+    batches = Batches(
+        rows,
+        batch_pairs=train.batch_pairs,
+        micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
+        seed=config.seed,
+        order=config.data.order,
+        row_multiple=setup.row_multiple,
+    )
+    fit(
+        setup,
+        stage="sft",
+        folder=setup.workdir / "sft",
+        start=setup.pretrained,
+        objective=completion_objective(setup.model),
+        batches=batches,
+        optimizer=config.sft.optimizer,
+        train=train,
+        knobs={},
+    )

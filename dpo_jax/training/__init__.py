@@ -1,0 +1,1 @@
+"""The training machinery: generic, it never learns that preferences exist."""

@@ -1,0 +1,124 @@
+"""Checkpoints with Orbax: written in the background, whole or absent, checked by our own digests.
+
+A step counts only when it is sealed: after Orbax has committed it, the digests of all its files are written beside it.
+Orbax itself restores a flipped byte without a word.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpo_jax.errors import UserError
+from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.training.state import TrainState
+from dpo_jax.types import Params
+
+
+class Checkpoints:
+    """The checkpoints of one folder: `STEP/` as Orbax writes it and `STEP.json`, its seal."""
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        import orbax.checkpoint as ocp
+
+        self._folder = folder.absolute()
+        self._keep = keep
+        self._pending: tuple[int, dict[str, Any]] | None = None
+        # Two trees, so that a later stage reads the parameters without the optimizer's moments.
+        self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "rest")}
+
+    def steps(self) -> list[int]:
+        """The sealed steps, oldest first."""
+        return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdigit())
+
+    def latest(self) -> int | None:
+        """The newest sealed step."""
+        return max(self.steps(), default=None)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """What was saved beside the arrays of a sealed step."""
+        return read_json(self._folder / f"{step}.json")["record"]
+
+    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+        """Starts to write a step and returns; the one before is sealed first, and its failure shows here."""
+        self.wait()
+        target = self._folder / str(step)
+        if target.exists():  # not sealed: left by a killed run
+            shutil.rmtree(target)
+        for name, tree in _trees(state).items():
+            self._writers[name].save(target / name, tree)
+        self._pending = (step, record)
+
+    def wait(self) -> None:
+        """Waits for the step being written, seals it and deletes the oldest beyond those kept."""
+        if self._pending is None:
+            return
+        step, record = self._pending
+        try:
+            for writer in self._writers.values():
+                writer.wait_until_finished()
+            if jax.process_index() == 0:
+                seal = {"record": record, "digests": digest_folder(self._folder / str(step))}
+                write_json(self._folder / f"{step}.json", seal)
+                for old in self.steps()[: -self._keep]:
+                    (self._folder / f"{old}.json").unlink()  # first: without its seal it no longer counts
+                    shutil.rmtree(self._folder / str(old))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._folder / str(step)}: the checkpoint could not be written: {error}") from error
+        finally:
+            self._pending = None
+
+    def close(self) -> None:
+        """Seals what is being written and stops the writer."""
+        self.wait()
+        for writer in self._writers.values():
+            writer.close()
+
+    def restore(self, step: int, like: TrainState) -> TrainState:
+        """The state of a sealed step, laid out like `like` (arrays or shapes with shardings)."""
+        self._verify(step)
+        found = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
+        return TrainState(params=found["params"], **found["rest"])
+
+    def restore_params(self, step: int, like: Params) -> Params:
+        """The parameters alone."""
+        self._verify(step)
+        return self._read(step, "params", like)
+
+    def _read(self, step: int, name: str, like: Any) -> Any:
+        target = self._folder / str(step) / name
+        reader = self._writers[name]
+        _check_same(target, reader.metadata(target).item_metadata.tree, like)
+        return reader.restore(target, like)
+
+    def _verify(self, step: int) -> None:
+        """Refuses a step with a file that changed, is missing or is new since it was sealed."""
+        target = self._folder / str(step)
+        wanted = read_json(self._folder / f"{step}.json")["digests"]
+        found = digest_folder(target)
+        damaged = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
+        if damaged:
+            older = [other for other in self.steps() if other < step]
+            hint = f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
+            raise UserError(f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written. {hint}")
+
+
+def _trees(state: TrainState) -> dict[str, Any]:
+    return {"params": state.params, "rest": {"step": state.step, "optimizer": state.optimizer, "key": state.key}}
+
+
+def _check_same(target: Path, stored: Any, wanted: Any) -> None:
+    """Refuses another tree, shape or dtype: Orbax would cast without a word."""
+    found = jax.tree_util.tree_leaves_with_path(stored)
+    leaves = jax.tree_util.tree_leaves_with_path(wanted)
+    if len(found) != len(leaves):
+        raise UserError(f"{target} holds {len(found)} arrays, this run has {len(leaves)}: another model or optimizer.")
+    for (path, leaf), (_, other) in zip(leaves, found, strict=True):
+        if tuple(other.shape) != tuple(leaf.shape) or other.dtype != leaf.dtype:
+            raise UserError(
+                f"{target}: {jax.tree_util.keystr(path)} is {other.dtype}{list(other.shape)}, "
+                f"this run wants {leaf.dtype}{list(leaf.shape)}."
+            )

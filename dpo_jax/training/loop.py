@@ -1,0 +1,89 @@
+"""The loop: batches prefetched, metrics fetched one step late, checkpoints in the background."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+
+from dpo_jax.training.state import TrainState
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+class Placed(NamedTuple):
+    """A batch on the mesh, and how much work it is."""
+
+    arrays: Any
+    pairs: int
+    tokens: int  # real ones, through the trunk
+
+
+def prefetch(read: Callable[[int], Placed], start: int, stop: int, *, depth: int = 2) -> Iterator[Placed]:
+    """Batches `start` to `stop`, the next ones being built and copied while a step runs."""
+    with ThreadPoolExecutor(1) as worker:
+        waiting: list[Future[Placed]] = []
+        for step in range(start, stop + depth):
+            if step < stop:
+                waiting.append(worker.submit(read, step))
+            if step >= start + depth:
+                yield waiting.pop(0).result()
+
+
+def run(
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
+    state: TrainState,
+    read: Callable[[int], Placed],
+    knobs: Any,
+    *,
+    steps: int,
+    log: Log,
+    log_every: int,
+    save: Callable[[int, TrainState], None],
+    save_every: int | None,
+    every: Callable[[int, TrainState], dict[str, float]] | None = None,
+) -> TrainState:
+    """Trains from the state's step to `steps` and returns the last state.
+
+    Args:
+        read: step number -> its batch.
+        log: called with a step, counted from 1, and its numbers; among them tokens and pairs per second since the
+            last call. The numbers are fetched while the next step runs.
+        save: called with the number of steps done, every `save_every` steps and after the last one.
+        every: called after each step with the steps done; what it returns is logged with the numbers of the step.
+
+    Raises:
+        FloatingPointError: the loss is not finite; nothing of that step is saved.
+    """
+    start = int(state.step)
+    late: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
+    clock, work = time.perf_counter(), [0, 0]
+
+    def fetch(done: int, numbers: dict[str, jax.Array], more: dict[str, float]) -> None:
+        nonlocal clock
+        values = {name: float(value) for name, value in jax.device_get(numbers).items()}
+        if not abs(values["loss"]) < float("inf"):
+            raise FloatingPointError(f"step {done}: the loss is {values['loss']}, the gradient norm {values['grad_norm']}")
+        if done % log_every == 0 or done == steps:
+            seconds = time.perf_counter() - clock
+            rates = {"tokens_per_second": work[0] / seconds, "pairs_per_second": work[1] / seconds}
+            clock, work[:] = time.perf_counter(), [0, 0]
+            log(done, values | rates | more)
+
+    for done, batch in enumerate(prefetch(read, start, steps), start + 1):
+        state, numbers = step(state, batch.arrays, knobs)
+        if late:
+            fetch(*late)
+        work[0] += batch.tokens
+        work[1] += batch.pairs
+        late = (done, numbers, every(done, state) if every else {})
+        if done == steps or (save_every and done % save_every == 0):
+            fetch(*late)  # a state that is not finite is never saved
+            late = None
+            save(done, state)
+    if late:
+        fetch(*late)
+    return state

@@ -1,0 +1,100 @@
+"""Metrics: weighted sums until they are written, then one line of metrics.jsonl and one set of TensorBoard scalars."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+
+from dpo_jax import files
+from dpo_jax.errors import UserError
+from dpo_jax.types import Metrics
+
+
+def add(left: Metrics, right: Metrics) -> Metrics:
+    """Sums of two parts of a batch (micro-batches or hosts); both must hold the same names."""
+    return jax.tree.map(jnp.add, left, right)
+
+
+def divide(metrics: Metrics) -> dict[str, jax.Array]:
+    """Name -> total / weight. A weight of 0 gives NaN: a mean of nothing is never shown as 0."""
+    return {
+        name: jnp.where(mean.weight == 0, jnp.nan, mean.total / jnp.where(mean.weight == 0, 1, mean.weight))
+        for name, mean in metrics.items()
+    }
+
+
+class Sink(Protocol):
+    """Where the values of a step are written."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes the values of one step; steps only grow."""
+        ...
+
+    def close(self) -> None:
+        """Writes out what is held back and lets the file go."""
+        ...
+
+
+class JsonlSink:
+    """One JSON object a line, flushed at once; NaN and Infinity stand as such.
+
+    `resume_step` None begins a new file; otherwise rows after that step are dropped, and with them a last line that
+    was cut off, so that the file ends as that of an unbroken run. Raises UserError where an earlier line is damaged.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int | None = None) -> None:
+        kept = b"" if resume_step is None else _lines_until(path, resume_step)
+        files.write_atomic(path, kept)
+        self._file = path.open("a", encoding="utf8")
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Appends one line."""
+        row = {"step": int(step)} | {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+class TensorBoardSink:
+    """Event files for TensorBoard; with `resume_step`, TensorBoard hides what an earlier run wrote after it."""
+
+    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+        from tensorboardX import SummaryWriter
+
+        purge_step = None if resume_step is None else resume_step + 1
+        # tensorboardX names a file by the second alone and would write over that of a run begun in the same one.
+        suffix = f".{time.time_ns()}"
+        self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10, filename_suffix=suffix)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Adds one scalar for each value."""
+        for name, value in values.items():
+            self._writer.add_scalar(name, float(value), step)
+
+    def close(self) -> None:
+        """Writes out what is held back, at most ten seconds' worth, and closes the file."""
+        self._writer.close()
+
+
+def _lines_until(path: Path, last_step: int) -> bytes:
+    """The lines of a metrics file whose step is at most `last_step`, each ended."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    kept = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            step = json.loads(line)["step"]
+        except (ValueError, TypeError, KeyError):
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not a row of metrics. Mend or remove this line.") from None
+        if step <= last_step:
+            kept.append(line + b"\n")
+    return b"".join(kept)

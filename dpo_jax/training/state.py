@@ -1,0 +1,51 @@
+"""The train state, born sharded: the optimizer's moments lie where their parameters lie."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from dpo_jax.mesh import named_sharding, replicated
+from dpo_jax.types import Params
+
+
+class TrainState(NamedTuple):
+    """All that changes from step to step. The data position is the step."""
+
+    step: jax.Array  # int32 []
+    params: Params
+    optimizer: Any
+    key: jax.Array  # uint32, the data of a random key; each step folds its number in
+
+
+def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
+    """The sharding of each parameter, from its logical axis names."""
+    return jax.tree.map(lambda shape, names: named_sharding(mesh, names, shape.shape), shapes, axes)
+
+
+def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
+    """The sharding of each leaf of the train state.
+
+    `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
+    """
+    params = param_shardings(mesh, shapes, axes)
+    whole = replicated(mesh)
+    optimizer_shapes = jax.eval_shape(optimizer.init, shapes)
+    moments = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, optimizer_shapes, params, transform_non_params=lambda _: whole
+    )
+    return TrainState(step=whole, params=params, optimizer=moments, key=whole)
+
+
+def create_state(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, *, seed: int) -> Any:
+    """The state before the first step. `params` are used up: they become the state's own buffers."""
+
+    def born(params: Params) -> TrainState:
+        key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+    return jax.jit(born, out_shardings=shardings, donate_argnums=0)(params)
