@@ -138,7 +138,7 @@ class EvaluationConfig:
 class ExportConfig:
     """The Hugging Face folder."""
 
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class Config:
     """One experiment."""
 
     workdir: str  # everything that the run writes
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     model: ModelConfig
     data: DataConfig
     reference: ReferenceConfig = ReferenceConfig()

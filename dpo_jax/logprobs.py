@@ -71,14 +71,12 @@ def token_logps(
     target_RN = jnp.pad(target_RN, ((0, 0), (0, padding)))
     # Each shard of the vocabulary gives a part of every tile: the max and the sum cross shards, the weight never does.
     weight_SVD = constrain(weight_VD, "vocab", None).reshape(shards, per_shard, -1)
-    tiles_first = (tiles, rows, tile)
-    logps = _tiled_logps(
+    logps: jax.Array = _tiled_logps(
         tiling,
         hidden_RND.reshape(rows, tiles, tile, -1).swapaxes(0, 1),
         target_RN.reshape(rows, tiles, tile).swapaxes(0, 1),
         weight_SVD,
     )
-    chex.assert_shape(logps, tiles_first)
     return logps.swapaxes(0, 1).reshape(rows, tiles * tile)[:, :scored]
 
 
@@ -89,8 +87,8 @@ def _columns(tiling: _Tiling, index: jax.Array, weight_SVD: jax.Array) -> tuple[
     start = jnp.minimum(wanted, per_shard - tiling.width)  # the last tile overlaps the one before it
     weight_SvD = jax.lax.dynamic_slice_in_dim(weight_SVD, start, tiling.width, axis=1)
     within_v = start + jnp.arange(tiling.width)
-    token_Sv = jnp.arange(shards)[:, None] * per_shard + within_v
-    counted_Sv = (within_v >= wanted) & (token_Sv < tiling.vocabulary)
+    token_Sv = jnp.arange(shards)[:, None] * per_shard + within_v[None]
+    counted_Sv = (within_v >= wanted)[None] & (token_Sv < tiling.vocabulary)
     return weight_SvD, jnp.where(counted_Sv, token_Sv, -1), start
 
 
@@ -102,7 +100,7 @@ def _logits(tiling: _Tiling, hidden_RnD: jax.Array, weight_SvD: jax.Array, token
     if tiling.soft_cap is not None:
         bent = jnp.tanh(raw / tiling.soft_cap)
         raw, slope = tiling.soft_cap * bent, tiling.scale * (1.0 - bent * bent)
-    return jnp.where(token_Sv >= 0, raw, -jnp.inf), slope
+    return jnp.where(token_Sv[None, None] >= 0, raw, -jnp.inf), slope
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -126,7 +124,7 @@ def _forward(tiling: _Tiling, hidden: jax.Array, target: jax.Array, weight_SVD: 
             risen = jnp.maximum(highest, logits.max(axis=(-2, -1)))
             safe = jnp.where(jnp.isfinite(risen), risen, 0.0)  # a tile of padding alone has no maximum
             total = total * jnp.exp(highest - safe) + jnp.exp(logits - safe[..., None, None]).sum(axis=(-2, -1))
-            is_target = token_Sv == target_Rn[..., None, None]
+            is_target = token_Sv[None, None] == target_Rn[..., None, None]
             return risen, total, hit + jnp.where(is_target, logits, 0.0).sum(axis=(-2, -1))
 
         return jax.lax.map(over_tokens, (hidden, target, *carry)), None
@@ -146,7 +144,7 @@ def _backward(tiling: _Tiling, saved: tuple, gradient: jax.Array) -> tuple:
         def over_tokens(d_weight_SvD: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
             hidden_RnD, target_Rn, lse_Rn, gradient_Rn, d_hidden_RnD = tile
             logits, slope = _logits(tiling, hidden_RnD, weight_SvD, token_Sv)
-            hit = (token_Sv == target_Rn[..., None, None]).astype(lse.dtype)
+            hit = (token_Sv[None, None] == target_Rn[..., None, None]).astype(lse.dtype)
             d_raw = (hit - jnp.exp(logits - lse_Rn[..., None, None])) * gradient_Rn[..., None, None] * slope
             d_raw = d_raw.astype(weight_SvD.dtype)
             d_hidden_RnD += jnp.einsum("rnsv,svd->rnd", d_raw, weight_SvD, preferred_element_type=lse.dtype)

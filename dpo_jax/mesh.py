@@ -83,9 +83,11 @@ def axis_splits(name: str) -> int:
 
 def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     """Puts a host array, which every process holds whole, on the mesh; each process copies only its own part."""
-    return place_lazily(sharding, array.shape, lambda index: array[index])
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def place_lazily(sharding: NamedSharding, shape: Sequence[int], read: Callable[[Any], np.ndarray]) -> jax.Array:
-    """The same from a function `index -> part`, so that a mapped file is read slice by slice."""
-    return jax.make_array_from_callback(tuple(shape), sharding, read)
+    """The same from a function `index -> part`, one part at a time: a large array is never whole on the host."""
+    places = sharding.addressable_devices_indices_map(tuple(shape))
+    parts = [jax.device_put(read(index), device).block_until_ready() for device, index in places.items()]
+    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)

@@ -1,6 +1,6 @@
 """Strict reading: YAML and dotted overrides into frozen dataclasses, every value with its origin.
 
-Knows no setting by name: the dataclasses of `config` say what there is. Each mistake names the file, the line and the key.
+Knows no setting by name: the dataclasses of `config` say what there is. A mistake is told with file, line and key.
 """
 
 from __future__ import annotations
@@ -91,21 +91,19 @@ def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]
 
 def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
     at: Any = mapping
-    *parents, last = key.split(".")
-    for i, name in enumerate([*parents, last]):
-        if isinstance(at, list):
-            if not name.isdigit() or int(name) >= len(at):
-                raise UserError(f"command line: --{key}: {'.'.join(parents[:i])} is a list of {len(at)}, from 0.")
-            name = int(name)
-        elif not isinstance(at, dict):
-            raise UserError(f"command line: --{key}: {'.'.join(parents[:i])} is a value, it has no keys below it.")
-        if i == len(parents):
-            at[name] = value
-        else:
-            below = at[name] if isinstance(at, list) else at.setdefault(name, {})
-            if below is None:
-                below = at[name] = {}
-            at = below
+    names = key.split(".")
+    for depth, name in enumerate(names):
+        above = ".".join(names[:depth])
+        if isinstance(at, list) and (not name.isdigit() or int(name) >= len(at)):
+            raise UserError(f"command line: --{key}: {above} is a list of {len(at)}, from 0.")
+        if not isinstance(at, list | dict):
+            raise UserError(f"command line: --{key}: {above} is a value, it has no keys below it.")
+        place: Any = int(name) if isinstance(at, list) else name
+        if depth == len(names) - 1:
+            at[place] = value
+        elif isinstance(at, dict) and at.get(place) is None:
+            at[place] = {}
+        at = at[place]
 
 
 def typed(kind: type[T], value: Any, origins: Origins, key: str = "") -> T:

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from dpo_jax.types import PairLogps
 
 
-def implicit_rewards(policy: PairLogps, reference: PairLogps, *, beta: float | jax.Array) -> tuple[jax.Array, jax.Array]:
+def implicit_rewards(
+    policy: PairLogps, reference: PairLogps, *, beta: float | jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """The rewards that the policy implies: beta times the log-ratio, for chosen and rejected, detached, [B] each.
 
     References: arXiv:2305.18290, equation 5 (up to a function of the prompt).

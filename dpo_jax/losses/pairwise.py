@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jax.nn import log_sigmoid
 
 from dpo_jax.types import PairLogps
@@ -34,9 +35,7 @@ def _margin(policy: PairLogps, reference: PairLogps) -> jax.Array:
 
 def _check(name: str, knob: Knob, allowed: bool | jax.Array, says: str) -> None:
     """Refuses a concrete knob out of range; a traced one cannot be looked at, its caller checks it."""
-    if isinstance(knob, jax.core.Tracer) or isinstance(allowed, jax.core.Tracer):
-        return
-    if not bool(jnp.all(allowed)):
+    if not isinstance(knob, Tracer) and not isinstance(allowed, Tracer) and not bool(jnp.all(allowed)):
         raise ValueError(f"{name} must be {says}, got {knob}")
 
 
@@ -59,6 +58,7 @@ def dpo(policy: PairLogps, reference: PairLogps, *, beta: Knob = 0.1, label_smoo
 
     Example:
         >>> import jax.numpy as jnp
+    from jax.core import Tracer
         >>> policy = PairLogps(jnp.array([-10.0]), jnp.array([-14.0]))
         >>> reference = PairLogps(jnp.array([-11.0]), jnp.array([-12.0]))
         >>> print(dpo(policy, reference, beta=0.1))  # h = 1 - (-2) = 3, -log sigmoid(0.3)
@@ -74,7 +74,7 @@ def dpo(policy: PairLogps, reference: PairLogps, *, beta: Knob = 0.1, label_smoo
 
 
 class PairwiseLoss(NamedTuple):
-    """A loss of the table: the function, its knobs with defaults, what a knob may be, and what it costs at the start."""
+    """A loss of the table: its function, its knobs with defaults and ranges, its value where nothing is learned yet."""
 
     function: Callable[..., jax.Array]
     knobs: Mapping[str, float]

@@ -104,7 +104,7 @@ class Model:
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
         decoder = nnx.merge(self.graphdef, params)
-        mask_RTS = jnp.arange(cache.key.shape[2]) <= positions_RT[..., None]
+        mask_RTS = jnp.arange(cache.key.shape[2])[None, None] <= positions_RT[..., None]
         hidden_RTD, cache = decoder(tokens_RT, positions_RT, mask_RTS, cache)
         return hidden_RTD, decoder.unembed(), cache
 

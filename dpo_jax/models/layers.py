@@ -38,7 +38,7 @@ def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], axes: str) -> nnx.Param:
 
 
 class Norm(nnx.Module):
-    """RMSNorm, computed in float32."""
+    """RMSNorm of [R, T, D], computed in float32."""
 
     def __init__(self, shape: tuple[int, ...], axes: str, *, epsilon: float):
         self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=tuple(axes.split()))
@@ -47,13 +47,13 @@ class Norm(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
-        return (wide * self.scale[...]).astype(x.dtype)
+        return (wide * self.scale[None, None]).astype(x.dtype)
 
 
 def rotary_angles(positions_RT: jax.Array, *, head_size: int, base: float) -> tuple[jax.Array, jax.Array]:
     """Sine and cosine of the rotary angles, float32 [R, T, K / 2]."""
     frequency_K = base ** (-jnp.arange(0, head_size, 2, dtype=jnp.float32) / head_size)
-    angle_RTK = positions_RT[..., None].astype(jnp.float32) * frequency_K
+    angle_RTK = positions_RT[..., None].astype(jnp.float32) * frequency_K[None, None]
     return jnp.sin(angle_RTK), jnp.cos(angle_RTK)
 
 

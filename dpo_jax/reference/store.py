@@ -23,7 +23,7 @@ _FORMAT = 1
 
 
 class Scores(NamedTuple):
-    """What the reference says of some rows: summed log-probs in nats, float32 [n, P], and token counts, int32 [n, P]."""
+    """What the reference says of rows: summed log-probs in nats, float32 [n, P], and token counts, int32 [n, P]."""
 
     logps_nP: np.ndarray
     tokens_nP: np.ndarray
@@ -69,7 +69,9 @@ class Store:
 
         target = self.folder / shard["name"]
         found = digest_folder(target)
-        damaged = sorted(name for name in found.keys() | shard["digests"].keys() if found.get(name) != shard["digests"].get(name))
+        damaged = sorted(
+            name for name in found.keys() | shard["digests"].keys() if found.get(name) != shard["digests"].get(name)
+        )
         if damaged:
             raise UserError(
                 f"{target}: the reference store is damaged: {damaged[0]} is not as it was written. "
@@ -114,7 +116,12 @@ class Store:
         }
         with ocp.StandardCheckpointer() as writer:
             writer.save(target.absolute(), arrays)
-        entry = {"name": name, "rows": len(row_ids), "slots": scores.logps_nP.shape[1], "digests": digest_folder(target)}
+        entry = {
+            "name": name,
+            "rows": len(row_ids),
+            "slots": scores.logps_nP.shape[1],
+            "digests": digest_folder(target),
+        }
         self._manifest = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
         write_json(self.folder / "manifest.json", self._manifest)
         self._add(row_ids, scores)
@@ -128,7 +135,8 @@ class Store:
         missing = sum(row_id not in self._rows for row_id in row_ids)
         if missing:
             raise UserError(
-                f"{self.folder}: {missing} of {len(row_ids)} rows are missing; `dpo-jax reference` goes on where it stopped."
+                f"{self.folder}: {missing} of {len(row_ids)} rows are missing; "
+                "`dpo-jax reference` goes on where it stopped."
             )
         found = [self._rows[row_id] for row_id in row_ids]
         logps = np.stack([self._shards[shard].logps_nP[row] for shard, row in found])

@@ -41,7 +41,10 @@ def run(setup: Setup) -> None:
     store = reference.complete_store(setup, lambda: frozen)
     result["heldout"] = heldout(setup, store, policy)
     found = result["heldout"]
-    say("evaluate", f"{found['pairs']} held-out pairs: accuracy {found['accuracy']:.3f}, margin {found['margin']:.2f} nats")
+    say(
+        "evaluate",
+        f"{found['pairs']} held-out pairs: accuracy {found['accuracy']:.3f}, margin {found['margin']:.2f} nats",
+    )
     if setup.config.evaluation.samples:
         result |= compare_samples(setup, policy, frozen)
     write_json(setup.workdir / "evaluation.json", result)
@@ -68,9 +71,7 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
     tokenizer = setup.tokenizer
     prompts = [setup.eval_prompts[i % len(setup.eval_prompts)] for i in range(options.samples)]
     data = setup.config.data
-    prompt_ids = tokenize_prompts(
-        prompts, tokenizer, template=data.template, max_prompt_tokens=data.max_prompt_tokens
-    )
+    prompt_ids = tokenize_prompts(prompts, tokenizer, template=data.template, max_prompt_tokens=data.max_prompt_tokens)
     stops = {tokenizer.eos_token_id, *np.atleast_1d(setup.source.generation_config.get("eos_token_id") or [])}
     sampler = make_sampler(
         setup.model,
@@ -120,16 +121,17 @@ def _judge(options: EvaluationConfig, texts: dict[str, list[str]], samples: list
     judge_config = options.judge
     assert judge_config is not None
     if judge_config.name not in JUDGES:
-        raise UserError(f"evaluation.judge.name: {judge_config.name!r} is unknown. {nearest(judge_config.name, JUDGES)}")
+        raise UserError(
+            f"evaluation.judge.name: {judge_config.name!r} is unknown. {nearest(judge_config.name, JUDGES)}"
+        )
     judge_texts, labels = read_labelled(judge_config.data)
     judge = JUDGES[judge_config.name](judge_texts, labels)
     result: dict[str, Any] = {"judge": judge_config.name, "samples": options.samples}
-    positive = {}
+    positive: dict[str, tuple[int, int]] = {}
     for name, written in texts.items():
         scores = judge.score(written)
-        positive[name] = scores > 0.5
-        count = int(positive[name].sum())
-        result[name] = {"positive": count / len(written), "interval": share_interval(count, len(written))}
+        positive[name] = (int(np.sum(scores > 0.5)), len(written))
+        result[name] = {"positive": positive[name][0] / len(written), "interval": share_interval(*positive[name])}
         for sample, score in zip(samples, scores.tolist(), strict=True):
             sample[f"{name}_score"] = score
     result["difference"] = result["policy"]["positive"] - result["reference"]["positive"]

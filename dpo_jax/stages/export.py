@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dpo_jax.reporting.card import model_card
+from dpo_jax.stages import report
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.weights.export import export_folder
@@ -12,5 +14,14 @@ def run(setup: Setup) -> None:
     folder = setup.workdir / "export"
     params = setup.restored_params(setup.workdir, "train")
     dtype = setup.config.export.dtype
-    export_folder(folder, params, setup.model, setup.rules, setup.source, tokenizer=setup.tokenizer, dtype=dtype)
+    export_folder(
+        folder,
+        params,
+        setup.model,
+        setup.rules,
+        setup.source,
+        tokenizer=setup.tokenizer,
+        dtype=dtype,
+        card=model_card(report.gather(setup)),
+    )
     say("export", f"wrote {folder} ({dtype})")

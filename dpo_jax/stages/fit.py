@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpo_jax.config import Config, OptimizerConfig, TrainConfig, as_mapping
+from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.stages.progress import Progress, say
@@ -166,7 +165,10 @@ def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) 
     if schedule != "constant" and saved["steps"] != current["steps"]:
         changed.append(f"train.steps (the {schedule} schedule ends there)")
     if changed:
-        lines = [f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" if key in old or key in new else f"  {key}" for key in changed]
+        lines = [
+            f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" if key in old or key in new else f"  {key}"
+            for key in changed
+        ]
         raise UserError(
             f"{stage}: {saved['config']['workdir']} holds the beginning of another run:\n"
             + "\n".join(lines)

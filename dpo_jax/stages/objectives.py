@@ -39,7 +39,7 @@ def completion_objective(model: Model) -> Objective:
 
 
 def preference_objective(model: Model, losses: Sequence[LossConfig]) -> Objective:
-    """A weighted sum of pairwise losses, a mean over the pairs of the batch. Rewards are those of the first one's beta."""
+    """A weighted sum of pairwise losses, meant over the pairs of the batch; rewards take the beta of the first one."""
     table = [PAIRWISE[term.name] for term in losses]
     weights = [term.weight for term in losses]
 
@@ -95,4 +95,3 @@ def _check_option(loss: str, entry: PairwiseLoss, name: str, value: Any, at: str
         fits = False
     if not fits:
         raise UserError(f"{at}: loss.options.{name}: a number from {low:g} to {high:g} is wanted, not {value!r}.")
-

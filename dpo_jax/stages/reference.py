@@ -40,7 +40,7 @@ def _begin(setup: Setup) -> None:
 
 
 def store_folder(setup: Setup) -> Path:
-    """The store of this model on these sources. Its name is what the user calls them; what they hold is fingerprinted."""
+    """The store of this model on these sources: named by what the user calls them; what they hold is fingerprinted."""
     config = setup.config
     root = Path(config.reference.store) if config.reference.store else setup.workdir / "stores"
     weights = str(setup.workdir / "sft") if config.sft else config.model.weights
@@ -67,7 +67,10 @@ def complete_store(setup: Setup, params: Callable[[], Params]) -> Store:
     if not missing:
         say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
         return store
-    say("reference", f"scores {len(missing)} rows into {store.folder}" + (f", {len(store)} are there" if len(store) else ""))
+    say(
+        "reference",
+        f"scores {len(missing)} rows into {store.folder}" + (f", {len(store)} are there" if len(store) else ""),
+    )
     options = setup.config.reference
     start = time.perf_counter()
     with Progress("reference", len(missing), unit="rows") as progress:

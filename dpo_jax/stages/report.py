@@ -15,16 +15,14 @@ from dpo_jax import __version__
 from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.files import read_json, write_atomic
-from dpo_jax.reporting.card import model_card
 from dpo_jax.reporting.report import RunReport, render
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
 
 def run(setup: Setup) -> None:
-    """Writes WORKDIR/report.html, and the model card of WORKDIR/export where that is."""
-    found = gather(setup)
-    write_atomic(setup.workdir / "report.html", render(found))
+    """Writes WORKDIR/report.html."""
+    write_atomic(setup.workdir / "report.html", render(gather(setup)))
     say("report", f"wrote {setup.workdir / 'report.html'}")
 
 
@@ -46,11 +44,6 @@ def gather(setup: Setup) -> RunReport:
         sft_metrics=sft_metrics,
         evaluation=read_json(evaluation) if evaluation.exists() else None,
     )
-
-
-def card(setup: Setup) -> str:
-    """The model card of the exported folder."""
-    return model_card(gather(setup))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

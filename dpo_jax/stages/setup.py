@@ -1,4 +1,4 @@
-"""From a configuration to the things that stages use: mesh, model, tokenizer, rows, scorer. Each is made when asked for."""
+"""From a configuration to what stages use: mesh, model, tokenizer, rows, scorer; each is made when asked for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jax.sharding import Mesh
 from dpo_jax import config as configuration
 from dpo_jax.config import Config
 from dpo_jax.data.sources import read_pairs
-from dpo_jax.data.tokenize import Counts, tokenization_fingerprint, tokenize
+from dpo_jax.data.tokenize import tokenization_fingerprint, tokenize
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
-from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
+from dpo_jax.mesh import make_mesh, named_sharding, place
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.families import TensorRule
 from dpo_jax.reading import Origins, locate
@@ -31,17 +31,17 @@ from dpo_jax.weights.load import load_params, resolve_spec
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.source import WeightsSource
 
-BATCH_AXES = PairBatch(
-    tokens_RT=("rows", "length"),
-    positions_RT=("rows", "length"),
-    segments_RT=("rows", "length"),
-    source_RN=("rows", None),
-    target_RN=("rows", None),
-    response_RN=("rows", None),
-    response_tokens_BP=(None, None),
-    weight_B=(None,),
-    reference_logps_BP=(None, None),
-)
+BATCH_AXES: dict[str, tuple[str | None, ...]] = {
+    "tokens_RT": ("rows", "length"),
+    "positions_RT": ("rows", "length"),
+    "segments_RT": ("rows", "length"),
+    "source_RN": ("rows", None),
+    "target_RN": ("rows", None),
+    "response_RN": ("rows", None),
+    "response_tokens_BP": (None, None),
+    "weight_B": (None,),
+    "reference_logps_BP": (None, None),
+}
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
 
@@ -119,9 +119,7 @@ class Setup:
         found = read_pairs(sources, on_error=self.config.data.on_error)
         return self.tokens(name, found.rows, found.skipped)
 
-    def tokens(
-        self, name: str, rows: Sequence[PreferencePair | Completion], skipped: dict[str, int]
-    ) -> list[TokenRow]:
+    def tokens(self, name: str, rows: Sequence[PreferencePair | Completion], skipped: dict[str, int]) -> list[TokenRow]:
         """Rows as tokens; what was changed or skipped is said."""
         data = self.config.data
         done = tokenize(
@@ -132,7 +130,7 @@ class Setup:
             max_tokens=data.max_tokens,
         )
         notes = [f"{count} skipped ({reason})" for reason, count in skipped.items()]
-        notes += [f"{count} {field.replace('_', ' ')}" for field, count in zip(Counts._fields, done.counts) if count]
+        notes += [f"{count} {field.replace('_', ' ')}" for field, count in done.counts._asdict().items() if count]
         say("data", f"{name}: {len(done.rows)} rows" + "".join(f", {note}" for note in notes))
         return done.rows
 
@@ -153,23 +151,16 @@ class Setup:
 
     def batch_shardings(self, batch: PairBatch, *, micro_batches: bool) -> PairBatch:
         """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""
-
-        def sharding(array: Any, names: Any) -> Any:
-            if array is None:
-                return None
-            return named_sharding(self.mesh, (None, *names) if micro_batches else names, array.shape)
-
-        return PairBatch(*map(sharding, batch, BATCH_AXES))
+        shardings: dict[str, Any] = {}
+        for name, array in batch._asdict().items():
+            names = (None, *BATCH_AXES[name]) if micro_batches else BATCH_AXES[name]
+            shardings[name] = None if array is None else named_sharding(self.mesh, names, array.shape)
+        return PairBatch(**shardings)
 
     def place(self, batch: PairBatch, *, micro_batches: bool = False) -> PairBatch:
         """Puts a batch on the mesh."""
         shardings = self.batch_shardings(batch, micro_batches=micro_batches)
-        placed = [None if array is None else place(to, array) for to, array in zip(shardings, batch, strict=True)]
-        return PairBatch(*placed)
-
-    def place_scalar(self, value: Any) -> jax.Array:
-        """Puts a small value whole on every device."""
-        return jax.device_put(value, replicated(self.mesh))
+        return jax.tree.map(lambda array, to: place(to, array), batch, shardings)
 
     def pretrained(self) -> Params:
         """The pretrained parameters, on the mesh."""

@@ -15,7 +15,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.losses import PAIRWISE, PairLogps
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Store
-from dpo_jax.stages import reference
+from dpo_jax.stages import evaluate, reference
 from dpo_jax.stages.fit import fit
 from dpo_jax.stages.objectives import loss_knobs, preference_objective
 from dpo_jax.stages.progress import say
@@ -74,8 +74,7 @@ def run(setup: Setup) -> None:
 
 
 def check_start(setup: Setup, store: Store, params: Params, knobs: list[dict[str, float]]) -> None:
-    """The invariant of step 0: the policy is the reference, so stored log-probs agree with recomputed ones, and the loss
-    has its known value.
+    """The invariant of step 0, where policy and reference are one: stored log-probs are today's, the loss is known.
 
     Raises:
         UserError: they do not; the message says what to check.
@@ -86,12 +85,14 @@ def check_start(setup: Setup, store: Store, params: Params, knobs: list[dict[str
     stored = store.lookup(row_ids)
     absolute, relative = _TOLERANCE[setup.config.model.dtype]
     off_nP = np.abs(now.logps_nP - stored.logps_nP)
-    if not np.all(off_nP <= absolute + relative * np.abs(stored.logps_nP)) or not np.array_equal(now.tokens_nP, stored.tokens_nP):
+    if not np.all(off_nP <= absolute + relative * np.abs(stored.logps_nP)) or not np.array_equal(
+        now.tokens_nP, stored.tokens_nP
+    ):
         row = int(np.argmax(off_nP.max(axis=1)))
         raise UserError(
             f"step 0: row {row_ids[row]} has log-probs {now.logps_nP[row].tolist()} under the policy, but "
-            f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check that "
-            "the weights did not change since `dpo-jax reference`, or delete that folder and score again."
+            f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check "
+            "that the weights did not change since `dpo-jax reference`, or delete that folder and score again."
         )
     policy, frozen = (PairLogps(*map(jnp.asarray, (s.logps_nP[:, 0], s.logps_nP[:, 1]))) for s in (now, stored))
     for term, options in zip(setup.config.loss, knobs, strict=True):

@@ -46,8 +46,12 @@ class Checkpoints:
         """Starts to write a step and returns; the one before is sealed first, and its failure shows here."""
         self.wait()
         target = self._folder / str(step)
-        if target.exists():  # not sealed: left by a killed run
-            shutil.rmtree(target)
+        try:
+            if target.exists():  # not sealed: left by a killed run
+                shutil.rmtree(target)
+            target.mkdir(parents=True)  # here, where it fails at once: Orbax would wait ten minutes
+        except OSError as error:
+            raise UserError(f"{target}: the checkpoint cannot be written: {error.strerror}.") from error
         for name, tree in _trees(state).items():
             self._writers[name].save(target / name, tree)
         self._pending = (step, record)
@@ -91,7 +95,8 @@ class Checkpoints:
     def _read(self, step: int, name: str, like: Any) -> Any:
         target = self._folder / str(step) / name
         reader = self._writers[name]
-        _check_same(target, reader.metadata(target).item_metadata.tree, like)
+        metadata: Any = reader.metadata(target).item_metadata
+        _check_same(target, metadata.tree, like)
         return reader.restore(target, like)
 
     def _verify(self, step: int) -> None:
@@ -102,7 +107,9 @@ class Checkpoints:
         damaged = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         if damaged:
             older = [other for other in self.steps() if other < step]
-            hint = f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
+            hint = (
+                f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
+            )
             raise UserError(f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written. {hint}")
 
 

@@ -66,7 +66,9 @@ def run(
         nonlocal clock
         values = {name: float(value) for name, value in jax.device_get(numbers).items()}
         if not abs(values["loss"]) < float("inf"):
-            raise FloatingPointError(f"step {done}: the loss is {values['loss']}, the gradient norm {values['grad_norm']}")
+            raise FloatingPointError(
+                f"step {done}: the loss is {values['loss']}, the gradient norm {values['grad_norm']}"
+            )
         if done % log_every == 0 or done == steps:
             seconds = time.perf_counter() - clock
             rates = {"tokens_per_second": work[0] / seconds, "pairs_per_second": work[1] / seconds}

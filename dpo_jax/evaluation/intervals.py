@@ -1,0 +1,44 @@
+"""95 % confidence intervals, all deterministic."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Interval = tuple[float, float]
+
+_Z = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
+
+
+def share_interval(successes: int, total: int) -> Interval:
+    """Wilson's interval of a share, `successes` of `total`; it stays within [0, 1]."""
+    if not 0 <= successes <= total or total == 0:
+        raise ValueError(f"{successes} successes of {total}: a share needs 0 <= successes <= total, total > 0")
+    share, shrink = successes / total, 1 + _Z**2 / total
+    centre = (share + _Z**2 / (2 * total)) / shrink
+    half = _Z / shrink * math.sqrt(share * (1 - share) / total + _Z**2 / (4 * total**2))
+    return (max(0.0, centre - half), min(1.0, centre + half))
+
+
+def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
+    """The interval of a mean, 1.96 standard errors each way; of one value it is all numbers."""
+    values = np.asarray(values, np.float64)
+    if values.size < 2:
+        return (-math.inf, math.inf)
+    mean, half = values.mean(), _Z * values.std(ddof=1) / math.sqrt(values.size)
+    return (float(mean - half), float(mean + half))
+
+
+def difference_interval(a: tuple[int, int], b: tuple[int, int]) -> Interval:
+    """Newcombe's interval of share(a) - share(b), each (successes, total), counted on independent samples.
+
+    References: Newcombe 1998, Interval estimation for the difference between independent proportions, method 10.
+    """
+    share_a, share_b = a[0] / a[1], b[0] / b[1]
+    (low_a, high_a), (low_b, high_b) = share_interval(*a), share_interval(*b)
+    difference = share_a - share_b
+    below = math.hypot(share_a - low_a, high_b - share_b)
+    above = math.hypot(high_a - share_a, share_b - low_b)
+    return (difference - below, difference + above)

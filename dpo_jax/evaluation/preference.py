@@ -1,0 +1,57 @@
+"""What log-probabilities say of a policy: does it prefer the chosen responses, how far is it from the reference.
+
+Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), R samples.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.evaluation.intervals import mean_interval, share_interval
+
+
+def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarray, *, beta: float) -> dict[str, Any]:
+    """Accuracy and margin on pairs, from summed response log-probs [B, 2] in nats.
+
+    A pair counts as right where its margin is above zero: a tie is wrong. `margin` is the chosen log-ratio less the
+    rejected one in nats, `reward_margin` beta times that.
+
+    Raises:
+        ValueError: the arrays differ in shape, or hold no pairs.
+    """
+    log_ratios_BP = _log_ratios(policy_logps_BP, reference_logps_BP)
+    margins_B = log_ratios_BP[:, 0] - log_ratios_BP[:, 1]
+    pairs, right = len(margins_B), int(np.sum(margins_B > 0))
+    return {
+        "pairs": pairs,
+        "accuracy": right / pairs,
+        "accuracy_interval": share_interval(right, pairs),
+        "margin": float(margins_B.mean()),
+        "margin_interval": mean_interval(margins_B),
+        "reward_margin": float(beta * margins_B.mean()),
+    }
+
+
+def sequence_kl(policy_logps_R: np.ndarray, reference_logps_R: np.ndarray) -> dict[str, Any]:
+    """The policy's KL divergence from the reference in nats per response: the mean log-ratio of the policy's samples.
+
+    Raises:
+        ValueError: the arrays differ in shape, or hold no samples.
+    """
+    log_ratios_R = _log_ratios(policy_logps_R, reference_logps_R)
+    return {
+        "sequence_kl": float(log_ratios_R.mean()),
+        "interval": mean_interval(log_ratios_R),
+        "samples": len(log_ratios_R),
+    }
+
+
+def _log_ratios(policy_logps: np.ndarray, reference_logps: np.ndarray) -> np.ndarray:
+    policy, reference = np.asarray(policy_logps, np.float64), np.asarray(reference_logps, np.float64)
+    if policy.shape != reference.shape or policy.size == 0:
+        raise ValueError(
+            f"log-probs of the policy {policy.shape} and of the reference {reference.shape}: need the same"
+        )
+    return policy - reference

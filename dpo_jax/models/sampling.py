@@ -1,0 +1,137 @@
+"""Sampling from a model with a key/value cache: prompts in, responses out.
+
+Dimension key: R rows, T prompt tokens, M new tokens, V vocabulary in N blocks of W, D width.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.models.decoder import Model
+from dpo_jax.models.layers import Cache
+from dpo_jax.types import Params, Unembedding
+
+_BLOCK = 256
+
+Sampler = Callable[..., tuple[jax.Array, jax.Array]]
+"""`sample(params, prompt_RT, prompt_lengths_R, key, temperature, first_row=0)`, as `make_sampler` describes it."""
+
+
+def make_sampler(model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, ...]) -> Sampler:
+    """A jitted `sample(params, prompt_RT, prompt_lengths_R, key, temperature, first_row=0)` for right-padded prompts.
+
+    It returns tokens [R, M], 0 after the end, and lengths [R]: a response has M tokens, or ends with, and includes, its
+    first stop token. Temperature 0 takes the likeliest token. Row r draws from the stream of `key` and `first_row + r`,
+    whatever the other rows are.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens is {max_new_tokens}; a response has at least one token")
+    return jax.jit(functools.partial(_sample, model, max_new_tokens, stop_tokens))
+
+
+def generate(
+    sampler: Sampler,
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    *,
+    key: jax.Array,
+    batch_rows: int,
+    temperature: float = 1.0,
+) -> list[np.ndarray]:
+    """One response (int32 ids, with its stop token if it came to one) to each prompt; `batch_rows` sets speed alone.
+
+    All batches have one shape, so that one compilation serves them: the longest prompt sets the width, and the last
+    batch repeats its last prompt.
+
+    Raises:
+        ValueError: a prompt has no tokens.
+    """
+    if not all(map(len, prompts)):
+        raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no tokens")
+    width = max(map(len, prompts), default=0)
+    responses: list[np.ndarray] = []
+    for start in range(0, len(prompts), batch_rows):
+        real = prompts[start : start + batch_rows]
+        rows = [*real, *[real[-1]] * (batch_rows - len(real))]
+        prompt_RT = np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)
+        prompt_lengths_R = np.array([len(row) for row in rows], np.int32)
+        sampled = sampler(params, prompt_RT, prompt_lengths_R, key, temperature, start)
+        tokens_RM, lengths_R = jax.device_get(sampled)
+        responses += [tokens_RM[row, : lengths_R[row]] for row in range(len(real))]
+    return responses
+
+
+def draw(logits_RV: jax.Array, keys_R: jax.Array, temperature: jax.Array | float) -> jax.Array:
+    """A token id per row from softmax(logits / temperature), each row with its own key; temperature 0: the likeliest.
+
+    A block of the vocabulary is drawn first, then a token inside it: noise for N + W numbers instead of V, which for
+    49,152 tokens is 18 times faster on a CPU than one draw among all.
+    """
+    rows, vocabulary = logits_RV.shape
+    scaled_RV = logits_RV / jnp.where(temperature > 0, temperature, 1.0)
+    padding = ((0, 0), (0, -vocabulary % _BLOCK))
+    scaled_RNW = jnp.pad(scaled_RV, padding, constant_values=-jnp.inf).reshape(rows, -1, _BLOCK)
+    keys_R2 = jax.vmap(jax.random.split)(keys_R)
+    categorical = jax.vmap(jax.random.categorical)
+    block_R = categorical(keys_R2[:, 0], jax.nn.logsumexp(scaled_RNW, axis=-1))
+    inside_RW = jnp.take_along_axis(scaled_RNW, block_R[:, None, None], axis=1)[:, 0]
+    drawn_R = block_R * _BLOCK + categorical(keys_R2[:, 1], inside_RW)
+    return jnp.where(temperature > 0, drawn_R, jnp.argmax(logits_RV, axis=-1)).astype(jnp.int32)
+
+
+def next_logits(hidden_RD: jax.Array, unembedding: Unembedding) -> jax.Array:
+    """Float32 logits [R, V] of the next token; columns beyond the vocabulary are -inf."""
+    weight_VD, vocabulary, scale, soft_cap = unembedding
+    logits_RV = scale * jnp.einsum("rd,vd->rv", hidden_RD, weight_VD, preferred_element_type=jnp.float32)
+    if soft_cap is not None:
+        logits_RV = soft_cap * jnp.tanh(logits_RV / soft_cap)
+    real_V = jnp.arange(weight_VD.shape[0]) < vocabulary
+    return jnp.where(real_V[None], logits_RV, -jnp.inf)
+
+
+def _sample(
+    model: Model,
+    max_new_tokens: int,
+    stop_tokens: tuple[int, ...],
+    params: Params,
+    prompt_RT: jax.Array,
+    prompt_lengths_R: jax.Array,
+    key: jax.Array,
+    temperature: jax.Array | float,
+    first_row: jax.Array | int = 0,
+) -> tuple[jax.Array, jax.Array]:
+    chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
+    rows, width = prompt_RT.shape
+    stops = jnp.array(stop_tokens, jnp.int32)
+    keys_R = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(rows))
+
+    def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
+        step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
+        return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature)
+
+    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache]) -> jax.Array:
+        return (carry[0] < max_new_tokens) & ~jnp.all(carry[3])
+
+    def advance(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache]) -> tuple:
+        step, tokens_RM, lengths_R, done_R, cache = carry
+        # Each position is written before it is looked at, so what the prompt's padding left in the cache is never seen.
+        positions_R1 = (prompt_lengths_R + step - 1)[:, None]
+        hidden_R1D, unembedding, cache = model.extend(params, tokens_RM[:, step - 1][:, None], positions_R1, cache)
+        token_R = jnp.where(done_R, 0, next_tokens(hidden_R1D[:, 0], unembedding, step))
+        tokens_RM = tokens_RM.at[:, step].set(token_R)
+        return step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache
+
+    positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
+    cache = model.empty_cache(rows, width + max_new_tokens - 1)
+    hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
+    token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
+    tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
+    carry = (jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
+    _, tokens_RM, lengths_R, *_ = jax.lax.while_loop(unfinished, advance, carry)
+    return tokens_RM, lengths_R

@@ -1,0 +1,1 @@
+"""What a run leaves to be read: the HTML report and the model card."""

@@ -1,0 +1,104 @@
+"""The model card: README.md of an exported folder, in the form that model hubs read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpo_jax.reporting.numbers import GAP
+from dpo_jax.reporting.report import RunReport, training_summary
+from dpo_jax.reporting.results import result_rows
+from dpo_jax.reporting.verdict import verdict
+
+# A card is published: only what is named here leaves the configuration, and neither command nor environment does.
+_TRAINING_KEYS = ("loss", "optimizer", "train", "seed")
+_SFT_KEYS = ("optimizer", "train")
+_SOURCE_KINDS = ("path", "hub", "tfds", "package")
+_USE = """\
+from transformers import pipeline
+
+write = pipeline("text-generation", "path/to/this/folder")
+print(write("Once upon a time")[0]["generated_text"])
+"""
+_LIBRARIES = ("dpo_jax", "python", "jax", "flax", "optax")
+
+
+def model_card(run: RunReport, *, base_model: str | None = None, license_id: str | None = None) -> str:
+    """Markdown with a YAML head.
+
+    Args:
+        run: the run that made the weights.
+        base_model: hub id of the model that was trained, for the head; without it only the name in the text tells.
+        license_id: SPDX-like id of the licence of the weights, `apache-2.0`; left out where nobody gave one.
+    """
+    import yaml
+
+    optional = {"base_model": base_model, "license": license_id}
+    head = {"library_name": "transformers", "tags": ["dpo", "dpo_jax"]} | {k: v for k, v in optional.items() if v}
+    weights = base_model or public_name(run.config.get("model", {}).get("weights", "an unnamed model"))
+    loss = _loss_name(run.config.get("loss"))
+    sources = _sources(run.config)
+    judgement = verdict(run.evaluation, run.metrics)
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {_text(run.title)}",
+        f"{_code(weights)}, trained on preferences with the {_code(loss)} loss by dpo_jax, {_text(run.created)}.",
+        _text(judgement.text),
+        "\n".join(f"- {_text(concern)}" for concern in judgement.concerns),
+        _result_table(run),
+        "## How it was trained",
+        training_summary(run.metrics),
+        f"Preference data: {', '.join(map(_code, sources))}." if sources else "",
+        f"```yaml\n{yaml.safe_dump(_published(run.config), sort_keys=False, width=10_000)}```",
+        _versions(run.environment),
+        "## Use",
+        f"```python\n{_USE}```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def public_name(source: str) -> str:
+    """A name fit to publish: of an absolute, home, parent or web address only the last part, without its query."""
+    if source.startswith(("/", "~", "..")) or "://" in source:
+        return re.split(r"[?#]", source)[0].rstrip("/").rpartition("/")[2]
+    return source
+
+
+def _result_table(run: RunReport) -> str:
+    rows = result_rows(run.evaluation)
+    if not rows:
+        return ""
+    lines = [f"| {row.measure} | {row.value} | {row.interval} | {_text(row.note)} |" for row in rows]
+    head = ("## Results", "", f"| Measure | Value | 95{GAP}% interval | Note |", "| --- | --- | --- | --- |")
+    return "\n".join((*head, *lines))
+
+
+def _published(config: Mapping[str, Any]) -> dict[str, Any]:
+    chosen = {key: config[key] for key in _TRAINING_KEYS if key in config}
+    sft = {key: value for key, value in (config.get("sft") or {}).items() if key in _SFT_KEYS}
+    return chosen | ({"sft": sft} if sft else {})
+
+
+def _sources(config: Mapping[str, Any]) -> list[str]:
+    sources = (config.get("data") or {}).get("train") or []
+    return [public_name(str(source[kind])) for source in sources for kind in _SOURCE_KINDS if kind in source]
+
+
+def _loss_name(loss: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> str:
+    losses = [loss] if isinstance(loss, Mapping) else loss or []
+    return " + ".join(str(one["name"]) for one in losses)
+
+
+def _versions(environment: Mapping[str, str]) -> str:
+    known = [f"{name} {_text(environment[name])}" for name in _LIBRARIES if name in environment]
+    return f"Made with {', '.join(known)}." if known else ""
+
+
+def _text(value: str) -> str:
+    """One line of Markdown that stays text: no HTML, no link, no broken table cell."""
+    return re.sub(r"([\\`*\[\]<|])", r"\\\1", re.sub(r"\s*\n\s*", " ", value))
+
+
+def _code(value: str) -> str:
+    return f"`{value.replace('`', '')}`"

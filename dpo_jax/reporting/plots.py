@@ -1,0 +1,133 @@
+"""Curves as inline SVG: no file, no font, no colour of their own; the page's style sheet colours both themes."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax.reporting.numbers import plain
+from dpo_jax.reporting.series import Rows, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Colours that matplotlib draws and the page replaces: hex -> CSS.
+_INK, _WARNING, _LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
+_CSS = {_INK: "currentColor", _WARNING: "var(--bad)", _LINES[0]: "var(--line-1)", _LINES[1]: "var(--line-2)"}
+_DASHES = ("-", (0, (4, 1.5)))
+SMOOTH_FROM_ROWS = 20
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "dpo_jax",
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.linewidth": 0.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.formatter.useoffset": False,
+    "xtick.major.width": 0.5,
+    "ytick.major.width": 0.5,
+}
+
+
+class Plot(NamedTuple):
+    """One picture: its title, its unit, and (label, metric) of each of its one or two lines."""
+
+    title: str
+    unit: str
+    lines: tuple[tuple[str, str], ...]
+    smooth: bool = True
+
+
+class Curve(NamedTuple):
+    """A drawn plot: SVG text, its description in words, and the labels of its lines (none where there is one)."""
+
+    title: str
+    unit: str
+    svg: str
+    description: str
+    legend: list[str]
+
+
+PREFERENCE_PLOTS = (
+    Plot("Loss", "", (("loss", "loss"),)),
+    Plot("Reward margin", "", (("margin", "rewards/margins"),)),
+    Plot("Reward accuracy", "%", (("accuracy", "rewards/accuracies"),)),
+    Plot("Response log-probability", "nats", (("chosen", "logps/chosen"), ("rejected", "logps/rejected"))),
+    Plot("Log-ratio to the reference", "nats", (("chosen", "log_ratios/chosen"), ("rejected", "log_ratios/rejected"))),
+    Plot("Gradient norm", "before clipping", (("gradient norm", "grad_norm"),)),
+    Plot("Learning rate", "", (("learning rate", "learning_rate"),), smooth=False),
+    Plot("Throughput", "tokens a second", (("throughput", "tokens_per_second"),)),
+)
+SFT_PLOTS = (Plot("Supervised loss", "nats a token", (("loss", "loss"),)),)
+
+
+def draw(plots: tuple[Plot, ...], rows: Rows, *, prefix: str) -> list[Curve]:
+    """The plots for which `rows` hold values. `prefix` keeps the ids of several drawings on one page apart."""
+    known = {name for row in rows for name in row}
+    drawn = [plot for plot in plots if all(metric in known for _, metric in plot.lines)]
+    return [_draw(plot, rows, f"{prefix}-{number}") for number, plot in enumerate(drawn)]
+
+
+def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.1, 2.2), layout="constrained")
+        axes = figure.add_subplot()
+        for (_, metric), colour, dash in zip(plot.lines, _LINES, _DASHES, strict=False):
+            _line(axes, *series(rows, metric), colour, dash, smooth=plot.smooth)
+        if plot.unit == "%":
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.set_xlabel("step")
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
+        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
+        buffer = io.StringIO()
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    legend = [label for label, _ in plot.lines] if len(plot.lines) > 1 else []
+    return Curve(plot.title, plot.unit, _inline(buffer.getvalue(), prefix), _describe(plot, rows), legend)
+
+
+def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dash: Any, *, smooth: bool) -> None:
+    """Raw values thin and a running mean strong, once there are enough; NaN leaves a gap and an upright mark."""
+    finite = np.isfinite(values)
+    for step in steps[~finite]:
+        axes.axvline(step, color=_WARNING, linewidth=1)
+    values = np.where(finite, values, np.nan)
+    window = len(values) // 10 if smooth and len(values) >= SMOOTH_FROM_ROWS else 1
+    if window > 1:
+        axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.7)
+        steps, values = (np.convolve(column, np.full(window, 1 / window), mode="valid") for column in (steps, values))
+    axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.4, marker="o" if len(values) == 1 else None)
+
+
+def _describe(plot: Plot, rows: Rows) -> str:
+    lines = []
+    for label, metric in plot.lines:
+        steps, values = series(rows, metric)
+        first, last = (f"{plain(values[end])} at step {steps[end]:.0f}" for end in (0, -1))
+        broken = np.count_nonzero(~np.isfinite(values))
+        lines.append(f"{label} from {first} to {last}" + (f", not finite at {broken} logged steps" if broken else ""))
+    return f"{plot.title} by step: {'; '.join(lines)}."
+
+
+def _inline(svg: str, prefix: str) -> str:
+    """Only the drawing, its ids made unique on the page and its colours handed to the style sheet."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"|font-family: [^;"]+; ', "", svg)
+    for hex_colour, css in _CSS.items():
+        svg = svg.replace(hex_colour, css)
+    return svg

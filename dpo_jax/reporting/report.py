@@ -1,0 +1,87 @@
+"""The report of a run: one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax.reporting import numbers
+from dpo_jax.reporting.plots import PREFERENCE_PLOTS, SFT_PLOTS, SMOOTH_FROM_ROWS, draw
+from dpo_jax.reporting.results import Evaluation, part, result_rows
+from dpo_jax.reporting.series import Rows, broken_steps, series
+from dpo_jax.reporting.verdict import verdict
+
+SHOWN_SAMPLES = 6
+
+
+class RunReport(NamedTuple):
+    """All that a report says of a run, as plain data; lists may be empty and any part of `evaluation` missing.
+
+    `metrics` and `sft_metrics` are rows of metrics.jsonl, `created` an ISO date. `evaluation` holds
+
+        heldout: pairs, accuracy, accuracy_interval, margin (nats), loss
+        kl: sequence_kl (nats), interval, samples
+        judged: judge, samples, reference and policy (each positive, interval), difference, difference_interval
+        samples: a list of prompt, reference, policy and, where judged, reference_score, policy_score
+    """
+
+    title: str
+    command: str
+    created: str
+    environment: Mapping[str, str]
+    config: Mapping[str, Any]
+    metrics: Rows
+    sft_metrics: Rows = ()
+    evaluation: Evaluation | None = None
+
+
+def render(run: RunReport) -> str:
+    """The report as HTML text. The same run gives the same bytes."""
+    import jinja2
+    import yaml
+
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["plain"] = numbers.plain
+    source = resources.files("dpo_jax.reporting").joinpath("report.html.jinja").read_text(encoding="utf8")
+    samples = part(run.evaluation, "samples") or []
+    prompts = {sample["prompt"] for sample in samples}
+    return environment.from_string(source).render(
+        run=run,
+        verdict=verdict(run.evaluation, run.metrics),
+        results=result_rows(run.evaluation),
+        summary=training_summary(run.metrics),
+        hints=_reading_hints(run.metrics),
+        sections=[
+            ("Preference training", draw(PREFERENCE_PLOTS, run.metrics, prefix="preference")),
+            ("Supervised fine-tuning", draw(SFT_PLOTS, run.sft_metrics, prefix="sft")),
+        ],
+        samples=[samples[:SHOWN_SAMPLES], samples[SHOWN_SAMPLES:]],
+        shared_prompt=prompts.pop() if len(prompts) == 1 else None,
+        config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),
+    )
+
+
+def training_summary(rows: Rows) -> str:
+    """One line: steps, loss from first to last, median throughput."""
+    if not rows:
+        return "No steps were logged."
+    facts = [f"Up to step {int(rows[-1]['step']):,}"]
+    _, losses = series(rows, "loss")
+    if len(losses):
+        facts.append(f"loss {numbers.plain(losses[0])} at first, {numbers.plain(losses[-1])} at last")
+    for name, unit in (("tokens_per_second", "tokens/s"), ("pairs_per_second", "pairs/s")):
+        _, rates = series(rows, name)
+        if len(rates):
+            facts.append(f"{numbers.plain(float(np.median(rates)))}{numbers.GAP}{unit}")
+    return " · ".join(facts) + "."
+
+
+def _reading_hints(rows: Rows) -> str:
+    hints = ["Thin lines are logged steps, strong ones running means."] if len(rows) >= SMOOTH_FROM_ROWS else []
+    hints += ["Upright lines mark NaN or infinite values."] if broken_steps(rows) else []
+    return " ".join(hints)

@@ -1,0 +1,54 @@
+"""The result table: an evaluation in words, for the report and for the model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain, points
+
+Evaluation = Mapping[str, Any]
+
+
+class Result(NamedTuple):
+    """One line of the table. `interval` may be empty."""
+
+    measure: str
+    value: str
+    interval: str
+    note: str
+
+
+def part(evaluation: Evaluation | None, *path: str) -> Any:
+    """What lies under a path of names, None where any of it is missing."""
+    value: Any = evaluation
+    for name in path:
+        value = (value or {}).get(name)
+    return value
+
+
+def result_rows(evaluation: Evaluation | None) -> list[Result]:
+    """What was measured, the verdict's numbers first; what was not has no row."""
+    judged, kl, heldout = (part(evaluation, name) or {} for name in ("judged", "kl", "heldout"))
+    policy, reference = judged.get("policy") or {}, judged.get("reference") or {}
+    shares = f"share of {judged.get('samples')} samples"
+    pairs = f"{heldout.get('pairs')} pairs never trained on"
+    rows = (
+        _row("Judged positive, policy", policy, "positive", "interval", percent, f"{shares} after training"),
+        _row("Judged positive, reference", reference, "positive", "interval", percent, f"{shares} before training"),
+        _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judged.get('judge')}"),
+        _row("Sequence KL", kl, "sequence_kl", "interval", nats, f"from the reference, on {kl.get('samples')} samples"),
+        _row("Held-out accuracy", heldout, "accuracy", "accuracy_interval", percent, f"chosen above rejected, {pairs}"),
+        _row("Held-out margin", heldout, "margin", "", nats, "chosen less rejected log-ratio, same pairs"),
+        _row("Held-out loss", heldout, "loss", "", plain, "same pairs"),
+    )
+    return [row for row in rows if row is not None]
+
+
+def _row(
+    measure: str, values: Mapping[str, Any], key: str, interval_key: str, form: Format, note: str
+) -> Result | None:
+    if values.get(key) is None:
+        return None
+    bounds: Sequence[float] | None = values.get(interval_key)
+    return Result(measure, form(values[key]), interval(bounds, form) if bounds else "", note)

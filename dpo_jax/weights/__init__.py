@@ -1,0 +1,1 @@
+"""Weights and tokenizers: Hugging Face folders both ways, GGUF files in."""

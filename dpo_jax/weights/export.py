@@ -1,0 +1,149 @@
+"""From parameters to a Hugging Face folder, which is whole or absent."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import ml_dtypes
+import numpy as np
+from jax.experimental import multihost_utils
+from safetensors.numpy import save_file
+
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.files import digest_folder, write_atomic, write_json
+from dpo_jax.models.decoder import Model
+from dpo_jax.models.families import TensorRule
+from dpo_jax.types import Params
+from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
+from dpo_jax.weights.load import is_stacked, leaf, tensor_names
+from dpo_jax.weights.source import WeightsSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+class _Tensor(NamedTuple):
+    """One tensor to write: which rule it comes from, and which slice of its parameter it is."""
+
+    name: str
+    rule: TensorRule
+    layer: int | None
+    size: int  # elements
+
+
+def export_folder(
+    folder: Path,
+    params: Params,
+    model: Model,
+    rules: Sequence[TensorRule],
+    source: WeightsSource,
+    *,
+    tokenizer: PreTrainedTokenizerFast,
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 2**30,
+    card: str | None = None,
+) -> None:
+    """Writes weights, configs, tokenizer, model card and digests; an earlier export at `folder` is replaced.
+
+    Every process of a run calls it and the first one writes. Host memory holds the tensors of one file at a time.
+
+    Raises:
+        UserError: an unknown `dtype`, or `folder` holds something that is not an export.
+    """
+    folder = folder.resolve()
+    if dtype not in EXPORT_DTYPES:
+        raise UserError(f"export dtype {dtype!r} is not supported. {nearest(dtype, EXPORT_DTYPES)}")
+    if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        config = {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+        write_json(partial / "config.json", config)
+        write_json(partial / "generation_config.json", source.generation_config)
+        tokenizer.save_pretrained(str(partial))
+        if card is not None:
+            write_atomic(partial / "README.md", card)
+    _write_tensors(
+        partial, params, _list_tensors(model, rules), np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes, writes
+    )
+    if writes:
+        write_json(partial / DIGESTS_FILE, digest_folder(partial))
+        _put_in_place(partial, folder)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"exported {folder}")
+
+
+def _list_tensors(model: Model, rules: Sequence[TensorRule]) -> list[_Tensor]:
+    tensors: list[_Tensor] = []
+    for rule in rules:
+        shape = leaf(model.shapes, rule.path).shape
+        names = tensor_names(rule, shape)
+        layers = range(len(names)) if is_stacked(rule) else (None,)
+        size = math.prod(shape) // len(names)
+        tensors += [_Tensor(name, rule, layer, size) for name, layer in zip(names, layers, strict=True)]
+    return tensors
+
+
+def _split(tensors: Sequence[_Tensor], max_elements: int) -> list[list[_Tensor]]:
+    """Consecutive groups of at most this size; a larger tensor is alone in its own."""
+    groups: list[list[_Tensor]] = []
+    room = 0
+    for tensor in tensors:
+        if tensor.size > room:
+            groups.append([])
+            room = max_elements
+        groups[-1].append(tensor)
+        room -= tensor.size
+    return groups
+
+
+def _write_tensors(
+    partial: Path, params: Params, tensors: Sequence[_Tensor], dtype: np.dtype, max_bytes: int, writes: bool
+) -> None:
+    groups = _split(tensors, max_bytes // dtype.itemsize)
+    total = len(groups)
+    files = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
+    files = files if total > 1 else [SINGLE_FILE]
+    for file, group in zip(files, groups, strict=True):
+        # Gathering a sharded array takes every process, writing it only one.
+        arrays = {tensor.name: _gather(params, tensor, dtype) for tensor in group}
+        if writes:
+            save_file(arrays, partial / file, metadata={"format": "pt"})
+            shutil.copymode(partial / "config.json", partial / file)  # safetensors lets only the owner read
+        del arrays
+    if writes and total > 1:
+        weight_map = {tensor.name: file for file, group in zip(files, groups, strict=True) for tensor in group}
+        size = dtype.itemsize * sum(tensor.size for tensor in tensors)
+        write_json(partial / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
+
+
+def _gather(params: Params, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
+    """The whole tensor on this host, as a checkpoint holds it: [out, in]."""
+    array = leaf(params, tensor.rule.path)
+    array = array if tensor.layer is None else array[tensor.layer]
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    host = np.asarray(array)
+    if inputs := tensor.rule.inputs:
+        host = host.reshape(math.prod(host.shape[:inputs]), -1).T
+    return np.ascontiguousarray(host, dtype)
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    """Renames, with the earlier export moved aside first: a crash in between leaves no folder, never a mixed one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    partial.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

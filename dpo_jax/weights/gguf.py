@@ -1,0 +1,147 @@
+"""GGUF files of Llama-family models, read tensor by tensor under their Hugging Face names, as float32."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.weights.gguf_tokenizer import make_tokenizer
+from dpo_jax.weights.source import WeightsSource, token_ids
+
+_ARCHITECTURE = "llama"
+
+_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "blk.{layer}.attn_norm": "model.layers.{layer}.input_layernorm",
+    "blk.{layer}.attn_q": "model.layers.{layer}.self_attn.q_proj",
+    "blk.{layer}.attn_k": "model.layers.{layer}.self_attn.k_proj",
+    "blk.{layer}.attn_v": "model.layers.{layer}.self_attn.v_proj",
+    "blk.{layer}.attn_output": "model.layers.{layer}.self_attn.o_proj",
+    "blk.{layer}.ffn_norm": "model.layers.{layer}.post_attention_layernorm",
+    "blk.{layer}.ffn_gate": "model.layers.{layer}.mlp.gate_proj",
+    "blk.{layer}.ffn_up": "model.layers.{layer}.mlp.up_proj",
+    "blk.{layer}.ffn_down": "model.layers.{layer}.mlp.down_proj",
+}
+
+_REQUIRED = {
+    "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "max_position_embeddings": "context_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+}
+"""Key of config.json -> key of the metadata, after the architecture's name."""
+
+_OPTIONAL = {
+    "vocab_size",
+    "attention.head_count_kv",
+    "attention.key_length",
+    "attention.value_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+}
+
+
+def open_gguf(path: Path) -> WeightsSource:
+    """Opens a `.gguf` file; tensors are dequantised when they are read.
+
+    Raises:
+        UserError: the file is damaged, or holds an architecture, metadata or a tensor that is not understood.
+    """
+    from gguf import GGUFReader, dequantize
+
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise UserError(f"{path}: not a GGUF file, or a damaged one ({error}). Fetch it again.") from None
+    metadata = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {_hugging_face_name(path, tensor.name): tensor for tensor in reader.tensors}
+    config = _config(path, metadata, tied="lm_head.weight" not in tensors)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[name]
+        try:
+            array = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError:
+            raise UserError(
+                f"{path}: {tensor.name} has type {tensor.tensor_type.name}, which gguf cannot read"
+            ) from None
+        kind = name.split(".")[-2]
+        return _undo_permutation(array, heads[kind]) if kind in heads else array
+
+    return WeightsSource(
+        where=str(path),
+        config=config,
+        generation_config=token_ids(config),
+        shapes={name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()},
+        read=read,
+        tokenizer=lambda: make_tokenizer(metadata, where=str(path)),
+    )
+
+
+def _hugging_face_name(path: Path, name: str) -> str:
+    layer = re.search(r"\.(\d+)\.", name)
+    pattern = name.replace(layer[0], ".{layer}.", 1) if layer else name
+    stem, _, kind = pattern.rpartition(".")
+    if kind != "weight" or stem not in _NAMES:
+        known = [f"{stem}.weight" for stem in _NAMES]
+        raise UserError(f"{path}: tensor {name!r} is not understood. {nearest(pattern, known)}")
+    return f"{_NAMES[stem]}.weight".format(layer=layer and layer[1])
+
+
+def _undo_permutation(array: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF keeps the two numbers that rotate together side by side; here one stands in each half of the head."""
+    rows, columns = array.shape
+    return array.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def _config(path: Path, metadata: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    """The `config.json` that this metadata stands for."""
+    architecture = metadata.get("general.architecture")
+    if architecture != _ARCHITECTURE:
+        raise UserError(f"{path}: GGUF architecture {architecture!r}. {nearest(str(architecture), [_ARCHITECTURE])}")
+    prefix = f"{_ARCHITECTURE}."
+    ours = {key.removeprefix(prefix): value for key, value in metadata.items() if key.startswith(prefix)}
+    known = {*_REQUIRED.values(), *_OPTIONAL}
+    for key in ours:
+        if key not in known:
+            value = f"{prefix}{key} = {ours[key]!r}"
+            raise UserError(f"{path}: metadata {value} would change the computation. {nearest(key, known)}")
+    if missing := sorted(set(_REQUIRED.values()) - ours.keys()):
+        raise UserError(f"{path}: metadata {prefix}{missing[0]} is missing")
+    config = {name: _plain(ours[key]) for name, key in _REQUIRED.items()}
+    head_size = ours.get("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if ours.get(key, head_size) != head_size:
+            raise UserError(f"{path}: metadata {prefix}{key} is {ours[key]}, want the head size {head_size}")
+    special = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL.items()}
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **config,
+        "vocab_size": ours.get("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+        "num_key_value_heads": ours.get("attention.head_count_kv", config["num_attention_heads"]),
+        "head_dim": head_size,
+        "rope_theta": _plain(ours.get("rope.freq_base", 10000.0)),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": tied,
+        **{key: value for key, value in special.items() if value is not None},
+    }
+
+
+_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+
+def _plain(value: float) -> float:
+    """The shortest decimal of a float32 (1e-05, not 9.999999747e-06); an int as it is."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value

@@ -1,0 +1,141 @@
+"""The decoder: what it may see, what it shares, how it is split, how it compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.attention import attend, causal_mask
+from dpo_jax.models.decoder import REMAT_POLICIES, DecoderSpec, make_model
+from dpo_jax.models.families import FAMILIES
+from dpo_jax.training.state import param_shardings
+
+SPEC = DecoderSpec(
+    vocabulary=48,
+    width=16,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_size=8,
+    mlp_width=24,
+    rope_base=10000.0,
+    norm_epsilon=1e-5,
+    tied=False,
+)
+TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (8, 6)))
+POSITIONS = jnp.tile(jnp.arange(6), (8, 1))
+SEGMENTS = jnp.ones((8, 6), jnp.int32)
+
+
+def hidden(model, params, tokens=TOKENS, positions=POSITIONS, segments=SEGMENTS):
+    return jax.jit(model.apply)(params, tokens, positions, segments)[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model(SPEC)
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    return model.init(jax.random.key(0))
+
+
+def test_attention_by_hand():
+    # One query over two keys with scores 0 and log 3 (head size 1): weights 1/4 and 3/4 over the values 8 and 4.
+    query, key = jnp.ones((1, 1, 1, 1)), jnp.array([0.0, np.log(3.0)]).reshape(1, 2, 1, 1)
+    value = jnp.array([8.0, 4.0]).reshape(1, 2, 1, 1)
+    np.testing.assert_allclose(attend(query, key, value, jnp.ones((1, 1, 2), bool)).ravel(), [5.0], rtol=1e-6)
+
+
+def test_mask_is_causal_inside_a_segment():
+    mask = causal_mask(jnp.array([[1, 1, 2, 2]]))[0]
+    np.testing.assert_array_equal(mask, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
+
+
+def test_a_token_does_not_see_what_comes_after_it(model, params):
+    changed = hidden(model, params, TOKENS.at[:, 4].add(1))
+    before = hidden(model, params)
+    np.testing.assert_array_equal(changed[:, :4], before[:, :4])
+    assert jnp.abs(changed[:, 4:] - before[:, 4:]).max() > 1e-3
+
+
+def test_segments_of_a_row_equal_rows_of_their_own(model, params):
+    packed = hidden(
+        model, params, positions=jnp.tile(jnp.array([0, 1, 2, 0, 1, 2]), (8, 1)), segments=SEGMENTS.at[:, 3:].set(2)
+    )
+    apart = hidden(model, params, TOKENS[:, 3:], POSITIONS[:, :3], SEGMENTS[:, :3])
+    np.testing.assert_allclose(packed[:, 3:], apart, atol=1e-5)
+
+
+def test_only_relative_positions_matter(model, params):
+    np.testing.assert_allclose(hidden(model, params, positions=POSITIONS + 7), hidden(model, params), atol=1e-4)
+    assert jnp.abs(hidden(model, params, positions=POSITIONS * 2) - hidden(model, params)).max() > 1e-3
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_remat_changes_no_gradient(model, params, remat):
+    def gradient(model):
+        return jax.jit(jax.grad(lambda p: model.apply(p, TOKENS, POSITIONS, SEGMENTS)[0].sum()))(params)
+
+    for ours, wanted in zip(
+        jax.tree.leaves(gradient(make_model(SPEC, remat=remat))), jax.tree.leaves(gradient(model)), strict=True
+    ):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters(params):
+    narrow = make_model(SPEC, dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(narrow.shapes)} == {jnp.dtype("float32")}
+    state, unembedding = narrow.apply(params, TOKENS, POSITIONS, SEGMENTS)
+    assert state.dtype == unembedding.weight_VD.dtype == jnp.bfloat16
+    np.testing.assert_allclose(state.astype(jnp.float32), hidden(make_model(SPEC), params), atol=0.15)
+
+
+def test_tied_and_untied():
+    tied = make_model(dataclasses.replace(SPEC, tied=True))
+    params = tied.init(jax.random.key(0))
+    assert "unembedding" not in params
+    np.testing.assert_array_equal(tied.apply(params, TOKENS, POSITIONS, SEGMENTS)[1].weight_VD, params["embedding"])
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 4}, {"sequence": 2, "fsdp": 4}, {"tensor": 8}])
+def test_on_a_mesh_it_computes_the_same(model, params, axes):
+    mesh = make_mesh(**{"fsdp": 1, **axes})
+    shardings = param_shardings(mesh, model.shapes, model.axes)
+    with jax.set_mesh(mesh):
+        split = jax.jit(model.apply, in_shardings=(shardings, None, None, None))(params, TOKENS, POSITIONS, SEGMENTS)[0]
+    np.testing.assert_allclose(split, hidden(model, params), atol=1e-5)
+
+
+def test_every_parameter_names_its_dimensions(model):
+    ranks = jax.tree.map(lambda shape, names: len(shape.shape) == len(names), model.shapes, model.axes)
+    assert all(jax.tree.leaves(ranks))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"attention_bias": True}, "attention_bias"),
+        ({"hidden_act": "gelu"}, "hidden_act"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "llama3"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
+    ],
+)
+def test_what_the_llama_family_does_not_compute_is_refused(changes, says):
+    config = {
+        "vocab_size": 48,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 24,
+    }
+    spec = FAMILIES["llama"].spec(config)
+    assert (spec.kv_heads, spec.head_size, spec.rope_base, spec.tied) == (4, 4, 10000.0, False)
+    with pytest.raises(ValueError, match=says):
+        FAMILIES["llama"].spec(config | changes)

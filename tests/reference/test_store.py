@@ -1,0 +1,113 @@
+"""The store: what it keeps, what it refuses, what a kill leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.errors import UserError
+from dpo_jax.files import digest, read_json
+from dpo_jax.mesh import make_mesh, named_sharding
+from dpo_jax.reference.fingerprint import differences, make_fingerprint, rows_digest, weights_digest
+from dpo_jax.reference.store import Scores, Store
+
+FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}
+
+
+def ids(*numbers: int) -> list[str]:
+    return [digest(str(number).encode()) for number in numbers]
+
+
+def scores(*numbers: int) -> Scores:
+    """Rows whose log-probs are their numbers."""
+    return Scores(np.array([[-n, -n - 0.5] for n in numbers], np.float32), np.array([[n, n + 1] for n in numbers]))
+
+
+def filled(folder: Path) -> Store:
+    store = Store(folder, FINGERPRINT)
+    store.append(ids(1, 2, 3), scores(1, 2, 3))
+    store.append(ids(4, 5), scores(4, 5))
+    return store
+
+
+def test_reads_back_by_row_id_in_any_order(tmp_path: Path):
+    filled(tmp_path / "s")
+    found = Store(tmp_path / "s", FINGERPRINT).lookup(ids(5, 1, 4, 1))
+    np.testing.assert_array_equal(found.logps_nP, scores(5, 1, 4, 1).logps_nP)
+    np.testing.assert_array_equal(found.tokens_nP, scores(5, 1, 4, 1).tokens_nP)
+    assert found.logps_nP.dtype == np.float32 and found.tokens_nP.dtype == np.int32
+
+
+def test_says_which_rows_are_missing_each_once(tmp_path: Path):
+    store = filled(tmp_path / "s")
+    assert store.missing(ids(9, 1, 9, 8, 5)) == [0, 3]
+    with pytest.raises(UserError, match="3 of 5 rows are missing"):
+        store.lookup(ids(9, 1, 9, 8, 5))
+
+
+@pytest.mark.parametrize("field", FINGERPRINT)
+def test_refuses_another_fingerprint_naming_what_differs(tmp_path: Path, field: str):
+    filled(tmp_path / "s")
+    with pytest.raises(UserError, match=f'{field}: the store has ".*", this run has "other"') as refused:
+        Store(tmp_path / "s", FINGERPRINT | {field: "other"})
+    assert not any(f"{other}:" in str(refused.value) for other in FINGERPRINT if other != field)
+
+
+def test_a_field_that_only_one_side_has_differs():
+    assert differences({"a": "1"}, {"a": "1", "b": "2"}) == ['b: the store has null, this run has "2"']
+
+
+def test_a_shard_that_the_manifest_does_not_name_is_written_again(tmp_path: Path):
+    store = filled(tmp_path / "s")
+    manifest = (tmp_path / "s" / "manifest.json").read_bytes()
+    store.append(ids(6), scores(6))
+    (tmp_path / "s" / "manifest.json").write_bytes(manifest)  # killed between the shard and the manifest
+    again = Store(tmp_path / "s", FINGERPRINT)
+    assert len(again) == 5 and again.missing(ids(6)) == [0]
+    again.append(ids(6), scores(6))
+    assert len(Store(tmp_path / "s", FINGERPRINT)) == 6
+
+
+def test_a_flipped_byte_is_found(tmp_path: Path):
+    filled(tmp_path / "s")
+    shard = tmp_path / "s" / read_json(tmp_path / "s" / "manifest.json")["shards"][1]["name"]
+    for path in [path for path in shard.rglob("*") if path.is_file() and path.stat().st_size]:
+        good = path.read_bytes()
+        path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+        with pytest.raises(UserError, match="damaged"):
+            Store(tmp_path / "s", FINGERPRINT)
+        path.write_bytes(good)
+    assert len(Store(tmp_path / "s", FINGERPRINT)) == 5
+
+
+def test_a_score_that_is_not_finite_is_never_stored(tmp_path: Path):
+    store = Store(tmp_path / "s", FINGERPRINT)
+    bad = Scores(np.array([[-1.0, np.nan]], np.float32), np.ones((1, 2)))
+    with pytest.raises(FloatingPointError, match=ids(7)[0]):
+        store.append(ids(7), bad)
+    assert not (tmp_path / "s" / "manifest.json").exists()
+
+
+def params(offset: float = 0.0):
+    return {"a": jnp.arange(32.0).reshape(8, 4).at[3, 1].add(offset), "b": jnp.ones(8, jnp.bfloat16)}
+
+
+def test_the_digest_of_weights_sees_one_bit_one_swap_one_name_and_no_mesh():
+    whole = weights_digest(params())
+    assert weights_digest(params(1e-6)) != whole
+    assert weights_digest({**params(), "a": params()["a"][::-1]}) != whole
+    assert weights_digest({"c": params()["a"], "b": params()["b"]}) != whole
+    mesh = make_mesh(fsdp=4, tensor=2)
+    names = {"a": ("embed", "mlp"), "b": ("embed",)}
+    split = {name: jax.device_put(x, named_sharding(mesh, names[name], x.shape)) for name, x in params().items()}
+    assert weights_digest(split) == whole
+
+
+def test_the_fingerprint_has_all_fields_and_sees_the_order_of_rows():
+    made = make_fingerprint(params(), ids(1, 2), {"template": "plain"}, model="spec", dtype="float32")
+    assert made.keys() == {"weights", "model", "dtype", "scorer version", "rows", "template"}
+    assert rows_digest(ids(1, 2)) != rows_digest(ids(2, 1))

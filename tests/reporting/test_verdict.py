@@ -1,0 +1,111 @@
+"""The verdict is read off the data: better, worse or unclear, and each worry in its own case only."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from dpo_jax.reporting.numbers import GAP
+from dpo_jax.reporting.results import result_rows
+from dpo_jax.reporting.series import ends, series
+from dpo_jax.reporting.verdict import verdict
+from tests.reporting.made_up import EVALUATION, preference_rows
+
+
+def _judged(low: float, high: float) -> dict[str, Any]:
+    return EVALUATION | {"judged": EVALUATION["judged"] | {"difference_interval": [low, high]}}
+
+
+def _rows(**columns: list[float]) -> list[dict[str, Any]]:
+    rows = zip(*columns.values(), strict=True)
+    names = [name.replace("__", "/") for name in columns]
+    return [{"step": step} | dict(zip(names, values, strict=True)) for step, values in enumerate(rows)]
+
+
+def test_a_good_run_is_better_and_has_no_concerns() -> None:
+    found = verdict(EVALUATION, preference_rows())
+    assert found.status == "better" and found.concerns == []
+    for number in ("90.6", "55.5", "+35.1", "+25.0 to +44.9", "4.83"):
+        assert number in found.text
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [
+        (0.1, 0.3, "better"),
+        (-0.3, -0.1, "worse"),
+        (-0.1, 0.1, "unclear"),
+        (0.0, 0.2, "unclear"),
+        (-0.2, 0.0, "unclear"),
+    ],
+)
+def test_the_interval_decides(low: float, high: float, status: str) -> None:
+    found = verdict(_judged(low, high), [])
+    assert found.status == status
+    assert any("zero" in concern for concern in found.concerns) == (status == "unclear")
+
+
+def test_a_nan_interval_is_never_better() -> None:
+    found = verdict(_judged(math.nan, math.nan), [])
+    assert found.status == "unclear" and "NaN" in found.text
+
+
+@pytest.mark.parametrize(("kl", "worry"), [(8.0, False), (8.1, True), (math.nan, True)])
+def test_a_far_policy_is_a_concern(kl: float, worry: bool) -> None:
+    found = verdict(EVALUATION | {"kl": {"sequence_kl": kl}}, [])
+    assert any("sequence KL" in concern for concern in found.concerns) == worry
+
+
+def test_accuracy_at_chance_is_a_concern() -> None:
+    heldout = EVALUATION["heldout"] | {"accuracy_interval": [0.48, 0.7]}
+    (concern,) = verdict(EVALUATION | {"heldout": heldout}, []).concerns
+    assert "chance" in concern and f"48.0 to 70.0{GAP}%" in concern
+
+
+def test_falling_chosen_log_probabilities_are_a_concern() -> None:
+    (concern,) = verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, -2.0, -5.0])).concerns
+    assert "5.00" in concern and "displaced" in concern
+    assert verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, -0.5, -0.9])).concerns == []
+    # The log-ratio is believed before the log-prob, which also moves with the lengths in the batch.
+    assert verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, 0.1], logps__chosen=[-50.0, -70.0])).concerns == []
+    assert len(verdict(EVALUATION, _rows(logps__chosen=[-50.0, -70.0])).concerns) == 1
+
+
+def test_broken_steps_are_counted() -> None:
+    (concern,) = verdict(EVALUATION, _rows(loss=[0.6, math.nan, math.inf, 0.5])).concerns
+    assert "2 of 4" in concern and "step 1" in concern
+
+
+def test_a_memorised_training_set_is_a_concern() -> None:
+    (concern,) = verdict(EVALUATION, _rows(loss=[0.69, 0.3, 0.01])).concerns
+    assert "memorised" in concern
+
+
+def test_without_a_judge_the_pairs_speak() -> None:
+    found = verdict({"heldout": EVALUATION["heldout"], "kl": EVALUATION["kl"]}, [])
+    assert found.status == "unjudged" and "81.3" in found.text and "4.83" in found.text
+
+
+@pytest.mark.parametrize("evaluation", [None, {}, {"judged": None, "heldout": {}, "kl": {}}])
+def test_without_an_evaluation_it_says_so(evaluation: dict[str, Any] | None) -> None:
+    assert "not been evaluated" in verdict(evaluation, []).text
+    assert result_rows(evaluation) == []
+
+
+def test_result_rows_hold_value_unit_interval_and_count() -> None:
+    rows = {row.measure: row for row in result_rows(EVALUATION)}
+    assert len(rows) == 7
+    assert rows["Sequence KL"][1:3] == (f"4.83{GAP}nats", f"4.31 to 5.36{GAP}nats")
+    assert rows["Difference"].value == f"+35.1{GAP}points" and "classifier" in rows["Difference"].note
+    assert "64" in rows["Held-out accuracy"].note and rows["Held-out loss"].interval == ""
+
+
+def test_series_skips_rows_without_the_metric_and_ends_skip_nan() -> None:
+    steps, values = series([{"step": 1, "loss": 1.0}, {"step": 2}, {"step": 3, "loss": 3.0}], "loss")
+    assert steps.tolist() == [1, 3] and values.tolist() == [1, 3]
+    assert ends(series([{"step": 1}], "loss")[1])[0] != 0  # NaN, never 0
+    # tenths of 20: (nan, 2) and (4, inf)
+    _, column = series([{"step": i, "x": x} for i, x in enumerate([math.nan, 2.0, *[9.0] * 16, 4.0, math.inf])], "x")
+    assert ends(column) == (2.0, 4.0)

@@ -1,0 +1,226 @@
+"""The shape of the house: who imports whom, no circles, no long files, heavy packages where they belong.
+
+The checks take the folder that holds `dpo_jax` as an argument, so that mistakes can be planted in a copy of its shape.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "dpo_jax", "launch", "configs", "tests"}
+LONGEST_FILE = 400
+
+# Room -> the rooms of ours it may import, besides itself and `errors`.
+MAY_IMPORT: dict[str, set[str]] = {
+    "types": set(),
+    "errors": set(),
+    "files": set(),
+    "reading": set(),
+    "config": {"reading"},
+    "mesh": set(),
+    "losses": {"types"},
+    "logprobs": {"types", "mesh"},
+    "models": {"types", "mesh"},
+    "weights": {"types", "mesh", "models", "files"},
+    "data": {"types", "files"},
+    "training": {"types", "mesh", "files"},
+    "reference": {"types", "logprobs", "mesh", "files"},
+    "vision": {"types", "mesh"},
+    "evaluation": {"types", "logprobs"},
+    "analysis": {"types", "logprobs", "losses"},
+    "reporting": {"types"},
+}
+MAY_IMPORT["stages"] = set(MAY_IMPORT)
+MAY_IMPORT["cli"] = {"stages", "config"}
+MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
+
+# Package of others -> where alone in dpo_jax it may be imported.
+ONLY_IN: dict[str, tuple[str, ...]] = {
+    "orbax": ("training/checkpoint.py", "reference/store.py"),
+    "flax": ("models/", "vision/"),
+}
+
+
+class Arrow(NamedTuple):
+    """One import: a line of a file, and the dotted module it names (with each name it takes from it)."""
+
+    file: Path
+    line: int
+    module: str
+
+
+def arrows(root: Path) -> Iterator[Arrow]:
+    """Every import in dpo_jax, wherever it stands in a file; `from a import b` gives `a.b`."""
+    for file in sorted((root / "dpo_jax").rglob("*.py")):
+        package = file.relative_to(root).parent.parts
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
+            if isinstance(node, ast.Import):
+                yield from (Arrow(file, node.lineno, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                start = package[: len(package) - node.level + 1] if node.level else ()
+                module = ".".join([*start, *([node.module] if node.module else [])])
+                yield from (Arrow(file, node.lineno, f"{module}.{alias.name}") for alias in node.names)
+
+
+def module_file(root: Path, module: str) -> Path | None:
+    """The file of dpo_jax that `module` means, a name inside it counting as the file; None for others' modules."""
+    parts = module.split(".")
+    if parts[0] != "dpo_jax":
+        return None
+    for end in range(len(parts), 0, -1):
+        path = root.joinpath(*parts[:end])
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def room(root: Path, file: Path) -> str:
+    """`losses` for dpo_jax/losses/pairwise.py, `types` for dpo_jax/types.py, the empty word for dpo_jax/__init__.py."""
+    first = file.relative_to(root / "dpo_jax").parts[0]
+    return "" if first == "__init__.py" else first.removesuffix(".py")
+
+
+def illegal_arrows(root: Path) -> list[str]:
+    """One line for each import that the tables do not allow, starting with file:line."""
+    found = []
+    for arrow in arrows(root):
+        here = room(root, arrow.file)
+        place = f"{arrow.file.relative_to(root).as_posix()}:{arrow.line}"
+        target = module_file(root, arrow.module)
+        if target is not None:
+            there = room(root, target)
+            if there not in (here, "errors", "") and there not in MAY_IMPORT.get(here, set()):
+                found.append(f"{place}: {here or 'dpo_jax'} may not import {there}")
+        elif (package := arrow.module.split(".")[0]) in ONLY_IN:
+            inside = arrow.file.relative_to(root / "dpo_jax").as_posix()
+            if not inside.startswith(ONLY_IN[package]):
+                found.append(f"{place}: {package} may be imported only in {', '.join(ONLY_IN[package])}")
+    return list(dict.fromkeys(found))
+
+
+def unknown_rooms(root: Path) -> set[str]:
+    """Files and folders of dpo_jax that the import table does not name."""
+    return {room(root, file) for file in (root / "dpo_jax").rglob("*.py")} - set(MAY_IMPORT)
+
+
+def import_circle(root: Path) -> list[str]:
+    """The files of one import circle in order, or nothing. Imports inside functions count too."""
+    graph: dict[str, set[str]] = {}
+    for arrow in arrows(root):
+        target = module_file(root, arrow.module)
+        if target is not None and target != arrow.file:
+            source = arrow.file.relative_to(root).as_posix()
+            graph.setdefault(source, set()).add(target.relative_to(root).as_posix())
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def long_files(root: Path) -> list[str]:
+    """Python files of the package and its tests that are longer than any file may be."""
+    files = [file for folder in ("dpo_jax", "tests") for file in sorted((root / folder).rglob("*.py"))]
+    lengths = {file: len(file.read_text(encoding="utf8").splitlines()) for file in files}
+    return [f"{file.relative_to(root).as_posix()}: {n} lines" for file, n in lengths.items() if n > LONGEST_FILE]
+
+
+def test_no_illegal_arrow():
+    assert not unknown_rooms(ROOT), "name the room in MAY_IMPORT, and in the design, or move the file"
+    assert not illegal_arrows(ROOT)
+
+
+def test_no_circle():
+    assert not import_circle(ROOT)
+
+
+def test_no_long_file():
+    assert not long_files(ROOT)
+
+
+def test_top_level():
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    visible = {line.split("/")[0] for line in listed.stdout.splitlines() if not line.startswith(".")}
+    assert visible == TOP_LEVEL
+
+
+def test_losses_load_nothing_heavy():
+    heavy = "flax", "orbax", "transformers", "datasets"
+    code = f"import sys, dpo_jax.losses; print(*[name for name in {heavy} if name in sys.modules])"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert loaded.stdout.split() == []
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of dpo_jax in which every file is empty, to plant mistakes in."""
+    for file in (ROOT / "dpo_jax").rglob("*.py"):
+        _append(tmp_path / file.relative_to(ROOT), "")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "complaint"),
+    [
+        ("losses/planted.py", "import dpo_jax.models.decoder", "losses may not import models"),
+        ("losses/planted.py", "from dpo_jax import mesh", "losses may not import mesh"),
+        ("losses/planted.py", "from ..models.decoder import Decoder", "losses may not import models"),
+        ("losses/planted.py", "from .. import logprobs", "losses may not import logprobs"),
+        ("data/planted.py", "def late():\n    import dpo_jax.losses", "data may not import losses"),
+        ("models/planted.py", "if TYPE_CHECKING:\n    from dpo_jax.weights import x", "models may not import weights"),
+        ("training/planted.py", "from dpo_jax.losses.pairwise import dpo", "training may not import losses"),
+        ("reference/planted.py", "from dpo_jax.config import x", "reference may not import config"),
+        ("types.py", "import dpo_jax.mesh", "types may not import mesh"),
+        ("cli.py", "import dpo_jax.losses", "cli may not import losses"),
+        ("__init__.py", "from dpo_jax.losses import dpo", "dpo_jax may not import losses"),
+        ("stages/planted.py", "import orbax.checkpoint", "orbax may be imported only in training/checkpoint.py"),
+        ("training/planted.py", "def late():\n    from orbax import checkpoint", "orbax may be imported only in"),
+        ("training/planted.py", "from flax import nnx", "flax may be imported only in models/, vision/"),
+    ],
+)
+def test_planted_arrow_is_named(house: Path, file: str, line: str, complaint: str):
+    planted = house / "dpo_jax" / file
+    _append(planted, line)
+    (found,) = illegal_arrows(house)
+    last = len(planted.read_text(encoding="utf8").splitlines())
+    assert found.startswith(f"dpo_jax/{file}:{last}: {complaint}")
+
+
+def test_allowed_arrows_are_not_named(house: Path):
+    _append(house / "dpo_jax/training/checkpoint.py", "import orbax.checkpoint\nfrom dpo_jax import errors, files")
+    _append(house / "dpo_jax/vision/planted.py", "from flax import nnx\nfrom ..mesh import constrain")
+    _append(house / "dpo_jax/stages/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x")
+    assert not illegal_arrows(house)
+
+
+def test_planted_circle_is_named(house: Path):
+    _append(house / "dpo_jax/losses/planted_one.py", "from dpo_jax.losses import planted_two")
+    _append(house / "dpo_jax/losses/planted_two.py", "def late():\n    from .planted_one import x")
+    circle = import_circle(house)
+    assert set(circle) == {"dpo_jax/losses/planted_one.py", "dpo_jax/losses/planted_two.py"}
+
+
+def test_planted_room_and_long_file_are_named(house: Path):
+    _append(house / "dpo_jax/utils.py", "x = 1\n" * LONGEST_FILE)
+    assert unknown_rooms(house) == {"utils"}
+    assert long_files(house) == [f"dpo_jax/utils.py: {LONGEST_FILE + 1} lines"]
+
+
+def _append(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a", encoding="utf8") as stream:
+        stream.write(text + "\n")

@@ -1,0 +1,164 @@
+"""Reading a configuration: the file of the documentation, overrides, origins, and every kind of mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpo_jax.config import Config, as_mapping, load
+from dpo_jax.errors import UserError
+
+EXAMPLE = """\
+workdir: runs/demo
+seed: 0
+model: {weights: some/hf-folder, dtype: float32}
+data:
+  train: [{path: pairs.jsonl}]
+  template: plain
+  order: shuffle
+  max_prompt_tokens: 256
+  max_tokens: 512
+reference: {store: runs/stores}
+loss: {name: dpo, options: {beta: 0.1}}
+optimizer: {name: adamw, learning_rate: 2.0e-5, schedule: constant, warmup_steps: 0, weight_decay: 0.0, clip_norm: 1.0}
+train: {batch_pairs: 8, micro_batch_pairs: 4, steps: 100, save_every: 50, log_every: 1}
+mesh: {data: 1, fsdp: -1, tensor: 1, sequence: 1}
+sft: {data: {train: [{path: sft.jsonl}]}, optimizer: {learning_rate: 1.0e-5}, train: {epochs: 2}}
+evaluation: {every: 50}
+"""
+MINIMAL = "workdir: w\nmodel: {weights: m}\ndata: {train: [{path: p.jsonl}]}\nloss: {name: dpo}\n"
+
+
+@pytest.fixture
+def example(tmp_path: Path) -> str:
+    path = tmp_path / "e.yaml"
+    path.write_text(EXAMPLE)
+    return str(path)
+
+
+def write(tmp_path: Path, text: str) -> str:
+    (tmp_path / "c.yaml").write_text(text)
+    return str(tmp_path / "c.yaml")
+
+
+def test_the_documented_file(example: str):
+    config, origins = load(example)
+    assert config.train.micro_batch_pairs == 4 and config.loss[0].options == {"beta": 0.1}
+    assert config.sft and config.sft.train.epochs == 2.0 and config.sft.train.batch_pairs == 8
+    assert origins["train.steps"].endswith("e.yaml:13") and "train.keep" not in origins
+
+
+def test_only_four_keys_are_required(tmp_path: Path):
+    config, _ = load(write(tmp_path, MINIMAL))
+    assert config == Config(workdir="w", model=config.model, data=config.data, loss=config.loss)
+
+
+def test_overrides_come_last_and_say_so(example: str):
+    config, origins = load(
+        example,
+        [
+            "--train.steps",
+            "7",
+            "--loss.options.beta=0.5",
+            "--optimizer.learning_rate",
+            "2e-5",
+            "--data.train.0.path",
+            "b.jsonl",
+        ],
+    )
+    assert config.train.steps == 7 and config.loss[0].options["beta"] == 0.5
+    assert config.optimizer.learning_rate == 2e-5  # YAML reads 2e-5 as text
+    assert config.data.train[0] == {"path": "b.jsonl"}
+    assert origins["train.steps"] == "command line" and origins["loss.0.options.beta"] == "command line"
+
+
+def test_losses_may_be_a_list(tmp_path: Path):
+    text = MINIMAL.replace("{name: dpo}", "[{name: dpo, weight: 0.8}, {name: dpo, options: {beta: 0.5}}]")
+    config, _ = load(write(tmp_path, text), ["--loss.0.weight", "0.5"])
+    assert [term.weight for term in config.loss] == [0.5, 1.0]
+
+
+def test_the_merged_configuration_reads_back_as_itself(example: str, tmp_path: Path):
+    config, _ = load(example)
+    assert load(write(tmp_path, yaml.safe_dump(as_mapping(config))))[0] == config
+
+
+MISTAKES = {
+    "unknown key": ("trian: {steps: 3}", r"c\.yaml:5: trian: .*Did you mean 'train'"),
+    "unknown key below": ("train: {stepz: 3}", r"c\.yaml:5: train\.stepz: .*Did you mean 'steps'"),
+    "text for a number": ("train: {steps: many}", r"c\.yaml:5: train\.steps: a whole number is wanted, not 'many'"),
+    "half a step": ("train: {steps: 1.5}", r"a whole number is wanted, not 1\.5"),
+    "yes for a number": ("seed: true", r"seed: a whole number is wanted, not True"),
+    "zero steps": ("train: {steps: 0}", r"must be at least 1, got 0"),
+    "negative rate": ("optimizer: {learning_rate: -1.0}", r"must be at least 0"),
+    "share above one": ("optimizer: {beta1: 1.5}", r"at least 0 and at most 1, got 1\.5"),
+    "unknown choice": ("optimizer: {schedule: cosin}", r"Did you mean 'cosine'\? Allowed: constant, cosine, linear"),
+    "list for a mapping": ("train: [1]", r"train: a mapping of keys is wanted"),
+    "mapping for a list": ("evaluation: {judge: {data: {path: x}}}", r"judge\.data: a list is wanted"),
+    "missing key": ("sft: {train: {steps: 3}}", r"c\.yaml:5: sft: the key sft\.data is missing"),
+    "steps and epochs": ("train: {steps: 3, epochs: 1}", r"give steps or epochs"),
+    "micro batch": ("train: {batch_pairs: 8, micro_batch_pairs: 3}", r"3 does not divide train\.batch_pairs, 8"),
+    "the key twice": ("seed: 1\nseed: 2", r"c\.yaml:6: seed: the key is given twice"),
+    "a tag": ("seed: !!python/object/apply:os.system [ls]", r"c\.yaml:5"),
+    "not YAML": ("seed: [1", r"c\.yaml:\d+: not YAML"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_the_file(tmp_path: Path, name: str):
+    line, says = MISTAKES[name]
+    with pytest.raises(UserError, match=says):
+        load(write(tmp_path, MINIMAL + line + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "a configuration is a mapping"),
+        ("- a\n", "a configuration is a mapping"),
+        ("workdir: w\n", "model is missing"),
+        (MINIMAL.replace("[{path: p.jsonl}]", "[]"), "name at least one source"),
+        (MINIMAL.replace("{name: dpo}", "[]"), "name at least one"),
+        (MINIMAL.replace("p.jsonl}]", "p.jsonl}], max_prompt_tokens: 9, max_tokens: 9"), "leaves no room"),
+    ],
+)
+def test_files_that_are_no_experiment(tmp_path: Path, text: str, says: str):
+    with pytest.raises(UserError, match=says):
+        load(write(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--trian.steps", "3"], "command line: trian: .*Did you mean 'train'"),
+        (["--train.steps", "x"], "command line: train.steps: a whole number"),
+        (["--train.steps"], "--train.steps has no value"),
+        (["steps=3"], "'steps=3' is not an override"),
+        (["--"], "'--' is not an override"),
+        (["--seed.x", "3"], "seed is a value, it has no keys below it"),
+        (["--data.train.5.path", "x"], "data.train is a list of 1, from 0"),
+        (["--loss.options", "3"], "options: a mapping of keys is wanted"),
+    ],
+)
+def test_mistakes_on_the_command_line(example: str, arguments: list[str], says: str):
+    with pytest.raises(UserError, match=says):
+        load(example, arguments)
+
+
+@pytest.mark.parametrize("path", ["nowhere.yaml", "configs/nowhere.yaml", "."])
+def test_a_file_that_is_not_there(path: str):
+    with pytest.raises(UserError, match="no such configuration file"):
+        load(path)
+
+
+def test_a_file_that_is_not_text(tmp_path: Path):
+    (tmp_path / "c.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"c\.yaml: (cannot be read|.*not YAML)"):
+        load(str(tmp_path / "c.yaml"))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.name)
+def test_every_shipped_configuration_loads(path: Path):
+    load(str(path))

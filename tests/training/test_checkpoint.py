@@ -1,0 +1,116 @@
+"""Checkpoints: exact, sealed, digested, on another mesh, and never half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.errors import UserError
+from dpo_jax.mesh import make_mesh, named_sharding, replicated
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.state import TrainState
+
+
+def state(number: float, mesh=None) -> TrainState:
+    mesh = mesh or make_mesh(fsdp=8)
+    matrix = named_sharding(mesh, ("embed", "mlp"), (8, 4))
+    array = jax.device_put(jnp.arange(32, dtype=jnp.float32).reshape(8, 4) + number, matrix)
+    whole = replicated(mesh)
+    return TrainState(
+        step=jax.device_put(jnp.asarray(int(number), jnp.int32), whole),
+        params={"layer": {"w": array}},
+        optimizer=(jax.device_put(array * 2, matrix), ()),
+        key=jax.device_put(jax.random.key_data(jax.random.key(int(number))), whole),
+    )
+
+
+def like(wanted: TrainState):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), wanted)
+
+
+def saved(folder: Path, *steps: int, keep: int = 2) -> Checkpoints:
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in steps:
+        checkpoints.save(step, state(step), {"note": step})
+    checkpoints.wait()
+    return checkpoints
+
+
+def assert_same(ours: TrainState, wanted: TrainState) -> None:
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.sharding == b.sharding and a.dtype == b.dtype
+
+
+def test_restores_bit_for_bit_where_it_lay(tmp_path: Path):
+    checkpoints = saved(tmp_path, 3)
+    assert checkpoints.latest() == 3 and checkpoints.record(3) == {"note": 3}
+    assert_same(checkpoints.restore(3, like(state(0))), state(3))
+
+
+def test_restores_onto_another_mesh_and_the_parameters_alone(tmp_path: Path):
+    saved(tmp_path, 3)
+    elsewhere = state(3, make_mesh(data=2, fsdp=2, tensor=2))
+    assert_same(Checkpoints(tmp_path).restore(3, like(elsewhere)), elsewhere)
+    params = Checkpoints(tmp_path).restore_params(3, like(elsewhere).params)
+    np.testing.assert_array_equal(params["layer"]["w"], elsewhere.params["layer"]["w"])
+
+
+def test_keeps_the_newest(tmp_path: Path):
+    assert saved(tmp_path, 1, 2, 3, keep=2).steps() == [2, 3]
+    assert not (tmp_path / "1").exists()
+
+
+def test_a_step_without_its_seal_does_not_count_and_is_written_again(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1, 2)
+    (tmp_path / "2.json").unlink()  # killed between Orbax's commit and our seal
+    assert Checkpoints(tmp_path).latest() == 1
+    checkpoints.save(2, state(2), {})
+    checkpoints.wait()
+    assert checkpoints.latest() == 2
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
+
+
+def test_a_flipped_byte_in_any_file_is_found_and_the_older_step_offered(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1, 2)
+    for path in files_of(tmp_path / "2"):
+        good = path.read_bytes()
+        middle = len(good) // 2
+        path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+        with pytest.raises(UserError, match=r"damaged: .*Delete 2 and 2\.json to go on from step 1"):
+            checkpoints.restore(2, like(state(0)))
+        path.write_bytes(good)
+    assert_same(checkpoints.restore(2, like(state(0))), state(2))
+
+
+def test_a_missing_file_is_found(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1)
+    files_of(tmp_path / "1")[0].unlink()
+    with pytest.raises(UserError, match=r"damaged.*No older step"):
+        checkpoints.restore(1, like(state(0)))
+
+
+def test_another_dtype_or_shape_is_refused_not_cast(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1)
+    wanted = like(state(0))
+    narrow = jax.ShapeDtypeStruct((8, 4), jnp.bfloat16, sharding=wanted.params["layer"]["w"].sharding)
+    with pytest.raises(UserError, match=r"float32.*wants bfloat16"):
+        checkpoints.restore(1, wanted._replace(params={"layer": {"w": narrow}}))
+    with pytest.raises(UserError, match=r"\[8, 4\].*\[4, 4\]"):
+        checkpoints.restore_params(1, {"layer": {"w": jax.ShapeDtypeStruct((4, 4), jnp.float32)}})
+    with pytest.raises(UserError, match="another model"):
+        checkpoints.restore_params(1, {"a": narrow, "b": narrow})
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path):
+    (tmp_path / "in_the_way").write_text("")
+    checkpoints = Checkpoints(tmp_path / "in_the_way")
+    with pytest.raises(UserError, match="cannot be written"):
+        checkpoints.save(1, state(1), {})

@@ -1,0 +1,139 @@
+"""Opening Hugging Face folders: what is read, and every way a folder can be wrong."""
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dpo_jax.errors import UserError
+from dpo_jax.files import digest_folder, write_json
+from dpo_jax.weights.opening import open_weights
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_hf_folder(tmp_path / "model")
+
+
+def split_in_two(folder: Path) -> dict[str, str]:
+    """Turns model.safetensors into two files and an index; returns the weight map."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in halves.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    weight_map = {name: file for file, held in halves.items() for name in held}
+    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
+    return weight_map
+
+
+def test_one_file_is_read_as_safetensors_reads_it(folder: Path):
+    source, expected = open_weights(str(folder)), load_file(folder / "model.safetensors")
+    assert source.shapes == {name: array.shape for name, array in expected.items()}
+    for name, array in expected.items():
+        np.testing.assert_array_equal(source.read(name), array, strict=True)
+    assert source.config["model_type"] == "llama"
+    assert source.generation_config["eos_token_id"] == 2
+
+
+def test_tensors_are_mapped_not_copied(folder: Path):
+    source = open_weights(str(folder))
+    array = source.read("model.embed_tokens.weight")
+    assert not array.flags.owndata and not array.flags.writeable
+
+
+def test_several_files_and_an_index(folder: Path):
+    expected = load_file(folder / "model.safetensors")
+    split_in_two(folder)
+    source = open_weights(str(folder))
+    assert source.shapes.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(source.read(name), array, strict=True)
+
+
+def test_an_index_that_names_the_wrong_file(folder: Path):
+    weight_map = split_in_two(folder) | {"model.norm.weight": "a.safetensors", "lm_head.weight": "b.safetensors"}
+    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
+    with pytest.raises(UserError, match=r"does not hold the tensors that model.safetensors.index.json says"):
+        open_weights(str(folder))
+
+
+def test_an_index_that_names_a_missing_file(folder: Path):
+    split_in_two(folder)
+    (folder / "b.safetensors").unlink()
+    with pytest.raises(UserError, match=r"b\.safetensors: missing"):
+        open_weights(str(folder))
+
+
+def test_bfloat16_keeps_its_bits(folder: Path):
+    values = np.array([[1.5, -3.0, 0.1]], ml_dtypes.bfloat16)
+    save_file({"x": values}, folder / "model.safetensors")
+    np.testing.assert_array_equal(open_weights(str(folder)).read("x"), values, strict=True)
+
+
+def test_generation_config_comes_from_the_config_where_there_is_none(folder: Path):
+    (folder / "generation_config.json").unlink()
+    expected = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
+    assert open_weights(str(folder)).generation_config == expected
+
+
+def test_the_tokenizer_is_that_of_the_folder(folder: Path):
+    tokenizer = open_weights(str(folder)).tokenizer()
+    assert tokenizer.eos_token == "<|im_end|>"
+    text = "the lamp\n12 was naïve"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert tokenizer.chat_template
+
+
+def test_a_tokenizer_that_is_missing(folder: Path):
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"no tokenizer\.json"):
+        open_weights(str(folder)).tokenizer()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", None, r"config\.json: missing"),
+        ("config.json", "{", r"config\.json: not JSON"),
+        ("config.json", "[]", r"config\.json: want a JSON object, found list"),
+        ("model.safetensors", None, r"never pickled weights"),
+        ("model.safetensors", "", r"model\.safetensors: not a safetensors file"),
+        ("model.safetensors", "garbage, and more of it", r"model\.safetensors: not a safetensors file"),
+    ],
+)
+def test_a_file_that_is_missing_or_garbage(folder: Path, file: str, content: str | None, message: str):
+    (folder / file).unlink()
+    if content is not None:
+        (folder / file).write_text(content)
+    with pytest.raises(UserError, match=message):
+        open_weights(str(folder))
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-4], lambda data: data + b"\0\0\0\0"])
+def test_a_file_of_another_length_than_its_header_says(folder: Path, change):
+    path = folder / "model.safetensors"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(UserError, match="truncated or damaged"):
+        open_weights(str(folder))
+
+
+def test_a_dtype_that_is_not_a_weight(folder: Path):
+    save_file({"x": np.zeros(3, np.int8)}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"tensor 'x' has dtype I8.*Allowed: BF16, F16, F32, F64"):
+        open_weights(str(folder))
+
+
+def test_a_flipped_byte_in_a_folder_with_digests(folder: Path):
+    write_json(folder / "digests.json", digest_folder(folder))
+    open_weights(str(folder))
+    path = folder / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-7] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"model\.safetensors: missing, damaged or edited"):
+        open_weights(str(folder))

@@ -1,0 +1,164 @@
+"""Filling parameters: values by hand, sharding, and every way a checkpoint can differ from its config."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dpo_jax.errors import UserError
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.decoder import make_model
+from dpo_jax.weights.load import load_params, resolve_family, resolve_spec
+from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.source import WeightsSource
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hf_folder(tmp_path_factory.mktemp("weights") / "model")
+
+
+def load(source: WeightsSource, *, dtype=jnp.float32, **axes: int):
+    spec, rules = resolve_spec(source)
+    return load_params(source, make_model(spec), rules, make_mesh(**axes), dtype=dtype)
+
+
+def with_tensors(target: Path, tensors: dict[str, np.ndarray | None], *, tied: bool = False) -> WeightsSource:
+    """A new folder at `target` with these tensors replaced, added, or (None) left out."""
+    held = load_file(make_hf_folder(target, tied=tied) / "model.safetensors") | tensors
+    save_file({name: array for name, array in held.items() if array is not None}, target / "model.safetensors")
+    return open_weights(str(target))
+
+
+def test_every_tensor_lands_where_its_name_says(folder: Path):
+    source = open_weights(str(folder))
+    params = load(source)
+    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
+    norms = params["layers"]["attention_norm"]["scale"], params["layers"]["mlp_norm"]["scale"]
+    for layer in (0, 1):
+        prefix = f"model.layers.{layer}."
+        stored = {n.removeprefix(prefix): source.read(n) for n in source.shapes if n.startswith(prefix)}
+        # 4 query heads and 2 key/value heads of size 8: head 1, element 3 is row 11 of the stored matrix.
+        np.testing.assert_array_equal(attention["query"][layer, :, 1, 3], stored["self_attn.q_proj.weight"][11])
+        np.testing.assert_array_equal(attention["key"][layer, :, 1, 3], stored["self_attn.k_proj.weight"][11])
+        np.testing.assert_array_equal(attention["value"][layer, :, 1, 3], stored["self_attn.v_proj.weight"][11])
+        np.testing.assert_array_equal(attention["output"][layer, 1, 3], stored["self_attn.o_proj.weight"][:, 11])
+        np.testing.assert_array_equal(mlp["gate"][layer], stored["mlp.gate_proj.weight"].T)
+        np.testing.assert_array_equal(mlp["up"][layer], stored["mlp.up_proj.weight"].T)
+        np.testing.assert_array_equal(mlp["down"][layer], stored["mlp.down_proj.weight"].T)
+        np.testing.assert_array_equal(norms[0][layer], stored["input_layernorm.weight"])
+        np.testing.assert_array_equal(norms[1][layer], stored["post_attention_layernorm.weight"])
+    np.testing.assert_array_equal(params["embedding"], source.read("model.embed_tokens.weight"))
+    np.testing.assert_array_equal(params["unembedding"], source.read("lm_head.weight"))
+    np.testing.assert_array_equal(params["final_norm"]["scale"], source.read("model.norm.weight"))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_the_parameters_are_those_of_the_model(tmp_path: Path, tied: bool):
+    source = open_weights(str(make_hf_folder(tmp_path, tied=tied)))
+    spec, rules = resolve_spec(source)
+    model = make_model(spec)
+    params = load_params(source, model, rules, make_mesh(), dtype=jnp.float32)
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), model.shapes
+    )
+
+
+def test_a_split_mesh_holds_the_same_values_in_parts(folder: Path):
+    source = open_weights(str(folder))
+    whole, split = load(source, data=8, fsdp=1), load(source, data=2, fsdp=2, tensor=2)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), whole, split)
+    query = split["layers"]["attention"]["query"]  # [2, 32, 4, 8]: width over fsdp, heads over tensor
+    assert {shard.data.shape for shard in query.addressable_shards} == {(2, 16, 2, 8)}
+
+
+def test_bfloat16(folder: Path):
+    params = load(open_weights(str(folder)), dtype=jnp.bfloat16)
+    expected = open_weights(str(folder)).read("model.embed_tokens.weight").astype(jnp.bfloat16)
+    np.testing.assert_array_equal(params["embedding"], expected, strict=True)
+
+
+def aligned(array: np.ndarray) -> np.ndarray:
+    """A copy on a 64-byte boundary, where JAX on CPU takes host memory over without copying it."""
+    room = np.zeros(array.nbytes + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def test_parameters_do_not_alias_the_file(folder: Path):
+    """A mapped file that is written over later must not change the parameters."""
+    source = open_weights(str(folder))
+    arrays = {name: aligned(source.read(name)) for name in source.shapes}
+    params = load(source._replace(read=arrays.__getitem__), data=8, fsdp=1)
+    arrays["model.embed_tokens.weight"][:] = 0
+    np.testing.assert_array_equal(params["embedding"], source.read("model.embed_tokens.weight"))
+
+
+def refuse_to_read(name: str) -> np.ndarray:
+    raise AssertionError(f"{name} was read before the names and shapes were checked")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"model.norm.weight": None}, r"1 tensors are missing: model\.norm\.weight"),
+        ({"model.norm.weigth": np.ones(32, np.float32)}, r"'model.norm.weigth' is unknown.*mean 'model.norm.weight'"),
+        ({"model.layers.2.input_layernorm.weight": np.ones(32, np.float32)}, r"layers\.2.* is unknown \(2 layers\)"),
+        (
+            {"model.layers.1.self_attn.k_proj.weight": np.ones((32, 16), np.float32)},
+            r"'model.layers.1.self_attn.k_proj.weight' has shape \(32, 16\), config.json asks for \(16, 32\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_differs_from_its_config(tmp_path: Path, tensors: dict, message: str):
+    source = with_tensors(tmp_path, tensors)
+    with pytest.raises(UserError, match=message):
+        load(source._replace(read=refuse_to_read))
+
+
+def test_a_tied_head_may_stand_in_the_file_if_it_is_the_embedding(tmp_path: Path):
+    embedding = load_file(make_hf_folder(tmp_path / "tied", tied=True) / "model.safetensors")[
+        "model.embed_tokens.weight"
+    ]
+    params = load(with_tensors(tmp_path / "same", {"lm_head.weight": embedding}, tied=True))
+    assert "unembedding" not in params
+    other = with_tensors(tmp_path / "other", {"lm_head.weight": embedding + 1}, tied=True)
+    with pytest.raises(UserError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+        load(other)
+
+
+def test_stored_rotary_frequencies_are_ignored(tmp_path: Path):
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    load(with_tensors(tmp_path, {name: np.ones(4, np.float32)}))
+
+
+def test_an_unknown_family_is_refused_with_the_nearest_name():
+    with pytest.raises(UserError, match=r"model_type 'lama' is not supported. Did you mean 'llama'\?"):
+        resolve_family({"model_type": "lama"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_bias": True}, r"config\.json: attention_bias is True"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, r"config\.json: rope type 'yarn'"),
+        ({"model_type": "gpt5"}, r"config\.json: model_type 'gpt5'"),
+    ],
+)
+def test_a_config_that_the_family_does_not_compute(folder: Path, change: dict, message: str):
+    source = open_weights(str(folder))
+    with pytest.raises(UserError, match=rf"{folder}: {message}"):
+        resolve_spec(source._replace(config=source.config | change))
+
+
+def test_a_config_without_a_key(folder: Path):
+    source = open_weights(str(folder))
+    config = {key: value for key, value in source.config.items() if key != "hidden_size"}
+    with pytest.raises(UserError, match=r"config\.json: key 'hidden_size' is missing"):
+        resolve_spec(source._replace(config=config))

