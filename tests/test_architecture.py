@@ -62,7 +62,7 @@ def arrows(root: Path) -> Iterator[Arrow]:
     """Every import in dpo_jax, wherever it stands in a file; `from a import b` gives `a.b`."""
     for file in sorted((root / "dpo_jax").rglob("*.py")):
         package = file.relative_to(root).parent.parts
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf8"), str(file))):
             if isinstance(node, ast.Import):
                 yield from (Arrow(file, node.lineno, alias.name) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import chex
 import jax
@@ -71,7 +72,7 @@ def draw(logits_RV: jax.Array, keys_R: jax.Array, temperature: jax.Array | float
     """A token id per row from softmax(logits / temperature), each row with its own key; temperature 0: the likeliest.
 
     A block of the vocabulary is drawn first, then a token inside it: noise for N + W numbers instead of V, which for
-    49,152 tokens is 18 times faster on a CPU than one draw among all.
+    49,152 tokens is about twenty times faster on a CPU than one draw among all.
     """
     rows, vocabulary = logits_RV.shape
     scaled_RV = logits_RV / jnp.where(temperature > 0, temperature, 1.0)
@@ -95,6 +96,14 @@ def next_logits(hidden_RD: jax.Array, unembedding: Unembedding) -> jax.Array:
     return jnp.where(real_V[None], logits_RV, -jnp.inf)
 
 
+class _State(NamedTuple):
+    step: jax.Array
+    tokens_RM: jax.Array
+    lengths_R: jax.Array
+    done_R: jax.Array
+    cache: Cache
+
+
 def _sample(
     model: Model,
     max_new_tokens: int,
@@ -115,23 +124,20 @@ def _sample(
         step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
         return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature)
 
-    def unfinished(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache]) -> jax.Array:
-        return (carry[0] < max_new_tokens) & ~jnp.all(carry[3])
-
-    def advance(carry: tuple[jax.Array, jax.Array, jax.Array, jax.Array, Cache]) -> tuple:
-        step, tokens_RM, lengths_R, done_R, cache = carry
+    def advance(state: _State) -> _State:
+        step, tokens_RM, lengths_R, done_R, cache = state
         # Each position is written before it is looked at, so what the prompt's padding left in the cache is never seen.
         positions_R1 = (prompt_lengths_R + step - 1)[:, None]
         hidden_R1D, unembedding, cache = model.extend(params, tokens_RM[:, step - 1][:, None], positions_R1, cache)
         token_R = jnp.where(done_R, 0, next_tokens(hidden_R1D[:, 0], unembedding, step))
         tokens_RM = tokens_RM.at[:, step].set(token_R)
-        return step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache
+        return _State(step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache)
 
     positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
     cache = model.empty_cache(rows, width + max_new_tokens - 1)
     hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
     token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
     tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
-    carry = (jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
-    _, tokens_RM, lengths_R, *_ = jax.lax.while_loop(unfinished, advance, carry)
-    return tokens_RM, lengths_R
+    state = _State(jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
+    state = jax.lax.while_loop(lambda now: (now.step < max_new_tokens) & ~jnp.all(now.done_R), advance, state)
+    return state.tokens_RM, state.lengths_R

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 from rich.console import Console
@@ -11,7 +10,7 @@ from rich.progress import Progress as Bars
 
 _QUIET_SECONDS = 10.0
 
-console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(stage: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import inspect
 import math
 
@@ -146,3 +147,10 @@ def test_a_tie_counts_as_wrong_and_metrics_carry_no_gradient():
     total = lambda policy: sum(value.sum() for value in preference_metrics(policy, REFERENCE, beta=0.5).values())  # noqa: E731
     for leaf in jax.tree.leaves(jax.grad(total)(POLICY)):
         np.testing.assert_array_equal(leaf, 0.0)
+
+
+def test_the_examples_in_the_docstrings_run():
+    from dpo_jax.losses import pairwise
+
+    attempted = doctest.testmod(pairwise, extraglobs={"PairLogps": PairLogps})
+    assert attempted.failed == 0 and attempted.attempted >= 4

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Runs an experiment on this machine; the first time it makes .venv and installs everything.
+#
+#     bash launch/local.sh [--dry-run] CONFIG [--key.sub value ...]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+if [[ "${1:-}" == --dry-run ]]; then
+    DRY_RUN=1
+    shift
+fi
+[[ $# -gt 0 && "$1" != -* ]] || fail "Usage: bash launch/local.sh [--dry-run] CONFIG [--key.sub value ...]"
+[[ -f "$1" ]] || fail "No such file: $1 (paths start at $PWD)"
+
+venv="$(environment_folder .venv)"
+extra="$(find_accelerator)"
+prepare_environment "$venv" "$extra"
+say "Running dpo-jax run $* on ${extra:-the CPU}"
+[[ "$DRY_RUN" == 0 ]] || exit 0
+exec "$venv/bin/dpo-jax" run "$@"

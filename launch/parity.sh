@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Compares with PyTorch, transformers and TRL, in an environment of its own that has them beside JAX.
+#
+#     bash launch/parity.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+venv="$(environment_folder .venv)-parity"
+prepare_environment "$venv" parity
+cd "$REPO"
+exec "$venv/bin/python" -m pytest tests/parity "$@"

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Runs the tests, in the same environment as local.sh; the parity tests (PyTorch) are launch/parity.sh.
+#
+#     bash launch/test.sh [pytest arguments]
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+
+venv="$(environment_folder .venv)"
+extra="$(find_accelerator)"
+prepare_environment "$venv" "$extra"
+cd "$REPO"
+exec "$venv/bin/python" -m pytest "$@"

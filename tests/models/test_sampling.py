@@ -1,0 +1,203 @@
+"""Sampling against plain forward passes, and its streams of random numbers."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.mesh import make_mesh, named_sharding, place
+from dpo_jax.models.decoder import DecoderSpec, Model, make_model
+from dpo_jax.models.sampling import draw, generate, make_sampler, next_logits
+from dpo_jax.types import Unembedding
+
+SPEC = DecoderSpec(
+    vocabulary=300,  # more than one block of the two-stage draw, and no multiple of it
+    width=16,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    head_size=4,
+    mlp_width=32,
+    rope_base=100.0,
+    norm_epsilon=1e-5,
+    tied=False,
+)
+MODEL = make_model(SPEC)
+NEW = 8
+FREE = make_sampler(MODEL, max_new_tokens=NEW, stop_tokens=())
+KEY = jax.random.key(7)
+PROMPTS = [np.array(ids) for ids in ([5], [9, 250, 17, 3], [1, 2], [299, 0, 44])]
+
+
+@pytest.fixture(scope="module")
+def params():
+    # Wider than usual, so that logits spread by some nats.
+    return jax.tree.map(lambda array: array * 5, jax.jit(MODEL.init)(jax.random.key(0)))
+
+
+def logits_TV(params, ids) -> np.ndarray:
+    """Logits after each token by one plain pass, padded to one shape."""
+    tokens_RT = np.pad(np.array(ids), (0, 16 - len(ids)))[None]
+    hidden_RTD, weight_VD = _plain_pass(params, tokens_RT)
+    return np.asarray(hidden_RTD)[0, : len(ids)] @ np.asarray(weight_VD).T
+
+
+@jax.jit
+def _plain_pass(params, tokens_RT):
+    positions_RT = jnp.arange(tokens_RT.shape[1])[None]
+    hidden_RTD, unembedding = MODEL.apply(params, tokens_RT, positions_RT, jnp.ones_like(tokens_RT))
+    return hidden_RTD, unembedding.weight_VD
+
+
+@pytest.mark.parametrize("pad", [0, 123])
+def test_greedy_equals_argmax_of_plain_passes_whatever_the_padding_holds(params, pad):
+    prompt_RT = np.stack([np.pad(p, (0, 4 - len(p)), constant_values=pad) for p in PROMPTS]).astype(np.int32)
+    lengths_R = np.array([len(prompt) for prompt in PROMPTS], np.int32)
+    tokens_RM, new_R = FREE(params, prompt_RT, lengths_R, KEY, 0.0)
+    assert new_R.tolist() == [NEW] * 4
+    for prompt, response in zip(PROMPTS, np.asarray(tokens_RM), strict=True):
+        # If each token is the argmax after those before it, the response is what repeated passes would give.
+        predicted = logits_TV(params, [*prompt, *response[:-1]])[len(prompt) - 1 :].argmax(axis=-1)
+        assert response.tolist() == predicted.tolist()
+
+
+def test_lengths_count_the_stop_token_and_nothing_follows_it(params):
+    free = generate(FREE, params, PROMPTS, key=KEY, batch_rows=4)
+    stops = (int(free[0][2]), int(free[2][0]))
+    sampler = make_sampler(MODEL, max_new_tokens=NEW, stop_tokens=stops)
+    stopped = generate(sampler, params, PROMPTS, key=KEY, batch_rows=4)
+    ends = [next((i + 1 for i, token in enumerate(row) if token in stops), NEW) for row in free]
+    assert ends[0] <= 3 and ends[2] == 1 and NEW in ends
+    assert [row.tolist() for row in stopped] == [row[:end].tolist() for row, end in zip(free, ends, strict=True)]
+
+    prompt_RT = np.stack([np.pad(prompt, (0, 4 - len(prompt))) for prompt in PROMPTS]).astype(np.int32)
+    tokens_RM, _ = sampler(params, prompt_RT, np.array([1, 4, 2, 3], np.int32), KEY, 1.0, 0)
+    assert tokens_RM[2].tolist() == [stops[1]] + [0] * (NEW - 1)
+
+
+class CountingModel(Model):
+    """Counts the passes that run."""
+
+    passes = 0
+
+    def extend(self, *args):
+        jax.debug.callback(lambda: setattr(CountingModel, "passes", CountingModel.passes + 1))
+        return super().extend(*args)
+
+
+def test_the_loop_ends_when_every_row_is_done(params):
+    model = CountingModel(MODEL.spec, MODEL.graphdef, MODEL.shapes, MODEL.axes, MODEL.dtype)
+    sampler = make_sampler(model, max_new_tokens=50, stop_tokens=tuple(range(300)))
+    assert [len(row) for row in generate(sampler, params, PROMPTS, key=KEY, batch_rows=4)] == [1] * 4
+    jax.effects_barrier()
+    assert CountingModel.passes == 1  # the prompt's own
+
+
+def test_a_row_depends_on_neither_batch_size_nor_other_rows(params):
+    prompts = PROMPTS * 2
+    together = generate(FREE, params, prompts, key=KEY, batch_rows=4)
+    apart = generate(FREE, params, prompts, key=KEY, batch_rows=3)
+    others = generate(FREE, params, [*PROMPTS[::-1], *PROMPTS], key=KEY, batch_rows=4)
+    assert [row.tolist() for row in together] == [row.tolist() for row in apart]
+    assert [row.tolist() for row in together[4:]] == [row.tolist() for row in others[4:]]
+
+
+def test_equal_prompts_differ_by_row_and_by_key(params):
+    def responses(seed: int) -> set[tuple[int, ...]]:
+        rows = generate(FREE, params, [PROMPTS[1]] * 6, key=jax.random.key(seed), batch_rows=4)
+        return {tuple(row.tolist()) for row in rows}
+
+    assert len(responses(0)) == 6
+    assert responses(0) == responses(0)
+    assert not responses(0) & responses(1)
+
+
+def test_steps_of_one_row_draw_independently(params):
+    flat = jax.tree.map(jnp.zeros_like, params)
+    rows = generate(FREE, flat, PROMPTS, key=KEY, batch_rows=4)
+    assert all(len(set(row.tolist())) >= NEW - 1 for row in rows)  # uniform over 300 tokens: repeats are rare
+
+
+def test_temperature_does_not_recompile(params):
+    for temperature in (0.0, 0.7, 1.0):
+        generate(FREE, params, PROMPTS, key=KEY, batch_rows=4, temperature=temperature)
+    before = FREE._cache_size()
+    generate(FREE, params, PROMPTS, key=KEY, batch_rows=4, temperature=0.3)
+    assert FREE._cache_size() == before
+
+
+def test_sampled_tokens_follow_the_softmax(params):
+    rows, prompt = 3000, [9, 250, 17]
+    sample = make_sampler(MODEL, max_new_tokens=2, stop_tokens=())
+    for temperature in (0.5, 1.0):
+        prompt_RT, lengths_R = np.tile(np.array([prompt], np.int32), (rows, 1)), np.full(rows, 3, np.int32)
+        tokens_RM = np.asarray(sample(params, prompt_RT, lengths_R, KEY, temperature)[0])
+        first = int(np.bincount(tokens_RM[:, 0]).argmax())
+        expected_TV = logits_TV(params, [*prompt, first]) / temperature
+        assert_follows(tokens_RM[:, 0], expected_TV[2])
+        assert_follows(tokens_RM[tokens_RM[:, 0] == first, 1], expected_TV[3])
+
+
+def assert_follows(tokens: np.ndarray, logits_V: np.ndarray) -> None:
+    """Chi-square of the tokens that are expected at least five times, the others counted as one."""
+    expected = len(tokens) * np.exp(logits_V) / np.exp(logits_V).sum()
+    observed = np.bincount(tokens, minlength=len(expected))
+    likely = expected >= 5
+    assert likely.sum() > 5
+    expected, observed = (np.append(count[likely], count[~likely].sum()) for count in (expected, observed))
+    statistic, freedom = np.sum((observed - expected) ** 2 / expected), len(expected) - 1
+    assert statistic < freedom + 4 * np.sqrt(2 * freedom)  # four standard deviations of chi-square
+
+
+def test_draw_reaches_every_block_and_never_a_masked_token():
+    tokens, rows = np.array([0, 255, 256, 599]), 4000
+    logits_RV = np.full((rows, 600), -np.inf, np.float32)
+    logits_RV[:, tokens] = np.log([1, 2, 3, 4])
+    drawn = np.asarray(jax.jit(draw)(logits_RV, jax.random.split(KEY, rows), 1.0))
+    shares = [(drawn == token).mean() for token in tokens]
+    np.testing.assert_allclose(shares, [0.1, 0.2, 0.3, 0.4], atol=0.03)  # the standard errors are below 0.008
+    assert sum(shares) == 1.0
+
+
+def test_logits_are_scaled_capped_masked_and_float32():
+    hidden_RD = jnp.array([[1.0, 2.0]], jnp.bfloat16)
+    weight_VD = jnp.array([[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]], jnp.bfloat16)
+    logits_RV = next_logits(hidden_RD, Unembedding(weight_VD, 2, scale=0.5, soft_cap=2.0))
+    assert logits_RV.dtype == jnp.float32
+    # 2 * tanh(0.5 * 1 / 2) and 2 * tanh(0.5 * 2 / 2)
+    np.testing.assert_allclose(logits_RV[0], [2 * np.tanh(0.25), 2 * np.tanh(0.5), -np.inf], rtol=1e-6)
+
+
+def test_a_mesh_changes_nothing(params):
+    mesh = make_mesh(fsdp=4, tensor=2)
+    sharded = jax.tree.map(
+        lambda axes, leaf: place(named_sharding(mesh, axes, leaf.shape), np.asarray(leaf)),
+        MODEL.axes,
+        params,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    with jax.set_mesh(mesh):
+        meshed = generate(FREE, sharded, PROMPTS, key=KEY, batch_rows=4)
+    plain = generate(FREE, params, PROMPTS, key=KEY, batch_rows=4)
+    assert [row.tolist() for row in meshed] == [row.tolist() for row in plain]
+
+
+def test_the_cache_is_held_once():
+    """Temporary memory is one cache and a few arrays of a layer's size: no step copies the cache."""
+    rows, new_tokens = 8, 1000
+    model = make_model(dataclasses.replace(SPEC, layers=16))
+    sampler = make_sampler(model, max_new_tokens=new_tokens, stop_tokens=())
+    prompt_RT, lengths_R = jnp.ones((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32)
+    memory = sampler.lower(model.shapes, prompt_RT, lengths_R, KEY, 1.0).compile().memory_analysis()
+    cache_bytes = 4 * sum(array.size for array in jax.eval_shape(lambda: model.empty_cache(rows, new_tokens)))
+    assert cache_bytes < memory.temp_size_in_bytes < 1.4 * cache_bytes
+
+
+def test_bad_requests_are_refused(params):
+    with pytest.raises(ValueError, match="max_new_tokens is 0"):
+        make_sampler(MODEL, max_new_tokens=0, stop_tokens=())
+    with pytest.raises(ValueError, match="prompt 1 has no tokens"):
+        generate(FREE, params, [PROMPTS[0], np.array([], np.int32)], key=KEY, batch_rows=2)
+    assert generate(FREE, params, [], key=KEY, batch_rows=2) == []

@@ -1,0 +1,82 @@
+"""Our model from a location of weights, ready to be compared with transformers' own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.logprobs import token_logps
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.families import TensorRule
+from dpo_jax.types import Params
+from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.source import WeightsSource
+
+
+class Ours(NamedTuple):
+    """A model in float32 on a mesh of all devices."""
+
+    mesh: jax.sharding.Mesh
+    source: WeightsSource
+    rules: tuple[TensorRule, ...]
+    model: Model
+    params: Params
+
+    def logits(self, ids_RT: np.ndarray) -> np.ndarray:
+        """Logits [R, T, V] of rows without padding."""
+
+        def whole(params: Params, ids_RT: jax.Array) -> jax.Array:
+            hidden_RTD, unembedding = self._apply(params, ids_RT)
+            return jnp.einsum("rtd,vd->rtv", hidden_RTD, unembedding.weight_VD)
+
+        with jax.set_mesh(self.mesh):
+            return np.asarray(jax.jit(whole)(self.params, ids_RT))
+
+    def token_logps(self, ids_RT: np.ndarray) -> np.ndarray:
+        """Log-probability of each token but the first, [R, T - 1], nats."""
+
+        def score(params: Params, ids_RT: jax.Array) -> jax.Array:
+            hidden_RTD, unembedding = self._apply(params, ids_RT)
+            return token_logps(hidden_RTD[:, :-1], ids_RT[:, 1:], unembedding)
+
+        with jax.set_mesh(self.mesh):
+            return np.asarray(jax.jit(score)(self.params, ids_RT))
+
+    def export(self, folder: Path, **options: object) -> Path:
+        """Writes the Hugging Face folder."""
+        tokenizer = self.source.tokenizer()
+        export_folder(folder, self.params, self.model, self.rules, self.source, tokenizer=tokenizer, **options)
+        return folder
+
+    def _apply(self, params: Params, ids_RT: jax.Array) -> tuple:
+        positions_RT = jnp.broadcast_to(jnp.arange(ids_RT.shape[1]), ids_RT.shape)
+        return self.model.apply(params, ids_RT, positions_RT, jnp.ones_like(ids_RT))
+
+
+def load(location: str | Path) -> Ours:
+    """Opens the weights and places them on the mesh."""
+    mesh, source = make_mesh(), open_weights(str(location))
+    spec, rules = resolve_spec(source)
+    model = make_model(spec)
+    return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh))
+
+
+def their_logits(model: object, ids_RT: np.ndarray) -> np.ndarray:
+    """Logits [R, T, V] that a transformers model computes for rows without padding."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor(ids_RT)).logits.numpy()  # type: ignore[operator]
+
+
+def encode(tokenizer: object, texts: Sequence[str], length: int) -> np.ndarray:
+    """The first `length` tokens of each text, int [R, T]."""
+    return np.array([tokenizer(text).input_ids[:length] for text in texts])  # type: ignore[operator]

@@ -1,0 +1,174 @@
+"""Our Llama by value against transformers': logits, gradients, greedy decoding, and the exported folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dpo_jax.data.batches import padded
+from dpo_jax.logprobs import batch_logps
+from dpo_jax.losses import PairLogps, dpo
+from dpo_jax.models.sampling import generate, make_sampler
+from dpo_jax.types import TokenRow
+from dpo_jax.weights.opening import open_weights
+from tests.parity.ours import Ours, load, their_logits
+from tests.tiny import make_hf_folder
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tied, grouped": {"tie_word_embeddings": True, "num_key_value_heads": 2, "rms_norm_eps": 1e-5},
+    "untied, one key head, wide heads": {"num_key_value_heads": 1, "head_dim": 16, "rms_norm_eps": 1e-3},
+    "untied, all key heads": {"num_key_value_heads": 4, "rms_norm_eps": 1e-6},
+}
+ROPE_BASES = dict(zip(SHAPES, (1e4, 5e5, 1e3), strict=True))
+ROWS = (
+    TokenRow("a", np.arange(5, 12, dtype=np.int32), (np.array([40, 3, 99], np.int32), np.array([7, 2], np.int32))),
+    TokenRow("b", np.array([300], np.int32), (np.array([8], np.int32), np.arange(100, 120, dtype=np.int32))),
+)
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Ours, Path]:
+    """A random model of transformers, ours read from what it saved, and the folder."""
+    folder = make_hf_folder(tmp_path_factory.mktemp("model") / "hf")  # for its tokenizer; the model is replaced
+    theirs = random_llama(rope_base=ROPE_BASES[request.param], **SHAPES[request.param])
+    theirs.save_pretrained(folder)
+    return theirs, load(folder), folder
+
+
+def random_llama(*, rope_base: float, **shape: Any) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=350,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        rope_parameters={"rope_type": "default", "rope_theta": rope_base},
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        **shape,
+    )
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "norm" in name:  # all ones otherwise: a forgotten or swapped one would not show
+                weight.copy_(1 + 0.3 * torch.randn_like(weight))
+        model.model.embed_tokens.weight.mul_(0.3)  # tied, a large one makes every token predict itself
+    return model
+
+
+def random_ids(rows: int, length: int) -> np.ndarray:
+    return np.random.default_rng(1).integers(0, 350, (rows, length))
+
+
+def test_logits(pair):
+    theirs, ours, _ = pair
+    ids_RT = random_ids(3, 70)
+    expected_RTV = their_logits(theirs, ids_RT)
+    assert np.ptp(expected_RTV) > 2
+    np.testing.assert_allclose(ours.logits(ids_RT), expected_RTV, rtol=0, atol=2e-4)
+
+
+def test_gradients_of_the_dpo_loss(pair):
+    theirs, ours, _ = pair
+    reference_BP = np.array([[-20.0, -14.0], [-5.0, -130.0]], np.float32)
+    batch = padded(ROWS, length=32, scored=24, row_multiple=8)
+
+    def loss(params):
+        hidden_RTD, unembedding = ours.model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        logps_BP = batch_logps(hidden_RTD, unembedding, batch)
+        return dpo(PairLogps(*logps_BP.T), PairLogps(*reference_BP.T), beta=0.1).mean()
+
+    with jax.set_mesh(ours.mesh):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(ours.params)
+    expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    width = ours.model.spec.width
+    attention = jax.device_get(gradient["layers"]["attention"])
+    ours_by_name = {
+        "model.embed_tokens.weight": jax.device_get(gradient["embedding"]),
+        "model.layers.1.self_attn.k_proj.weight": attention["key"][1].reshape(width, -1).T,
+        "model.layers.2.self_attn.o_proj.weight": attention["output"][2].reshape(-1, width).T,
+    }
+    for name, array in ours_by_name.items():
+        largest = np.abs(expected_gradient[name]).max()
+        assert largest > 1e-3, name
+        np.testing.assert_allclose(array, expected_gradient[name], rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+def their_gradients(model: Any, reference_BP: np.ndarray, *, beta: float) -> tuple[float, dict[str, np.ndarray]]:
+    """Loss and gradients in plain PyTorch, one unpadded row at a time."""
+    import torch
+
+    def response_logps(prompt: np.ndarray, response: np.ndarray) -> Any:
+        ids = torch.tensor(np.concatenate([prompt, response]).astype(np.int64))
+        log_probs = model(ids[None]).logits[0].log_softmax(-1)
+        return log_probs[len(prompt) - 1 : -1].gather(1, ids[len(prompt) :, None]).sum()
+
+    model.zero_grad()
+    losses = []
+    for row, (chosen, rejected) in zip(ROWS, reference_BP, strict=True):
+        policy_chosen, policy_rejected = (response_logps(row.prompt, response) for response in row.responses)
+        margin = (policy_chosen - float(chosen)) - (policy_rejected - float(rejected))
+        losses.append(-torch.nn.functional.logsigmoid(beta * margin))
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    return loss.item(), {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+
+
+def test_greedy_decoding(pair):
+    import torch
+
+    theirs, ours, _ = pair
+    prompts = [random_ids(1, length)[0].astype(np.int32) for length in (3, 17)]
+    theirs.generation_config.eos_token_id = None
+    expected = [
+        theirs.generate(
+            torch.tensor(prompt[None].astype(np.int64)),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
+            do_sample=False,
+            max_new_tokens=32,
+        )[0, len(prompt) :].numpy()
+        for prompt in prompts
+    ]
+    sampler = make_sampler(ours.model, max_new_tokens=32, stop_tokens=())
+    with jax.set_mesh(ours.mesh):
+        decoded = generate(sampler, ours.params, prompts, key=jax.random.key(0), batch_rows=2, temperature=0.0)
+    assert len(set(expected[0].tolist())) > 3  # not one token for ever
+    np.testing.assert_array_equal(decoded, expected)
+
+
+@pytest.mark.parametrize("max_shard_bytes", [2**30, 40_000], ids=["one file", "several files"])
+def test_export_is_read_back(pair, tmp_path, max_shard_bytes):
+    """By transformers with the same logits and tokens, by us bit for bit."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    theirs, ours, folder = pair
+    exported = ours.export(tmp_path / "export", max_shard_bytes=max_shard_bytes)
+    assert (exported / "model.safetensors").exists() == (max_shard_bytes == 2**30)
+    saved = load_file(folder / "model.safetensors")
+    again = open_weights(str(exported))
+    assert set(again.shapes) == set(saved)
+    for name, array in saved.items():
+        np.testing.assert_array_equal(again.read(name), array, err_msg=name, strict=True)
+    reloaded = AutoModelForCausalLM.from_pretrained(exported).eval()
+    assert reloaded.dtype == theirs.dtype
+    ids_RT = random_ids(2, 30)
+    np.testing.assert_array_equal(their_logits(reloaded, ids_RT), their_logits(theirs, ids_RT))
+    text = "Write a line. 世界 42\n"
+    before, after = AutoTokenizer.from_pretrained(folder), AutoTokenizer.from_pretrained(exported)
+    assert after(text).input_ids == before(text).input_ids
+    assert (after.eos_token_id, after.pad_token_id) == (before.eos_token_id, before.pad_token_id)
+    messages = [{"role": "user", "content": text}]
+    template = {"tokenize": False, "add_generation_prompt": True}
+    assert after.apply_chat_template(messages, **template) == before.apply_chat_template(messages, **template)
