@@ -4,8 +4,8 @@ The vocabulary is worked through in tiles, and the scored tokens in tiles inside
 tile again from the saved log-sum-exp. All sums are float32, also those of the weight's gradient: a bfloat16 sum over
 tiles biases training.
 
-Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, n scored tokens of a tile, V vocabulary,
-S vocabulary shards, v columns of a tile in each shard, D width.
+Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, V vocabulary, S vocabulary shards, D width;
+in a tile n scored tokens (of all rows) and v columns of the vocabulary (of all shards).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Tiling(NamedTuple):
     scale: float
     soft_cap: float | None
     shards: int
-    width: int  # columns of a tile in each shard
+    width: int  # columns that each shard gives to a tile
     count: int  # vocabulary tiles
 
 
@@ -73,39 +73,39 @@ def token_logps(
     weight_SVD = constrain(weight_VD, "vocab", None).reshape(shards, per_shard, -1)
     logps: jax.Array = _tiled_logps(
         tiling,
-        hidden_RND.reshape(rows, tiles, tile, -1).swapaxes(0, 1),
-        target_RN.reshape(rows, tiles, tile).swapaxes(0, 1),
+        hidden_RND.reshape(rows, tiles, tile, -1).swapaxes(0, 1).reshape(tiles, rows * tile, -1),
+        target_RN.reshape(rows, tiles, tile).swapaxes(0, 1).reshape(tiles, rows * tile),
         weight_SVD,
     )
-    return logps.swapaxes(0, 1).reshape(rows, tiles * tile)[:, :scored]
+    return logps.reshape(tiles, rows, tile).swapaxes(0, 1).reshape(rows, tiles * tile)[:, :scored]
 
 
 def _columns(tiling: _Tiling, index: jax.Array, weight_SVD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """One vocabulary tile: its weights [S, v, D], the token id of each column (-1: not to be counted), its start."""
-    shards, per_shard, _ = weight_SVD.shape
+    """One vocabulary tile: its weights [v, D], the token id of each column (-1: not to be counted), its start."""
+    shards, per_shard, width = weight_SVD.shape
     wanted = index * tiling.width
     start = jnp.minimum(wanted, per_shard - tiling.width)  # the last tile overlaps the one before it
-    weight_SvD = jax.lax.dynamic_slice_in_dim(weight_SVD, start, tiling.width, axis=1)
-    within_v = start + jnp.arange(tiling.width)
-    token_Sv = jnp.arange(shards)[:, None] * per_shard + within_v[None]
-    counted_Sv = (within_v >= wanted)[None] & (token_Sv < tiling.vocabulary)
-    return weight_SvD, jnp.where(counted_Sv, token_Sv, -1), start
+    weight_vD = jax.lax.dynamic_slice_in_dim(weight_SVD, start, tiling.width, axis=1).reshape(-1, width)
+    within = start + jnp.arange(tiling.width)[None]
+    tokens = jnp.arange(shards)[:, None] * per_shard + within
+    counted = (within >= wanted) & (tokens < tiling.vocabulary)
+    return weight_vD, jnp.where(counted, tokens, -1).ravel(), start
 
 
-def _logits(tiling: _Tiling, hidden_RnD: jax.Array, weight_SvD: jax.Array, token_Sv: jax.Array) -> tuple[Any, Any]:
-    """Logits of one tile [R, n, S, v], minus infinity where not counted, and their slope by the raw product."""
-    wide = jnp.promote_types(hidden_RnD.dtype, jnp.float32)
-    raw = tiling.scale * jnp.einsum("rnd,svd->rnsv", hidden_RnD, weight_SvD, preferred_element_type=wide)
+def _logits(tiling: _Tiling, hidden_nD: jax.Array, weight_vD: jax.Array, token_v: jax.Array) -> tuple[Any, Any]:
+    """Logits of one tile [n, v], minus infinity where not counted, and their slope by the raw product."""
+    wide = jnp.promote_types(hidden_nD.dtype, jnp.float32)
+    raw = tiling.scale * jnp.einsum("nd,vd->nv", hidden_nD, weight_vD, preferred_element_type=wide)
     slope: Any = tiling.scale
     if tiling.soft_cap is not None:
         bent = jnp.tanh(raw / tiling.soft_cap)
         raw, slope = tiling.soft_cap * bent, tiling.scale * (1.0 - bent * bent)
-    return jnp.where(token_Sv[None, None] >= 0, raw, -jnp.inf), slope
+    return jnp.where(token_v[None] >= 0, raw, -jnp.inf), slope
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _tiled_logps(tiling: _Tiling, hidden: jax.Array, target: jax.Array, weight_SVD: jax.Array) -> jax.Array:
-    """`token_logps` on tiles of tokens: hidden [tiles, R, n, D], target [tiles, R, n] -> [tiles, R, n]."""
+    """`token_logps` on tiles of tokens: hidden [tiles, n, D], target [tiles, n] -> [tiles, n]."""
     return _forward(tiling, hidden, target, weight_SVD)[0]
 
 
@@ -116,16 +116,16 @@ def _forward(tiling: _Tiling, hidden: jax.Array, target: jax.Array, weight_SVD: 
     start = (jnp.full(target.shape, -jnp.inf, wide), zeros, zeros)
 
     def over_vocabulary(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-        weight_SvD, token_Sv, _ = _columns(tiling, index, weight_SVD)
+        weight_vD, token_v, _ = _columns(tiling, index, weight_SVD)
 
         def over_tokens(tile: tuple) -> tuple:
-            hidden_RnD, target_Rn, highest, total, hit = tile
-            logits, _ = _logits(tiling, hidden_RnD, weight_SvD, token_Sv)
-            risen = jnp.maximum(highest, logits.max(axis=(-2, -1)))
+            hidden_nD, target_n, highest, total, hit = tile
+            logits, _ = _logits(tiling, hidden_nD, weight_vD, token_v)
+            risen = jnp.maximum(highest, logits.max(axis=-1))
             safe = jnp.where(jnp.isfinite(risen), risen, 0.0)  # a tile of padding alone has no maximum
-            total = total * jnp.exp(highest - safe) + jnp.exp(logits - safe[..., None, None]).sum(axis=(-2, -1))
-            is_target = token_Sv[None, None] == target_Rn[..., None, None]
-            return risen, total, hit + jnp.where(is_target, logits, 0.0).sum(axis=(-2, -1))
+            total = total * jnp.exp(highest - safe) + jnp.exp(logits - safe[:, None]).sum(axis=-1)
+            is_target = token_v[None] == target_n[:, None]
+            return risen, total, hit + jnp.where(is_target, logits, 0.0).sum(axis=-1)
 
         return jax.lax.map(over_tokens, (hidden, target, *carry)), None
 
@@ -139,21 +139,22 @@ def _backward(tiling: _Tiling, saved: tuple, gradient: jax.Array) -> tuple:
 
     def over_vocabulary(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
         d_hidden, d_weight_SVD = carry
-        weight_SvD, token_Sv, start = _columns(tiling, index, weight_SVD)
+        weight_vD, token_v, start = _columns(tiling, index, weight_SVD)
 
-        def over_tokens(d_weight_SvD: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
-            hidden_RnD, target_Rn, lse_Rn, gradient_Rn, d_hidden_RnD = tile
-            logits, slope = _logits(tiling, hidden_RnD, weight_SvD, token_Sv)
-            hit = (token_Sv[None, None] == target_Rn[..., None, None]).astype(lse.dtype)
-            d_raw = (hit - jnp.exp(logits - lse_Rn[..., None, None])) * gradient_Rn[..., None, None] * slope
-            d_raw = d_raw.astype(weight_SvD.dtype)
-            d_hidden_RnD += jnp.einsum("rnsv,svd->rnd", d_raw, weight_SvD, preferred_element_type=lse.dtype)
-            d_weight_SvD += jnp.einsum("rnsv,rnd->svd", d_raw, hidden_RnD, preferred_element_type=lse.dtype)
-            return d_weight_SvD, d_hidden_RnD
+        def over_tokens(d_weight_vD: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
+            hidden_nD, target_n, lse_n, gradient_n, d_hidden_nD = tile
+            logits, slope = _logits(tiling, hidden_nD, weight_vD, token_v)
+            hit = (token_v[None] == target_n[:, None]).astype(lse.dtype)
+            d_raw = ((hit - jnp.exp(logits - lse_n[:, None])) * gradient_n[:, None] * slope).astype(weight_vD.dtype)
+            d_hidden_nD += jnp.einsum("nv,vd->nd", d_raw, weight_vD, preferred_element_type=lse.dtype)
+            d_weight_vD += jnp.einsum("nv,nd->vd", d_raw, hidden_nD, preferred_element_type=lse.dtype)
+            return d_weight_vD, d_hidden_nD
 
         # The tile's slice of the sum goes in and comes out whole: the last tile overlaps columns already summed.
         before = jax.lax.dynamic_slice_in_dim(d_weight_SVD, start, tiling.width, axis=1)
-        after, d_hidden = jax.lax.scan(over_tokens, before, (hidden, target, lse, gradient, d_hidden))
+        tiles = (hidden, target, lse, gradient, d_hidden)
+        after_vD, d_hidden = jax.lax.scan(over_tokens, before.reshape(weight_vD.shape), tiles)
+        after = after_vD.reshape(before.shape)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_weight_SVD, after, start, axis=1)), None
 
     zeros = (jnp.zeros(hidden.shape, lse.dtype), jnp.zeros(weight_SVD.shape, lse.dtype))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dpo_jax.mesh import constrain
+from dpo_jax.mesh import axis_splits, constrain
 from dpo_jax.models.attention import attend
 
 
@@ -65,6 +65,15 @@ def rotate(x_RTHK: jax.Array, view: View) -> jax.Array:
     return turned.astype(x_RTHK.dtype)
 
 
+def project(x_RTD: jax.Array, weight_DF: jax.Array) -> jax.Array:
+    """x times weight, [R, T, F]."""
+    weight_DF = weight_DF.astype(x_RTD.dtype)
+    if axis_splits("length") > 1:
+        return jnp.einsum("rtd,df->rtf", x_RTD, weight_DF)
+    # Rows and tokens as one axis: the backward pass of XLA's CPU backend takes 0.6 of the time.
+    return (x_RTD.reshape(-1, x_RTD.shape[2]) @ weight_DF).reshape(*x_RTD.shape[:2], -1)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
@@ -98,11 +107,9 @@ class MLP(nnx.Module):
         self.down = matrix(rngs, (layers, mlp_width, width), "layers mlp embed")
 
     def __call__(self, x_RTD: jax.Array) -> jax.Array:
-        dtype = x_RTD.dtype
-        gate = jnp.einsum("rtd,df->rtf", x_RTD, self.gate[...].astype(dtype))
-        up = jnp.einsum("rtd,df->rtf", x_RTD, self.up[...].astype(dtype))
+        gate, up = project(x_RTD, self.gate[...]), project(x_RTD, self.up[...])
         hidden_RTF = constrain(jax.nn.silu(gate) * up, "rows", "length", "mlp")
-        return jnp.einsum("rtf,fd->rtd", hidden_RTF, self.down[...].astype(dtype))
+        return project(hidden_RTF, self.down[...])
 
 
 class Block(nnx.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ class Ours(NamedTuple):
         with jax.set_mesh(self.mesh):
             return np.asarray(jax.jit(score)(self.params, ids_RT))
 
-    def export(self, folder: Path, **options: object) -> Path:
+    def export(self, folder: Path, **options: Any) -> Path:
         """Writes the Hugging Face folder."""
         tokenizer = self.source.tokenizer()
         export_folder(folder, self.params, self.model, self.rules, self.source, tokenizer=tokenizer, **options)
@@ -69,14 +69,14 @@ def load(location: str | Path) -> Ours:
     return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh))
 
 
-def their_logits(model: object, ids_RT: np.ndarray) -> np.ndarray:
+def their_logits(model: Any, ids_RT: np.ndarray) -> np.ndarray:
     """Logits [R, T, V] that a transformers model computes for rows without padding."""
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor(ids_RT)).logits.numpy()  # type: ignore[operator]
+        return model(torch.tensor(ids_RT)).logits.numpy()
 
 
-def encode(tokenizer: object, texts: Sequence[str], length: int) -> np.ndarray:
+def encode(tokenizer: Any, texts: Sequence[str], length: int) -> np.ndarray:
     """The first `length` tokens of each text, int [R, T]."""
-    return np.array([tokenizer(text).input_ids[:length] for text in texts])  # type: ignore[operator]
+    return np.array([tokenizer(text).input_ids[:length] for text in texts])

@@ -58,7 +58,8 @@ def run_trl(
 
 def _trainer(folder: Path, rows: Path, **arguments: Any) -> Any:
     import datasets
-    from trl import DPOConfig, DPOTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
 
     fixed = {
         "bf16": False,  # TRL's default is True, on the CPU too

