@@ -4,8 +4,8 @@ The vocabulary is worked through in tiles, and the scored tokens in tiles inside
 tile again from the saved log-sum-exp. All sums are float32, also those of the weight's gradient: a bfloat16 sum over
 tiles biases training.
 
-Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, V vocabulary, S vocabulary shards, D width;
-in a tile n scored tokens (of all rows) and v columns of the vocabulary (of all shards).
+Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, V vocabulary, S vocabulary shards, D
+width; in a tile n scored tokens (of all rows) and v columns of the vocabulary (of all shards).
 """
 
 from __future__ import annotations

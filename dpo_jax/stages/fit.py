@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
@@ -16,7 +18,7 @@ from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.metrics import JsonlSink, TensorBoardSink
+from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, create_state, state_shardings
 from dpo_jax.training.step import Knobs, Objective, make_step
@@ -75,16 +77,13 @@ def fit(
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
-    model = setup.model
-    transform = _optimizer(optimizer, model.axes)
-    shardings = state_shardings(setup.mesh, model.shapes, model.axes, transform)
+    transform = _optimizer(optimizer, setup.model.axes)
+    shardings = state_shardings(setup.mesh, setup.model.shapes, setup.model.axes, transform)
     if done is None:
         state = create_state(start(), transform, shardings, seed=setup.config.seed)
         check(state.params)
     else:
-        shapes = jax.eval_shape(lambda p: _blank(p, transform), model.shapes)
-        like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
-        state = checkpoints.restore(done, like)
+        state = _restore(setup, checkpoints, done, transform, shardings)
         say(stage, f"resumes at step {done} of {steps}")
     first = batches.batch(done or 0).arrays
     step = make_step(
@@ -94,10 +93,7 @@ def fit(
         shardings=shardings,
         batch_shardings=setup.batch_shardings(first, micro_batches=True),
     )
-    sinks = [
-        JsonlSink(folder / "metrics.jsonl", resume_step=done),
-        TensorBoardSink(folder / "tensorboard", resume_step=done),
-    ]
+    sinks = _sinks(folder, resume_step=done)
 
     def read(number: int) -> loop.Placed:
         arrays = batches.batch(number).arrays
@@ -108,7 +104,7 @@ def fit(
 
         def log(number: int, values: dict[str, float]) -> None:
             for sink in sinks:
-                sink.write(number, values)
+                sink.write(number, {"loss": values["loss"], **values})  # the loss first, for who reads the file
             rates = f"{values['pairs_per_second']:.2f} pairs/s  {values['tokens_per_second']:.0f} tokens/s"
             progress.update(number, f"loss {values['loss']:.4f}  {rates}")
 
@@ -132,7 +128,29 @@ def fit(
     say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
 
 
-def _optimizer(config: OptimizerConfig, axes: Params) -> Any:
+def _restore(
+    setup: Setup, checkpoints: Checkpoints, done: int, transform: optax.GradientTransformation, shardings: Any
+) -> TrainState:
+    def blank(params: Params) -> TrainState:
+        key = jax.random.key_data(jax.random.key(0))
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), key)
+
+    shapes = jax.eval_shape(blank, setup.model.shapes)
+    like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
+    return checkpoints.restore(done, like)
+
+
+def _sinks(folder: Path, *, resume_step: int | None) -> list[Sink]:
+    """One process writes the metrics; every process has the same ones."""
+    if jax.process_index():
+        return []
+    return [
+        JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
+        TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
+    ]
+
+
+def _optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:
     return OPTIMIZERS[config.name](
         axes,
         beta1=config.beta1,
@@ -141,11 +159,6 @@ def _optimizer(config: OptimizerConfig, axes: Params) -> Any:
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
     )
-
-
-def _blank(params: Params, transform: Any) -> TrainState:
-    key = jax.random.key_data(jax.random.key(0))
-    return TrainState(jax.numpy.zeros((), "int32"), params, transform.init(params), key)
 
 
 def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:

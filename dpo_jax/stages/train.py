@@ -20,6 +20,7 @@ from dpo_jax.stages.fit import fit
 from dpo_jax.stages.objectives import loss_knobs, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
+from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
@@ -46,6 +47,9 @@ def run(setup: Setup) -> None:
         row_multiple=setup.row_multiple,
         reference_logps=scores.logps_nP,
     )
+
+    if Checkpoints(setup.workdir / "checkpoints").latest() is not None:
+        start.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
 
     def start_once() -> Params:
         params = start()

@@ -18,7 +18,7 @@ from dpo_jax import cli
 from dpo_jax.reference import score
 from tests.tiny import make_hf_folder
 
-WORDS = "the lamp was warm and a quiet film with old jokes has one clever ending".split()
+WORDS = ("the", "lamp", "was", "warm", "and", "quiet", "film", "with", "old", "jokes", "one", "clever", "ending")
 
 
 def write_rows(path: Path, count: int, *, seed: int = 0) -> None:

@@ -1,0 +1,140 @@
+"""The command line as a user meets it: help, nonsense, and mistakes in files, each with exit code 2 and one message."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpo_jax import cli
+from tests.tiny import make_hf_folder
+
+ROW = {"prompt": "say it\n", "chosen": "good", "rejected": "bad"}
+CONFIG = """\
+workdir: runs/demo
+model: {{weights: {weights}}}
+data: {{train: [{{path: pairs.jsonl}}], max_prompt_tokens: 16, max_tokens: 32}}
+loss: {{name: dpo}}
+train: {{batch_pairs: 2, steps: 1}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_hf_folder(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("e.yaml").write_text(CONFIG.format(weights=model))
+    write(ROW, ROW | {"chosen": "better"})
+
+
+def write(*rows: object) -> None:
+    Path("pairs.jsonl").write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What is said when the command stops with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in said
+    return said.split("dpo-jax: ", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "command line: .*COMMAND.*--help"),
+        (["trian", "e.yaml"], "'trian' is not a command. Did you mean 'train'"),
+        (["train"], "command line: .*CONFIG"),
+        (["train", "missing.yaml"], "missing.yaml: there is no such configuration file"),
+        (["train", "e.yaml", "--lr", "3"], "command line: lr: the key is unknown"),
+        (["train", "e.yaml", "stray"], "'stray' is not an override"),
+        (["train", "e.yaml", "--loss.name", "dpoo"], "loss.name: 'dpoo' is unknown. Did you mean 'dpo'"),
+        (["train", "e.yaml", "--loss.options.bta", "1"], "dpo has no such option. Did you mean 'beta'"),
+        (["train", "e.yaml", "--loss.options.beta", "-1"], "loss.options.beta: a number from .* is wanted, not -1"),
+        (["train", "e.yaml", "--loss.options.beta", "high"], "a number from .* is wanted, not 'high'"),
+        (["train", "e.yaml", "--model.weights", "nowhere"], "weights 'nowhere': no such folder"),
+        (["train", "e.yaml", "--mesh.data", "3"], "the mesh data 3 .* this machine has 8"),
+        (["train", "e.yaml", "--data.train.0.path", "none.jsonl"], "none.jsonl"),
+        (["train", "e.yaml", "--data.train", "[{pth: x}]"], "unknown key 'pth'. Did you mean 'path'"),
+        (["train", "e.yaml", "--workdir", "e.yaml/below"], "workdir: e.yaml/below cannot be written"),
+        (["sft", "e.yaml"], "the configuration has no `sft:` section"),
+        (["evaluate", "e.yaml"], "set data.eval"),
+        (["export", "e.yaml"], "run `dpo-jax train` first"),
+        (["report", "e.yaml"], "run `dpo-jax train` first"),
+        (["config", "shwo", "e.yaml"], "command line: .*shwo"),
+    ],
+)
+def test_nonsense(capsys, arguments: list[str], says: str):
+    assert re.search(says, refused(capsys, *arguments), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("row", "says"),
+    [
+        ("{oops", "pairs.jsonl:3: .*not JSON"),
+        ("[1]", "pairs.jsonl:3: "),
+        ({"prompt": "p", "chosen": "c", "rejcted": "r"}, r"pairs.jsonl:3: .*rejected.*Did you mean 'rejcted'"),
+        (ROW | {"chosen": None}, "pairs.jsonl:3: .*chosen"),
+        (ROW | {"rejected": ""}, "pairs.jsonl:3: .*rejected"),
+        (ROW | {"rejected": "good"}, "pairs.jsonl:3: .*(identical|same)"),
+        (ROW | {"prompt": 7}, "pairs.jsonl:3: .*prompt"),
+    ],
+)
+def test_bad_rows_name_file_line_and_column(capsys, row: object, says: str):
+    write(ROW, ROW, row)
+    assert re.search(says, refused(capsys, "train", "e.yaml"), re.DOTALL)
+
+
+def test_bad_rows_may_be_skipped_and_are_counted(capsys):
+    write(ROW, "{oops", ROW | {"chosen": "fine"})
+    cli.main(["reference", "e.yaml", "--data.on_error", "skip"])
+    assert "data.train: 2 rows, 1 skipped" in capsys.readouterr().err
+
+
+def test_config_show_says_where_each_value_came_from(capsys):
+    cli.main(["config", "show", "e.yaml", "--train.steps", "9"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["steps:", "9", "#", "command", "line"] in lines
+    assert ["batch_pairs:", "2", "#", "e.yaml:5"] in lines
+    assert ["log_every:", "1", "#", "default"] in lines
+
+
+def test_a_crash_exits_with_one(monkeypatch: pytest.MonkeyPatch):
+    code = (
+        "from dpo_jax import cli, stages\n"
+        "stages.STAGES['train'] = stages.Stage('', lambda setup: 1 / 0)\n"
+        "cli.main(['train', 'e.yaml'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1 and "ZeroDivisionError" in done.stderr
+
+
+def test_help_needs_nothing_heavy_and_is_quick():
+    code = (
+        "import sys; from dpo_jax import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit as stop: assert stop.code == 0\n"
+        "print(sorted({'jax', 'flax', 'numpy', 'transformers', 'orbax', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds = time.perf_counter() - start
+    assert done.stderr.strip() == "[]" and "evaluate" in done.stdout
+    assert seconds < 2.0, f"{seconds:.2f} s"  # 0.2 s on an idle machine; the imports are what this guards
+
+
+@pytest.mark.parametrize("command", ["run", "sft", "reference", "train", "evaluate", "export", "report"])
+def test_each_command_has_help(capsys, command: str):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0 and "CONFIG" in capsys.readouterr().out
