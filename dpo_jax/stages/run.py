@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dpo_jax.stages import evaluate, export, report, train
+from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
 
@@ -11,5 +12,7 @@ def run(setup: Setup) -> None:
     train.run(setup)
     if setup.config.data.eval:
         evaluate.run(setup)
+    else:
+        say("evaluate", "left out: the configuration names no held-out pairs (data.eval)")
     export.run(setup)
     report.run(setup)

@@ -66,3 +66,18 @@ def test_export_writes_like_the_model(pair):
     ids = theirs.generate(**prompt, do_sample=False, max_new_tokens=8)[0, prompt["input_ids"].shape[1] :]
     assert ids[-1] == tokenizer.eos_token_id
     assert "Paris" in tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def test_transformers_reads_the_same_model_from_the_gguf_file(pair, tmp_path: Path):
+    """transformers has a GGUF reader of its own: the same token log-probs, within 1e-3 nats each."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    _, ours, folder = pair
+    link = tmp_path / "model.gguf"
+    link.symlink_to(ours.source.where)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=link.name, dtype=torch.float32).eval()
+    ids_RT = encode(AutoTokenizer.from_pretrained(folder), TEXTS, TOKENS)
+    log_probs_RTV = torch.tensor(their_logits(theirs, ids_RT)).log_softmax(-1).numpy()
+    expected_RT = np.take_along_axis(log_probs_RTV[:, :-1], ids_RT[:, 1:, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(ours.token_logps(ids_RT), expected_RT, rtol=0, atol=1e-3)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -198,6 +200,29 @@ def test_resuming_is_bit_exact(experiment: Path):
     assert metrics("runs/demo") == metrics("runs/whole")
     run("export", experiment)
     run("export", experiment, "--workdir", "runs/whole")
+    exports = [Path(f"runs/{name}/export/model.safetensors").read_bytes() for name in ("demo", "whole")]
+    assert exports[0] == exports[1]
+
+
+@pytest.mark.slow
+def test_training_killed_outright_ends_as_if_unbroken(experiment: Path):
+    run("train", experiment, "--workdir", "runs/whole", "--train.steps", "40")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "dpo_jax.cli", "train", str(experiment), "--train.steps", "40"]
+    written = Path("runs/demo/metrics.jsonl")
+    for lines in (3, 17):  # killed once it has logged that many more steps
+        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+        before = len(metrics("runs/demo")) if written.exists() else 0
+        while process.poll() is None and not (
+            written.exists() and len(written.read_bytes().splitlines()) >= before + lines
+        ):
+            time.sleep(0.01)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+    run("train", experiment, "--train.steps", "40")
+    assert metrics("runs/demo") == metrics("runs/whole") and len(metrics("runs/demo")) == 40
+    for workdir in ("runs/demo", "runs/whole"):
+        run("export", experiment, "--workdir", workdir)
     exports = [Path(f"runs/{name}/export/model.safetensors").read_bytes() for name in ("demo", "whole")]
     assert exports[0] == exports[1]
 
