@@ -74,6 +74,7 @@ def fit(
     done = checkpoints.latest()
     if done is not None:
         _refuse_changes(stage, checkpoints.record(done), record)
+    setup.keep_config()
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import yaml
 
 from dpo_jax import __version__
-from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.files import read_json, write_atomic
 from dpo_jax.reporting.report import RunReport, render
@@ -39,7 +39,9 @@ def gather(setup: Setup) -> RunReport:
         command=setup.command,
         created=datetime.date.today().isoformat(),
         environment=_environment(),
-        config=as_mapping(setup.config),
+        config=yaml.safe_load(
+            (workdir / "config.yaml").read_text(encoding="utf8")
+        ),  # what made it, not what is asked now
         metrics=metrics,
         sft_metrics=sft_metrics,
         evaluation=read_json(evaluation) if evaluation.exists() else None,

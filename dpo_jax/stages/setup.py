@@ -53,14 +53,18 @@ class Setup:
         self.workdir = Path(config.workdir)
 
     def begin(self) -> None:
-        """Makes the working directory, keeps the merged configuration in it, and turns the compile cache on."""
+        """Makes the working directory and turns the compile cache on."""
         try:
-            write_atomic(self.workdir / "config.yaml", render(self.config, self.origins, comments=False))
+            self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"workdir: {self.workdir} cannot be written: {error.strerror}.") from None
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpo_jax" / "compiled"
             jax.config.update("jax_compilation_cache_dir", str(cache))
+
+    def keep_config(self) -> None:
+        """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""
+        write_atomic(self.workdir / "config.yaml", render(self.config, self.origins, comments=False))
 
     @cached_property
     def mesh(self) -> Mesh:

@@ -233,6 +233,7 @@ def test_resuming_refuses_another_experiment(experiment: Path, capsys):
         run("train", experiment, "--loss.options.beta", "0.3", "--seed", "1")
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and "loss.0.options.beta: was 0.1, is 0.3" in said and "seed: was 0, is 1" in said
+    assert yaml.safe_load(Path("runs/demo/config.yaml").read_text())["loss"][0]["options"] == {"beta": 0.1}
 
 
 def test_one_device_and_eight_give_the_same_losses(experiment: Path):
