@@ -171,8 +171,7 @@ def response_logps(token_logps_RN: jax.Array, response_RN: jax.Array, *, pairs: 
     count = pairs * slots
     # Padding is summed into a bin of its own: a negative index would wrap around to the last response.
     bins = jnp.where(response_RN < 0, count, response_RN).ravel()
-    values = jnp.where(response_RN < 0, 0.0, token_logps_RN).ravel()
-    return jax.ops.segment_sum(values, bins, num_segments=count + 1)[:count].reshape(pairs, slots)
+    return jax.ops.segment_sum(token_logps_RN.ravel(), bins, num_segments=count + 1)[:count].reshape(pairs, slots)
 
 
 def batch_logps(hidden_RTD: jax.Array, unembedding: Unembedding, batch: PairBatch, **tiles: int) -> jax.Array:
