@@ -168,10 +168,9 @@ _tiled_logps.defvjp(_forward, _backward)
 def response_logps(token_logps_RN: jax.Array, response_RN: jax.Array, *, pairs: int, slots: int) -> jax.Array:
     """Sums token log-probs over each response: [B, P], nats. `response_RN` is slots * pair + slot, -1 on padding."""
     chex.assert_equal_shape([token_logps_RN, response_RN])
-    count = pairs * slots
-    # Padding is summed into a bin of its own: a negative index would wrap around to the last response.
-    bins = jnp.where(response_RN < 0, count, response_RN).ravel()
-    return jax.ops.segment_sum(token_logps_RN.ravel(), bins, num_segments=count + 1)[:count].reshape(pairs, slots)
+    # Ids outside [0, pairs * slots) are dropped, -1 among them.
+    sums = jax.ops.segment_sum(token_logps_RN.ravel(), response_RN.ravel(), num_segments=pairs * slots)
+    return sums.reshape(pairs, slots)
 
 
 def batch_logps(hidden_RTD: jax.Array, unembedding: Unembedding, batch: PairBatch, **tiles: int) -> jax.Array:
