@@ -119,7 +119,7 @@ class JudgeConfig:
     """Who scores the samples: a classifier fitted on labelled texts."""
 
     name: Literal["classifier"] = "classifier"
-    data: tuple[Source, ...] = ()
+    data: tuple[Source, ...]  # what it learns from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,6 +194,14 @@ def _check(config: Config, origins: Origins) -> None:
         raise UserError(f"{locate('loss', origins)}: loss: name at least one, such as `loss: {{name: dpo}}`.")
     if not config.data.train:
         raise UserError(f"{locate('data.train', origins)}: data.train: name at least one source of rows.")
+    evaluation = config.evaluation
+    for key, asked in (("every", evaluation.every), ("samples", evaluation.samples)):
+        if asked and not config.data.eval:
+            at = locate(f"evaluation.{key}", origins)
+            raise UserError(f"{at}: evaluation.{key}: needs held-out rows and their prompts; name them in data.eval.")
+    if evaluation.judge and not (evaluation.samples and evaluation.judge.data):
+        at = locate("evaluation.judge", origins)
+        raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score and judge.data to learn from.")
     if config.data.max_prompt_tokens >= config.data.max_tokens:
         raise UserError(
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "

@@ -16,6 +16,7 @@ seed: 0
 model: {weights: some/hf-folder, dtype: float32}
 data:
   train: [{path: pairs.jsonl}]
+  eval: [{path: heldout.jsonl}]
   template: plain
   order: shuffle
   max_prompt_tokens: 256
@@ -47,7 +48,7 @@ def test_the_documented_file(example: str):
     config, origins = load(example)
     assert config.train.micro_batch_pairs == 4 and config.loss[0].options == {"beta": 0.1}
     assert config.sft and config.sft.train.epochs == 2.0 and config.sft.train.batch_pairs == 8
-    assert origins["train.steps"].endswith("e.yaml:13") and "train.keep" not in origins
+    assert origins["train.steps"].endswith("e.yaml:14") and "train.keep" not in origins
 
 
 def test_only_four_keys_are_required(tmp_path: Path):
@@ -100,6 +101,9 @@ MISTAKES = {
     "missing key": ("sft: {train: {steps: 3}}", r"c\.yaml:5: sft: the key sft\.data is missing"),
     "steps and epochs": ("train: {steps: 3, epochs: 1}", r"give steps or epochs"),
     "micro batch": ("train: {batch_pairs: 8, micro_batch_pairs: 3}", r"3 does not divide train\.batch_pairs, 8"),
+    "evaluation of nothing": ("evaluation: {every: 5}", r"c\.yaml:5: evaluation\.every: needs held-out rows"),
+    "samples of nothing": ("evaluation: {samples: 5}", r"evaluation\.samples: needs held-out rows"),
+    "nothing to judge": ("evaluation: {judge: {data: [{path: x}]}}", r"evaluation\.judge: needs evaluation\.samples"),
     "the key twice": ("seed: 1\nseed: 2", r"c\.yaml:6: seed: the key is given twice"),
     "a tag": ("seed: !!python/object/apply:os.system [ls]", r"c\.yaml:5"),
     "not YAML": ("seed: [1", r"c\.yaml:\d+: not YAML"),

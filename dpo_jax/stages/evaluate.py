@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.config import EvaluationConfig
+from dpo_jax.config import EvaluationConfig, as_mapping
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.sources import read_labelled
 from dpo_jax.data.tokenize import tokenize_prompts
@@ -37,7 +37,7 @@ def run(setup: Setup) -> None:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
     policy = setup.restored_params(setup.workdir, "train")
     frozen = setup.start_params()
-    result: dict[str, Any] = {}
+    result: dict[str, Any] = {"settings": as_mapping(setup.config)["evaluation"]}
     store = reference.complete_store(setup, lambda: frozen)
     result["heldout"] = heldout(setup, store, policy)
     found = result["heldout"]

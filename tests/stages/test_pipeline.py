@@ -266,6 +266,7 @@ def test_the_whole_job(experiment: Path, monkeypatch):
     run("run", experiment)
     found = json.loads(Path("runs/demo/evaluation.json").read_text())
     assert found["heldout"]["pairs"] == 6 and 0 <= found["heldout"]["accuracy"] <= 1
+    assert found["settings"]["max_new_tokens"] == 6
     assert found["kl"]["samples"] == 5 and len(found["samples"]) == 5
     assert found["judged"]["difference"] == pytest.approx(
         found["judged"]["policy"]["positive"] - found["judged"]["reference"]["positive"]
