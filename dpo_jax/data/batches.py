@@ -91,9 +91,7 @@ class Batches:
         return np.concatenate([self._order(epoch=int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
-def evaluation_batches(
-    rows: Sequence[TokenRow], *, pairs: int, row_multiple: int = 1, reference_logps: np.ndarray | None = None
-) -> Iterator[HostBatch]:
+def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, row_multiple: int = 1) -> Iterator[HostBatch]:
     """Every row once, longest first, `pairs` at a time; the last batch is filled up with pairs of weight 0.
 
     `row_ids` holds real rows only. Longest first pads little, and what does not fit in memory fails at once.
@@ -105,7 +103,7 @@ def evaluation_batches(
     for start in range(0, len(rows), pairs):
         picks = by_length[start : start + pairs]
         shape = buckets.shape(picks)
-        arrays = _fill(rows, picks, shape, reference_logps, pairs=pairs, row_multiple=row_multiple)
+        arrays = _fill(rows, picks, shape, None, pairs=pairs, row_multiple=row_multiple)
         yield HostBatch(arrays, tuple(rows[pick].row_id for pick in picks))
 
 
@@ -173,11 +171,6 @@ def _right_padded(sequences: Sequence[np.ndarray], shape: tuple[int, int], pad: 
     for r, ids in enumerate(sequences):
         array[r, : len(ids)] = ids
     return array
-
-
-def padding_share(batch: PairBatch) -> float:
-    """The share of a batch's token positions that hold no token."""
-    return float(np.mean(np.asarray(batch.segments_RT) == 0))
 
 
 def _epoch_order(count: int, *, epoch: int, seed: int, order: str) -> np.ndarray:

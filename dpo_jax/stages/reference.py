@@ -15,6 +15,7 @@ from dpo_jax.files import digest, write_atomic
 from dpo_jax.reference.fingerprint import make_fingerprint
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
+from dpo_jax.stages import sft
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, TokenRow
@@ -22,7 +23,7 @@ from dpo_jax.types import Params, TokenRow
 
 def run(setup: Setup, *, jsonl: str | None = None) -> None:
     """Completes the store; with `jsonl`, also writes the scores of the training rows, in data order."""
-    _begin(setup)
+    fine_tune_first(setup)
     params = cache(setup.start_params)
     store = complete_store(setup, params)
     if jsonl:
@@ -31,11 +32,9 @@ def run(setup: Setup, *, jsonl: str | None = None) -> None:
         say("reference", f"wrote {len(setup.train_rows)} rows to {jsonl}")
 
 
-def _begin(setup: Setup) -> None:
-    """Fine-tuning comes first where the configuration asks for it: its result is the reference."""
+def fine_tune_first(setup: Setup) -> None:
+    """Fine-tuning, where the configuration asks for it: its result is the reference."""
     if setup.config.sft:
-        from dpo_jax.stages import sft
-
         sft.run(setup)
 
 

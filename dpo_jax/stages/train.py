@@ -31,10 +31,7 @@ def run(setup: Setup) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
     config = setup.config
     knobs = {"losses": loss_knobs(config.loss, setup.origins)}
-    if config.sft:
-        from dpo_jax.stages import sft
-
-        sft.run(setup)
+    reference.fine_tune_first(setup)
     start = cache(setup.start_params)
     store = reference.complete_store(setup, start)
     scores = store.lookup([row.row_id for row in setup.train_rows])
@@ -57,7 +54,7 @@ def run(setup: Setup) -> None:
         return params
 
     def every(done: int, params: Params) -> dict[str, float]:
-        if not config.evaluation.every or done % config.evaluation.every or not setup.eval_rows:
+        if not config.evaluation.every or done % config.evaluation.every:
             return {}
         found = evaluate.heldout(setup, store, params)
         return {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
