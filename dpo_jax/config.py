@@ -44,11 +44,13 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
-    """The store of reference log-probs."""
+    """The reference: its store of log-probs, or its moves during training."""
 
     store: str | None = None  # folder of stores; default: WORKDIR/stores
     batch_pairs: Positive = 16  # pairs scored at once
     rows_per_shard: Positive = 16384  # rows that a killed pass may lose
+    update_every: Count = 0  # steps after which the reference moves to the policy (TR-DPO); 0: it is frozen
+    update_share: Share = 1.0  # how far it moves then: 1 all the way, a to (1 - a) reference + a policy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,8 @@ class LossConfig:
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)  # the loss's keywords
     weight: float = 1.0
+    ld_alpha: Share | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
+    wpo: bool = False  # WPO: pairs count by how much they look like the policy's own
 
 
 @dataclass(frozen=True, kw_only=True)

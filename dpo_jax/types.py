@@ -44,6 +44,25 @@ class Completion(NamedTuple):
         return (self.completion,)
 
 
+class UnpairedCompletion(NamedTuple):
+    """One completion and whether it is a good one. `where` names file and line.
+
+    `mismatched` is the completion of another row with another prompt, where a loss measures its KL on such (KTO).
+    """
+
+    row_id: str
+    prompt: str
+    completion: str
+    desirable: bool
+    mismatched: str | None
+    where: str
+
+    @property
+    def responses(self) -> tuple[str, ...]:
+        """The responses by slot: the completion, and the mismatched one where there is one."""
+        return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
+
+
 class TokenRow(NamedTuple):
     """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS."""
 
@@ -78,6 +97,9 @@ class PairBatch(NamedTuple):
     response_tokens_BP: jax.Array  # float32 count of scored tokens of each response
     weight_B: jax.Array  # float32, 0 where a pair only fills the last evaluation batch
     reference_logps_BP: jax.Array | None = None  # float32, summed log-probs under the reference, nats
+    reference_heads_BP: jax.Array | None = None  # the same over each response's head, its first tokens (LD-DPO)
+    desirable_B: jax.Array | None = None  # float32 1 or 0: the labels of unpaired completions (P = 1)
+    mismatched: PairBatch | None = None  # for KTO: the same prompts with the mismatched completions (P = 1)
 
 
 class HostBatch(NamedTuple):

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.data.order import epoch_order, require_both_labels
+from dpo_jax.errors import UserError
 from dpo_jax.types import HostBatch, PairBatch, TokenRow
 
-ORDERS = ("shuffle", "sequential")
 PAD_TOKEN = 0  # any id would do: nothing looks at it
 _SIZES = 3  # sizes of T and of N: every shape that occurs is compiled
 _MULTIPLE = 8
@@ -46,7 +46,11 @@ class Batches:
     """The training batches: epoch after epoch without a gap, step s holding pairs [s * B, (s+1) * B).
 
     B is `batch_pairs`. Every batch depends on its step alone, so resuming is asking for the next step.
-    `reference_logps` is float32 [rows, P], in the order of the rows.
+    `reference` holds more arrays of a batch by their names there, float32 [rows, P] in the order of the rows: the
+    reference's log-probs, `reference_logps_BP`.
+
+    With the labels of unpaired completions, `desirable`, bool [rows], every batch holds both labels; its arrays are of
+    the first response of each row, and `mismatched` is the same batch of the second, where rows have one.
     """
 
     def __init__(
@@ -58,18 +62,22 @@ class Batches:
         seed: int,
         order: str = "shuffle",
         row_multiple: int = 1,
-        reference_logps: np.ndarray | None = None,
+        reference: Mapping[str, np.ndarray] | None = None,
+        desirable: np.ndarray | None = None,
     ):
         if batch_pairs % micro_batch_pairs:
             raise UserError(
                 f"train.micro_batch_pairs is {micro_batch_pairs}; it must divide train.batch_pairs, {batch_pairs}."
             )
-        self._rows, self._reference = rows, reference_logps
+        if desirable is not None:
+            desirable = np.asarray(desirable, bool)  # `~` of numbers is no negation
+            require_both_labels(desirable, batch_pairs=batch_pairs)
+        self._rows, self._reference, self._desirable = rows, reference or {}, desirable
         self._batch_pairs, self._micro_batch_pairs = batch_pairs, micro_batch_pairs
         self._row_multiple = row_multiple
         self._buckets = Buckets(rows)
-        epoch_order = functools.partial(_epoch_order, len(rows), seed=seed, order=order)
-        self._order = functools.lru_cache(maxsize=2)(epoch_order)
+        of_epoch = functools.partial(epoch_order, len(rows), seed=seed, order=order, desirable=desirable)
+        self._order = functools.lru_cache(maxsize=2)(of_epoch)
         self._order(epoch=0)
 
     def steps(self, epochs: float) -> int:
@@ -79,12 +87,23 @@ class Batches:
     def batch(self, step: int) -> HostBatch:
         """The batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch."""
         picks = self._picks(step)
+        arrays = self._arrays(picks) if self._desirable is None else self._labelled_arrays(picks, self._desirable)
+        return HostBatch(arrays, tuple(self._rows[pick].row_id for pick in picks))
+
+    def _labelled_arrays(self, picks: np.ndarray, desirable: np.ndarray) -> PairBatch:
+        has_mismatched = len(self._rows[0].responses) > 1
+        return self._arrays(picks, slice(0, 1))._replace(
+            desirable_B=desirable[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs),
+            mismatched=self._arrays(picks, slice(1, 2)) if has_mismatched else None,
+        )
+
+    def _arrays(self, picks: np.ndarray, slots: slice = slice(None)) -> PairBatch:
         shape = self._buckets.shape(picks)
         sizes = {"pairs": self._micro_batch_pairs, "row_multiple": self._row_multiple}
         micro_batches = picks.reshape(-1, self._micro_batch_pairs)
-        parts = [_fill(self._rows, part, shape, self._reference, **sizes) for part in micro_batches]
+        parts = [_fill(self._rows, part, shape, self._reference, slots, **sizes) for part in micro_batches]
         stacked: list[Any] = [None if arrays[0] is None else np.stack(arrays) for arrays in zip(*parts, strict=True)]
-        return HostBatch(PairBatch(*stacked), tuple(self._rows[pick].row_id for pick in picks))
+        return PairBatch(*stacked)
 
     def _picks(self, step: int) -> np.ndarray:
         epochs, places = np.divmod(np.arange(self._batch_pairs) + step * self._batch_pairs, len(self._rows))
@@ -103,7 +122,7 @@ def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, row_multiple: in
     for start in range(0, len(rows), pairs):
         picks = by_length[start : start + pairs]
         shape = buckets.shape(picks)
-        arrays = _fill(rows, picks, shape, None, pairs=pairs, row_multiple=row_multiple)
+        arrays = _fill(rows, picks, shape, {}, slice(None), pairs=pairs, row_multiple=row_multiple)
         yield HostBatch(arrays, tuple(rows[pick].row_id for pick in picks))
 
 
@@ -111,18 +130,19 @@ def _fill(
     rows: Sequence[TokenRow],
     picks: np.ndarray,
     shape: Shape,
-    reference_logps: np.ndarray | None,
+    reference: Mapping[str, np.ndarray],
+    slots: slice,
     *,
     pairs: int,
     row_multiple: int,
 ) -> PairBatch:
     return padded(
-        [rows[pick] for pick in picks],
+        [rows[pick]._replace(responses=rows[pick].responses[slots]) for pick in picks],
         length=shape.length,
         scored=shape.scored,
         pairs=pairs,
         row_multiple=row_multiple,
-        reference=None if reference_logps is None else reference_logps[picks],
+        reference={name: array[picks, slots] for name, array in reference.items()},
     )
 
 
@@ -133,12 +153,12 @@ def padded(
     scored: int,
     pairs: int | None = None,
     row_multiple: int = 1,
-    reference: np.ndarray | None = None,
+    reference: Mapping[str, np.ndarray] | None = None,
 ) -> PairBatch:
     """The padded layout: each response in a row of its own behind its prompt, pair after pair, padding on the right.
 
     T is `length`, N `scored`, B `pairs` (those beyond the rows get weight 0), and R is B * P rounded up to
-    `row_multiple` by empty rows. `reference` is float32 [len(rows), P]: summed log-probs under the reference, nats.
+    `row_multiple` by empty rows. `reference` holds more arrays of the batch by their names, float32 [len(rows), P].
     """
     slots = len(rows[0].responses)
     pairs = len(rows) if pairs is None else pairs
@@ -160,9 +180,9 @@ def padded(
         "response_tokens_BP": responses_R[: pairs * slots].reshape(pairs, slots).astype(np.float32),
         "weight_B": (np.arange(pairs) < len(rows)).astype(np.float32),
     }
-    if reference is not None:
-        arrays["reference_logps_BP"] = np.zeros((pairs, slots), np.float32)
-        arrays["reference_logps_BP"][: len(rows)] = reference
+    for name, values in (reference or {}).items():
+        arrays[name] = np.zeros((pairs, slots), np.float32)
+        arrays[name][: len(rows)] = values
     return PairBatch(**arrays)
 
 
@@ -171,16 +191,6 @@ def _right_padded(sequences: Sequence[np.ndarray], shape: tuple[int, int], pad: 
     for r, ids in enumerate(sequences):
         array[r, : len(ids)] = ids
     return array
-
-
-def _epoch_order(count: int, *, epoch: int, seed: int, order: str) -> np.ndarray:
-    if order not in ORDERS:
-        raise UserError(f"data.order is {order!r}. {nearest(str(order), ORDERS)}")
-    if order == "sequential":
-        return np.arange(count)
-    # Raw Philox words are the same in every numpy version, which `Generator.permutation` does not promise.
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(count)
-    return np.argsort(words, kind="stable")
 
 
 def _sizes(longest: int) -> tuple[int, ...]:

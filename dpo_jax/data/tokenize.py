@@ -11,10 +11,12 @@ import numpy as np
 from dpo_jax import files
 from dpo_jax.data.chat import Template, find_template
 from dpo_jax.errors import UserError
-from dpo_jax.types import Completion, PreferencePair, TokenRow
+from dpo_jax.types import Completion, PreferencePair, TokenRow, UnpairedCompletion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+Row = PreferencePair | Completion | UnpairedCompletion
 
 _CHUNK_ROWS = 1024  # an encoding holds far more than its ids, so not all of them are alive at once
 
@@ -25,7 +27,7 @@ class Counts(NamedTuple):
     prompts_truncated: int = 0
     responses_truncated: int = 0
     boundaries_moved: int = 0  # the end of the prompt merged with a response, and counts as response
-    identical_responses: int = 0  # the responses differ in text, but not in the tokens that are left of them
+    identical_responses: int = 0  # chosen and rejected differ in text, but not in the tokens that are left of them
 
 
 class Tokenized(NamedTuple):
@@ -36,7 +38,7 @@ class Tokenized(NamedTuple):
 
 
 def tokenize(
-    rows: Sequence[PreferencePair | Completion],
+    rows: Sequence[Row],
     tokenizer: PreTrainedTokenizerFast,
     *,
     template: str,
@@ -65,7 +67,7 @@ def tokenize(
             ids, boundary = _split(prompt, of_row, row)
             cut = _truncate(ids, tokenizer.bos_token_id, row.where, max_prompt_tokens, max_tokens)
             tokenized.append(cut)
-            totals += _changes(ids, cut, moved=boundary < len(prompt))
+            totals += _changes(ids, cut, moved=boundary < len(prompt), compared=isinstance(row, PreferencePair))
     return Tokenized(tokenized, Counts(*totals.tolist()))
 
 
@@ -123,7 +125,7 @@ def _check_end(wholes: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerFast,
         raise UserError(f"{where}: the tokenizer does not encode its eos_token {tokenizer.eos_token!r} as one token.")
 
 
-def _split(prompt: np.ndarray, wholes: Sequence[np.ndarray], row: PreferencePair | Completion) -> tuple[TokenRow, int]:
+def _split(prompt: np.ndarray, wholes: Sequence[np.ndarray], row: Row) -> tuple[TokenRow, int]:
     boundary = min(_common_prefix(prompt, whole) for whole in wholes)
     if boundary == 0:
         raise UserError(
@@ -160,11 +162,11 @@ def _keep_end(prompt: np.ndarray, bos: Any, max_prompt_tokens: int) -> np.ndarra
     return prompt[len(prompt) - max_prompt_tokens :]
 
 
-def _changes(row: TokenRow, cut: TokenRow, *, moved: bool) -> Counts:
-    """The counts of one row, before and after truncation."""
+def _changes(row: TokenRow, cut: TokenRow, *, moved: bool, compared: bool) -> Counts:
+    """The counts of one row, before and after truncation; `compared` says that one response is preferred to another."""
     return Counts(
         prompts_truncated=len(cut.prompt) < len(row.prompt),
         responses_truncated=sum(len(a) < len(b) for a, b in zip(cut.responses, row.responses, strict=True)),
         boundaries_moved=moved,
-        identical_responses=len({response.tobytes() for response in cut.responses}) < len(cut.responses),
+        identical_responses=compared and len({response.tobytes() for response in cut.responses}) < len(cut.responses),
     )

@@ -31,6 +31,20 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
     return (float(mean - half), float(mean + half))
 
 
+def ranking_interval(right: int, good: int, bad: int) -> Interval:
+    """The interval of the share of `good * bad` comparisons that are right (the area under the ROC curve).
+
+    The comparisons share their members, so they say less than as many independent ones would.
+
+    References: Hanley and McNeil 1982, The meaning and use of the area under a ROC curve, equation 1.
+    """
+    share = right / (good * bad)
+    both_good, both_bad = share / (2 - share), 2 * share**2 / (1 + share)
+    variance = share * (1 - share) + (good - 1) * (both_good - share**2) + (bad - 1) * (both_bad - share**2)
+    half = _Z * math.sqrt(max(0.0, variance) / (good * bad))
+    return (max(0.0, share - half), min(1.0, share + half))
+
+
 def difference_interval(a: tuple[int, int], b: tuple[int, int]) -> Interval:
     """Newcombe's interval of share(a) - share(b), each (successes, total), counted on independent samples.
 

@@ -1,6 +1,6 @@
 """What log-probabilities say of a policy: does it prefer the chosen responses, how far is it from the reference.
 
-Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), R samples.
+Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), n completions, R samples.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import mean_interval, share_interval
+from dpo_jax.evaluation.intervals import mean_interval, ranking_interval, share_interval
 
 
 def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarray, *, beta: float) -> dict[str, Any]:
@@ -31,6 +31,33 @@ def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarr
         "margin": float(margins_B.mean()),
         "margin_interval": mean_interval(margins_B),
         "reward_margin": float(beta * margins_B.mean()),
+    }
+
+
+def unpaired_metrics(
+    policy_logps_n: np.ndarray, reference_logps_n: np.ndarray, desirable_n: np.ndarray, *, beta: float
+) -> dict[str, Any]:
+    """Accuracy and margin on labelled completions, from summed log-probs [n] in nats.
+
+    Every desirable completion is compared with every undesirable one, and is right where its log-ratio is larger (the
+    area under the ROC curve; a tie is wrong). `margin` is the difference of their mean log-ratios in nats.
+
+    Raises:
+        ValueError: one label is missing.
+    """
+    log_ratios_n = policy_logps_n - reference_logps_n
+    good, bad = (np.sort(log_ratios_n[labels]) for labels in (desirable_n, ~desirable_n))
+    if not len(good) or not len(bad):
+        raise ValueError(f"{len(good)} desirable and {len(bad)} undesirable completions; both are needed")
+    right = int(np.searchsorted(bad, good, side="left").sum())
+    margin = float(good.mean() - bad.mean())
+    return {
+        "rows": len(log_ratios_n),
+        "pairs": len(good) * len(bad),
+        "accuracy": right / (len(good) * len(bad)),
+        "accuracy_interval": ranking_interval(right, len(good), len(bad)),
+        "margin": margin,
+        "reward_margin": float(beta * margin),
     }
 
 

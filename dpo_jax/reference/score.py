@@ -10,25 +10,25 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
-from dpo_jax.logprobs import batch_logps
+from dpo_jax.logprobs import batch_scores
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import HostBatch, PairBatch, Params
 
 Apply = Callable[..., tuple]
-Score = Callable[[Params, PairBatch], jax.Array]
+Score = Callable[[Params, PairBatch], tuple[jax.Array, jax.Array]]
 
 
 def make_scorer(apply: Apply) -> Score:
-    """`score(params, batch) -> logps_BP`, jitted once for each shape.
+    """`score(params, batch) -> (logps_BP, heads_BP)`, jitted once for each shape.
 
     Args:
         apply: `(params, tokens_RT, positions_RT, segments_RT) -> (hidden_RTD, unembedding)`.
     """
 
     @jax.jit
-    def score(params: Params, batch: PairBatch) -> jax.Array:
+    def score(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
         hidden_RTD, unembedding = apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-        return batch_logps(hidden_RTD, unembedding, batch)
+        return batch_scores(hidden_RTD, unembedding, batch)
 
     return score
 
@@ -47,11 +47,13 @@ def score_rows(
     """
     row_ids: list[str] = []
     logps: list[np.ndarray] = []
+    heads: list[np.ndarray] = []
     tokens: list[np.ndarray] = []
-    late: jax.Array | None = None
+    late: tuple[jax.Array, jax.Array] | None = None
 
-    def fetch(late: jax.Array, rows: int) -> None:
-        logps.append(np.asarray(jax.device_get(late))[:rows])
+    def fetch(late: tuple[jax.Array, jax.Array], rows: int) -> None:
+        for values, found in zip((logps, heads), jax.device_get(late), strict=True):
+            values.append(np.asarray(found)[:rows])
         progress(sum(map(len, logps)))
 
     rows_before = 0
@@ -65,4 +67,4 @@ def score_rows(
         tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:rows])
     if late is not None:
         fetch(late, rows_before)
-    return row_ids, Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32))
+    return row_ids, Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32), np.concatenate(heads))

@@ -19,14 +19,15 @@ from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json, write_json
 from dpo_jax.reference.fingerprint import Fingerprint, differences
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Scores(NamedTuple):
-    """What the reference says of rows: summed log-probs in nats, float32 [n, P], and token counts, int32 [n, P]."""
+    """What the reference says of rows, [n, P] each."""
 
-    logps_nP: np.ndarray
-    tokens_nP: np.ndarray
+    logps_nP: np.ndarray  # float32, summed log-probs, nats
+    tokens_nP: np.ndarray  # int32, token counts
+    heads_nP: np.ndarray  # float32, sums over as many tokens as the shortest response of the row has (LD-DPO), nats
 
 
 class Store:
@@ -82,11 +83,12 @@ class Store:
             "row_id": np.zeros((n, 16), np.uint8),
             "logps": np.zeros((n, slots), np.float32),
             "tokens": np.zeros((n, slots), np.int32),
+            "heads": np.zeros((n, slots), np.float32),
         }
         with ocp.StandardCheckpointer() as reader:
             arrays = reader.restore(target.absolute(), like)
         row_ids = [bytes(row).hex() for row in arrays["row_id"]]
-        return row_ids, Scores(np.asarray(arrays["logps"]), np.asarray(arrays["tokens"]))
+        return row_ids, Scores(*(np.asarray(arrays[name]) for name in ("logps", "tokens", "heads")))
 
     def _add(self, row_ids: Sequence[str], scores: Scores) -> None:
         shard = len(self._shards)
@@ -113,6 +115,7 @@ class Store:
             "row_id": np.frombuffer(bytes.fromhex("".join(row_ids)), np.uint8).reshape(len(row_ids), 16),
             "logps": scores.logps_nP.astype(np.float32),
             "tokens": scores.tokens_nP.astype(np.int32),
+            "heads": scores.heads_nP.astype(np.float32),
         }
         with ocp.StandardCheckpointer() as writer:
             writer.save(target.absolute(), arrays)
@@ -139,5 +142,4 @@ class Store:
                 "`dpo-jax reference` goes on where it stopped."
             )
         found = [self._rows[row_id] for row_id in row_ids]
-        logps = np.stack([self._shards[shard].logps_nP[row] for shard, row in found])
-        return Scores(logps, np.stack([self._shards[shard].tokens_nP[row] for shard, row in found]))
+        return Scores(*(np.stack([self._shards[shard][field][row] for shard, row in found]) for field in range(3)))

@@ -1,100 +1,63 @@
-"""What came of it: held-out pairs, samples of policy and reference, a judge's verdict on them, and the KL between both.
-
-Dimension key: n rows or samples, P slot in the pair.
-"""
+"""What came of it: held-out rows, samples of policy and reference, a judge's verdict on them, and the KL of both."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.config import EvaluationConfig, as_mapping
-from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.sources import read_labelled
-from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.evaluation.intervals import difference_interval, share_interval
 from dpo_jax.evaluation.judges import JUDGES
-from dpo_jax.evaluation.preference import preference_metrics, sequence_kl
-from dpo_jax.files import digest, write_json
-from dpo_jax.losses import PAIRWISE, PairLogps
-from dpo_jax.models.sampling import generate, make_sampler
-from dpo_jax.reference.score import score_rows
-from dpo_jax.reference.store import Store
+from dpo_jax.evaluation.preference import sequence_kl
+from dpo_jax.files import write_json
 from dpo_jax.stages import reference
-from dpo_jax.stages.objectives import loss_knobs
+from dpo_jax.stages.heldout import heldout
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.samples import make_sampling, sampled_logps
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, TokenRow
 
 
 def run(setup: Setup) -> None:
     """Writes WORKDIR/evaluation.json for the newest checkpoint."""
-    if not setup.eval_rows:
+    if not setup.config.data.eval:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
     policy = setup.restored_params(setup.workdir, "train")
     frozen = setup.start_params()
     result: dict[str, Any] = {"settings": as_mapping(setup.config)["evaluation"]}
-    store = reference.complete_store(setup, lambda: frozen)
-    result["heldout"] = heldout(setup, store, policy)
+    store = reference.heldout_store(setup, lambda: frozen)
+    result["heldout"] = heldout(setup, store, policy, setup.restored_memory())
     found = result["heldout"]
-    say(
-        "evaluate",
-        f"{found['pairs']} held-out pairs: accuracy {found['accuracy']:.3f}, margin {found['margin']:.2f} nats",
-    )
+    compared = "comparisons of labelled rows" if "rows" in found else "held-out pairs"
+    accuracy, margin = found["accuracy"], found["margin"]
+    say("evaluate", f"{found['pairs']} {compared}: accuracy {accuracy:.3f}, margin {margin:.2f} nats")
     if setup.config.evaluation.samples:
         result |= compare_samples(setup, policy, frozen)
     write_json(setup.workdir / "evaluation.json", result)
     say("evaluate", f"wrote {setup.workdir / 'evaluation.json'}")
 
 
-def heldout(setup: Setup, store: Store, policy: Params) -> dict[str, Any]:
-    """Reward accuracy, margin and loss on the held-out pairs."""
-    options = setup.config.reference
-    batches = evaluation_batches(setup.eval_rows, pairs=options.batch_pairs, row_multiple=setup.row_multiple)
-    row_ids, now = score_rows(setup.score, policy, batches, place=setup.place)
-    frozen = store.lookup(row_ids)
-    knobs = loss_knobs(setup.config.loss, setup.origins)
-    found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=knobs[0]["beta"])
-    pairs = [PairLogps(*map(jnp.asarray, (*scores.logps_nP.T, *scores.tokens_nP.T))) for scores in (now, frozen)]
-    terms = zip(setup.config.loss, knobs, strict=True)
-    loss = sum(term.weight * PAIRWISE[term.name].function(*pairs, **options).mean() for term, options in terms)
-    return {**found, "loss": float(loss)}
-
-
 def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
     """Samples both models on the held-out prompts and compares them."""
     options = setup.config.evaluation
-    tokenizer = setup.tokenizer
-    prompts = [setup.eval_prompts[i % len(setup.eval_prompts)] for i in range(options.samples)]
-    data = setup.config.data
-    prompt_ids = tokenize_prompts(prompts, tokenizer, template=data.template, max_prompt_tokens=data.max_prompt_tokens)
-    stops = {tokenizer.eos_token_id, *np.atleast_1d(setup.source.generation_config.get("eos_token_id") or [])}
-    sampler = make_sampler(
-        setup.model,
+    known = setup.eval_data.prompts
+    prompts = [known[i % len(known)] for i in range(options.samples)]
+    sample = make_sampling(
+        setup,
+        prompts,
         max_new_tokens=options.max_new_tokens,
-        stop_tokens=tuple(int(token) for token in stops if token is not None),
+        temperature=options.temperature,
+        batch_rows=options.batch_rows,
     )
-    texts: dict[str, list[str]] = {}
-    rows: list[TokenRow] = []
+    sampled = {}
     for name, params in (("reference", frozen), ("policy", policy)):
         say("evaluate", f"samples {options.samples} responses from the {name}")
-        responses = generate(
-            sampler,
-            params,
-            prompt_ids,
-            key=jax.random.key(setup.config.seed),
-            batch_rows=options.batch_rows,
-            temperature=options.temperature,
-        )
-        texts[name] = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]
-        rows = [
-            TokenRow(digest(f"{i}".encode()), prompt, (response,))
-            for i, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True))
-        ]
+        sampled[name] = sample(params, jax.random.key(setup.config.seed))
+    rows, texts = sampled["policy"].rows, {name: found.texts for name, found in sampled.items()}
     result: dict[str, Any] = {"kl": _kl(setup, rows, policy, frozen)}
     samples: list[dict[str, Any]] = [
         {"prompt": prompt, "reference": before, "policy": after}
@@ -107,10 +70,7 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
 
 def _kl(setup: Setup, rows: list[TokenRow], policy: Params, frozen: Params) -> dict[str, Any]:
     """KL of the policy to the reference over whole responses, estimated on the policy's own samples."""
-    logps = []
-    for params in (policy, frozen):
-        batches = evaluation_batches(rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
-        logps.append(score_rows(setup.score, params, batches, place=setup.place)[1].logps_nP[:, 0])
+    logps = [sampled_logps(setup, rows, params) for params in (policy, frozen)]
     found = sequence_kl(*logps)
     low, high = found["interval"]
     say("evaluate", f"sequence KL {found['sequence_kl']:.2f} nats, 95 % interval {low:.2f} to {high:.2f}")

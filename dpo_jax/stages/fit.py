@@ -27,7 +27,9 @@ from dpo_jax.types import Params
 _MAY_CHANGE = (
     "workdir",
     "mesh",
-    "reference",
+    "reference.store",
+    "reference.batch_pairs",
+    "reference.rows_per_shard",
     "evaluation",
     "export",
     "model.remat",
@@ -60,13 +62,17 @@ def fit(
     batches: Batches,
     optimizer: OptimizerConfig,
     train: TrainConfig,
-    knobs: Knobs,
+    knobs: Callable[[int], Knobs] = lambda step: {},
+    memory: Any = (),
+    with_frozen: bool = False,
     check: Callable[[Params], None] = lambda params: None,
-    every: Callable[[int, Params], dict[str, float]] | None = None,
+    after: Callable[[int, TrainState], tuple[TrainState, dict[str, float]]] | None = None,
 ) -> None:
     """Trains to the last planned step, from the newest checkpoint in `folder` or from `start()`.
 
-    `check` sees the parameters before the first step; `every` sees them after each, and what it returns is logged.
+    `knobs` gives the objective's numbers for each step, `memory` is what it remembers before the first; `with_frozen`
+    keeps a copy of the first parameters in the state. `check` sees the parameters before the first step; `after` as in
+    `loop.run`.
     """
     steps = planned_steps(train, batches)
     record = {"config": as_mapping(setup.config), "steps": steps}
@@ -79,12 +85,14 @@ def fit(
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
     transform = _optimizer(optimizer, setup.model.axes)
-    shardings = state_shardings(setup.mesh, setup.model.shapes, setup.model.axes, transform)
+    shardings = state_shardings(
+        setup.mesh, setup.model.shapes, setup.model.axes, transform, memory=memory, with_frozen=with_frozen
+    )
     if done is None:
-        state = create_state(start(), transform, shardings, seed=setup.config.seed)
+        state = create_state(start(), transform, shardings, seed=setup.config.seed, memory=memory)
         check(state.params)
     else:
-        state = _restore(setup, checkpoints, done, transform, shardings)
+        state = _restore(setup, checkpoints, done, transform, shardings, memory)
         say(stage, f"resumes at step {done} of {steps}")
     first = batches.batch(done or 0).arrays
     step = make_step(
@@ -114,13 +122,13 @@ def fit(
                 step,
                 state,
                 read,
-                {"learning_rate": optimizer.learning_rate, **knobs},
+                lambda number: {"learning_rate": optimizer.learning_rate, **knobs(number)},
                 steps=steps,
                 log=log,
                 log_every=train.log_every,
                 save=lambda number, state: checkpoints.save(number, state, record),
                 save_every=train.save_every,
-                every=(lambda number, state: every(number, state.params)) if every else None,
+                after=after,
             )
             checkpoints.close()
         finally:
@@ -130,13 +138,19 @@ def fit(
 
 
 def _restore(
-    setup: Setup, checkpoints: Checkpoints, done: int, transform: optax.GradientTransformation, shardings: Any
+    setup: Setup,
+    checkpoints: Checkpoints,
+    done: int,
+    transform: optax.GradientTransformation,
+    shardings: TrainState,
+    memory: Any,
 ) -> TrainState:
-    def blank(params: Params) -> TrainState:
+    def blank(params: Params, memory: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(0))
-        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), key)
+        frozen = None if shardings.frozen is None else params
+        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), key, memory, frozen)
 
-    shapes = jax.eval_shape(blank, setup.model.shapes)
+    shapes = jax.eval_shape(blank, setup.model.shapes, memory)
     like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
     return checkpoints.restore(done, like)
 

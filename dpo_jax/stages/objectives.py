@@ -1,97 +1,207 @@
-"""What is minimised: a loss of the table, or the negative log-likelihood, joined to a model.
+"""What is minimised: losses of the tables, or the negative log-likelihood, joined to a model.
 
 Dimension key: B pairs, P slot in the pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from dpo_jax.config import LossConfig
-from dpo_jax.errors import UserError, nearest
-from dpo_jax.logprobs import batch_logps
-from dpo_jax.losses import PAIRWISE, PairLogps, PairwiseLoss, preference_metrics
+from dpo_jax.logprobs import (
+    batch_logps,
+    batch_scores,
+    response_logps,
+    scored_hidden,
+    token_kl,
+    token_log_sum_sq,
+)
+from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl, preference_metrics, wpo_weights
 from dpo_jax.models.decoder import Model
-from dpo_jax.reading import Origins, locate
-from dpo_jax.training.step import Knobs, Objective
+from dpo_jax.stages.losses import Inputs, evaluate_term
+from dpo_jax.stages.terms import Term
+from dpo_jax.training.step import Counts, Knobs, Objective
 from dpo_jax.types import Mean, Metrics, PairBatch, Params
 
+Refresh = Callable[[Params, Params, jax.Array], Params]
 
-def _logps(model: Model, params: Params, batch: PairBatch) -> jax.Array:
-    hidden_RTD, unembedding = model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-    return batch_logps(hidden_RTD, unembedding, batch)
+
+class Scored(NamedTuple):
+    """What the models say of a batch: nats, [B, P] each, P = 1 for unpaired completions. None where nobody asks."""
+
+    policy_BP: jax.Array
+    policy_heads_BP: jax.Array
+    reference_BP: jax.Array | None = None  # where the reference runs in the step
+    reference_heads_BP: jax.Array | None = None
+    log_sum_sq_BP: jax.Array | None = None  # log sum_v p_v^2 under the policy, summed over the tokens of a response
+    token_kl_BP: jax.Array | None = None  # KL(reference || policy), summed over the tokens of a response
+    mismatched_BP: jax.Array | None = None  # the policy on the mismatched completions
 
 
 def completion_objective(model: Model) -> Objective:
     """Negative log-likelihood of the responses, a mean over all scored tokens of the batch."""
 
-    def weigh(batch: PairBatch) -> dict[str, jax.Array]:
+    def weigh(batch: PairBatch) -> Counts:
         return {"tokens": batch.response_tokens_BP.sum()}
 
-    def loss(params: Params, batch: PairBatch, knobs: Knobs, counts: dict, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        total = -_logps(model, params, batch).sum()
-        return total / counts["tokens"], {"nll": Mean(total, batch.response_tokens_BP.sum())}
+    def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> jax.Array:
+        return _logps(model, params, batch)
 
-    return Objective(weigh, loss)
+    def loss(
+        logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, Any]:
+        total = -logps_BP.sum()
+        return total / counts["tokens"], {"nll": Mean(total, batch.response_tokens_BP.sum())}, memory
+
+    return Objective(weigh, forward, loss)
 
 
-def preference_objective(model: Model, losses: Sequence[LossConfig]) -> Objective:
-    """A weighted sum of pairwise losses, meant over the pairs of the batch; rewards take the beta of the first one."""
-    table = [PAIRWISE[term.name] for term in losses]
-    weights = [term.weight for term in losses]
+def _hidden(model: Model, params: Params, batch: PairBatch) -> tuple:
+    return model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
 
-    def weigh(batch: PairBatch) -> dict[str, jax.Array]:
-        return {"pairs": batch.weight_B.sum()}
 
-    def loss(params: Params, batch: PairBatch, knobs: Knobs, counts: dict, key: jax.Array) -> tuple[jax.Array, Metrics]:
-        policy = as_pair(_logps(model, params, batch), batch)
-        reference = as_pair(batch.reference_logps_BP, batch)
-        losses_B = sum(
-            weight * entry.function(policy, reference, **options)
-            for weight, entry, options in zip(weights, table, knobs["losses"], strict=True)
+def _logps(model: Model, params: Params, batch: PairBatch) -> jax.Array:
+    hidden_RTD, unembedding = _hidden(model, params, batch)
+    return batch_logps(hidden_RTD, unembedding, batch)
+
+
+def preference_objective(model: Model, terms: Sequence[Term], *, refresh: Refresh | None = None) -> Objective:
+    """A weighted sum of losses, meant over the pairs of the batch.
+
+    The reference's log-probs come with the batch, or from the frozen parameters where there are any. Rewards take the
+    beta of the first loss that has one.
+    """
+    token_level = any(term.name in TOKEN_LEVEL for term in terms)
+    wpo = any(term.wpo for term in terms)
+
+    def weigh(batch: PairBatch) -> Counts:
+        counts = {"pairs": batch.weight_B.sum(), "tokens": (batch.response_tokens_BP[:, 0] * batch.weight_B).sum()}
+        if batch.desirable_B is not None:
+            counts["desirable"] = (batch.desirable_B * batch.weight_B).sum()
+        return counts
+
+    def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> Scored:
+        hidden_RTD, unembedding = _hidden(model, params, batch)
+        pairs, slots = batch.response_tokens_BP.shape
+        found = Scored(*batch_scores(hidden_RTD, unembedding, batch))
+        if wpo:
+            squares_RN = token_log_sum_sq(scored_hidden(hidden_RTD, batch), unembedding)
+            sums_BP = response_logps(squares_RN, batch.response_RN, pairs=pairs, slots=slots)
+            found = found._replace(log_sum_sq_BP=sums_BP)
+        if batch.mismatched is not None:  # measured, not trained on
+            mismatched = _logps(model, jax.lax.stop_gradient(params), batch.mismatched)
+            found = found._replace(mismatched_BP=mismatched)
+        if frozen is None:
+            return found
+        frozen_RTD, frozen_unembedding = _hidden(model, jax.lax.stop_gradient(frozen), batch)
+        frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch)
+        found = found._replace(reference_BP=frozen_BP, reference_heads_BP=frozen_heads_BP)
+        if token_level:
+            policy_RND, frozen_RND = scored_hidden(hidden_RTD, batch), scored_hidden(frozen_RTD, batch)
+            kl_RN = token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding)
+            sums_BP = response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots)
+            found = found._replace(token_kl_BP=sums_BP)
+        return found
+
+    def loss(
+        scored: Scored, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, Any]:
+        inputs = _inputs(scored, batch, counts)
+        total, metrics, remembered = jnp.zeros((), jnp.float32), {}, []
+        for index, (term, options) in enumerate(zip(terms, knobs["losses"], strict=True)):
+            own_key = jax.random.fold_in(key, index)
+            losses_B, after = evaluate_term(term, inputs, options, memory[index], own_key)
+            summed = (losses_B * batch.weight_B).sum()
+            total += term.weight * summed
+            remembered.append(after)
+            metrics |= _remembered(term.name, after)
+            if len(terms) > 1:
+                metrics[f"loss/{term.name}"] = Mean(summed, batch.weight_B.sum())
+        beta = next((options["beta"] for options in knobs["losses"] if "beta" in options), 1.0)
+        metrics |= (
+            _pair_metrics(inputs, batch, beta) if batch.desirable_B is None else _labelled(inputs, batch, counts, beta)
         )
-        watched = preference_metrics(policy, reference, beta=knobs["losses"][0]["beta"])
-        pairs = batch.weight_B.sum()
-        metrics = {name: Mean((value_B * batch.weight_B).sum(), pairs) for name, value_B in watched.items()}
-        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics
+        return total / counts["pairs"], metrics, tuple(remembered)
 
-    return Objective(weigh, loss)
+    whole_batch = any(term.entry.batch_global or term.entry.state or term.entry.mismatched for term in terms)
+    return Objective(weigh, forward, loss, whole_batch=whole_batch, refresh=refresh)
+
+
+def _inputs(scored: Scored, batch: PairBatch, counts: Counts) -> Inputs:
+    stored = scored.reference_BP is None
+    reference_BP = batch.reference_logps_BP if stored else scored.reference_BP
+    reference_heads_BP = batch.reference_heads_BP if stored else scored.reference_heads_BP
+    inputs = Inputs(
+        as_pair(scored.policy_BP, batch),
+        None if reference_BP is None else as_pair(reference_BP, batch),
+        policy_heads=as_pair(scored.policy_heads_BP, batch),
+        reference_heads=None if reference_heads_BP is None else as_pair(reference_heads_BP, batch),
+        wpo_weight_B=_wpo_weight(scored, batch),
+        where=batch.weight_B > 0,
+        token_kl_BP=scored.token_kl_BP,
+        desirable_B=batch.desirable_B,
+        mean_tokens=counts["tokens"] / counts["pairs"],
+    )
+    if scored.mismatched_BP is None or batch.mismatched is None:
+        return inputs
+    frozen_BP = batch.mismatched.reference_logps_BP
+    assert frozen_BP is not None
+    kl = mismatched_kl(scored.mismatched_BP[:, 0], frozen_BP[:, 0], where=inputs.where)
+    return inputs._replace(mismatched_kl=kl)
+
+
+def _wpo_weight(scored: Scored, batch: PairBatch) -> jax.Array | None:
+    """The weight of each pair, [B], where one is asked for: of its two responses together, 1 at most."""
+    if scored.log_sum_sq_BP is None:
+        return None
+    tokens_BP = jnp.maximum(batch.response_tokens_BP, 1)
+    typical_BP1 = ((scored.policy_BP - scored.log_sum_sq_BP) / tokens_BP)[
+        ..., None
+    ]  # the mean over the tokens is taken already
+    zeros_BP1 = jnp.zeros_like(typical_BP1)
+    weights_BP = wpo_weights(typical_BP1, zeros_BP1, jnp.ones(zeros_BP1.shape, bool), clamp=jnp.inf)
+    return jnp.minimum(weights_BP.prod(axis=1), 1.0)
+
+
+def _remembered(name: str, memory: dict[str, Any]) -> Metrics:
+    """What a loss remembers, for the log."""
+    one = jnp.ones((), jnp.float32)
+    found = {f"{name}/alpha": Mean(memory["alpha"], one)} if "alpha" in memory else {}
+    for field, value in memory["state"]._asdict().items() if "state" in memory else ():
+        found[f"{name}/{field}"] = Mean(value, one)
+    return found
+
+
+def _pair_metrics(inputs: Inputs, batch: PairBatch, beta: Any) -> Metrics:
+    watched = preference_metrics(inputs.policy, inputs.reference, beta=beta)
+    pairs = batch.weight_B.sum()
+    return {name: Mean((value_B * batch.weight_B).sum(), pairs) for name, value_B in watched.items()}
+
+
+def _labelled(inputs: Inputs, batch: PairBatch, counts: Counts, beta: Any) -> Metrics:
+    """The metrics of unpaired completions: `chosen` of the desirable ones, `rejected` of the others."""
+    assert inputs.desirable_B is not None and inputs.reference is not None
+    policy_B, reference_B = jax.lax.stop_gradient((inputs.policy.chosen, inputs.reference.chosen))
+    weights = {"chosen": inputs.desirable_B * batch.weight_B, "rejected": (1 - inputs.desirable_B) * batch.weight_B}
+    means = {"chosen": counts["desirable"], "rejected": counts["pairs"] - counts["desirable"]}
+    watched = {"rewards": beta * (policy_B - reference_B), "logps": policy_B, "log_ratios": policy_B - reference_B}
+    metrics = {
+        f"{name}/{side}": Mean((value_B * weight_B).sum(), weight_B.sum())
+        for name, value_B in watched.items()
+        for side, weight_B in weights.items()
+    }
+    # A difference of two means: each micro-batch adds its part of both, and its share of the whole as the weight.
+    parts = [(watched["rewards"] * weights[side]).sum() / means[side] for side in ("chosen", "rejected")]
+    metrics["rewards/margins"] = Mean(parts[0] - parts[1], batch.weight_B.sum() / counts["pairs"])
+    if inputs.mismatched_kl is not None:
+        metrics["log_ratios/mismatched"] = Mean(inputs.mismatched_kl, jnp.ones((), jnp.float32))
+    return metrics
 
 
 def as_pair(logps_BP: Any, batch: PairBatch) -> PairLogps:
-    """Columns 0 and 1 as chosen and rejected, with their token counts."""
+    """The first column as chosen and the last as rejected, with their token counts."""
     tokens_BP = batch.response_tokens_BP
-    return PairLogps(logps_BP[:, 0], logps_BP[:, 1], tokens_BP[:, 0], tokens_BP[:, 1])
-
-
-def loss_knobs(losses: Sequence[LossConfig], origins: Origins) -> list[dict[str, float]]:
-    """The traced numbers of each loss, defaults filled in.
-
-    Raises:
-        UserError: a loss or an option is unknown, or an option is out of its range.
-    """
-    knobs = []
-    for index, term in enumerate(losses):
-        at = locate(f"loss.{index}", origins)
-        if term.name not in PAIRWISE:
-            raise UserError(f"{at}: loss.name: {term.name!r} is unknown. {nearest(term.name, PAIRWISE)}")
-        entry = PAIRWISE[term.name]
-        for name, value in term.options.items():
-            _check_option(term.name, entry, name, value, locate(f"loss.{index}.options.{name}", origins))
-        knobs.append({**entry.knobs, **{name: float(value) for name, value in term.options.items()}})
-    return knobs
-
-
-def _check_option(loss: str, entry: PairwiseLoss, name: str, value: Any, at: str) -> None:
-    if name not in entry.knobs:
-        raise UserError(f"{at}: loss.options.{name}: {loss} has no such option. {nearest(name, entry.knobs)}")
-    low, high = entry.ranges[name]
-    try:
-        fits = low <= float(value) <= high and not isinstance(value, bool)
-    except (TypeError, ValueError):
-        fits = False
-    if not fits:
-        raise UserError(f"{at}: loss.options.{name}: a number from {low:g} to {high:g} is wanted, not {value!r}.")
+    return PairLogps(logps_BP[:, 0], logps_BP[:, -1], tokens_BP[:, 0], tokens_BP[:, -1])

@@ -14,19 +14,19 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as configuration
 from dpo_jax.config import Config
-from dpo_jax.data.sources import read_pairs
-from dpo_jax.data.tokenize import tokenization_fingerprint, tokenize
+from dpo_jax.data.tokenize import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
-from dpo_jax.mesh import make_mesh, named_sharding, place
+from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.families import TensorRule
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
-from dpo_jax.stages.progress import say
+from dpo_jax.stages.rows import DataRows, read_rows
+from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import Completion, PairBatch, Params, PreferencePair, TokenRow
+from dpo_jax.types import PairBatch, Params
 from dpo_jax.weights.load import load_params, resolve_spec
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.source import WeightsSource
@@ -41,6 +41,8 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
     "response_tokens_BP": (None, None),
     "weight_B": (None,),
     "reference_logps_BP": (None, None),
+    "reference_heads_BP": (None, None),
+    "desirable_B": (None,),
 }
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
@@ -104,39 +106,19 @@ class Setup:
         return make_scorer(self.model.apply)
 
     @cached_property
-    def train_rows(self) -> list[TokenRow]:
-        """The training pairs as tokens, in data order."""
-        return self._pairs("data.train", self.config.data.train)
+    def terms(self) -> list[Term]:
+        """The losses of the objective, with their options."""
+        return read_terms(self.config.loss, self.origins)
 
     @cached_property
-    def eval_rows(self) -> list[TokenRow]:
-        """The held-out pairs as tokens; may be empty."""
-        return self._pairs("data.eval", self.config.data.eval) if self.config.data.eval else []
+    def train_data(self) -> DataRows:
+        """The training rows, in data order."""
+        return read_rows(self.config, self.tokenizer, "data.train", self.config.data.train)
 
     @cached_property
-    def eval_prompts(self) -> list[str]:
-        """The different prompts of the held-out pairs, in their order."""
-        rows = read_pairs(self.config.data.eval, on_error=self.config.data.on_error).rows
-        return list(dict.fromkeys(row.prompt for row in rows))
-
-    def _pairs(self, name: str, sources: Sequence[configuration.Source]) -> list[TokenRow]:
-        found = read_pairs(sources, on_error=self.config.data.on_error)
-        return self.tokens(name, found.rows, found.skipped)
-
-    def tokens(self, name: str, rows: Sequence[PreferencePair | Completion], skipped: dict[str, int]) -> list[TokenRow]:
-        """Rows as tokens; what was changed or skipped is said."""
-        data = self.config.data
-        done = tokenize(
-            rows,
-            self.tokenizer,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_tokens=data.max_tokens,
-        )
-        notes = [f"{count} skipped ({reason})" for reason, count in skipped.items()]
-        notes += [f"{count} {field.replace('_', ' ')}" for field, count in done.counts._asdict().items() if count]
-        say("data", f"{name}: {len(done.rows)} rows" + "".join(f", {note}" for note in notes))
-        return done.rows
+    def eval_data(self) -> DataRows:
+        """The held-out rows; may be empty."""
+        return read_rows(self.config, self.tokenizer, "data.eval", self.config.data.eval)
 
     def tokenization(self) -> dict[str, str]:
         """What decides how text became tokens, for the fingerprint of a store."""
@@ -157,6 +139,9 @@ class Setup:
         """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""
         shardings: dict[str, Any] = {}
         for name, array in batch._asdict().items():
+            if name == "mismatched":
+                shardings[name] = array and self.batch_shardings(array, micro_batches=micro_batches)
+                continue
             names = (None, *BATCH_AXES[name]) if micro_batches else BATCH_AXES[name]
             shardings[name] = None if array is None else named_sharding(self.mesh, names, array.shape)
         return PairBatch(**shardings)
@@ -178,15 +163,27 @@ class Setup:
 
     def restored_params(self, folder: Path, command: str) -> Params:
         """The parameters of the newest checkpoint below `folder`."""
-        checkpoints = Checkpoints(folder / "checkpoints")
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"{folder / 'checkpoints'}: no checkpoint yet; run `dpo-jax {command}` first.")
+        checkpoints, step = self._newest(folder, command)
         shardings = param_shardings(self.mesh, self.model.shapes, self.model.axes)
         like = jax.tree.map(
             lambda shape, to: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=to), self.model.shapes, shardings
         )
         return checkpoints.restore_params(step, like)
+
+    def restored_memory(self) -> tuple[Any, ...]:
+        """What the losses remember at the newest checkpoint of the training."""
+        checkpoints, step = self._newest(self.workdir, "train")
+        whole = replicated(self.mesh)
+        blank = tuple(term.memory() for term in self.terms)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), blank)
+        return checkpoints.restore_memory(step, like)
+
+    def _newest(self, folder: Path, command: str) -> tuple[Checkpoints, int]:
+        checkpoints = Checkpoints(folder / "checkpoints")
+        step = checkpoints.latest()
+        if step is None:
+            raise UserError(f"{folder / 'checkpoints'}: no checkpoint yet; run `dpo-jax {command}` first.")
+        return checkpoints, step
 
 
 def render(config: Config, origins: Origins, *, comments: bool) -> str:

@@ -7,6 +7,7 @@ from dpo_jax.data.sources import read_completions
 from dpo_jax.errors import UserError
 from dpo_jax.stages.fit import fit
 from dpo_jax.stages.objectives import completion_objective
+from dpo_jax.stages.rows import as_tokens
 from dpo_jax.stages.setup import Setup
 
 
@@ -16,7 +17,7 @@ def run(setup: Setup) -> None:
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
     found = read_completions(config.sft.data.train, on_error=config.data.on_error)
-    rows = setup.tokens("sft.data.train", found.rows, found.skipped)
+    rows = as_tokens(config, setup.tokenizer, "sft.data.train", found.rows, found.skipped)
     train = config.sft.train
     batches = Batches(
         rows,
@@ -35,5 +36,4 @@ def run(setup: Setup) -> None:
         batches=batches,
         optimizer=config.sft.optimizer,
         train=train,
-        knobs={},
     )

@@ -1,4 +1,4 @@
-"""Preference training: the policy against the stored reference.
+"""Preference training: the policy against the reference, from the store or beside it.
 
 Dimension key: n rows, P slot in the pair.
 """
@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from functools import cache
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.errors import UserError
-from dpo_jax.losses import PAIRWISE, PairLogps
 from dpo_jax.reference.score import score_rows
-from dpo_jax.reference.store import Store
-from dpo_jax.stages import evaluate, reference
+from dpo_jax.reference.store import Scores, Store
+from dpo_jax.stages import reference
+from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit
-from dpo_jax.stages.objectives import loss_knobs, preference_objective
+from dpo_jax.stages.heldout import heldout, known_loss, labels_of, loss_of_rows
+from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.terms import needs_reference
 from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
@@ -29,20 +33,22 @@ _TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)}  # absolute in n
 
 def run(setup: Setup) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
-    config = setup.config
-    knobs = {"losses": loss_knobs(config.loss, setup.origins)}
+    config, terms = setup.config, setup.terms
+    _say_what_is_unusual(setup)
     reference.fine_tune_first(setup)
     start = cache(setup.start_params)
-    store = reference.complete_store(setup, start)
-    scores = store.lookup([row.row_id for row in setup.train_rows])
+    frozen = cache(setup.start_params)
+    store = reference.complete_store(setup, start) if reference.reads_store(setup) else None
+    rows = setup.train_data.rows
     batches = Batches(
-        setup.train_rows,
+        rows,
         batch_pairs=config.train.batch_pairs,
         micro_batch_pairs=config.train.micro_batch_pairs or config.train.batch_pairs,
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
-        reference_logps=scores.logps_nP,
+        reference=_attached(store.lookup([row.row_id for row in rows])) if store else None,
+        desirable=setup.train_data.desirable,
     )
 
     if Checkpoints(setup.workdir / "checkpoints").latest() is not None:
@@ -53,52 +59,93 @@ def run(setup: Setup) -> None:
         start.cache_clear()  # the state takes these buffers over
         return params
 
-    def every(done: int, params: Params) -> dict[str, float]:
-        if not config.evaluation.every or done % config.evaluation.every:
-            return {}
-        found = evaluate.heldout(setup, store, params)
-        return {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
+    steer = steer_alpha(setup, terms, frozen)
+    heldout_store = cache(lambda: store or reference.heldout_store(setup, frozen))
 
+    def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        state, numbers = steer(done, state) if steer else (state, {})
+        if not config.evaluation.every or done % config.evaluation.every:
+            return state, numbers
+        found = heldout(setup, heldout_store(), state.params, state.memory)
+        return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
+
+    live = needs_reference(terms) and store is None
     fit(
         setup,
         stage="train",
         folder=setup.workdir,
         start=start_once,
-        objective=preference_objective(setup.model, config.loss),
+        objective=preference_objective(setup.model, terms, refresh=_refresh(setup)),
         batches=batches,
         optimizer=config.optimizer,
         train=config.train,
-        knobs=knobs,
-        check=lambda params: check_start(setup, store, params, knobs["losses"]),
-        every=every,
+        knobs=lambda step: {"losses": [term.knobs(step) for term in terms]},
+        memory=tuple(term.memory() for term in terms),
+        with_frozen=live,
+        check=lambda params: check_start(setup, store, params) if store else None,
+        after=after,
     )
 
 
-def check_start(setup: Setup, store: Store, params: Params, knobs: list[dict[str, float]]) -> None:
-    """The invariant of step 0, where policy and reference are one: stored log-probs are today's, the loss is known.
+def _say_what_is_unusual(setup: Setup) -> None:
+    terms = setup.terms
+    reason = reference.why_no_store(setup)
+    if reason and needs_reference(terms):
+        say("reference", f"no store: {reason}")
+    if not needs_reference(terms):
+        say("reference", f"no store: {' and '.join(term.name for term in terms)} needs no reference")
+    alone = [term.name for term in terms if term.entry.beside_sft]
+    if alone and all(term.name != "sft" for term in terms):
+        say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
+
+
+def _attached(scores: Scores) -> dict[str, np.ndarray]:
+    return {"reference_logps_BP": scores.logps_nP, "reference_heads_BP": scores.heads_nP}
+
+
+def _refresh(setup: Setup) -> Refresh | None:
+    """TR-DPO: how the reference moves to the policy."""
+    every, share = setup.config.reference.update_every, setup.config.reference.update_share
+    if not every:
+        return None
+
+    def moved(params: Params, frozen: Params) -> Params:
+        return jax.tree.map(lambda p, f: (share * p + (1.0 - share) * f).astype(f.dtype), params, frozen)
+
+    def refresh(params: Params, frozen: Params, done: jax.Array) -> Params:
+        return jax.lax.cond(done % every == 0, moved, lambda params, frozen: frozen, params, frozen)
+
+    return refresh
+
+
+def check_start(setup: Setup, store: Store, params: Params) -> None:
+    """The invariant of step 0, where policy and reference are one: stored log-probs are today's, each loss is known.
 
     Raises:
         UserError: they do not; the message says what to check.
     """
-    rows = setup.train_rows[:_CHECKED_ROWS]
+    data = setup.train_data
+    rows = data.rows[:_CHECKED_ROWS]
     batches = evaluation_batches(rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
     row_ids, now = score_rows(setup.score, params, batches, place=setup.place)
     stored = store.lookup(row_ids)
     absolute, relative = _TOLERANCE[setup.config.model.dtype]
-    off_nP = np.abs(now.logps_nP - stored.logps_nP)
-    if not np.all(off_nP <= absolute + relative * np.abs(stored.logps_nP)) or not np.array_equal(
-        now.tokens_nP, stored.tokens_nP
-    ):
+    off_nP = np.maximum(np.abs(now.logps_nP - stored.logps_nP), np.abs(now.heads_nP - stored.heads_nP))
+    same_tokens = np.array_equal(now.tokens_nP, stored.tokens_nP)
+    if not np.all(off_nP <= absolute + relative * np.abs(stored.logps_nP)) or not same_tokens:
         row = int(np.argmax(off_nP.max(axis=1)))
         raise UserError(
             f"step 0: row {row_ids[row]} has log-probs {now.logps_nP[row].tolist()} under the policy, but "
             f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check "
             "that the weights did not change since `dpo-jax reference`, or delete that folder and score again."
         )
-    policy, frozen = (PairLogps(*map(jnp.asarray, (s.logps_nP[:, 0], s.logps_nP[:, 1]))) for s in (now, stored))
-    for term, options in zip(setup.config.loss, knobs, strict=True):
-        entry = PAIRWISE[term.name]
-        value, known = float(jnp.mean(entry.function(policy, frozen, **options))), entry.at_reference(options)
+    desirable = labels_of(data, row_ids)
+    for term in setup.terms:
+        if term.entry.at_reference is None:
+            continue
+        plain = term._replace(weight=1.0, ld_alpha=None, wpo=False)
+        value = float(jnp.mean(loss_of_rows([plain], now, stored, desirable, None)))
+        known = float(jnp.mean(known_loss(term, now, desirable)))
         if not abs(value - known) <= absolute + relative * abs(known):
             raise UserError(
                 f"step 0: the {term.name} loss is {value:.6f}; with policy and reference equal it is {known:.6f}. "

@@ -27,8 +27,8 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._keep = keep
         self._pending: tuple[int, dict[str, Any]] | None = None
-        # Two trees, so that a later stage reads the parameters without the optimizer's moments.
-        self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "rest")}
+        # Trees apart, so that a later stage reads the parameters without the optimizer's moments.
+        self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "memory", "rest")}
 
     def steps(self) -> list[int]:
         """The sealed steps, oldest first."""
@@ -85,12 +85,19 @@ class Checkpoints:
         """The state of a sealed step, laid out like `like` (arrays or shapes with shardings)."""
         self._verify(step)
         found = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
-        return TrainState(params=found["params"], **found["rest"])
+        memory = _with_leaves(like.memory, found.get("memory", {}))
+        return TrainState(params=found["params"], memory=memory, **found["rest"])
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone."""
         self._verify(step)
         return self._read(step, "params", like)
+
+    def restore_memory(self, step: int, like: Any) -> Any:
+        """What the objective remembers, alone."""
+        self._verify(step)
+        leaves = _numbered(like)
+        return _with_leaves(like, self._read(step, "memory", leaves) if leaves else {})
 
     def _read(self, step: int, name: str, like: Any) -> Any:
         target = self._folder / str(step) / name
@@ -114,7 +121,20 @@ class Checkpoints:
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    return {"params": state.params, "rest": {"step": state.step, "optimizer": state.optimizer, "key": state.key}}
+    rest: dict[str, Any] = {"step": state.step, "optimizer": state.optimizer, "key": state.key}
+    if state.frozen is not None:
+        rest["frozen"] = state.frozen
+    remembered = _numbered(state.memory)
+    return {"params": state.params, "rest": rest} | ({"memory": remembered} if remembered else {})
+
+
+def _numbered(tree: Any) -> dict[str, Any]:
+    """The leaves of a tree by number: Orbax has no place for its empty parts."""
+    return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def _with_leaves(tree: Any, numbered: dict[str, Any]) -> Any:
+    return jax.tree.unflatten(jax.tree.structure(tree), [numbered[str(index)] for index in range(len(numbered))])
 
 
 def _check_same(target: Path, stored: Any, wanted: Any) -> None:

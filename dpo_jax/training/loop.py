@@ -37,23 +37,25 @@ def run(
     step: Callable[[TrainState, Any, Any], tuple[TrainState, dict[str, jax.Array]]],
     state: TrainState,
     read: Callable[[int], Placed],
-    knobs: Any,
+    knobs: Callable[[int], Any],
     *,
     steps: int,
     log: Log,
     log_every: int,
     save: Callable[[int, TrainState], None],
     save_every: int | None,
-    every: Callable[[int, TrainState], dict[str, float]] | None = None,
+    after: Callable[[int, TrainState], tuple[TrainState, dict[str, float]]] | None = None,
 ) -> TrainState:
     """Trains from the state's step to `steps` and returns the last state.
 
     Args:
         read: step number -> its batch.
+        knobs: step number -> its traced numbers.
         log: called with a step, counted from 1, and its numbers; among them tokens and pairs per second since the
             last call. The numbers are fetched while the next step runs.
         save: called with the number of steps done, every `save_every` steps and after the last one.
-        every: called after each step with the steps done; what it returns is logged with the numbers of the step.
+        after: called after each step with the steps done and the state, before that is saved; gives back the state
+            to go on with, and numbers that are logged with those of the step.
 
     Raises:
         FloatingPointError: the loss is not finite; nothing of that step is saved.
@@ -76,12 +78,13 @@ def run(
             log(done, values | rates | more)
 
     for done, batch in enumerate(prefetch(read, start, steps), start + 1):
-        state, numbers = step(state, batch.arrays, knobs)
+        state, numbers = step(state, batch.arrays, knobs(done - 1))
         if late:
             fetch(*late)
         work[0] += batch.tokens
         work[1] += batch.pairs
-        late = (done, numbers, every(done, state) if every else {})
+        state, more = after(done, state) if after else (state, {})
+        late = (done, numbers, more)
         if done == steps or (save_every and done % save_every == 0):
             fetch(*late)  # a state that is not finite is never saved
             late = None

@@ -20,6 +20,8 @@ class TrainState(NamedTuple):
     params: Params
     optimizer: Any
     key: jax.Array  # uint32, the data of a random key; each step folds its number in
+    memory: Any = ()  # what the objective remembers from batch to batch; small
+    frozen: Params | None = None  # the reference's parameters, where it must be at hand in the step
 
 
 def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
@@ -27,8 +29,16 @@ def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
     return jax.tree.map(lambda shape, names: named_sharding(mesh, names, shape.shape), shapes, axes)
 
 
-def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.GradientTransformation) -> Any:
-    """The sharding of each leaf of the train state, as a `TrainState`.
+def state_shardings(
+    mesh: Mesh,
+    shapes: Params,
+    axes: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    memory: Any = (),
+    with_frozen: bool = False,
+) -> Any:
+    """The sharding of each leaf of the train state, as a `TrainState`; `memory` is one like that of the state.
 
     `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
     """
@@ -38,14 +48,27 @@ def state_shardings(mesh: Mesh, shapes: Params, axes: Params, optimizer: optax.G
     moments = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, optimizer_shapes, params, transform_non_params=lambda _: whole
     )
-    return TrainState(step=whole, params=params, optimizer=moments, key=whole)
+    return TrainState(
+        step=whole,
+        params=params,
+        optimizer=moments,
+        key=whole,
+        memory=jax.tree.map(lambda _: whole, memory),
+        frozen=params if with_frozen else None,
+    )
 
 
-def create_state(params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, *, seed: int) -> Any:
-    """The state before the first step. `params` are used up: they become the state's own buffers."""
+def create_state(
+    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, *, seed: int, memory: Any = ()
+) -> Any:
+    """The state before the first step. `params` are used up: they become the state's own buffers.
 
-    def born(params: Params) -> TrainState:
+    Where `shardings` has a place for frozen parameters, they begin as a copy of `params`.
+    """
+
+    def born(params: Params, memory: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+        frozen = None if shardings.frozen is None else jax.tree.map(jnp.copy, params)
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, memory, frozen)
 
-    return jax.jit(born, out_shardings=shardings, donate_argnums=0)(params)
+    return jax.jit(born, out_shardings=shardings, donate_argnums=0)(params, memory)

@@ -9,48 +9,96 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from dpo_jax.training.metrics import add, divide
+from dpo_jax.training.metrics import divide
 from dpo_jax.training.optimizer import Schedule
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Metrics, Params
 
 Knobs = dict[str, Any]
 """Traced numbers: `learning_rate` (its peak), and those of the objective. Changing one does not recompile."""
+Counts = dict[str, jax.Array]
 
 
 class Objective(NamedTuple):
-    """What is minimised.
+    """What is minimised: the model's part, which is dear, and the loss on what it gives, which is cheap.
 
-    `weigh(batch)` counts what the losses of one micro-batch are divided by (pairs, tokens); the counts of the whole
-    batch go to `loss(params, batch, knobs, counts, key) -> (loss, metrics)`, so that the losses of the micro-batches
-    add up to the loss of the batch, exactly, however the tokens lie.
+    `forward(params, frozen, batch, key)` gives small arrays that begin with the pair axis; `frozen` are parameters
+    without gradient, or None. `loss(outputs, batch, knobs, counts, memory, key) -> (loss, metrics, memory)` takes them.
+
+    `weigh(batch)` counts what the losses of one micro-batch are divided by (pairs, tokens); `loss` gets the counts of
+    the whole batch, so that the losses of the micro-batches add up to the loss of the batch, exactly, however the
+    tokens lie.
+
+    With `whole_batch`, `loss` is called once with all pairs: it compares them, or remembers something of the batch.
+    The model then runs twice over each micro-batch, first without gradient. Otherwise `memory` passes unchanged.
+
+    `refresh(params, frozen, step)`, if there is one, gives the frozen parameters for the next step.
     """
 
-    weigh: Callable[[Any], dict[str, jax.Array]]
-    loss: Callable[[Params, Any, Knobs, dict[str, jax.Array], jax.Array], tuple[jax.Array, Metrics]]
+    weigh: Callable[[Any], Counts]
+    forward: Callable[[Params, Params | None, Any, jax.Array], Any]
+    loss: Callable[[Any, Any, Knobs, Counts, Any, jax.Array], tuple[jax.Array, Metrics, Any]]
+    whole_batch: bool = False
+    refresh: Callable[[Params, Params, jax.Array], Params] | None = None
 
 
-def gradients(objective: Objective, params: Params, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:
-    """(loss, metrics), gradient of a batch whose arrays have a leading axis of micro-batches."""
+def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:
+    """(loss, metrics, memory), gradient of a batch whose arrays have a leading axis of micro-batches."""
     counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weigh)(batch))
-    differentiate = jax.value_and_grad(objective.loss, has_aux=True)
     micro_batches = jax.tree.leaves(batch)[0].shape[0]
 
+    def part(index: jax.Array) -> tuple[Any, jax.Array]:
+        return jax.tree.map(lambda x: x[index], batch), jax.random.fold_in(key, index)
+
+    def forward(params: Params, index: jax.Array) -> Any:
+        return objective.forward(params, state.frozen, *part(index))
+
     def micro(index: jax.Array) -> tuple:
-        part = jax.tree.map(lambda x: x[index], batch)
-        return differentiate(params, part, knobs, counts, jax.random.fold_in(key, index))
+        def loss(params: Params) -> tuple:
+            rows, own_key = part(index)
+            found, *rest = objective.loss(forward(params, index), rows, knobs, counts, state.memory, own_key)
+            return found, (found, *rest)
+
+        gradient, found = jax.grad(loss, has_aux=True)(state.params)
+        return found, gradient
 
     if micro_batches == 1:
         return micro(jnp.zeros((), jnp.int32))
+    if not objective.whole_batch:
+        (loss, metrics, _), gradient = _summed(lambda index: _without_memory(*micro(index)), micro_batches)
+        return (loss, metrics, state.memory), gradient
 
-    def accumulate(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
-        (loss, metrics), gradient = micro(index)
-        (loss_sum, metrics_sum), gradient_sum = carry
-        return ((loss_sum + loss, add(metrics_sum, metrics)), jax.tree.map(jnp.add, gradient_sum, gradient)), None
+    outputs = jax.lax.map(lambda index: forward(state.params, index), jnp.arange(micro_batches))
+    joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
-    shapes = jax.eval_shape(micro, jax.ShapeDtypeStruct((), jnp.int32))
+    def whole_loss(outputs: Any) -> tuple:
+        flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+        found = objective.loss(flat, joined, knobs, counts, state.memory, jax.random.fold_in(key, 0))
+        return found[0], found
+
+    cotangents, found = jax.grad(whole_loss, has_aux=True)(outputs)
+
+    def backward(index: jax.Array) -> Params:
+        _, pull = jax.vjp(lambda params: forward(params, index), state.params)
+        return pull(jax.tree.map(lambda x: x[index], cotangents))[0]
+
+    return found, _summed(backward, micro_batches)
+
+
+def _without_memory(found: tuple, gradient: Params) -> tuple:
+    loss, metrics, _ = found
+    return (loss, metrics, ()), gradient
+
+
+def _summed(part: Callable[[jax.Array], Any], count: int) -> Any:
+    """The sum of `part(index)` over all indices, one at a time."""
+
+    def accumulate(total: Any, index: jax.Array) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, part(index)), None
+
+    shapes = jax.eval_shape(part, jax.ShapeDtypeStruct((), jnp.int32))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    return jax.lax.scan(accumulate, zeros, jnp.arange(micro_batches))[0]
+    return jax.lax.scan(accumulate, zeros, jnp.arange(count))[0]
 
 
 def make_step(
@@ -68,13 +116,15 @@ def make_step(
 
     def step(state: TrainState, batch: Any, knobs: Knobs) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (loss, metrics), gradient = gradients(objective, state.params, batch, knobs, key)
+        (loss, metrics, memory), gradient = gradients(objective, state, batch, knobs, key)
         direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
         learning_rate = knobs["learning_rate"] * schedule(state.step)
         params = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
         numbers = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
-        new = TrainState(state.step + 1, params, optimizer_state, state.key)
-        return new, numbers | divide(metrics)
+        frozen = state.frozen
+        if objective.refresh and frozen is not None:
+            frozen = objective.refresh(params, frozen, state.step + 1)
+        return TrainState(state.step + 1, params, optimizer_state, state.key, memory, frozen), numbers | divide(metrics)
 
     return jax.jit(
         step, in_shardings=(shardings, batch_shardings, None), out_shardings=(shardings, None), donate_argnums=0

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from dpo_jax.data.chat import TEMPLATES, find_template
 from dpo_jax.data.tokenize import Counts, tokenization_fingerprint, tokenize, tokenize_prompts
 from dpo_jax.errors import UserError
-from dpo_jax.types import Completion, PreferencePair
+from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
 
 UNK, BOS, EOS, USER, BOT = range(5)
 A, B, C, D, SPACE, AB = range(5, 11)
@@ -62,6 +62,24 @@ def test_a_completion_is_a_row_with_one_response(make_tokenizer):
     tokenized, _ = tokenize(rows, make_tokenizer(), **limits())
     assert [ids(row) for row in tokenized] == [([C], [[D, EOS]]), ([D], [[C, EOS]])]
     assert [row.row_id for row in tokenized] == ["x", "y"]
+
+
+def test_a_labelled_completion_has_its_mismatched_one_beside_it(make_tokenizer):
+    rows = [
+        UnpairedCompletion("x", "c ", "d", True, "ab", "rows.jsonl:1"),
+        UnpairedCompletion("y", "d ", "c", False, None, "rows.jsonl:2"),
+    ]
+    tokenized, counts = tokenize(rows, make_tokenizer(), **limits())
+    assert [ids(row) for row in tokenized] == [([C, SPACE], [[D, EOS], [AB, EOS]]), ([D, SPACE], [[C, EOS]])]
+    assert [row.row_id for row in tokenized] == ["x", "y"]
+    assert counts == Counts()
+
+
+def test_nobody_prefers_a_completion_to_the_mismatched_one(make_tokenizer):
+    row = UnpairedCompletion("x", "c ", "dcd", True, "dcab", "rows.jsonl:1")  # alike when truncated to 4 tokens
+    [tokens], counts = tokenize([row], make_tokenizer(), **limits(max_tokens=4))
+    assert ids(tokens)[1] == [[D, C], [D, C]]
+    assert counts == Counts(responses_truncated=2)
 
 
 @pytest.mark.parametrize("single", ["$A", "<s> $A </s>"])

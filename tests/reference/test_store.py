@@ -24,7 +24,8 @@ def ids(*numbers: int) -> list[str]:
 
 def scores(*numbers: int) -> Scores:
     """Rows whose log-probs are their numbers."""
-    return Scores(np.array([[-n, -n - 0.5] for n in numbers], np.float32), np.array([[n, n + 1] for n in numbers]))
+    logps = np.array([[-n, -n - 0.5] for n in numbers], np.float32)
+    return Scores(logps, np.array([[n, n + 1] for n in numbers]), logps / 2)
 
 
 def filled(folder: Path) -> Store:
@@ -86,7 +87,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path):
 
 def test_a_score_that_is_not_finite_is_never_stored(tmp_path: Path):
     store = Store(tmp_path / "s", FINGERPRINT)
-    bad = Scores(np.array([[-1.0, np.nan]], np.float32), np.ones((1, 2)))
+    bad = Scores(np.array([[-1.0, np.nan]], np.float32), np.ones((1, 2)), np.zeros((1, 2)))
     with pytest.raises(FloatingPointError, match=ids(7)[0]):
         store.append(ids(7), bad)
     assert not (tmp_path / "s" / "manifest.json").exists()

@@ -177,14 +177,14 @@ def test_training_refuses_a_store_of_other_weights_or_rows(experiment: Path, cap
 
 
 def test_step_zero_catches_a_store_whose_numbers_are_not_the_policys(experiment: Path, capsys, monkeypatch):
-    from dpo_jax.reference.store import Scores, Store
+    from dpo_jax.reference.store import Store
 
     run("reference", experiment)
     lookup = Store.lookup
 
     def shifted(self, row_ids):
         found = lookup(self, row_ids)
-        return Scores(found.logps_nP + 0.5, found.tokens_nP)
+        return found._replace(logps_nP=found.logps_nP + 0.5)
 
     monkeypatch.setattr(Store, "lookup", shifted)
     with pytest.raises(SystemExit) as stopped:

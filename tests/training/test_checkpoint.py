@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,11 @@ from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
 
 
+class Pair(NamedTuple):
+    first: jax.Array
+    second: jax.Array
+
+
 def state(number: float, mesh=None) -> TrainState:
     mesh = mesh or make_mesh(fsdp=8)
     matrix = named_sharding(mesh, ("embed", "mlp"), (8, 4))
@@ -25,6 +31,13 @@ def state(number: float, mesh=None) -> TrainState:
         params={"layer": {"w": array}},
         optimizer=(jax.device_put(array * 2, matrix), ()),
         key=jax.device_put(jax.random.key_data(jax.random.key(int(number))), whole),
+        # a loss that remembers, one that does not, and one that remembers two things
+        memory=(
+            {"state": jax.device_put(jnp.float32(number), whole)},
+            {},
+            {"a": Pair(*jax.device_put((1.5, number), whole))},
+        ),
+        frozen={"layer": {"w": jax.device_put(array - 7, matrix)}},
     )
 
 
@@ -58,6 +71,17 @@ def test_restores_onto_another_mesh_and_the_parameters_alone(tmp_path: Path):
     assert_same(Checkpoints(tmp_path).restore(3, like(elsewhere)), elsewhere)
     params = Checkpoints(tmp_path).restore_params(3, like(elsewhere).params)
     np.testing.assert_array_equal(params["layer"]["w"], elsewhere.params["layer"]["w"])
+    assert_same(Checkpoints(tmp_path).restore_memory(3, like(elsewhere).memory), elsewhere.memory)
+
+
+def test_a_state_that_remembers_nothing_is_restored_as_such(tmp_path: Path):
+    plain = state(4)._replace(memory=({}, {}), frozen=None)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(4, plain, {})
+    checkpoints.wait()
+    restored = checkpoints.restore(4, like(plain))
+    assert_same(restored, plain)
+    assert restored.memory == ({}, {}) == checkpoints.restore_memory(4, ({}, {})) and restored.frozen is None
 
 
 def test_keeps_the_newest(tmp_path: Path):

@@ -30,12 +30,21 @@ class Rows(NamedTuple):
     tokens: jax.Array  # [A, R]
 
 
-def weighted(params, batch, knobs, counts, key):
-    value_R = jnp.tanh((batch.inputs * params["scale"][None]) @ params["matrix"]).sum(-1) * batch.tokens
-    return knobs.get("beta", 1.0) * value_R.sum() / counts["tokens"], {"value": Mean(value_R.sum(), batch.tokens.sum())}
+def forward(params, frozen, batch, key):
+    return jnp.tanh((batch.inputs * params["scale"][None]) @ params["matrix"]).sum(-1)
 
 
-OBJECTIVE = Objective(lambda batch: {"tokens": batch.tokens.sum()}, weighted)
+def weighted(value_R, batch, knobs, counts, memory, key):
+    value_R = value_R * batch.tokens
+    metrics = {"value": Mean(value_R.sum(), batch.tokens.sum())}
+    return knobs.get("beta", 1.0) * value_R.sum() / counts["tokens"], metrics, memory
+
+
+def weigh(batch):
+    return {"tokens": batch.tokens.sum()}
+
+
+OBJECTIVE = Objective(weigh, forward, weighted)
 
 
 def parameters():
@@ -50,15 +59,27 @@ def batch(micro_batches: int) -> Rows:
     return Rows(inputs.reshape(micro_batches, -1, 8), tokens.reshape(micro_batches, -1))
 
 
-def train(steps=3, *, axes=None, micro_batches=1, knobs=None, schedule=("constant", 0), **options):
+def train(
+    steps=3,
+    *,
+    axes=None,
+    micro_batches=1,
+    knobs=None,
+    schedule=("constant", 0),
+    objective=OBJECTIVE,
+    memory=(),
+    with_frozen=False,
+    **options,
+):
     mesh = make_mesh(**(axes or {}))
     with jax.set_mesh(mesh):
         optimizer = adamw(AXES, **options)
-        shardings = state_shardings(mesh, SHAPES, AXES, optimizer)
-        state = create_state(jax.device_put(parameters(), shardings.params), optimizer, shardings, seed=0)
+        shardings = state_shardings(mesh, SHAPES, AXES, optimizer, memory=memory, with_frozen=with_frozen)
+        params = jax.device_put(parameters(), shardings.params)
+        state = create_state(params, optimizer, shardings, seed=0, memory=memory)
         rows = batch(micro_batches)
         step = make_step(
-            OBJECTIVE,
+            objective,
             optimizer,
             make_schedule(schedule[0], warmup_steps=schedule[1], steps=steps),
             shardings=shardings,
@@ -81,6 +102,51 @@ def test_micro_batches_of_unequal_tokens_add_up_exactly():
         np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=1e-6)
 
 
+def ranked(value_R, batch, knobs, counts, memory, key):
+    """Compares all rows with each other, and remembers their mean: a loss that micro-batches cannot add up to."""
+    rank_R = jnp.argsort(jnp.argsort(value_R)).astype(jnp.float32)
+    noise_R = jax.random.normal(key, value_R.shape)
+    seen = 0.5 * memory + 0.5 * jax.lax.stop_gradient(value_R.mean())
+    loss = ((value_R * (rank_R + noise_R - seen)) ** 2).sum() / counts["tokens"]
+    return loss, {"value": Mean(value_R.sum(), batch.tokens.sum())}, seen
+
+
+def test_a_loss_on_the_whole_batch_is_the_same_in_micro_batches():
+    objective = Objective(weigh, forward, ranked, whole_batch=True)
+    start = np.float32(3.0)
+    whole, history, _ = train(objective=objective, memory=start)
+    parts, in_parts, step = train(objective=objective, memory=start, micro_batches=4, axes={"data": 2, "fsdp": 4})
+    assert not np.allclose(whole.memory, start) and step._cache_size() == 1
+    for ours, wanted in zip(
+        jax.tree.leaves((parts.params, parts.memory, in_parts)),
+        jax.tree.leaves((whole.params, whole.memory, history)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_what_is_remembered_is_updated_once_a_step():
+    objective = Objective(weigh, forward, lambda *inputs: (*weighted(*inputs)[:2], inputs[4] + 1), whole_batch=True)
+    for micro_batches in (1, 4):
+        assert train(objective=objective, memory=np.float32(0.0), micro_batches=micro_batches)[0].memory == 3
+
+
+def test_frozen_parameters_stay_and_move_when_they_are_told():
+    def apart(params, frozen, batch, key):
+        return forward(params, None, batch, key) - forward(frozen, None, batch, key)
+
+    state, history, _ = train(objective=Objective(weigh, apart, weighted), with_frozen=True)
+    np.testing.assert_array_equal(state.frozen["matrix"], parameters()["matrix"])
+    assert history[0]["loss"] == 0 and history[1]["loss"] != 0 and history[2]["loss"] != 0
+
+    def refresh(params, frozen, done):
+        return jax.tree.map(lambda p, f: jnp.where(done == 2, p, f), params, frozen)
+
+    state, history, _ = train(objective=Objective(weigh, apart, weighted, refresh=refresh), with_frozen=True)
+    assert history[1]["loss"] != 0 and history[2]["loss"] == 0
+    assert not np.array_equal(state.frozen["matrix"], parameters()["matrix"])
+
+
 @pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 8, "fsdp": 1}, {"tensor": 4, "fsdp": 2}])
 def test_eight_devices_equal_plain_optax_on_one(axes):
     rows = Rows(*(x[0] for x in batch(1)))
@@ -88,7 +154,9 @@ def test_eight_devices_equal_plain_optax_on_one(axes):
     memory, losses = optimizer.init(params), []
     counts = {"tokens": rows.tokens.sum()}
     for _ in range(3):
-        loss, gradient = jax.value_and_grad(lambda p: weighted(p, rows, {}, counts, None)[0])(params)
+        loss, gradient = jax.value_and_grad(
+            lambda p: weighted(forward(p, None, rows, None), rows, {}, counts, (), None)[0]
+        )(params)
         update, memory = optimizer.update(gradient, memory, params)
         params = optax.apply_updates(params, update)
         losses.append((loss, optax.tree.norm(gradient)))

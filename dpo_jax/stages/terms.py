@@ -1,0 +1,214 @@
+"""The lines of `loss:` in a configuration: each one a loss of the tables, its options read and checked.
+
+Dimension key: B pairs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax.config import LossConfig
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss
+from dpo_jax.losses.knobs import KnobSpec, knobs
+from dpo_jax.losses.stateful import RunningMean
+from dpo_jax.reading import Origins, locate
+
+TABLES: tuple[Mapping[str, Loss], ...] = (PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED)
+TRAINED: dict[str, Loss] = {name: entry for table in TABLES for name, entry in table.items()}
+"""Every loss that the trainer knows by name."""
+
+_TRAINER_DEFAULTS: dict[str, dict[str, Any]] = {"alpha_dpo": {"bias_correction": True}}
+"""Where the trainer's default is another than the function's: the averages of alpha-DPO start cold."""
+
+
+class Ramp(NamedTuple):
+    """An option that moves in a straight line: `{start: 0.0, end: 0.2, steps: 100}`, and stays at its end."""
+
+    start: float
+    end: float
+    steps: int
+
+    def at(self, step: int) -> float:
+        """The value in a step, counted from 0."""
+        return self.start + (self.end - self.start) * min(1.0, step / self.steps)
+
+
+class KlBudget(NamedTuple):
+    """`alpha: auto`: alpha is moved so that the policy's KL, measured on its own samples, comes to a budget."""
+
+    kl_budget: float  # nats per response
+    kl_every: int = 50  # steps between measurements
+    kl_samples: int = 64  # responses sampled at each
+    kl_max_new_tokens: int = 64
+    kl_gain: float = 0.05  # by how much alpha moves at most
+    alpha_start: float = 0.0
+    alpha_low: float = -0.5
+    alpha_high: float = 0.5
+
+
+class Term(NamedTuple):
+    """One loss of the objective."""
+
+    name: str
+    entry: Loss
+    weight: float
+    static: Mapping[str, Any]  # options that are not numbers: the step is compiled for them
+    numbers: Mapping[str, float | Ramp]  # options that are: traced
+    budget: KlBudget | None = None
+    ld_alpha: float | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
+    wpo: bool = False  # pairs are weighed by how much they look like the policy's own
+
+    def knobs(self, step: int) -> dict[str, float]:
+        """The traced numbers of one step, counted from 0."""
+        return {name: value.at(step) if isinstance(value, Ramp) else value for name, value in self.numbers.items()}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """All options as they are before the first step."""
+        started = {"alpha": self.budget.alpha_start} if self.budget else {}
+        return {**self.static, **self.knobs(0), **started}
+
+    def memory(self) -> dict[str, Any]:
+        """What the term remembers before the first batch."""
+        remembered = {"state": self.entry.state()} if self.entry.state else {}
+        return remembered | ({"alpha": np.float32(self.budget.alpha_start)} if self.budget else {})
+
+
+def needs_reference(terms: Sequence[Term]) -> bool:
+    """Whether any term compares the policy with a reference."""
+    return any(term.name not in REFERENCE_FREE for term in terms)
+
+
+def needs_live_reference(terms: Sequence[Term]) -> bool:
+    """Whether any term reads the reference's whole distribution, which no store holds."""
+    return any(term.name in TOKEN_LEVEL for term in terms)
+
+
+def is_unpaired(losses: Sequence[LossConfig]) -> bool:
+    """Whether the losses read labelled completions instead of pairs."""
+    return any(term.name in UNPAIRED for term in losses)
+
+
+def needs_mismatched(losses: Sequence[LossConfig]) -> bool:
+    """Whether a loss reads the KL on mismatched completions."""
+    return any(term.name in UNPAIRED and UNPAIRED[term.name].mismatched for term in losses)
+
+
+def read_terms(losses: Sequence[LossConfig], origins: Origins) -> list[Term]:
+    """The terms of the objective, defaults filled in.
+
+    Raises:
+        UserError: a loss or an option is unknown, an option is out of its range, or the losses do not go together.
+    """
+    terms = [_term(index, config, origins) for index, config in enumerate(losses)]
+    apart = [term.name for term in terms if (term.name in UNPAIRED) != is_unpaired(losses)]
+    if apart:
+        labelled = next(term.name for term in terms if term.name in UNPAIRED)
+        raise UserError(
+            f"{locate('loss', origins)}: loss: {labelled} reads labelled completions and {apart[0]} reads pairs; they "
+            f"cannot stand in one objective. Losses on labelled completions: {', '.join(UNPAIRED)}."
+        )
+    return terms
+
+
+def _term(index: int, config: LossConfig, origins: Origins) -> Term:
+    if config.name not in TRAINED:
+        at = locate(f"loss.{index}.name", origins)
+        raise UserError(f"{at}: loss.name: {config.name!r} is unknown. {nearest(config.name, TRAINED)}")
+    entry = TRAINED[config.name]
+    specs = dict(knobs(entry.function))
+    if entry.state is RunningMean:
+        specs.pop("delta", None)  # the running mean of the rewards
+    options = dict(config.options)
+    budget = _budget(index, config.name, options, origins)
+    static: dict[str, Any] = {}
+    numbers: dict[str, float | Ramp] = {}
+    defaults = {name: spec.default for name, spec in specs.items()} | _TRAINER_DEFAULTS.get(config.name, {})
+    for name, value in (defaults | options).items():
+        key = f"loss.{index}.options.{name}"
+        at = f"{locate(key, origins)}: loss.options.{name}"
+        if name not in specs:
+            raise UserError(f"{at}: {config.name} has no such option. {nearest(name, specs)}")
+        checked = _option(specs[name], value, at)
+        (numbers if isinstance(checked, float | Ramp) else static)[name] = checked
+    if budget:
+        numbers.pop("alpha")
+    for name, asked in (("ld_alpha", config.ld_alpha is not None), ("wpo", config.wpo)):
+        if asked and (config.name in UNPAIRED or config.name == "sft"):
+            at = locate(f"loss.{index}.{name}", origins)
+            raise UserError(f"{at}: loss.{name}: belongs to losses on pairs; {config.name} is none.")
+    return Term(config.name, entry, config.weight, static, numbers, budget, config.ld_alpha, config.wpo)
+
+
+def _option(spec: KnobSpec, value: Any, at: str) -> Any:
+    """One option, checked: a number or a ramp becomes one, a choice stays itself."""
+    if (isinstance(value, str | bool) or value is None) and value in spec.choices:
+        return value
+    if spec.interval is None:
+        allowed = ", ".join(map(_yaml, spec.choices))
+        raise UserError(f"{at}: {value!r} is unknown. Allowed: {allowed}.")
+    if isinstance(value, Mapping):
+        return _ramp(spec, value, at)
+    number = _number(value)
+    if number is None or not spec.interval.holds(number):
+        also = "".join(f" or {_yaml(choice)}" for choice in spec.choices)
+        raise UserError(f"{at}: a number {spec.interval}{also} is wanted, not {value!r}.")
+    return number
+
+
+def _ramp(spec: KnobSpec, value: Mapping[str, Any], at: str) -> Ramp:
+    for name in value:
+        if name not in Ramp._fields:
+            raise UserError(f"{at}.{name}: the key is unknown. {nearest(str(name), Ramp._fields)}")
+    start, end, steps = (_number(value.get(name)) for name in Ramp._fields)
+    if start is None or end is None or steps is None or steps < 1 or steps != int(steps):
+        raise UserError(f"{at}: a value that moves is written {{start: 0.0, end: 0.2, steps: 100}}, not {dict(value)}.")
+    for number in (start, end):
+        if spec.interval is None or not spec.interval.holds(number):
+            raise UserError(f"{at}: a number {spec.interval} is wanted, not {number:g}.")
+    return Ramp(start, end, int(steps))
+
+
+def _budget(index: int, loss: str, options: dict[str, Any], origins: Origins) -> KlBudget | None:
+    """Takes the options of `alpha: auto` out of the others; None where alpha is a number or a ramp."""
+    asked = {name: options.pop(name) for name in KlBudget._fields if name in options}
+    at = f"{locate(f'loss.{index}.options', origins)}: loss.options"
+    automatic = loss == "alpha_dpo" and options.get("alpha") == "auto"
+    if not automatic:
+        if asked:
+            raise UserError(f"{at}.{next(iter(asked))}: belongs to alpha_dpo with `alpha: auto`, which is not set.")
+        return None
+    if "kl_budget" not in asked:
+        raise UserError(f"{at}.alpha: auto steers towards a budget; give it as kl_budget, nats per response.")
+    for name, value in asked.items():
+        number = _number(value)
+        whole = name in ("kl_every", "kl_samples", "kl_max_new_tokens")
+        low = -math.inf if name.startswith("alpha") else 1 if whole else 1e-9
+        if number is None or number < low or (whole and number != int(number)):
+            kind = "a whole number from 1 on" if whole else "a number above 0" if low > 0 else "a number"
+            raise UserError(f"{at}.{name}: {kind} is wanted, not {value!r}.")
+        asked[name] = int(number) if whole else number
+    found = KlBudget(**asked)
+    if not found.alpha_low <= found.alpha_start <= found.alpha_high:
+        raise UserError(f"{at}: alpha_start must lie between alpha_low and alpha_high; they are {found[-3:]}.")
+    options.pop("alpha")
+    return found
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)  # YAML reads 2e-5, without a dot, as text
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _yaml(choice: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(choice, str(choice))

@@ -1,0 +1,78 @@
+"""Token log-probs against the plain log-softmax, in value, gradient, memory and on a mesh."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.logprobs import token_logps
+from dpo_jax.mesh import make_mesh
+from dpo_jax.types import Unembedding
+from tests.logprobs import naive
+from tests.logprobs.naive import LOGITS_BYTES, TOKENS, VOCABULARY, assert_trees_close, example, temporary_bytes
+
+
+# 40 columns by 7: the last tile overlaps the one before it; 6 tokens by 3 rows: two tokens of each row in a tile
+@pytest.mark.parametrize(("tile_tokens", "tile_vocabulary"), [(6, 7), (2048, 16384), (1, 1), (9, 40)])
+@pytest.mark.parametrize(("vocabulary", "scale", "soft_cap"), [(40, 1.0, None), (37, 0.7, 5.0), (5, 1.0, None)])
+def test_value_and_gradient_equal_the_plain_form(tile_tokens, tile_vocabulary, vocabulary, scale, soft_cap):
+    with jax.enable_x64(True):
+        hidden, target, weight, weights_RN = example(vocabulary=vocabulary)
+
+        def total(form):
+            def inner(hidden, weight):
+                return (form(hidden, target, Unembedding(weight, vocabulary, scale, soft_cap)) * weights_RN).sum()
+
+            return jax.jit(jax.value_and_grad(inner, (0, 1)))(hidden, weight)
+
+        tiled = lambda *a: token_logps(*a, tile_tokens=tile_tokens, tile_vocabulary=tile_vocabulary)  # noqa: E731
+        assert_trees_close(total(tiled), total(naive.token_logps), atol=1e-12)
+
+
+def test_padding_of_the_vocabulary_gets_no_probability():
+    hidden, target, weight, _ = example(dtype=jnp.float32, vocabulary=37)
+    louder = weight.at[37:].mul(100.0)
+    np.testing.assert_array_equal(
+        token_logps(hidden, target, Unembedding(weight, 37)), token_logps(hidden, target, Unembedding(louder, 37))
+    )
+
+
+def test_far_out_logits_stay_finite():
+    hidden, target, weight, _ = example(dtype=jnp.float32)
+    value, gradient = jax.value_and_grad(lambda h: token_logps(h * 1e4, target, Unembedding(weight, 40)).sum())(hidden)
+    assert jnp.isfinite(value) and jnp.isfinite(gradient).all()
+
+
+def test_bfloat16_is_summed_in_float32():
+    hidden, target, weight, _ = example(rows=1, scored=4, width=64, columns=5000, dtype=jnp.bfloat16, vocabulary=5000)
+    ours = token_logps(hidden, target, Unembedding(weight, 5000), tile_vocabulary=256)
+    assert ours.dtype == jnp.float32
+    exact = naive.token_logps(hidden.astype(jnp.float32), target, Unembedding(weight.astype(jnp.float32), 5000))
+    np.testing.assert_allclose(ours, exact, atol=1e-4)
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_sharded_equals_whole(axes):
+    hidden, target, weight, weights_RN = example(rows=8, columns=48, dtype=jnp.float32, vocabulary=45)
+
+    def total(hidden, weight):
+        return (token_logps(hidden, target, Unembedding(weight, 45), tile_vocabulary=12) * weights_RN).sum()
+
+    whole = jax.value_and_grad(total, (0, 1))(hidden, weight)
+    with jax.set_mesh(make_mesh(**{"fsdp": 1, **axes})):
+        split = jax.jit(jax.value_and_grad(total, (0, 1)))(hidden, weight)
+    assert_trees_close(split, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_no_array_of_tokens_by_vocabulary_exists():
+    target = jnp.zeros((1, TOKENS), jnp.int32)
+
+    def gradient(form):
+        return jax.grad(lambda h, w: form(h, target, Unembedding(w, VOCABULARY)).sum(), (0, 1))
+
+    ours, plain = temporary_bytes(gradient(token_logps)), temporary_bytes(gradient(naive.token_logps))
+    assert plain > LOGITS_BYTES
+    assert ours < plain / 5, f"{ours / 2**20:.0f} MiB against {plain / 2**20:.0f} MiB"
+    print(f"peak temporary memory: {ours / 2**20:.0f} MiB tiled, {plain / 2**20:.0f} MiB naive")

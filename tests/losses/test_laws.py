@@ -1,0 +1,146 @@
+"""Identities between losses, and their values where policy and reference agree, as numbers of their own."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpo_jax import losses
+from dpo_jax.losses import AlphaDPOState, PairLogps
+from tests.losses.by_hand import random_pairs, softplus
+
+LOG_2 = 0.6931471805599453
+COUNTS = PairLogps(jnp.array([-10.0]), jnp.array([-14.0]), jnp.array([5.0]), jnp.array([4.0]))
+
+AT_REFERENCE: list[tuple[str, dict[str, Any], float]] = [
+    ("dpo", {}, LOG_2),
+    ("dpo", {"label_smoothing": 0.2}, LOG_2),
+    ("robust_dpo", {"label_smoothing": 0.2}, LOG_2),
+    ("ipo", {"beta": 0.1}, 25.0),
+    ("ipo", {"beta": 0.1, "average": False}, 25.0),
+    ("hinge", {}, 1.0),
+    ("exo_pair", {"label_smoothing": 0.1}, -LOG_2 - 0.5 * math.log(0.09)),
+    ("nca_pair", {}, 2 * LOG_2),
+    ("bco_pair", {}, 2 * LOG_2),
+    ("sppo_hard", {"beta": 0.1}, 50.0),
+    ("aot", {}, LOG_2),
+    ("aot_unpaired", {}, LOG_2),
+    ("apo_zero", {}, 1.0),
+    ("apo_down", {}, 1.0),
+    ("discopop", {}, 0.5 * LOG_2 + 0.5),
+    *(("f_dpo", {"divergence": name}, LOG_2) for name in ("reverse_kl", "forward_kl", "js", "alpha")),
+    ("chi_po", {}, LOG_2),
+    ("chi_po", {"clip": 1.0}, LOG_2),
+    ("dpop", {}, LOG_2),
+    ("length_normalized_dpo", {}, LOG_2),
+    ("r_dpo", {"penalty": 0.05}, softplus(-0.05)),
+    ("cal_dpo", {"beta": 0.1}, LOG_2 + 25.0),
+]
+
+
+@pytest.mark.parametrize(("name", "knobs", "value"), AT_REFERENCE)
+def test_value_where_policy_and_reference_agree(name: str, knobs: dict[str, Any], value: float):
+    np.testing.assert_allclose(losses.PAIRWISE[name].function(COUNTS, COUNTS, **knobs), [value], rtol=1e-6)
+
+
+def test_every_pairwise_loss_has_its_value():
+    assert {name for name, _, _ in AT_REFERENCE} == losses.PAIRWISE.keys()
+
+
+def test_token_level_stateful_and_unpaired_values_where_they_agree():
+    zero, one = jnp.zeros(1), jnp.ones(1, bool)
+    for loss in (losses.tdpo1, losses.tdpo2):
+        np.testing.assert_allclose(loss(COUNTS, COUNTS, zero, zero), [LOG_2], rtol=1e-6)
+    found, _ = losses.beta_dpo(COUNTS, COUNTS, AlphaDPOState(), key=jax.random.key(0))
+    np.testing.assert_allclose(found, [LOG_2], rtol=1e-6)
+    for good in (one, ~one):
+        np.testing.assert_allclose(losses.kto(zero - 3, zero - 3, good, 0.0), [0.5])
+        np.testing.assert_allclose(losses.apo_zero_unpaired(zero - 3, zero - 3, good), [0.5])
+        np.testing.assert_allclose(losses.bco(zero - 3, zero - 3, good, 0.0), [LOG_2], rtol=1e-6)
+
+
+@given(seed=st.integers(0, 1000), beta=st.floats(0.01, 2.0))
+def test_losses_that_are_dpo_at_the_end_of_a_knob(seed: int, beta: float):
+    with jax.enable_x64(True):
+        policy, reference = random_pairs(seed)
+        zero = jnp.zeros_like(policy.chosen)
+        expected = losses.dpo(policy, reference, beta=beta)
+        others = [
+            losses.dpo(policy, reference, beta=beta, label_smoothing=0.0),
+            losses.robust_dpo(policy, reference, beta=beta, label_smoothing=0.0),
+            losses.f_dpo(policy, reference, beta=beta, divergence="reverse_kl"),
+            losses.f_dpo(policy, reference, beta=beta, divergence="alpha", alpha=0.0),
+            losses.dpop(policy, reference, beta=beta, penalty=0.0),
+            losses.r_dpo(policy, reference, beta=beta, penalty=0.0),
+            losses.tdpo1(policy, reference, zero, zero, beta=beta),
+            losses.tdpo2(policy, reference, zero + 1, zero + 2, beta=beta, alpha=0.0),
+        ]
+        for other in others:
+            np.testing.assert_allclose(other, expected, rtol=1e-12)
+
+
+@given(seed=st.integers(0, 1000), shift=st.floats(-50, 50))
+def test_a_function_of_the_prompt_alone_changes_nothing(seed: int, shift: float):
+    """Adding c(x) to both rewards, by policy or by reference."""
+    with jax.enable_x64(True):
+        policy, reference = random_pairs(seed)
+        moved = policy._replace(chosen=policy.chosen + shift, rejected=policy.rejected + shift)
+        frozen = PairLogps(reference.chosen + shift, reference.rejected + shift)
+        for loss in (losses.dpo, losses.robust_dpo, losses.hinge, losses.exo_pair, losses.discopop):
+            expected = loss(policy, reference)
+            np.testing.assert_allclose(loss(moved, reference), expected, rtol=1e-9, atol=1e-12)
+            np.testing.assert_allclose(loss(policy, frozen), expected, rtol=1e-9, atol=1e-12)
+
+
+def test_ld_with_alpha_one_is_dpo(x64):
+    random = np.random.default_rng(0)
+    mask = jnp.asarray(np.arange(7) < random.integers(1, 8, (4, 2, 1)))
+    policy, reference = (jnp.asarray(random.normal(-2, 1, (4, 2, 7))) for _ in range(2))
+    plain, reduced = (
+        losses.dpo(*(PairLogps(*reduce(logps).T) for logps in (policy, reference)))
+        for reduce in (
+            lambda logps: jnp.where(mask, logps, 0).sum(axis=2),
+            lambda logps: losses.ld_reduce(logps, mask, alpha=1.0),
+        )
+    )
+    np.testing.assert_allclose(reduced, plain, rtol=1e-12)
+
+
+def test_simpo_of_one_token_without_a_target_is_cpo(x64):
+    policy, _ = random_pairs(1)
+    one = jnp.ones_like(policy.chosen)
+    single = policy._replace(chosen_tokens=one, rejected_tokens=one)
+    np.testing.assert_allclose(
+        losses.simpo(single, beta=0.7, gamma=0.0, label_smoothing=0.1),
+        losses.cpo(policy, beta=0.7, label_smoothing=0.1),
+        rtol=1e-12,
+    )
+
+
+def test_without_a_reference_is_with_one_of_zeros(x64):
+    policy, _ = random_pairs(2)
+    zero = PairLogps(jnp.zeros_like(policy.chosen), jnp.zeros_like(policy.chosen))
+    np.testing.assert_allclose(losses.cpo(policy, beta=0.3), losses.dpo(policy, zero, beta=0.3), rtol=1e-12)
+    np.testing.assert_allclose(losses.slic_hf(policy, delta=1.0), losses.hinge(policy, zero, beta=1.0), rtol=1e-12)
+    np.testing.assert_allclose(
+        losses.simpo(policy, beta=2.0, gamma=0.0), losses.length_normalized_dpo(policy, zero, beta=2.0), rtol=1e-12
+    )
+
+
+def test_a_pair_is_two_completions_with_labels(x64):
+    """apo_zero and bco_pair are their unpaired forms of the chosen response as good and the rejected one as bad."""
+    policy, reference = random_pairs(3)
+    good = jnp.ones(policy.chosen.shape, bool)
+    for pair, single in (
+        (losses.apo_zero(policy, reference, beta=0.3), lambda *x: losses.apo_zero_unpaired(*x, beta=0.3)),
+        (losses.bco_pair(policy, reference, beta=0.3, delta=0.2), lambda *x: losses.bco(*x, 0.2, beta=0.3)),
+    ):
+        apart = single(policy.chosen, reference.chosen, good) + single(policy.rejected, reference.rejected, ~good)
+        np.testing.assert_allclose(pair, apart, rtol=1e-12)

@@ -1,0 +1,198 @@
+"""Every loss by its name, from the command line: it trains, starts where it must, and adds up over micro-batches."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from dpo_jax import cli
+from dpo_jax.losses import REFERENCE_FREE, TOKEN_LEVEL, UNPAIRED
+from dpo_jax.stages.terms import TRAINED
+from tests.stages.test_pipeline import write_rows
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, 20 pairs, and an experiment file; the stores are shared by all tests."""
+    folder = tmp_path_factory.mktemp("losses")
+    make_hf_folder(folder / "model")
+    write_rows(folder / "pairs.jsonl", 20)
+    config = {
+        "workdir": "runs/demo",
+        "model": {"weights": "model"},
+        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
+        "reference": {"store": "runs/stores"},
+        "loss": {"name": "dpo"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 2},
+    }
+    (folder / "e.yaml").write_text(yaml.safe_dump(config))
+    (folder / "unpaired.yaml").write_text(
+        yaml.safe_dump(config | {"data": {**config["data"], "train": [{"path": "pairs.jsonl", "unpair": True}]}})
+    )
+    return folder
+
+
+def train(house: Path, monkeypatch: pytest.MonkeyPatch, losses: Any, workdir: str, *arguments: str) -> list[dict]:
+    monkeypatch.chdir(house)
+    names = [losses["name"]] if isinstance(losses, dict) else [one["name"] for one in losses]
+    config = yaml.safe_load((house / ("unpaired.yaml" if names[0] in UNPAIRED else "e.yaml")).read_text())
+    (house / "now.yaml").write_text(yaml.safe_dump(config | {"loss": losses, "workdir": workdir}))
+    cli.main(["train", "now.yaml", *arguments])
+    return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_loss_trains_by_its_name(house: Path, monkeypatch, capsys, name: str):
+    found = train(house, monkeypatch, {"name": name}, f"runs/{name}")
+    said = capsys.readouterr().err
+    assert len(found) == 2 and all(np.isfinite(list(row.values())).all() for row in found)
+    assert found[0]["grad_norm"] > 0 and found[0]["loss"] != found[1]["loss"]
+    if name in REFERENCE_FREE:
+        assert "needs no reference" in said and "log_ratios/chosen" not in found[0]
+    elif name in TOKEN_LEVEL:
+        assert f"no store: {name}" in said and found[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+    else:
+        assert "policy and reference agree" in said and abs(found[0]["log_ratios/chosen"]) < 1e-3
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_terms(house: Path, monkeypatch):
+    losses = [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, {"name": "sft", "weight": 1.5}]
+    row = train(house, monkeypatch, losses, "runs/mixture")[0]
+    assert row["loss/dpo"] == pytest.approx(np.log(2), abs=1e-5)
+    assert row["loss/bco_pair"] == pytest.approx(2 * np.log(2), abs=1e-5)
+    parts = 0.8 * row["loss/dpo"] + 0.2 * row["loss/bco_pair"] + 1.5 * row["loss/sft"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-6)
+
+
+def test_kto_scores_the_mismatched_completions_into_the_store(house: Path, monkeypatch):
+    monkeypatch.chdir(house)
+    cli.main(["reference", "unpaired.yaml", "--loss.name", "kto", "--jsonl", "kto.jsonl"])
+    rows = [json.loads(line) for line in Path("kto.jsonl").read_text().splitlines()]
+    assert len(rows) == 40
+    names = ["row_id", "completion_logps", "mismatched_logps", "completion_tokens", "mismatched_tokens"]
+    assert list(rows[0]) == names and all(row["completion_logps"] != row["mismatched_logps"] for row in rows)
+    metrics = train(house, monkeypatch, {"name": "kto"}, "runs/kto-again")
+    assert metrics[0]["log_ratios/mismatched"] == pytest.approx(0.0, abs=1e-4)
+    assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert abs(metrics[1]["log_ratios/mismatched"]) > 1e-4
+
+
+def test_ld_and_wpo_train_from_the_store(house: Path, monkeypatch, capsys):
+    monkeypatch.chdir(house)
+    cli.main(["reference", "e.yaml"])
+    both = {"name": "dpo", "ld_alpha": 0.5, "wpo": True}
+    found = train(house, monkeypatch, both, "runs/ld-wpo")
+    assert "nothing to score" in capsys.readouterr().err  # the store that all losses share
+    assert found[0]["loss"] < np.log(2) - 1e-3 and found[0]["rewards/margins"] == pytest.approx(0.0, abs=1e-4)
+    ld = train(house, monkeypatch, {"name": "dpo", "ld_alpha": 0.5}, "runs/ld")
+    assert ld[0]["loss"] == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_an_option_may_move_in_a_straight_line(house: Path, monkeypatch):
+    # beta scales the reward: at 0 log-ratio the loss stays log 2, so it shows in IPO, 1 / (4 beta^2)
+    ramp = {"start": 0.5, "end": 0.25, "steps": 1}
+    losses = {"name": "ipo", "options": {"beta": ramp}}
+    found = train(house, monkeypatch, losses, "runs/ramp", "--optimizer.learning_rate", "0")
+    assert [row["loss"] for row in found] == pytest.approx([1.0, 4.0], rel=1e-4)
+
+
+def steered(house: Path, monkeypatch: pytest.MonkeyPatch, workdir: str, *arguments: str) -> list[dict]:
+    options = {
+        "alpha": "auto",
+        "kl_budget": 1e-3,
+        "kl_every": 2,
+        "kl_samples": 4,
+        "kl_max_new_tokens": 5,
+        "alpha_start": 0.2,
+    }
+    return train(house, monkeypatch, {"name": "alpha_dpo", "options": options}, workdir, *arguments)
+
+
+def test_alpha_is_steered_by_the_measured_kl_and_resumes_exactly(house: Path, monkeypatch):
+    rates = ("--optimizer.learning_rate", "0.02", "--train.save_every", "3")
+    whole = steered(house, monkeypatch, "runs/auto", *rates, "--train.steps", "6")
+    assert [row["step"] for row in whole if "alpha_dpo/kl" in row] == [2, 4, 6]
+    assert [row["alpha_dpo/alpha"] for row in whole[:3]] == pytest.approx([0.2, 0.2, 0.2 + step(whole[1])])
+    assert whole[4]["alpha_dpo/alpha"] == pytest.approx(0.2 + step(whole[1]) + step(whole[3]))
+    steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "3")
+    parts = steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "6")
+    timed = ("tokens_per_second", "pairs_per_second")
+    for ours, wanted in zip(parts, whole, strict=True):
+        assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in wanted.items() if k not in timed}
+
+
+def step(row: dict[str, float], *, budget: float = 1e-3, gain: float = 0.05) -> float:
+    """By hand: at most the gain, in proportion to the distance from the budget."""
+    return gain * max(-1.0, min(1.0, (budget - row["alpha_dpo/kl"]) / budget))
+
+
+def test_the_reference_moves_to_the_policy(house: Path, monkeypatch, capsys):
+    arguments = ("--reference.update_every", "2", "--train.steps", "5")
+    found = train(house, monkeypatch, {"name": "dpo"}, "runs/tr", *arguments)
+    assert "no store: the reference moves to the policy every 2 steps" in capsys.readouterr().err
+    at_reference = [abs(row["loss"] - np.log(2)) < 1e-5 for row in found]
+    assert at_reference == [True, False, True, False, True]
+    half = train(house, monkeypatch, {"name": "dpo"}, "runs/tr-half", *arguments, "--reference.update_share", "0.5")
+    assert half[2]["loss"] < np.log(2) - 1e-4
+    # resumed in the middle, between two moves
+    train(house, monkeypatch, {"name": "dpo"}, "runs/tr-parts", *arguments[:2], "--train.steps", "3")
+    parts = train(house, monkeypatch, {"name": "dpo"}, "runs/tr-parts", *arguments)
+    assert [row["loss"] for row in parts] == [row["loss"] for row in found]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--loss.name", "tdpo1"], "whole distribution"),
+    (["--reference.update_every", "3"], "moves to the policy every 3 steps"),
+])  # fmt: skip
+def test_the_reference_command_says_why_there_is_nothing_to_store(house: Path, monkeypatch, capsys, arguments, says):
+    monkeypatch.chdir(house)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["reference", "e.yaml", *arguments])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("losses", "says"),
+    [
+        ({"name": "hige"}, "'hige' is unknown. Did you mean 'hinge'"),
+        ({"name": "dpo", "options": {"bta": 1}}, "loss.options.bta: dpo has no such option. Did you mean 'beta'"),
+        ({"name": "dpo", "options": {"beta": 0}}, "loss.options.beta: a number in (0, inf) is wanted, not 0"),
+        ({"name": "dpo", "options": {"beta": float("nan")}}, "is wanted, not nan"),
+        ({"name": "dpo", "options": {"beta": True}}, "is wanted, not True"),
+        ({"name": "dpo", "options": {"beta": {"start": 0.1, "end": 0.2}}}, "a value that moves is written {start:"),
+        ({"name": "dpo", "options": {"beta": {"start": 0.1, "end": -1, "steps": 5}}}, "a number in (0, inf) is wanted"),
+        ({"name": "dpo", "options": {"beta": {"from": 0.1}}}, "loss.options.beta.from: the key is unknown"),
+        ({"name": "exo_pair", "options": {"label_smoothing": 0.5}}, "a number in (0, 0.5) is wanted, not 0.5"),
+        ({"name": "f_dpo", "options": {"divergence": "kl"}}, "'kl' is unknown. Allowed: reverse_kl, forward_kl, js"),
+        ({"name": "ipo", "options": {"average": 1}}, "1 is unknown. Allowed: false, true"),
+        ({"name": "chi_po", "options": {"clip": "no"}}, "a number in (0, inf) or null is wanted, not 'no'"),
+        ({"name": "bco_pair", "options": {"delta": 0.1}}, "bco_pair has no such option"),
+        ({"name": "simpo", "options": {"kl_budget": 3}}, "belongs to alpha_dpo with `alpha: auto`"),
+        ({"name": "alpha_dpo", "options": {"alpha": "auto"}}, "give it as kl_budget"),
+        ({"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": -1}}, "kl_budget: a number above 0 is wanted"),
+        ({"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": 1, "kl_every": 1.5}}, "a whole number"),
+        ({"name": "kto", "wpo": True}, "loss.wpo: belongs to losses on pairs; kto is none"),
+        ({"name": "dpo", "ld_alpha": 2}, "ld_alpha: must be at least 0 and at most 1, got 2"),
+        ([{"name": "dpo"}, {"name": "kto"}], "kto reads labelled completions and dpo reads pairs"),
+    ],
+)  # fmt: skip
+def test_losses_that_cannot_be_are_refused_in_one_sentence(house: Path, monkeypatch, capsys, losses: Any, says: str):
+    with pytest.raises(SystemExit) as stopped:
+        train(house, monkeypatch, losses, "runs/refused")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in said and "Traceback" not in said and "now.yaml" in said
+
+
+def test_a_loss_published_beside_an_sft_term_says_so_when_alone(house: Path, monkeypatch, capsys):
+    train(house, monkeypatch, {"name": "orpo"}, "runs/orpo-alone", "--train.steps", "1")
+    assert "orpo is published beside an sft term" in capsys.readouterr().err
+    losses = [{"name": "sft"}, {"name": "orpo", "weight": 0.1}]
+    train(house, monkeypatch, losses, "runs/orpo-sft", "--train.steps", "1")
+    assert "is published beside" not in capsys.readouterr().err
