@@ -32,15 +32,25 @@ def result_rows(evaluation: Evaluation | None) -> list[Result]:
     judged, kl, heldout = (part(evaluation, name) or {} for name in ("judged", "kl", "heldout"))
     policy, reference = judged.get("policy") or {}, judged.get("reference") or {}
     shares = f"share of {judged.get('samples')} samples"
-    pairs = f"{heldout.get('pairs')} pairs never trained on"
+    labelled = "rows" in heldout
+    compared = "desirable above undesirable" if labelled else "chosen above rejected"
+    less = "desirable less undesirable" if labelled else "chosen less rejected"
+    kind = f"{heldout['rows']} labelled rows" if labelled else f"{heldout.get('pairs')} pairs"
     rows = (
         _row("Judged positive, policy", policy, "positive", "interval", percent, f"{shares} after training"),
         _row("Judged positive, reference", reference, "positive", "interval", percent, f"{shares} before training"),
         _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judged.get('judge')}"),
         _row("Sequence KL", kl, "sequence_kl", "interval", nats, f"from the reference, on {kl.get('samples')} samples"),
-        _row("Held-out accuracy", heldout, "accuracy", "accuracy_interval", percent, f"chosen above rejected, {pairs}"),
-        _row("Held-out margin", heldout, "margin", "", nats, "chosen less rejected log-ratio, same pairs"),
-        _row("Held-out loss", heldout, "loss", "", plain, "same pairs"),
+        _row(
+            "Held-out accuracy",
+            heldout,
+            "accuracy",
+            "accuracy_interval",
+            percent,
+            f"{compared}, {kind} never trained on",
+        ),
+        _row("Held-out margin", heldout, "margin", "", nats, f"{less} log-ratio, the same"),
+        _row("Held-out loss", heldout, "loss", "", plain, "the same"),
     )
     return [row for row in rows if row is not None]
 

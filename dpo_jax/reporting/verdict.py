@@ -47,8 +47,10 @@ def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
         return status, f"{_OPENINGS[status]}: {shares}, a difference of {spread}.{distance}"
     accuracy = part(evaluation, "heldout", "accuracy")
     if accuracy is not None:
-        pairs = part(evaluation, "heldout", "pairs")
+        rows, pairs = part(evaluation, "heldout", "rows"), part(evaluation, "heldout", "pairs")
         text = f"No judge compared samples. On {pairs} held-out pairs the chosen response has the higher reward in "
+        if rows is not None:
+            text = f"No judge compared samples. Of {rows} labelled rows a desirable one has the higher reward in "
         return "unjudged", f"{text}{percent(accuracy)}.{distance}"
     return "unjudged", f"The policy has not been evaluated: only its training curves are known.{distance}"
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_jax.evaluation.intervals import difference_interval, mean_interval, share_interval
+from dpo_jax.evaluation.intervals import difference_interval, mean_interval, ranking_interval, share_interval
 
 
 def test_share_interval_equals_the_published_one():
@@ -49,3 +49,21 @@ def test_difference_interval_turns_its_sign_with_its_arguments():
 def test_impossible_shares_are_refused(successes, total):
     with pytest.raises(ValueError, match=f"{successes} successes of {total}"):
         share_interval(successes, total)
+
+
+def test_a_ranking_interval_covers_the_truth_as_often_as_it_says():
+    # normal scores one standard deviation apart: the truth is Phi(1 / sqrt(2)) = 0.7602
+    random = np.random.default_rng(0)
+    inside = 0
+    for _ in range(400):
+        good, bad = random.normal(1, 1, 60), random.normal(0, 1, 40)
+        low, high = ranking_interval(int((good[:, None] > bad).sum()), 60, 40)
+        inside += low <= 0.7602 <= high
+    assert 0.92 <= inside / 400 <= 0.98
+
+
+def test_a_ranking_interval_by_hand():
+    # share 0.75 of 2 x 2; Q1 = 0.75 / 1.25 = 0.6, Q2 = 1.125 / 1.75 = 0.642857; variance
+    # (0.1875 + 0.6 - 0.5625 + 0.642857 - 0.5625) / 4 = 0.0763393, deviation 0.276296
+    low, high = ranking_interval(3, 2, 2)
+    assert low == pytest.approx(0.75 - 1.959964 * 0.276296, abs=1e-5) and high == 1.0

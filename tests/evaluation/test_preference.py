@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.evaluation.intervals import share_interval
-from dpo_jax.evaluation.preference import preference_metrics, sequence_kl
+from dpo_jax.evaluation.preference import preference_metrics, sequence_kl, unpaired_metrics
 
 POLICY_BP = np.array([[-1.0, -5.0], [-4.0, -4.0], [-2.0, -1.0], [-3.0, -9.0]], np.float32)
 REFERENCE_BP = np.array([[-2.0, -3.0], [-5.0, -5.0], [-2.0, -2.0], [-1.0, -9.0]], np.float32)
@@ -55,3 +55,18 @@ def test_shapes_must_agree_and_hold_something(shape):
         preference_metrics(np.zeros(shape), np.zeros((0, 2)), beta=0.1)
     with pytest.raises(ValueError, match="need the same"):
         sequence_kl(np.zeros(shape[0]), np.zeros(0))
+
+
+def test_labelled_completions_are_compared_each_with_each():
+    # log-ratios: desirable 2, 0, -1; undesirable 0, -3. Right: 2>0, 2>-3, 0>-3, -1>-3; the tie 0, 0 is wrong
+    policy = np.array([2.0, 0.0, 0.0, -1.0, -3.0]) - 10
+    desirable = np.array([True, False, True, True, False])
+    found = unpaired_metrics(policy, np.full(5, -10.0), desirable, beta=0.5)
+    assert (found["rows"], found["pairs"], found["accuracy"]) == (5, 6, pytest.approx(4 / 6))
+    assert found["margin"] == pytest.approx(1 / 3 + 1.5) and found["reward_margin"] == pytest.approx(
+        found["margin"] / 2
+    )
+    low, high = found["accuracy_interval"]
+    assert 0 <= low < 4 / 6 < high <= 1
+    with pytest.raises(ValueError, match="5 desirable and 0 undesirable"):
+        unpaired_metrics(policy, policy, np.ones(5, bool), beta=0.5)

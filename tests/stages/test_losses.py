@@ -196,3 +196,56 @@ def test_a_loss_published_beside_an_sft_term_says_so_when_alone(house: Path, mon
     losses = [{"name": "sft"}, {"name": "orpo", "weight": 0.1}]
     train(house, monkeypatch, losses, "runs/orpo-sft", "--train.steps", "1")
     assert "is published beside" not in capsys.readouterr().err
+
+
+def test_the_whole_job_on_labelled_completions(house: Path, monkeypatch, capsys):
+    monkeypatch.chdir(house)
+    write_rows(house / "held.jsonl", 6, seed=1)
+    config = yaml.safe_load((house / "unpaired.yaml").read_text())
+    config |= {"workdir": "runs/labelled", "loss": {"name": "kto"}, "evaluation": {"samples": 3, "max_new_tokens": 4}}
+    config["data"]["eval"] = [{"path": "held.jsonl", "unpair": True}]
+    config["evaluation"]["every"] = 1
+    (house / "labelled.yaml").write_text(yaml.safe_dump(config))
+    cli.main(["run", "labelled.yaml"])
+    found = json.loads(Path("runs/labelled/evaluation.json").read_text())["heldout"]
+    assert (found["rows"], found["pairs"]) == (12, 36) and 0 <= found["accuracy"] <= 1 and np.isfinite(found["loss"])
+    rows = [json.loads(line) for line in Path("runs/labelled/metrics.jsonl").read_text().splitlines()]
+    assert all("eval/accuracy" in row and "rewards/margins" in row for row in rows)
+    assert rows[-1]["eval/loss"] == pytest.approx(found["loss"], rel=1e-5)
+    assert "<svg" in Path("runs/labelled/report.html").read_text()
+
+
+def test_a_loss_without_a_reference_scores_only_what_the_evaluation_reads(house: Path, monkeypatch, capsys):
+    monkeypatch.chdir(house)
+    write_rows(house / "held.jsonl", 6, seed=1)
+    config = yaml.safe_load((house / "e.yaml").read_text())
+    config |= {"workdir": "runs/free", "loss": {"name": "simpo"}}
+    config["data"]["eval"] = [{"path": "held.jsonl"}]
+    (house / "free.yaml").write_text(yaml.safe_dump(config))
+    cli.main(["run", "free.yaml"])
+    said = capsys.readouterr().err
+    assert "scores 6 rows" in said and "scores 26 rows" not in said
+
+
+def test_the_evaluation_of_a_steered_alpha_takes_the_alpha_that_was_reached(house: Path, monkeypatch):
+    monkeypatch.chdir(house)
+    write_rows(house / "held.jsonl", 6, seed=1)
+    config = yaml.safe_load((house / "e.yaml").read_text())
+    options = {
+        "alpha": "auto",
+        "kl_budget": 50.0,
+        "kl_every": 1,
+        "kl_samples": 2,
+        "kl_max_new_tokens": 3,
+        "kl_gain": 0.3,
+    }
+    config |= {"workdir": "runs/reached", "loss": {"name": "alpha_dpo", "options": options}}
+    config["data"]["eval"] = [{"path": "held.jsonl"}]
+    config["evaluation"] = {"every": 2}
+    config["optimizer"]["learning_rate"] = 0.02
+    (house / "reached.yaml").write_text(yaml.safe_dump(config))
+    cli.main(["run", "reached.yaml"])
+    rows = [json.loads(line) for line in Path("runs/reached/metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["alpha_dpo/alpha"] > 0.2
+    found = json.loads(Path("runs/reached/evaluation.json").read_text())["heldout"]
+    assert found["loss"] == pytest.approx(rows[-1]["eval/loss"], rel=1e-5)

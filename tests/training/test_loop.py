@@ -85,7 +85,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(bad: int
     saved: dict[int, float] = {}
     with pytest.raises(FloatingPointError):
         loop.run(
-            step, state(), lambda n: Placed(jnp.asarray(float(n)), 1, 1), lambda n: {"bad": float(bad), "number": n}, steps=7,
+            step, state(), lambda n: Placed(jnp.asarray(float(n)), 1, 1),
+            lambda n: {"bad": float(bad), "number": n}, steps=7,
             log=lambda *_: None, log_every=1, save=lambda n, _: saved.update({n: 0.0}), save_every=1,
         )  # fmt: skip
     assert max(saved, default=0) == bad
