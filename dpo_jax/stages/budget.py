@@ -18,20 +18,23 @@ from dpo_jax.types import Params
 After = Callable[[int, TrainState], tuple[TrainState, dict[str, float]]]
 
 
-def next_alpha(alpha: float, kl: float, budget: KlBudget) -> float:
+def next_alpha(kl: float, previous_kl: float, done: int, steps: int, budget: KlBudget) -> float:
     """Alpha for the steps until the next measurement.
 
-    It falls where the KL is above the budget, because a positive alpha pushes hardest the pairs that have moved
-    furthest, and rises below it; in proportion to the distance, by `kl_gain` at most.
+    The KL is to grow evenly and reach its budget with the last step. Alpha is in proportion to how far it will be from
+    that line by the next measurement, if it goes on as since the last one: above 0 below the line, because a positive
+    alpha pushes hardest the pairs that have moved furthest, and below 0 above it. To wait until the budget is reached
+    would be too late: what has moved does not come back.
     """
-    error = np.clip((budget.kl_budget - kl) / budget.kl_budget, -1.0, 1.0)
-    return float(np.clip(alpha + budget.kl_gain * error, budget.alpha_low, budget.alpha_high))
+    line = budget.kl_budget * min(1.0, (done + budget.kl_every) / steps)
+    short = (line - (kl + (kl - previous_kl))) / budget.kl_budget
+    return float(np.clip(budget.kl_gain * short, budget.alpha_low, budget.alpha_high))
 
 
-def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params]) -> After | None:
+def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params], steps: int) -> After | None:
     """What is done after a step where a loss has `alpha: auto`: None if none has.
 
-    `frozen` gives the reference's parameters; they are asked for at the first measurement. The prompts are the first
+    `steps` are those of the whole run. `frozen` gives the reference's parameters; they are asked for at the first measurement. The prompts are the first
     ones of the training data, always the same; alpha lives in the train state, and so in its checkpoints.
     """
     steered = [(index, term.budget) for index, term in enumerate(terms) if term.budget]
@@ -56,9 +59,10 @@ def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params
         key = jax.random.fold_in(jax.random.key(setup.config.seed), done)
         rows = sample(state.params, key).rows
         kl = float(np.mean(sampled_logps(setup, rows, state.params) - sampled_logps(setup, rows, frozen())))
-        alpha = state.memory[index]["alpha"]
-        moved = jax.device_put(jnp.asarray(next_alpha(float(alpha), kl, budget), alpha.dtype), alpha.sharding)
-        memory = tuple({**own, "alpha": moved} if i == index else own for i, own in enumerate(state.memory))
+        own = state.memory[index]
+        found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
+        moved = {key: jax.device_put(jnp.float32(value), own[key].sharding) for key, value in found.items()}
+        memory = (*state.memory[:index], {**own, **moved}, *state.memory[index + 1 :])
         return state._replace(memory=memory), {f"{name}/kl": kl}
 
     return after

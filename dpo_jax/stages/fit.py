@@ -190,8 +190,11 @@ def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) 
     # A schedule that ends at the last step is another schedule when that step moves.
     optimizer = current["config"]["sft" if stage == "sft" else "optimizer"]
     schedule = optimizer["optimizer"]["schedule"] if stage == "sft" else optimizer["schedule"]
-    if schedule != "constant" and saved["steps"] != current["steps"]:
-        changed.append(f"train.steps (the {schedule} schedule ends there)")
+    if saved["steps"] != current["steps"]:
+        if schedule != "constant":
+            changed.append(f"train.steps (the {schedule} schedule ends there)")
+        if stage != "sft" and any(term["options"].get("alpha") == "auto" for term in current["config"]["loss"]):
+            changed.append("train.steps (alpha: auto reaches its budget there)")
     if changed:
         lines = [
             f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" if key in old or key in new else f"  {key}"

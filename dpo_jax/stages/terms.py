@@ -39,15 +39,15 @@ class Ramp(NamedTuple):
 
 
 class KlBudget(NamedTuple):
-    """`alpha: auto`: alpha is moved so that the policy's KL, measured on its own samples, comes to a budget."""
+    """`alpha: auto`: alpha follows the policy's KL, measured on its own samples, to bring it to a budget."""
 
     kl_budget: float  # nats per response
     kl_every: int = 50  # steps between measurements
     kl_samples: int = 64  # responses sampled at each
     kl_max_new_tokens: int = 64
-    kl_gain: float = 0.05  # by how much alpha moves at most
+    kl_gain: float = 4.0  # alpha for a KL that is off by the whole budget
     alpha_start: float = 0.0
-    alpha_low: float = -0.5
+    alpha_low: float = -2.0
     alpha_high: float = 0.5
 
 
@@ -76,7 +76,9 @@ class Term(NamedTuple):
     def memory(self) -> dict[str, Any]:
         """What the term remembers before the first batch."""
         remembered = {"state": self.entry.state()} if self.entry.state else {}
-        return remembered | ({"alpha": np.float32(self.budget.alpha_start)} if self.budget else {})
+        if self.budget:
+            remembered |= {"alpha": np.float32(self.budget.alpha_start), "kl": np.float32(0.0)}
+        return remembered
 
 
 def needs_reference(terms: Sequence[Term]) -> bool:

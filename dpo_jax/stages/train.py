@@ -17,7 +17,7 @@ from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import reference
 from dpo_jax.stages.budget import steer_alpha
-from dpo_jax.stages.fit import fit
+from dpo_jax.stages.fit import fit, planned_steps
 from dpo_jax.stages.heldout import heldout, known_loss, labels_of, loss_of_rows
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
@@ -59,7 +59,7 @@ def run(setup: Setup) -> None:
         start.cache_clear()  # the state takes these buffers over
         return params
 
-    steer = steer_alpha(setup, terms, frozen)
+    steer = steer_alpha(setup, terms, frozen, planned_steps(config.train, batches))
     heldout_store = cache(lambda: store or reference.heldout_store(setup, frozen))
 
     def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:

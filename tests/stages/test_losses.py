@@ -12,7 +12,9 @@ import yaml
 
 from dpo_jax import cli
 from dpo_jax.losses import REFERENCE_FREE, TOKEN_LEVEL, UNPAIRED
-from dpo_jax.stages.terms import TRAINED
+from dpo_jax.stages.budget import next_alpha
+from dpo_jax.stages.terms import TRAINED, KlBudget
+from dpo_jax.training.checkpoint import Checkpoints
 from tests.stages.test_pipeline import write_rows
 from tests.tiny import make_hf_folder
 
@@ -106,7 +108,7 @@ def test_an_option_may_move_in_a_straight_line(house: Path, monkeypatch):
 def steered(house: Path, monkeypatch: pytest.MonkeyPatch, workdir: str, *arguments: str) -> list[dict]:
     options = {
         "alpha": "auto",
-        "kl_budget": 1e-3,
+        "kl_budget": 30.0,
         "kl_every": 2,
         "kl_samples": 4,
         "kl_max_new_tokens": 5,
@@ -115,22 +117,48 @@ def steered(house: Path, monkeypatch: pytest.MonkeyPatch, workdir: str, *argumen
     return train(house, monkeypatch, {"name": "alpha_dpo", "options": options}, workdir, *arguments)
 
 
-def test_alpha_is_steered_by_the_measured_kl_and_resumes_exactly(house: Path, monkeypatch):
+def test_alpha_is_steered_by_the_measured_kl_and_resumes_exactly(house: Path, monkeypatch, capsys):
     rates = ("--optimizer.learning_rate", "0.02", "--train.save_every", "3")
     whole = steered(house, monkeypatch, "runs/auto", *rates, "--train.steps", "6")
     assert [row["step"] for row in whole if "alpha_dpo/kl" in row] == [2, 4, 6]
-    assert [row["alpha_dpo/alpha"] for row in whole[:3]] == pytest.approx([0.2, 0.2, 0.2 + step(whole[1])])
-    assert whole[4]["alpha_dpo/alpha"] == pytest.approx(0.2 + step(whole[1]) + step(whole[3]))
-    steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "3")
+    assert [row["alpha_dpo/alpha"] for row in whole[:2]] == pytest.approx([0.2, 0.2])
+    alphas = [row["alpha_dpo/alpha"] for row in whole[2:]]
+    # the line to the budget of 30 nats: two steps ahead of step 2 it is at 4/6 of it, ahead of step 4 at all of it
+    first, second = whole[1]["alpha_dpo/kl"], whole[3]["alpha_dpo/kl"]
+    wanted = [4.0 * (4 / 6 - 2 * first / 30), 4.0 * (1 - (2 * second - first) / 30)]
+    wanted = [max(-2.0, min(0.5, alpha)) for alpha in wanted]
+    assert alphas == pytest.approx([wanted[0], wanted[0], wanted[1], wanted[1]], abs=1e-6)
+    assert -2.0 < alphas[0] < 0.5 and alphas[0] != pytest.approx(0.2)
+
+    save = Checkpoints.save
+
+    def killed(self, number, *rest):
+        save(self, number, *rest)
+        if number == 3:
+            self.wait()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "save", killed)
+    with pytest.raises(SystemExit):
+        steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "6")
+    monkeypatch.setattr(Checkpoints, "save", save)
+    with pytest.raises(SystemExit):
+        steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "7")
+    assert "alpha: auto reaches its budget there" in capsys.readouterr().err
     parts = steered(house, monkeypatch, "runs/auto-parts", *rates, "--train.steps", "6")
     timed = ("tokens_per_second", "pairs_per_second")
     for ours, wanted in zip(parts, whole, strict=True):
         assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in wanted.items() if k not in timed}
 
 
-def step(row: dict[str, float], *, budget: float = 1e-3, gain: float = 0.05) -> float:
-    """By hand: at most the gain, in proportion to the distance from the budget."""
-    return gain * max(-1.0, min(1.0, (budget - row["alpha_dpo/kl"]) / budget))
+def test_alpha_stays_within_its_bounds_and_falls_where_the_kl_is_above_its_line():
+    budget = KlBudget(kl_budget=10.0, kl_every=10)
+    # half of the run: the line is at 6 by the next measurement
+    assert next_alpha(5.0, 4.0, 50, 100, budget) == 0.0
+    assert next_alpha(5.5, 4.0, 50, 100, budget) == pytest.approx(4.0 * (6 - 7) / 10)
+    assert next_alpha(50.0, 4.0, 50, 100, budget) == -2.0 and next_alpha(0.0, 0.0, 50, 100, budget) == 0.5
+    # the line ends at the budget
+    assert next_alpha(10.0, 10.0, 100, 100, budget) == 0.0
 
 
 def test_the_reference_moves_to_the_policy(house: Path, monkeypatch, capsys):
@@ -234,10 +262,10 @@ def test_the_evaluation_of_a_steered_alpha_takes_the_alpha_that_was_reached(hous
     options = {
         "alpha": "auto",
         "kl_budget": 50.0,
+        "alpha_start": 0.1,
         "kl_every": 1,
         "kl_samples": 2,
         "kl_max_new_tokens": 3,
-        "kl_gain": 0.3,
     }
     config |= {"workdir": "runs/reached", "loss": {"name": "alpha_dpo", "options": options}}
     config["data"]["eval"] = [{"path": "held.jsonl"}]
@@ -246,6 +274,6 @@ def test_the_evaluation_of_a_steered_alpha_takes_the_alpha_that_was_reached(hous
     (house / "reached.yaml").write_text(yaml.safe_dump(config))
     cli.main(["run", "reached.yaml"])
     rows = [json.loads(line) for line in Path("runs/reached/metrics.jsonl").read_text().splitlines()]
-    assert rows[-1]["alpha_dpo/alpha"] > 0.2
+    assert rows[-1]["alpha_dpo/alpha"] not in (0.0, pytest.approx(0.1))
     found = json.loads(Path("runs/reached/evaluation.json").read_text())["heldout"]
     assert found["loss"] == pytest.approx(rows[-1]["eval/loss"], rel=1e-5)

@@ -171,3 +171,51 @@ def test_token_weights_in_the_step_equal_the_pure_functions(x64, ld_alpha: float
     (loss, _, _), _ = found_by([LossConfig(name="dpo", ld_alpha=ld_alpha, wpo=wpo)], micro_batches=1, batch=whole)
     # the reference is float32, and so is its head
     np.testing.assert_allclose(loss, losses_B.mean(), rtol=1e-7 if ld_alpha else 1e-9)
+
+
+def first_micro_batch(batch: PairBatch) -> PairBatch:
+    return jax.tree.map(lambda x: x[0], batch)
+
+
+def test_the_sft_term_is_a_mean_over_the_chosen_tokens(x64):
+    whole = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=True)
+    logps_BPN, _, mask_BPN, _ = by_token(parameters(0), first_micro_batch(whole))
+    (loss, _, _), _ = found_by([LossConfig(name="sft")], micro_batches=1, batch=whole)
+    np.testing.assert_allclose(loss, -(logps_BPN * mask_BPN)[:, 0].sum() / mask_BPN[:, 0].sum(), rtol=1e-9)
+
+
+REAL = np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32)
+
+
+def test_losses_of_single_pairs_are_meant_over_the_real_ones(x64):
+    """8 L(all) = 6 L(6 of them) + 2 L(the other 2)."""
+    whole = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
+
+    def total(weights: np.ndarray) -> Any:
+        batch = whole._replace(weight_B=weights.reshape(2, 4))
+        (loss, _, _), gradient = found_by([LossConfig(name="dpo")], micro_batches=2, batch=batch)
+        return jax.tree.map(lambda x: weights.sum() * x, (loss, gradient))
+
+    for both, one, other in zip(*map(jax.tree.leaves, map(total, (np.ones(8), REAL, 1 - REAL))), strict=True):
+        np.testing.assert_allclose(one + other, both, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["aot", "beta_dpo", "bco_pair", "kto"])
+def test_a_pair_of_weight_0_changes_nothing_for_the_others(x64, name: str):
+    losses = [LossConfig(name=name)]
+    batch = make_batch(
+        unpaired=name in UNPAIRED, mismatched=needs_mismatched(losses), micro_batches=2, reference=True
+    )._replace(weight_B=REAL.reshape(2, 4))
+
+    def junk(batch: PairBatch) -> PairBatch:
+        logps_BP = np.where(REAL.reshape(2, 4, 1) > 0, batch.reference_logps_BP, 40.0)
+        mismatched = None if batch.mismatched is None else junk(batch.mismatched)
+        return batch._replace(reference_logps_BP=logps_BP.astype(np.float32), mismatched=mismatched)
+
+    ((clean, _, remembered), gradient), ((dirty, _, also), other) = (
+        found_by(losses, micro_batches=2, batch=which) for which in (batch, junk(batch))
+    )
+    for ours, wanted in zip(
+        jax.tree.leaves((dirty, also, other)), jax.tree.leaves((clean, remembered, gradient)), strict=True
+    ):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-12)

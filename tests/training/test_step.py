@@ -131,6 +131,33 @@ def test_what_is_remembered_is_updated_once_a_step():
         assert train(objective=objective, memory=np.float32(0.0), micro_batches=micro_batches)[0].memory == 3
 
 
+def test_chance_is_the_same_in_both_passes():
+    def noisy(params, frozen, batch, key):
+        value_R = forward(params, frozen, batch, key)
+        return value_R * jax.random.normal(key, value_R.shape)
+
+    (one, in_one, _), (two, in_two, _) = (
+        train(objective=Objective(weigh, noisy, weighted, whole_batch=whole), micro_batches=4)
+        for whole in (False, True)
+    )
+    for ours, wanted in zip(jax.tree.leaves((two.params, in_two)), jax.tree.leaves((one.params, in_one)), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=1e-6)
+
+
+def test_chance_is_another_in_each_step_and_micro_batch():
+    def drawn(params, frozen, batch, key):
+        return jnp.full(batch.tokens.shape, jax.random.normal(key)) + 0.0 * forward(params, frozen, batch, key)
+
+    def shown(value_R, batch, knobs, counts, memory, key):
+        metrics = {"draw": Mean(value_R[0], jnp.ones(())), "square": Mean(value_R[0] ** 2, jnp.ones(()))}
+        return value_R.sum(), metrics, memory
+
+    _, history, _ = train(objective=Objective(weigh, drawn, shown), micro_batches=4)
+    draws = [row["draw"] for row in history]
+    assert len(set(map(float, draws))) == 3
+    assert all(row["square"] - row["draw"] ** 2 > 1e-3 for row in history)  # the variance over micro-batches
+
+
 def test_frozen_parameters_stay_and_move_when_they_are_told():
     def apart(params, frozen, batch, key):
         return forward(params, None, batch, key) - forward(frozen, None, batch, key)
