@@ -89,7 +89,8 @@ def alpha_dpo(
         axis_name: inside `shard_map`, the mesh axes over which the batch is split.
 
     Returns:
-        One loss per pair, [B], and the new state. Where policy and reference agree it is SimPO's loss.
+        One loss per pair, [B], 0 where it is not real, and the new state. Where policy and reference agree it is
+        SimPO's loss.
 
     Example:
         >>> import jax.numpy as jnp
@@ -116,7 +117,8 @@ def alpha_dpo(
     steady = deviation > std_floor
     z_B = jnp.where(steady, (g_B - centre) / jnp.where(steady, deviation, 1.0), 0.0)
     k_B = jax.lax.stop_gradient(alpha * z_B + gamma / beta)
-    return -log_sigmoid(beta * (p_B - k_B)), state
+    losses_B = -log_sigmoid(beta * (p_B - k_B))
+    return (losses_B if where is None else jnp.where(where, losses_B, 0.0)), state
 
 
 def beta_dpo(
@@ -178,7 +180,7 @@ def beta_dpo(
     lot_G = -0.5 * gathered(z_B, axis_name) ** 2 + jax.random.gumbel(key, real_G.shape, h_B.dtype)
     place_G = jnp.argsort(jnp.argsort(-jnp.where(real_G, lot_G, -jnp.inf)))
     pairs = count(h_B, where, axis_name)
-    kept = jnp.maximum(jnp.floor(pairs * (1.0 - filter_fraction) + 1e-3), 1)  # float32 has 10 * 0.7 below 7
+    kept = jnp.maximum(jnp.floor(pairs * (1.0 - filter_fraction) + 1e-3), 1)  # float32 has 10 * (1 - 0.6) below 4
     drawn_B = own((place_G < kept) & real_G, h_B, axis_name)
     beta_used = jnp.maximum(1e-3, beta * (1.0 + a * (total(moved_B, drawn_B, axis_name) / kept - state.mean)))
     return jnp.where(drawn_B, -log_sigmoid(beta_used * h_B) * pairs / kept, 0.0), state

@@ -6,6 +6,7 @@ diffusion functions, which stand in no table, are added by hand.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from dpo_jax import losses
 from dpo_jax.losses import AlphaDPOState, Loss, PairLogps
@@ -64,8 +66,9 @@ class Case:
 
     @property
     def reads_others(self) -> bool:
-        """Whether it takes `where` and `axis_name`."""
-        return "where" in (self.function.__kwdefaults__ or {})
+        """Whether other pairs of the batch matter, so that it takes `where` and `axis_name`."""
+        keywords = self.function.__kwdefaults__ or {}
+        return "where" in keywords and self.choices.get("nll_reduction", "token") == "token"
 
     @property
     def detached_statistics(self) -> bool:
@@ -164,3 +167,26 @@ def random_batch(seed: int, dtype: Any = np.float32, spread: float = 1.0) -> Bat
 
 def on_device(batch: Batch) -> Batch:
     return jax.tree.map(jnp.asarray, batch)
+
+
+def over(cases: list[Case]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("case", cases, ids=named)
+
+
+@functools.cache
+def graded(case: Case) -> Any:
+    """(batch, weights [B], options) -> losses, and the gradient of their weighted sum by chosen and rejected, [B]."""
+
+    @jax.jit
+    def run(batch: Batch, weights: Any, options: dict[str, Any]) -> Any:
+        def value(chosen: Any, rejected: Any) -> Any:
+            return case.losses(batch._replace(chosen=chosen, rejected=rejected), **options)
+
+        found, back = jax.vjp(value, batch.chosen, batch.rejected)
+        return found, back(weights.astype(found.dtype))
+
+    return run
+
+
+def as_arrays(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: np.float32(value) for name, value in options.items()}

@@ -2,75 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_jax import losses
-from dpo_jax.losses import AlphaDPOState, RunningMean
+from dpo_jax.losses import AlphaDPOState
 from dpo_jax.losses.knobs import Interval, knobs
-from tests.contracts.loss_cases import CASES, PAIRS, WARM, Batch, Case, named, on_device, random_batch
+from tests.contracts.loss_cases import CASES, PAIRS, Batch, Case, as_arrays, graded, on_device, over, random_batch
 
 ONES = np.ones(PAIRS)
-WITHOUT_COUNTS = {"ipo-average=False", "sft-nll_reduction=sum"}  # forms of losses that otherwise average
-
-
-def over(cases: list[Case]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("case", cases, ids=named)
-
-
-@functools.cache
-def graded(case: Case) -> Any:
-    """(batch, weights [B], options) -> losses, and the gradient of their weighted sum by chosen and rejected, [B]."""
-
-    @jax.jit
-    def run(batch: Batch, weights: Any, options: dict[str, Any]) -> Any:
-        def value(chosen: Any, rejected: Any) -> Any:
-            return case.losses(batch._replace(chosen=chosen, rejected=rejected), **options)
-
-        found, back = jax.vjp(value, batch.chosen, batch.rejected)
-        return found, back(weights.astype(found.dtype))
-
-    return run
-
-
-def test_every_function_that_returns_losses_is_in_the_battery():
-    covered = {case.function.__name__ for case in CASES}
-    others = {"diffusion_baseline", "f_scores", "implicit_rewards", "kl_estimates", "ld_reduce", "mismatched_kl"}
-    others |= {"preference_metrics", "running_mean", "wpo_weights"}
-    functions = {name for name in losses.__all__ if name.islower()}
-    assert functions == covered | others
-
-
-def test_the_tables_name_their_functions_and_state_them_rightly():
-    for table in (losses.PAIRWISE, losses.REFERENCE_FREE, losses.TOKEN_LEVEL, losses.STATEFUL, losses.UNPAIRED):
-        for name, entry in table.items():
-            keywords = entry.function.__kwdefaults__ or {}
-            assert entry.function.__name__ == name and getattr(losses, name) is entry.function
-            assert entry.key == ("key" in entry.function.__annotations__)
-            assert not entry.batch_global or {"where", "axis_name"} <= keywords.keys()
-            assert (entry.at_reference is None) == (name in losses.REFERENCE_FREE)
 
 
 def extreme_batches() -> Iterator[Batch]:
     """Margins of -300 to 300 nats split three ways, and responses that are near certain or near impossible."""
     rows = []
-    for h in np.linspace(-300, 300, 25):
+    for h in np.linspace(-300, 300, 13):
         rows += [(-400 + a, -400 + a - h, -400, -400, n, m) for a in (0, h, h / 2) for n, m in ((1, 4000), (7, 5))]
     sums = [(logp, n) for n in (1, 4000) for logp in (0.0, -1e-8 * n, -1e4)]
     for C, n in sums:
         for R, m in sums:
             rows += [(C, R, c, r, n, m) for c, r in ((C, R), (0.0, 0.0), (-1e4, -1e4), (-300.0, 0.0))]
-    table = np.asarray(rows, np.float32)
-    table = table[: len(table) // PAIRS * PAIRS].reshape(-1, PAIRS, 6)
+    rows += rows[: -len(rows) % PAIRS]
+    table = np.asarray(rows, np.float32).reshape(-1, PAIRS, 6)
     zeros, good = np.zeros(PAIRS, np.float32), np.arange(PAIRS) % 2 == 0
     for columns in table.transpose(0, 2, 1):
         yield Batch(*columns, zeros, zeros + 300, good)
@@ -84,10 +42,6 @@ def test_finite_value_and_gradient_far_out(case: Case):
             found, gradients = graded(case)(batch, ONES, as_arrays(options))
             for array in (found, *gradients):
                 assert np.isfinite(array).all(), (batch, options, array)
-
-
-def as_arrays(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: np.float32(value) for name, value in options.items()}
 
 
 def allowed(interval: Interval) -> list[float]:
@@ -189,17 +143,6 @@ def test_gradients_equal_central_differences(case: Case, seed: int, beta: float)
             np.testing.assert_allclose(np.dot(gradient, direction), per_pair.sum(), rtol=1e-5, atol=noise)
 
 
-@over(CASES)
-@pytest.mark.parametrize("narrow", [jnp.bfloat16, jnp.float16])
-def test_narrow_types_are_widened_to_float32(case: Case, narrow: Any):
-    batch = on_device(random_batch(8))
-    rounded = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(narrow), batch)
-    found = case.losses(rounded, **case.options)
-    wide = jax.tree.map(lambda x: x if x.dtype == bool else x.astype(jnp.float32), rounded)
-    assert found.dtype == jnp.float32
-    np.testing.assert_allclose(found, case.losses(wide, **case.options), rtol=1e-6, atol=1e-6)
-
-
 @over([case for case in CASES if case.entry.at_reference])
 def test_value_where_policy_and_reference_agree(case: Case):
     batch = on_device(random_batch(9))
@@ -215,87 +158,3 @@ def test_value_where_policy_and_reference_agree(case: Case):
     if case.name == "beta_dpo":  # 6 of 8 are drawn: only the mean is what the others' values are
         found, expected = found.mean(), np.float32(expected)
     np.testing.assert_allclose(found, jnp.broadcast_to(expected, found.shape), rtol=1e-6)
-
-
-def outside(interval: Interval) -> list[float]:
-    """Numbers that no knob may be, and those just beyond the ends of this one."""
-    values = [np.nan, np.inf, -np.inf]
-    if interval.low > -np.inf:
-        values += [interval.low - 0.1] + [interval.low] * interval.without_low
-    if interval.high < np.inf:
-        values += [interval.high + 0.1] + [interval.high] * interval.without_high
-    return values
-
-
-@over(CASES)
-def test_knobs_out_of_range_are_refused_in_and_out_of_jit(case: Case):
-    batch = on_device(random_batch(10))
-    for name in case.options:
-        for value in outside(knobs(case.function)[name].interval):
-            for number in (value, np.float32(value), jnp.full(PAIRS, 0.2).at[3].set(value)):
-                with pytest.raises(ValueError, match=rf"{case.function.__name__}: {name} must be in"):
-                    case.losses(batch, **case.options | {name: number})
-            with pytest.raises(ValueError, match=rf"{case.function.__name__}: {name} must be in"):
-                jax.eval_shape(lambda b, name=name, value=value: case.losses(b, **case.options | {name: value}), batch)
-
-
-@over(CASES)
-def test_a_choice_that_is_none_is_refused(case: Case):
-    batch = on_device(random_batch(10))
-    for name in case.choices:
-        with pytest.raises(ValueError, match=rf"{case.function.__name__}: {name} must be"):
-            replace(case, choices=case.choices | {name: "neither"}).losses(batch)
-
-
-@over(CASES)
-def test_token_counts_are_asked_for_only_where_they_are_needed(case: Case):
-    batch = on_device(random_batch(11))._replace(chosen_tokens=None, rejected_tokens=None)
-    if case.entry.averages and case.name not in WITHOUT_COUNTS:
-        with pytest.raises(ValueError, match="token counts"):
-            case.losses(batch, **case.options)
-    else:
-        assert jnp.isfinite(case.losses(batch, **case.options)).all()
-
-
-@over(CASES)
-def test_counts_below_one_are_taken_as_one(case: Case):
-    batch = on_device(random_batch(12))
-    empty, one = (
-        batch._replace(chosen_tokens=jnp.full(PAIRS, n), rejected_tokens=jnp.full(PAIRS, n)) for n in (0.0, 1.0)
-    )
-    np.testing.assert_array_equal(case.losses(empty, **case.options), case.losses(one, **case.options))
-
-
-@pytest.mark.parametrize("start", [AlphaDPOState, RunningMean])
-def test_states_are_float32_arrays(start: type):
-    for leaf in jax.tree.leaves(start()):
-        assert isinstance(leaf, np.ndarray | jax.Array) and leaf.dtype == np.float32 and leaf.shape == ()
-
-
-def compilations(caplog: pytest.LogCaptureFixture, name: str) -> int:
-    return sum(f"Finished XLA compilation of jit({name})" in record.getMessage() for record in caplog.records)
-
-
-@over([case for case in CASES if case.function.__name__ in losses.STATEFUL])
-def test_a_step_with_a_state_compiles_once(case: Case, caplog: pytest.LogCaptureFixture):
-    @jax.jit
-    def one_step(batch: Batch, state: AlphaDPOState) -> Any:
-        return case.call(case.function, batch, state=state, **case.choices)
-
-    state = AlphaDPOState()
-    with jax.log_compiles():
-        for seed in range(4):
-            _, state = one_step(random_batch(seed), state)
-    assert compilations(caplog, "one_step") == 1
-    assert state.count == 4 and all(leaf.dtype == jnp.float32 for leaf in state)
-    _, state = one_step(jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), random_batch(0)), WARM)
-    assert all(leaf.dtype == jnp.float32 for leaf in state)
-
-
-def test_a_step_with_a_running_mean_compiles_once(caplog: pytest.LogCaptureFixture):
-    step, state = jax.jit(losses.running_mean), RunningMean()
-    with jax.log_compiles():
-        for seed in range(4):
-            _, state = step(random_batch(seed).chosen, state)
-    assert compilations(caplog, "running_mean") == 1
-    assert state.count == 4 * PAIRS and all(leaf.dtype == jnp.float32 for leaf in state)

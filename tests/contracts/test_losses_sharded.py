@@ -86,22 +86,21 @@ def test_losses_that_look_at_one_pair_need_no_axis_name(x64):
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_batch_split_over_a_mesh_equals_the_whole(kind: AxisType, x64):
     """All losses at once under jit, their inputs sharded over the pairs, and the mesh set: value and gradient."""
-    batch, weights = on_device(random_batch(22, np.float64)), jnp.asarray(WEIGHTS)
-    masked, real = jnp.asarray(WEIGHTS * REAL), jnp.asarray(REAL)
+    batch, weights, real = on_device(random_batch(22, np.float64)), jnp.asarray(WEIGHTS), jnp.asarray(REAL)
 
-    def every(batch: Batch, weights: jax.Array, masked: jax.Array, real: jax.Array) -> dict[str, Any]:
-        found = {case.name: graded(case.losses, batch, weights) for case in WHOLE}
-        found |= {case.name + "-where": graded(partial(case.losses, where=real), batch, masked) for case in WHOLE}
+    def every(batch: Batch, weights: jax.Array, real: jax.Array) -> dict[str, Any]:
+        masked = jnp.where(real, weights, 0)
+        found = {case.name: graded(partial(case.losses, where=real), batch, masked) for case in WHOLE}
         # One gradient for all that look at one pair: each is a sum over the mesh of what lies on one device.
         sums = graded(lambda b: sum(case.losses(b) / size for case, size in sizes), batch, weights)
         return found | {"the others": sums} | {case.name: case.losses(batch) for case in APART}
 
     # As large as each other, so that none is lost beside SPPO's squares.
     sizes = [(case, float(jnp.abs(case.losses(batch)).max())) for case in APART]
-    expected = jax.jit(every)(batch, weights, masked, real)
+    expected = jax.jit(every)(batch, weights, real)
     devices = mesh(kind)
     with jax.set_mesh(devices):
-        placed = jax.device_put((batch, weights, masked, real), NamedSharding(devices, SPLIT))
+        placed = jax.device_put((batch, weights, real), NamedSharding(devices, SPLIT))
         found = jax.device_get(jax.jit(every)(*placed))
     for name, value in expected.items():
         for one, other in zip(jax.tree.leaves(found[name]), jax.tree.leaves(value), strict=True):
