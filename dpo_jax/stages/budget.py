@@ -34,8 +34,9 @@ def next_alpha(kl: float, previous_kl: float, done: int, steps: int, budget: KlB
 def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params], steps: int) -> After | None:
     """What is done after a step where a loss has `alpha: auto`: None if none has.
 
-    `steps` are those of the whole run. `frozen` gives the reference's parameters; they are asked for at the first measurement. The prompts are the first
-    ones of the training data, always the same; alpha lives in the train state, and so in its checkpoints.
+    `steps` are those of the whole run. `frozen` gives the reference's parameters; they are asked for at the first
+    measurement. The prompts are the first ones of the training data, always the same; alpha lives in the train state,
+    and so in its checkpoints.
     """
     steered = [(index, term.budget) for index, term in enumerate(terms) if term.budget]
     if not steered:
