@@ -23,10 +23,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, Python looks beside this file only
 
@@ -42,6 +42,8 @@ TIMEOUT_SECONDS = 600.0
 CAUGHT, MISSED, EQUAL = "caught", "MISSED", "equivalent"
 STALE, BROKEN, LATE, RED = "does not apply", "does not import", "timed out", "tests fail without it"
 ACCEPTED = {CAUGHT, EQUAL}
+
+Found = TypeVar("Found")
 
 
 class Verdict(NamedTuple):
@@ -103,37 +105,32 @@ def judge_all(
         for number in range(jobs):
             trees.put(Path(shutil.copytree(root, Path(folder, str(number)), ignore=LEFT_OUT)))
 
-        def in_a_tree(work: Mutant | str) -> Verdict | str:
+        def in_a_tree(work: Callable[[Path], Found]) -> Found:
             tree = trees.get()
             try:
-                if isinstance(work, str):
-                    outcome, test = run_tests(tree, work, timeout_seconds)
-                    print(f"{'pass' if outcome == MISSED else 'FAIL':<23}{work}", flush=True)
-                    return "" if outcome == MISSED else test or outcome
-                verdict = judge(tree, work, timeout_seconds)
+                return work(tree)
             finally:
                 trees.put(tree)
-            show(verdict)
+
+        def without_a_bug(tests: str) -> str:
+            outcome, test = in_a_tree(lambda tree: run_tests(tree, tests, timeout_seconds))
+            print(f"{'pass' if outcome == MISSED else 'FAIL':<23}{tests}", flush=True)
+            return "" if outcome == MISSED else test or outcome
+
+        def with_a_bug(mutant: Mutant) -> Verdict:
+            red = next((wrong[tests] for tests in mutant.tests if wrong[tests]), "")
+            verdict = Verdict(mutant, RED, red) if red else in_a_tree(lambda tree: judge(tree, mutant, timeout_seconds))
+            print(f"{verdict.outcome:<23}{place(mutant)}" + (f"  [{verdict.test}]" if verdict.test else ""), flush=True)
             return verdict
 
         selections = list(dict.fromkeys(tests for mutant in mutants for tests in mutant.tests))
-        wrong = {tests: said for tests, said in zip(selections, pool.map(in_a_tree, selections), strict=True) if said}
-        red = [Verdict(m, RED, str(wrong[tests])) for m in mutants for tests in m.tests if tests in wrong]
-        for verdict in red:
-            show(verdict)
-        sound = [mutant for mutant in mutants if not wrong.keys() & set(mutant.tests)]
-        return red + [verdict for verdict in pool.map(in_a_tree, sound) if isinstance(verdict, Verdict)]
+        wrong = dict(zip(selections, pool.map(without_a_bug, selections), strict=True))
+        return list(pool.map(with_a_bug, mutants))
 
 
 def place(mutant: Mutant) -> str:
     """How a bug is called among all."""
     return f"{mutant.file}: {mutant.name}"
-
-
-def show(verdict: Verdict) -> None:
-    """One line for each bug, as soon as it is known."""
-    test = f"  [{verdict.test}]" if verdict.test else ""
-    print(f"{verdict.outcome:<23}{place(verdict.mutant)}{test}", flush=True)
 
 
 def table(verdicts: Iterable[Verdict]) -> list[str]:
@@ -173,6 +170,8 @@ def main(arguments: Sequence[str] | None = None, lists: Mapping[str, Sequence[Mu
     every: list[Verdict] = []
     for name in options.list:
         mutants = [m for m in lists[name] if any(text in place(m) for text in options.only)]
+        if not mutants:
+            continue
         start = time.monotonic()
         verdicts = judge_all(ROOT, mutants, jobs=options.jobs)
         minutes = (time.monotonic() - start) / 60

@@ -64,6 +64,13 @@ def test_every_loss_trains_by_its_name(house: Path, monkeypatch, capsys, name: s
         assert "policy and reference agree" in said and abs(found[0]["log_ratios/chosen"]) < 1e-3
 
 
+def test_the_reference_lies_in_the_state_only_where_no_store_will_do(house: Path, monkeypatch):
+    for name, live in (("dpo", False), ("simpo", False), ("tdpo1", True)):
+        train(house, monkeypatch, {"name": name}, f"runs/live-{name}", "--train.steps", "1")
+        saved = Path(f"runs/live-{name}/checkpoints/1/rest/_METADATA").read_text()
+        assert "optimizer" in saved and ("frozen" in saved) == live
+
+
 def test_a_mixture_is_the_weighted_sum_of_its_terms(house: Path, monkeypatch):
     losses = [{"name": "dpo", "weight": 0.8}, {"name": "bco_pair", "weight": 0.2}, {"name": "sft", "weight": 1.5}]
     row = train(house, monkeypatch, losses, "runs/mixture")[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -171,6 +172,31 @@ def test_token_weights_in_the_step_equal_the_pure_functions(x64, ld_alpha: float
     (loss, _, _), _ = found_by([LossConfig(name="dpo", ld_alpha=ld_alpha, wpo=wpo)], micro_batches=1, batch=whole)
     # the reference is float32, and so is its head
     np.testing.assert_allclose(loss, losses_B.mean(), rtol=1e-7 if ld_alpha else 1e-9)
+
+
+def test_a_mixture_is_the_weighted_sum_of_its_losses(x64):
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
+    losses = [LossConfig(name="dpo"), LossConfig(name="bco_pair", options={"beta": 0.3}), LossConfig(name="sft")]
+    singles = [found_by([loss], micro_batches=2, batch=batch) for loss in losses]
+    weights = (0.8, 0.2, 1.5)
+    mixture = [replace(loss, weight=weight) for loss, weight in zip(losses, weights, strict=True)]
+    (loss, _, memory), gradient = found_by(mixture, micro_batches=2, batch=batch)
+    expected = [
+        jax.tree.map(lambda *parts: sum(w * part for w, part in zip(weights, parts, strict=True)), *found)
+        for found in ([single[0][0] for single in singles], [single[1] for single in singles])
+    ]
+    for ours, wanted in zip(jax.tree.leaves((loss, gradient)), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-12)
+    assert [jax.tree.leaves(one) for one in memory] == [jax.tree.leaves(single[0][2]) for single in singles]
+    assert memory[1]["state"].count == 0.7 + 2 * PAIRS
+
+
+def test_two_losses_that_draw_lots_draw_different_ones_in_a_mixture(x64):
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
+    lots = LossConfig(name="beta_dpo", options={"filter_fraction": 0.5})
+    (one, _, _), _ = found_by([lots], micro_batches=2, batch=batch)
+    (two, _, _), _ = found_by([lots, lots], micro_batches=2, batch=batch)
+    assert abs(two / one - 2) > 1e-3
 
 
 def first_micro_batch(batch: PairBatch) -> PairBatch:

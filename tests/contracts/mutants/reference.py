@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.contracts.mutants.mutant import Mutant, planted
 
 HELDOUT = "tests/stages/test_heldout.py"
-PAIRED = "tests/stages/test_losses.py -k 'kto_scores or ld_and_wpo or nothing_to_store or bco or simpo'"
+PAIRED = "tests/stages/test_losses.py -k 'kto_scores or ld_and_wpo or nothing_to_store or bco or simpo or scores_only'"
 WHOLE = "tests/stages/test_pipeline.py -k 'data_order or nothing or killed_pass or whole_job'"
 
 MUTANTS: list[Mutant] = [

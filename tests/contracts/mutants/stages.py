@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from tests.contracts.mutants.mutant import Mutant, planted
 
-OBJECTIVES = (
-    "tests/stages/test_objectives.py -k 'mpo or remember or unpaired or wpo or weight or chosen "
-    "or meant or kto or tdpo or aot'"
-)
+BY_VALUE = "tests/stages/test_objectives.py -k 'mixture or weights or chosen or meant or weight_0'"
+IN_PARTS = "tests/stages/test_objectives.py -k 'one_batch_on_one and (two or unpaired or wpo or bco or tdpo1 or aot)'"
 RUNS = "tests/stages/test_losses.py -k 'mixture or ld_and_wpo or kto_scores or moves_to or steered'"
 
 MUTANTS: list[Mutant] = [
     *planted(
         "stages/objectives.py",
-        (OBJECTIVES, RUNS),
+        (BY_VALUE, IN_PARTS, RUNS),
         (
             "mean too early: each micro-batch is divided by its own pairs",
             'return total / counts["pairs"], metrics',
@@ -181,7 +179,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "stages/losses.py",
-        (OBJECTIVES, RUNS),
+        (BY_VALUE, IN_PARTS, RUNS),
         (
             "LD-DPO reduces the policy alone",
             "reference=_ld(inputs.reference, inputs.reference_heads, term.ld_alpha)",

@@ -156,7 +156,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "stages/train.py",
-        ("tests/stages/test_pipeline.py -k 'log_two or donat or bit_exact'",),
+        ("tests/stages/test_losses.py -k 'where_no_store_will_do'",),
         (
             "a live reference where a store would do",
             "live = needs_reference(terms) and store is None",

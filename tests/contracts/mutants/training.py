@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from tests.contracts.mutants.mutant import Mutant, planted
 
-OBJECTIVES = (
-    "tests/stages/test_objectives.py -k 'mpo or remember or unpaired or wpo or weight or chosen "
-    "or meant or kto or tdpo or aot'"
-)
+IN_PARTS = "tests/stages/test_objectives.py -k 'one_batch_on_one and (two or unpaired or wpo or bco or tdpo1 or aot)'"
 RUNS = "tests/stages/test_losses.py -k 'mixture or ld_and_wpo or kto_scores or moves_to or steered'"
 
 MUTANTS: list[Mutant] = [
     *planted(
         "training/step.py",
-        ("tests/training/test_step.py", OBJECTIVES),
+        ("tests/training/test_step.py", IN_PARTS),
         (
             "the losses of the whole batch are computed by micro-batch",
             "    if not objective.whole_batch:",
