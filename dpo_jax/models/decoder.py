@@ -6,6 +6,7 @@ Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import chex
@@ -14,8 +15,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import causal_mask
+from dpo_jax.models.attention import cached_mask, causal_mask
 from dpo_jax.models.layers import Block, Cache, Norm, View, matrix, rotary_angles
+from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.types import Params, Unembedding
 
 REMAT_POLICIES = {
@@ -26,22 +28,6 @@ REMAT_POLICIES = {
 """What the backward pass keeps of each layer: everything, its input alone, or the results of its matmuls."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderSpec:
-    """The shape of a decoder."""
-
-    vocabulary: int  # rows of the embedding that are tokens
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    mlp_width: int
-    rope_base: float
-    norm_epsilon: float
-    tied: bool  # the embedding is also the unembedding
-
-
 class Decoder(nnx.Module):
     """A Llama-family decoder with float32 parameters, computing in `dtype`."""
 
@@ -49,35 +35,48 @@ class Decoder(nnx.Module):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
         self.layers = Block(rngs, spec)
-        self.final_norm = Norm((spec.width,), "embed", epsilon=spec.norm_epsilon)
+        self.final_norm = Norm((spec.width,), "embed", epsilon=spec.norm_epsilon, offset=spec.norm_offset)
         if not spec.tied:
             self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
 
     def __call__(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, mask_RTS: jax.Array, cache: Cache | None = None
+        self, tokens_RT: jax.Array, positions_RT: jax.Array, masks: Sequence[jax.Array], cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it."""
+        """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
+
+        `masks` are [R, T, S], one for each kind of layer.
+        """
+        spec = self.spec
         # The table is gathered over fsdp once; looking tokens up in a split table makes XLA recompute everything.
         table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
         hidden_RTD = constrain(jnp.take(table_VD, tokens_RT, axis=0), "rows", "length", None)
-        sine, cosine = rotary_angles(positions_RT, head_size=self.spec.head_size, base=self.spec.rope_base)
-        view = View(sine, cosine, mask_RTS, positions_RT)
+        if spec.embedding_scale != 1.0:
+            hidden_RTD *= jnp.asarray(
+                spec.embedding_scale, self.dtype
+            )  # rounded to the dtype, as Gemma's own code does
+        angles = [rotary_angles(positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
+        several = len(spec.kinds) > 1
+        parts = [(*angle, mask) for angle, mask in zip(angles, masks, strict=True)]
+        sine, cosine, mask = (jnp.stack(of_kinds) if several else of_kinds[0] for of_kinds in zip(*parts, strict=True))
+        view = View(sine, cosine, mask, positions_RT)
         graphdef, stacked = nnx.split(self.layers)
 
         def body(carry: tuple, layer: tuple) -> tuple[tuple, None]:
-            weights, index = layer
-            return nnx.merge(graphdef, weights)(carry[0], view, carry[1], index), None
+            weights, index, kind = layer
+            own = view.of_kind(kind) if several else view
+            return nnx.merge(graphdef, weights)(carry[0], own, carry[1], index), None
 
         if self.remat != "none":
             body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
-        layers = (nnx.to_pure_dict(stacked), jnp.arange(self.spec.layers))
+        kinds = jnp.asarray(spec.kind_of_layer or (0,) * spec.layers)
+        layers = (nnx.to_pure_dict(stacked), jnp.arange(spec.layers), kinds)
         (hidden_RTD, cache), _ = jax.lax.scan(body, (hidden_RTD, cache), layers)
         return self.final_norm(hidden_RTD), cache
 
     def unembed(self) -> Unembedding:
         """The matrix that turns hidden states into logits, in the compute dtype."""
         weight = self.embedding if self.spec.tied else self.unembedding
-        return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary)
+        return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary, soft_cap=self.spec.logit_soft_cap)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,8 @@ class Model:
         """Hidden states [R, T, D] of whole rows, and the unembedding."""
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         decoder = nnx.merge(self.graphdef, params)
-        hidden_RTD, _ = decoder(tokens_RT, positions_RT, causal_mask(segments_RT))
+        masks = [causal_mask(segments_RT, window=kind.window) for kind in self.spec.kinds]
+        hidden_RTD, _ = decoder(tokens_RT, positions_RT, masks)
         return hidden_RTD, decoder.unembed()
 
     def extend(
@@ -104,8 +104,8 @@ class Model:
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
         decoder = nnx.merge(self.graphdef, params)
-        mask_RTS = jnp.arange(cache.key.shape[2])[None, None] <= positions_RT[..., None]
-        hidden_RTD, cache = decoder(tokens_RT, positions_RT, mask_RTS, cache)
+        masks = [cached_mask(positions_RT, cache.key.shape[2], window=kind.window) for kind in self.spec.kinds]
+        hidden_RTD, cache = decoder(tokens_RT, positions_RT, masks, cache)
         return hidden_RTD, decoder.unembed(), cache
 
     def empty_cache(self, rows: int, length: int) -> Cache:

@@ -18,7 +18,7 @@ def run(setup: Setup) -> None:
         folder,
         params,
         setup.model,
-        setup.rules,
+        setup.resolved.rules,
         setup.source,
         tokenizer=setup.tokenizer,
         dtype=dtype,

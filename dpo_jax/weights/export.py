@@ -136,6 +136,8 @@ def _gather(params: Params, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
     host = np.asarray(array)
     if inputs := tensor.rule.inputs:
         host = host.reshape(math.prod(host.shape[:inputs]), -1).T
+    elif tensor.rule.flat:
+        host = host.reshape(-1)
     return np.ascontiguousarray(host, dtype)
 
 

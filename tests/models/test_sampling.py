@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding, place
-from dpo_jax.models.decoder import DecoderSpec, Model, make_model
+from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.sampling import draw, generate, make_sampler, next_logits
+from dpo_jax.models.spec import DecoderSpec, LayerKind
 from dpo_jax.types import Unembedding
 
 SPEC = DecoderSpec(
@@ -20,7 +21,7 @@ SPEC = DecoderSpec(
     kv_heads=2,
     head_size=4,
     mlp_width=32,
-    rope_base=100.0,
+    kinds=(LayerKind(100.0),),
     norm_epsilon=1e-5,
     tied=False,
 )

