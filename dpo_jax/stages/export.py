@@ -21,6 +21,7 @@ def run(setup: Setup) -> None:
         setup.resolved.rules,
         setup.source,
         tokenizer=setup.tokenizer,
+        skipped=setup.resolved.skipped,
         dtype=dtype,
         card=model_card(report.gather(setup)),
     )
