@@ -26,6 +26,11 @@ class Cache(NamedTuple):
     key: jax.Array
     value: jax.Array
 
+    def write(self, layer: jax.Array, positions_RT: jax.Array, key_RTGK: jax.Array, value_RTGK: jax.Array) -> Cache:
+        """The cache with these tokens of one layer in it."""
+        at = (layer, jnp.arange(positions_RT.shape[0])[:, None], positions_RT)
+        return Cache(self.key.at[at].set(key_RTGK), self.value.at[at].set(value_RTGK))
+
 
 class View(NamedTuple):
     """What a block needs to know of the rows: rotary angles, the attention mask, where to write the cache.
@@ -128,8 +133,7 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, view), rotate(key, view)
         if cache is not None:
-            at = (layer, jnp.arange(x_RTD.shape[0])[:, None], view.positions_RT)
-            cache = Cache(cache.key.at[at].set(key), cache.value.at[at].set(value))
+            cache = cache.write(layer, view.positions_RT, key, value)
             key, value = cache.key[layer], cache.value[layer]
         query = constrain(query, "rows", "length", "heads", None)
         scale, soft_cap = self.spec.query_scale, self.spec.attention_soft_cap

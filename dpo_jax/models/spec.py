@@ -1,4 +1,4 @@
-"""The shape of a decoder: sizes and a dozen switches, all static."""
+"""The shape of a model: its sizes, and for a decoder a dozen switches, all static."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class LayerKind(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderSpec:
-    """A decoder of the Llama kind; the defaults are Llama's own."""
+class Spec:
+    """What every model says of itself; a subclass for each module that computes one."""
 
     vocabulary: int  # rows of the embedding that are tokens
     width: int
@@ -56,6 +56,22 @@ class DecoderSpec:
     mlp_width: int
     norm_epsilon: float
     tied: bool  # the embedding is also the unembedding
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """How many tokens back a token sees, itself among them, for each kind of layer; None: all."""
+        return (None,)
+
+    @property
+    def max_positions(self) -> int | None:
+        """How long a sequence may be at most; None where positions are not learned one by one."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DecoderSpec(Spec):
+    """A decoder of the Llama kind; the defaults are Llama's own."""
+
     kinds: tuple[LayerKind, ...] = (LayerKind(10000.0),)
     kind_of_layer: tuple[int, ...] = ()  # index into `kinds` for each layer; empty: all are of the first
     qkv_bias: bool = False
@@ -67,3 +83,7 @@ class DecoderSpec:
     query_scale: float | None = None  # of attention scores; None: 1 / sqrt(head_size)
     attention_soft_cap: float | None = None
     logit_soft_cap: float | None = None
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        return tuple(kind.window for kind in self.kinds)

@@ -92,6 +92,12 @@ class Setup:
     @cached_property
     def model(self) -> Model:
         """The model as pure functions."""
+        longest, limit = self.config.data.max_tokens, self.resolved.spec.max_positions
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"{locate('data.max_tokens', self.origins)}: data.max_tokens is {longest}, but "
+                f"{self.config.model.weights} has learned only {limit} positions. Set it to {limit} or less."
+            )
         return make_model(self.resolved.spec, dtype=self.config.model.dtype, remat=self.config.model.remat)
 
     @cached_property

@@ -141,18 +141,16 @@ def _write_tensors(
 
 
 def _gather(params: Params, source: WeightsSource, dtype: np.dtype, tensor: _Tensor) -> np.ndarray:
-    """The whole tensor on this host, as a checkpoint holds it: [out, in]."""
+    """The whole tensor on this host, as a checkpoint holds it."""
     if tensor.rule is None:
         return np.array(source.read(tensor.name))
     array = leaf(params, tensor.rule.path)
     array = array if tensor.layer is None else array[tensor.layer]
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
-    host = np.asarray(array)
-    if inputs := tensor.rule.inputs:
-        host = host.reshape(math.prod(host.shape[:inputs]), -1).T
-    elif tensor.rule.flat:
-        host = host.reshape(-1)
+    rule, host = tensor.rule, np.asarray(array)
+    stored = rule.stored_shape(host.shape)
+    host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
     return np.ascontiguousarray(host, dtype)
 
 

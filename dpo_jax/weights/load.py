@@ -19,7 +19,8 @@ from dpo_jax.types import Params
 from dpo_jax.weights.source import WeightsSource
 
 _HEAD = "lm_head.weight"
-_DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store the rotary frequencies, which the config already gives
+# Old checkpoints store what the config already gives: rotary frequencies, and the causal mask of GPT-2.
+_DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 def load_params(
@@ -107,8 +108,8 @@ def _read_part(
 
 
 def _in_our_axes(stored: np.ndarray, rule: TensorRule, shape: tuple[int, ...]) -> np.ndarray:
-    """A view of a stored [out, in] tensor as a parameter of this shape, input dimensions first."""
-    if not rule.inputs:
+    """A view of a stored tensor as a parameter of this shape, input dimensions first."""
+    if not rule.inputs or not rule.transposed:
         return stored.reshape(shape)
     outputs = len(shape) - rule.inputs
     split = stored.reshape(shape[rule.inputs :] + shape[: rule.inputs])

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.models.families import FAMILIES, HARMLESS, Family, TensorRule
-from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.models.spec import Spec
 from dpo_jax.weights.source import WeightsSource
 
 
 class Resolved(NamedTuple):
     """A checkpoint understood."""
 
-    spec: DecoderSpec
+    spec: Spec
     rules: tuple[TensorRule, ...]
     skipped: tuple[str, ...]  # prefixes of the tensors that are none of the decoder's
     unknown: tuple[str, ...]  # keys of the config that nobody knows, and that are left unread
@@ -44,7 +44,13 @@ def resolve_spec(source: WeightsSource) -> Resolved:
         raise UserError(f"{source.where}: config.json: key {error} is missing") from None
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{source.where}: config.json: {str(error).removeprefix('config.json: ')}") from None
-    return Resolved(spec, family.rules(spec), family.skipped, unknown)
+    return Resolved(spec, _as_spelled(family.rules(spec), family.optional_prefix, source), family.skipped, unknown)
+
+
+def _as_spelled(rules: tuple[TensorRule, ...], prefix: str, source: WeightsSource) -> tuple[TensorRule, ...]:
+    """The rules with the tensor names that this checkpoint uses, with the prefix or without."""
+    bare = tuple(rule._replace(name=rule.name.removeprefix(prefix)) for rule in rules)
+    return bare if bare[0].name in source.shapes else rules
 
 
 def _completed(config: Mapping[str, Any], inner: str | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
@@ -69,7 +75,7 @@ def _guard(
     Raises:
         UserError: a key that transformers reads has a value that this decoder does not compute.
     """
-    for key in ("hidden_size", "num_hidden_layers"):  # a default would be another model
+    for key in family.needs:
         _ = given[key]
     unknown = []
     for key in given:

@@ -11,8 +11,9 @@ import pytest
 
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.attention import attend, causal_mask
-from dpo_jax.models.decoder import REMAT_POLICIES, make_model
+from dpo_jax.models.decoder import make_model
 from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.models.stack import REMAT_POLICIES
 from dpo_jax.training.state import param_shardings
 
 SPEC = DecoderSpec(

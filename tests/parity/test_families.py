@@ -8,13 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dpo_jax.data.batches import padded
 from dpo_jax.logprobs import batch_logps
 from dpo_jax.losses import PairLogps, dpo
 from dpo_jax.models.sampling import generate, make_sampler
-from dpo_jax.types import TokenRow
+from dpo_jax.types import Params, TokenRow
 from dpo_jax.weights.opening import open_weights
 from tests.parity.ours import Ours, load, their_logits
 from tests.tiny import make_hf_folder
@@ -46,6 +46,13 @@ CASES: dict[str, dict[str, Any]] = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
         },
+    },
+    "gpt2": {"n_positions": 80, "n_inner": None, "layer_norm_epsilon": 1e-3},
+    "gpt2, untied, inner width": {
+        "n_inner": 40,
+        "activation_function": "gelu_pytorch_tanh",
+        "tie_word_embeddings": False,
+        "reorder_and_upcast_attn": True,
     },
 }
 ROWS = (
@@ -84,12 +91,12 @@ def random_model(model_type: str, **shape: Any) -> Any:
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "norm" in name:  # all alike otherwise: a forgotten or swapped one would not show
+            if "norm" in name or "ln_" in name:  # all alike otherwise: a forgotten or swapped one would not show
                 weight.add_(0.3 * torch.randn_like(weight))
             elif "bias" in name:
                 weight.copy_(0.3 * torch.randn_like(weight))
         # tied, a large one makes every token predict itself; Gemma multiplies it by the root of the width
-        model.model.embed_tokens.weight.mul_(0.15 if "gemma" in model_type else 0.3)
+        model.get_input_embeddings().weight.mul_(0.15 if "gemma" in model_type else 0.3)
     return model
 
 
@@ -119,17 +126,29 @@ def test_gradients_of_the_dpo_loss(pair):
         value, gradient = jax.jit(jax.value_and_grad(loss))(ours.params)
     expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    width = ours.model.spec.width
-    attention = jax.device_get(gradient["layers"]["attention"])
-    ours_by_name = {
-        "model.embed_tokens.weight": jax.device_get(gradient["embedding"]),
-        "model.layers.1.self_attn.k_proj.weight": attention["key"][1].reshape(width, -1).T,
-        "model.layers.2.self_attn.o_proj.weight": attention["output"][2].reshape(-1, width).T,
-    }
-    for name, array in ours_by_name.items():
+    for name, array in some_by_name(jax.device_get(gradient)).items():
         largest = np.abs(expected_gradient[name]).max()
         assert largest > 1e-3, name
         np.testing.assert_allclose(array, expected_gradient[name], rtol=1e-4, atol=1e-5 * largest, err_msg=name)
+
+
+def some_by_name(params: Params) -> dict[str, np.ndarray]:
+    """A few parameters under the names and in the axes of transformers."""
+    attention, embedding = params["layers"]["attention"], params["embedding"]
+    width = embedding.shape[1]
+    if "qkv" in attention:
+        return {
+            "transformer.wte.weight": embedding,
+            "transformer.wpe.weight": params["positions"],
+            "transformer.h.1.attn.c_attn.weight": attention["qkv"][1].reshape(width, -1),
+            "transformer.h.1.attn.c_attn.bias": attention["qkv_bias"][1].reshape(-1),
+            "transformer.h.2.attn.c_proj.weight": attention["output"][2].reshape(-1, width),
+        }
+    return {
+        "model.embed_tokens.weight": embedding,
+        "model.layers.1.self_attn.k_proj.weight": attention["key"][1].reshape(width, -1).T,
+        "model.layers.2.self_attn.o_proj.weight": attention["output"][2].reshape(-1, width).T,
+    }
 
 
 def their_gradients(model: Any, reference_BP: np.ndarray, *, beta: float) -> tuple[float, dict[str, np.ndarray]]:
@@ -198,3 +217,23 @@ def test_export_is_read_back(pair, tmp_path, max_shard_bytes):
     messages = [{"role": "user", "content": text}]
     template = {"tokenize": False, "add_generation_prompt": True}
     assert after.apply_chat_template(messages, **template) == before.apply_chat_template(messages, **template)
+
+
+def test_a_gpt2_of_the_old_spelling(tmp_path):
+    """Read without its prefix and its stored masks, and written as it was, it is the same model to transformers."""
+    from transformers import AutoModelForCausalLM
+
+    folder = make_hf_folder(tmp_path / "old")
+    theirs = random_model("gpt2", n_positions=80)
+    theirs.save_pretrained(folder)
+    file = folder / "model.safetensors"
+    bare = {name.removeprefix("transformer."): array for name, array in load_file(file).items()}
+    masks = {f"h.{layer}.attn.bias": np.tril(np.ones((1, 1, 80, 80), np.float32)) for layer in range(3)}
+    save_file(bare | masks, file, metadata={"format": "pt"})
+    ours, ids_RT = load(folder), random_ids(2, 30)
+    expected_RTV = their_logits(theirs, ids_RT)
+    np.testing.assert_allclose(ours.logits(ids_RT), expected_RTV, rtol=0, atol=2e-4)
+    exported = ours.export(tmp_path / "export")
+    assert set(load_file(exported / "model.safetensors")) == set(bare)
+    reloaded = AutoModelForCausalLM.from_pretrained(exported, attn_implementation="eager").eval()
+    np.testing.assert_array_equal(their_logits(reloaded, ids_RT), expected_RTV)

@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 
 from dpo_jax.errors import UserError
+from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.spec import LayerKind, RopeScaling
 from dpo_jax.weights.resolve import Resolved, resolve_family, resolve_spec
 from dpo_jax.weights.source import WeightsSource
 
 TINY = {"vocab_size": 48, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 24}
+GPT2 = {
+    "model_type": "gpt2",
+    "vocab_size": 48,
+    "n_embd": 16,
+    "n_layer": 4,
+    "n_head": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -24,7 +34,8 @@ LLAMA3 = {
 
 
 def resolve(**config: Any) -> Resolved:
-    source = WeightsSource("folder", TINY | config, {}, {}, lambda name: np.zeros(0), lambda: None)  # type: ignore[arg-type]
+    named = config if config["model_type"] == "gpt2" else TINY | config
+    source = WeightsSource("folder", named, {}, {}, lambda name: np.zeros(0), lambda: None)  # type: ignore[arg-type]
     return resolve_spec(source)
 
 
@@ -94,6 +105,16 @@ def test_the_text_model_of_gemma_3_with_images():
     assert found.rules[0].name == "language_model.model.embed_tokens.weight"
 
 
+def test_gpt2_with_what_its_class_assumes():
+    found = resolve(**GPT2, n_ctx=1024, summary_first_dropout=0.3, reorder_and_upcast_attn=True)
+    spec = found.spec
+    assert isinstance(spec, Gpt2Spec) and (spec.width, spec.layers, spec.head_size, spec.mlp_width) == (16, 4, 8, 64)
+    assert spec.tied and spec.positions == spec.max_positions == 1024 and spec.norm_epsilon == 1e-5
+    assert found.unknown == () and found.rules[0].name == "transformer.wte.weight"
+    wide = resolve(**GPT2, n_inner=24, n_positions=32, tie_word_embeddings=False).spec
+    assert isinstance(wide, Gpt2Spec) and (wide.mlp_width, wide.positions, wide.tied) == (24, 32, False)
+
+
 @pytest.mark.parametrize(
     ("config", "says"),
     [
@@ -110,6 +131,15 @@ def test_the_text_model_of_gemma_3_with_images():
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation is 'relu'"),
         ({"model_type": "mistral"}, "4 attention heads cannot share 8 key/value heads"),
+        (
+            GPT2 | {"activation_function": "gelu"},
+            "activation_function is 'gelu'; this decoder computes with 'gelu_new'",
+        ),
+        (GPT2 | {"scale_attn_weights": False}, "scale_attn_weights is False"),
+        (GPT2 | {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True"),
+        (GPT2 | {"add_cross_attention": True}, "add_cross_attention is True"),
+        (GPT2 | {"n_head": 3}, "n_embd is 16; it is no multiple of n_head, 3"),
+        ({key: value for key, value in GPT2.items() if key != "n_layer"}, "key 'n_layer' is missing"),
         ({"model_type": "gpt5"}, "model_type 'gpt5' is not supported"),
     ],
 )

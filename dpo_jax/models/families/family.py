@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dpo_jax.models.spec import DecoderSpec, LayerKind, RopeScaling
+from dpo_jax.models.spec import DecoderSpec, LayerKind, RopeScaling, Spec
 
 Config = Mapping[str, Any]
 
@@ -15,36 +15,40 @@ class TensorRule(NamedTuple):
     """One tensor of the checkpoint and the parameter that it fills.
 
     A name with `{layer}` fills one slice of a stacked parameter. A checkpoint holds a linear map as [out, in]; ours
-    begins with its `inputs` input dimensions, so ours is the transpose, reshaped. `inputs` 0 means stored as it is, its
-    dimensions as one if `flat`.
+    begins with its `inputs` input dimensions, so ours is the transpose, reshaped; not `transposed`, it is stored as
+    [in, out]. `inputs` 0 means stored as it is, its dimensions as one if `flat`.
     """
 
     name: str
     path: tuple[str, ...]
     inputs: int = 0
     flat: bool = False
+    transposed: bool = True
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the checkpoint of a parameter (of one layer) of this shape."""
         if not self.inputs:
             return (math.prod(shape),) if self.flat else shape
-        return (math.prod(shape[self.inputs :]), math.prod(shape[: self.inputs]))
+        ours = (math.prod(shape[: self.inputs]), math.prod(shape[self.inputs :]))
+        return ours[::-1] if self.transposed else ours
 
 
 class Family(NamedTuple):
     """What a model family needs.
 
     `spec` gets the config as transformers completes it: defaults filled in, old spellings made new. `reads` are the
-    keys that it reads, `only` those with the values that this decoder computes. Any other key must be at the default
-    of transformers' class or be one of `HARMLESS`.
+    keys that it reads, `only` those with the values that this decoder computes, `needs` those that must be there. Any
+    other key must be at the default of transformers' class or be one of `HARMLESS`.
     """
 
-    spec: Callable[[Config], DecoderSpec]
-    rules: Callable[[DecoderSpec], tuple[TensorRule, ...]]
+    spec: Callable[[Config], Spec]
+    rules: Callable[[Any], tuple[TensorRule, ...]]  # of the spec that `spec` gives
     reads: frozenset[str]
     only: Mapping[str, tuple[Any, ...]] = {}
     skipped: tuple[str, ...] = ()  # prefixes of tensors that are left alone, a vision tower's say
     inner: str | None = None  # the key under which the decoder's own config stands
+    needs: tuple[str, ...] = ("hidden_size", "num_hidden_layers")  # a default would be another model
+    optional_prefix: str = ""  # of tensor names; old checkpoints leave it away
 
 
 HARMLESS = frozenset(
