@@ -34,10 +34,14 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
 def ranking_interval(right: int, good: int, bad: int) -> Interval:
     """The interval of the share of `good * bad` comparisons that are right (the area under the ROC curve).
 
-    The comparisons share their members, so they say less than as many independent ones would.
+    The comparisons share their members, so they say less than as many independent ones would. Where all are right, or
+    none, the formula has no width: then they count as one for each member of the smaller side.
 
     References: Hanley and McNeil 1982, The meaning and use of the area under a ROC curve, equation 1.
     """
+    if right in (0, good * bad):
+        fewer = min(good, bad)
+        return share_interval(fewer if right else 0, fewer)
     share = right / (good * bad)
     both_good, both_bad = share / (2 - share), 2 * share**2 / (1 + share)
     variance = share * (1 - share) + (good - 1) * (both_good - share**2) + (bad - 1) * (both_bad - share**2)

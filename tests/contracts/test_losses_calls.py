@@ -34,6 +34,10 @@ def test_the_tables_name_their_functions_and_state_them_rightly():
             assert entry.key == ("key" in entry.function.__annotations__)
             assert not entry.batch_global or {"where", "axis_name"} <= keywords.keys()
             assert (entry.at_reference is None) == (name in losses.REFERENCE_FREE)
+            assert entry.beside_sft == (name in ("cpo", "orpo", "slic_hf"))
+            assert entry.mismatched == (name == "kto")
+            assert (entry.state is RunningMean) == (name in ("bco", "bco_pair"))
+            assert (entry.state is AlphaDPOState) == (name in losses.STATEFUL)
 
 
 @over(CASES)

@@ -67,3 +67,8 @@ def test_a_ranking_interval_by_hand():
     # (0.1875 + 0.6 - 0.5625 + 0.642857 - 0.5625) / 4 = 0.0763393, deviation 0.276296
     low, high = ranking_interval(3, 2, 2)
     assert low == pytest.approx(0.75 - 1.959964 * 0.276296, abs=1e-5) and high == 1.0
+
+
+def test_a_perfect_ranking_is_not_certain():
+    assert ranking_interval(12, 3, 4) == share_interval(3, 3) and ranking_interval(12, 3, 4)[0] < 0.5
+    assert ranking_interval(0, 3, 4) == share_interval(0, 3)

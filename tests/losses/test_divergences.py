@@ -32,6 +32,18 @@ def test_scores_by_hand(divergence: str):
     np.testing.assert_array_equal(found.rejected_tokens, POLICY.rejected_tokens)
 
 
+def test_a_small_alpha_loses_nothing_to_rounding():
+    # (1 - e^-x) / alpha with x = alpha u is u (1 - x / 2 + ...): in float32 1 - e^-x would keep three digits of 1e-4
+    found = f_scores(POLICY, REFERENCE, divergence="alpha", alpha=1e-4)
+    np.testing.assert_allclose(found.chosen, [1 - 0.5e-4, -2 - 2e-4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("knobs", [{"alpha": 1.5}, {"alpha": -0.1}, {"divergence": "jsd"}])
+def test_scores_refuse_knobs_out_of_range(knobs: dict):
+    with pytest.raises(ValueError, match="f_scores: "):
+        f_scores(POLICY, REFERENCE, **knobs)
+
+
 @pytest.mark.parametrize("divergence", SCORES)
 def test_f_dpo_by_hand(divergence: str):
     g = SCORES[divergence]

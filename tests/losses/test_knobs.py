@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, chi_po, dpo, f_dpo, ipo, sft
-from dpo_jax.losses.knobs import Interval, Positive, Real, check_knobs, knobs
+from dpo_jax.losses.knobs import Interval, NotNegative, Positive, Real, Share, Smoothing, check_knobs, knobs
 from tests.losses.by_hand import POLICY, REFERENCE
 
 TABLES = {**PAIRWISE, **REFERENCE_FREE, **STATEFUL, **TOKEN_LEVEL, **UNPAIRED}
@@ -23,6 +23,9 @@ TABLES = {**PAIRWISE, **REFERENCE_FREE, **STATEFUL, **TOKEN_LEVEL, **UNPAIRED}
         (Interval(0.0, 0.5), [0.0, 0.5, [0.1, 0.2]], [-1e-9, 0.6, [0.1, 0.7]], "in [0, 0.5]"),
         (Interval(0.0, 0.5, without_low=True, without_high=True), [0.1], [0.0, 0.5], "in (0, 0.5)"),
         (get_args(Positive)[1], [1e-30, 1e9], [0.0, -1.0, -math.inf, math.inf], "in (0, inf)"),
+        (get_args(NotNegative)[1], [0.0, 1e9], [-1e-9, math.inf], "in [0, inf)"),
+        (get_args(Share)[1], [0.0, 1.0], [-1e-9, 1.01], "in [0, 1]"),
+        (get_args(Smoothing)[1], [0.0, 0.5], [-1e-9, 0.51], "in [0, 0.5]"),
         (get_args(Real)[1], [-1e9, 0, True], [-math.inf, math.inf], "in (-inf, inf)"),
     ],
 )

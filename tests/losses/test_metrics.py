@@ -76,6 +76,11 @@ def test_kl_estimates_stay_finite_and_k3_is_never_negative():
     assert (found.k3 >= 0).all()
 
 
+def test_k3_of_a_policy_close_to_the_reference_is_not_lost_to_rounding():
+    # u^2 / 2 - u^3 / 6 + ... with u = 0.01; e^-u - 1 would be rounded to 6e-8
+    np.testing.assert_allclose(kl_estimates(jnp.array([0.01]), jnp.zeros(1)).k3, [4.98338e-5], rtol=1e-4)
+
+
 def test_mean_estimates_over_a_known_distribution_are_its_kl(x64):
     """Exactly, by weighing all outcomes; and on samples, within their noise."""
     policy, reference = np.array([0.6, 0.3, 0.1]), np.array([0.2, 0.5, 0.3])

@@ -112,6 +112,11 @@ def test_dpop_by_hand():
     )
 
 
+def test_dpop_has_the_slope_of_dpo_where_policy_and_reference_agree():
+    for gradient in jax.grad(lambda p: dpop(p, zeros(), beta=0.1, penalty=3.0).sum())(zeros())[:2]:
+        np.testing.assert_allclose(np.abs(gradient), [0.05], rtol=1e-6)
+
+
 def test_dpop_lifts_a_fallen_chosen_response_harder_than_it_presses_the_rejected_one():
     gradient = jax.grad(lambda p: dpop(p, REFERENCE, beta=0.1, penalty=3.0).sum())(POLICY)
     np.testing.assert_allclose(gradient.chosen / -gradient.rejected, [1.0, 4.0], rtol=1e-5)

@@ -60,6 +60,20 @@ def test_alpha_zero_is_exactly_simpo(x64):
         np.testing.assert_allclose(one, other, rtol=1e-13)
 
 
+def test_a_deviation_up_to_the_floor_counts_as_none(x64):
+    policy, reference = random_pairs(4)
+    found, state = alpha_dpo(policy, reference, AlphaDPOState(), std_floor=5.0)
+    assert 0 < state.std < 5
+    np.testing.assert_allclose(found, simpo(policy, beta=2.5, gamma=1.5), rtol=1e-12)
+
+
+def test_what_is_not_real_has_no_alpha_dpo_loss():
+    policy, reference = random_pairs(3)
+    real = jnp.arange(8) % 3 > 0
+    found, _ = alpha_dpo(policy, reference, AlphaDPOState(), where=real)
+    assert (found[~real] == 0).all() and (found[real] > 0).all()
+
+
 def test_the_gradient_of_each_pair_is_a_positive_multiple_of_simpos(x64):
     policy, reference = random_pairs(1)
     ours = jax.grad(lambda p: alpha_dpo(p, reference, AlphaDPOState(), alpha=1.5)[0].sum())(policy)
@@ -214,6 +228,16 @@ def test_lots_favour_margins_near_the_usual_one():
     shares = drawn_shares(policy, reference, state, lots)
     noise = np.sqrt(weights / weights.sum() / lots)
     np.testing.assert_array_less(np.abs(shares - weights / weights.sum()), 4 * noise + 1e-9)
+
+
+def test_lots_fall_on_real_pairs_alone():
+    policy, reference = random_pairs(5, n=10)
+    real = jnp.arange(10) % 2 > 0
+    for seed in range(5):
+        found, _ = beta_dpo(
+            policy, reference, AlphaDPOState(), key=jax.random.key(seed), filter_fraction=0.4, where=real
+        )
+        assert (found[~real] == 0).all() and (found[real] > 0).sum() == 3  # int(5 * 0.6)
 
 
 def test_lots_are_fair_where_no_margin_deviates():

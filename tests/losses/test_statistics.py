@@ -33,12 +33,22 @@ def test_a_large_common_value_does_not_swallow_the_deviation():
 
 
 def test_a_weight_of_zero_or_one_is_a_mask():
-    np.testing.assert_array_equal(present(VALUES, jnp.array([1.0, 0.0, 1.0, 1.0])), [True, False, True, True])
+    mask = present(VALUES, jnp.array([1.0, 0.0, 1.0, 1.0]))
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, [True, False, True, True])
     np.testing.assert_array_equal(present(VALUES, None), [True] * 4)
 
 
 def test_without_a_mesh_nothing_is_moved():
     assert gathered(VALUES, None) is VALUES and own(VALUES, VALUES, None) is VALUES
+
+
+def test_a_shard_that_names_no_axis_stays_with_its_own():
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.sharding.PartitionSpec("data")
+    with jax.set_mesh(mesh):
+        sums = jax.jit(jax.shard_map(lambda part: gathered(part, None).sum()[None], in_specs=split, out_specs=split))
+        np.testing.assert_array_equal(sums(jnp.arange(16.0)), [4 * i + 1 for i in range(8)])
 
 
 def test_shards_come_in_order_and_get_their_own_back():

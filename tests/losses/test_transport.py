@@ -72,3 +72,13 @@ def test_an_infinite_log_prob_that_is_not_real_stays_behind_one_that_is():
     policy = POLICY._replace(chosen=jnp.array([-1.0, jnp.inf, -2.0]))
     found = aot(policy, REFERENCE, beta=0.5, where=jnp.array([True, False, True]))
     np.testing.assert_allclose(found, [softplus(-2.5), 0.0, softplus(-2.5)], rtol=1e-6)
+
+
+@pytest.mark.parametrize("junk", [jnp.inf, -jnp.inf, jnp.nan])
+@pytest.mark.parametrize("loss", [aot, aot_unpaired])
+def test_what_is_not_real_gets_a_gradient_of_exactly_zero(loss, junk: float):
+    real = jnp.array([True, False, True])
+    policy, reference = (pairs._replace(chosen=jnp.where(real, pairs.chosen, junk)) for pairs in (POLICY, REFERENCE))
+    slope = jax.grad(lambda p: loss(p, reference, where=real).sum())(policy)
+    for gradient in slope[:2]:
+        assert gradient[1] == 0 and (gradient[real] != 0).all()

@@ -131,6 +131,11 @@ def test_what_is_remembered_is_updated_once_a_step():
         assert train(objective=objective, memory=np.float32(0.0), micro_batches=micro_batches)[0].memory == 3
 
 
+def test_an_objective_of_parts_remembers_nothing():
+    objective = Objective(weigh, forward, lambda *inputs: (*weighted(*inputs)[:2], inputs[4] + 1))
+    assert train(objective=objective, memory=np.float32(0.0), micro_batches=4)[0].memory == 0
+
+
 def test_chance_is_the_same_in_both_passes():
     def noisy(params, frozen, batch, key):
         value_R = forward(params, frozen, batch, key)
@@ -198,6 +203,20 @@ def test_knobs_do_not_recompile_and_act():
     assert step._cache_size() == 1
     # with a learning rate of 0 nothing moves, so the loss is proportional to beta
     np.testing.assert_allclose([m["loss"] for m in history], history[0]["loss"] * np.array([1, 2, 3]), rtol=1e-6)
+
+
+def test_the_schedule_starts_at_the_first_step():
+    _, history, _ = train(schedule=("linear", 0))
+    np.testing.assert_allclose([m["learning_rate"] for m in history], [0.1, 0.1 * 2 / 3, 0.1 / 3], rtol=1e-6)
+
+
+def test_each_seed_has_a_key_of_its_own():
+    optimizer = adamw(AXES)
+    shardings = state_shardings(make_mesh(fsdp=8), SHAPES, AXES, optimizer)
+    keys = [
+        create_state(jax.device_put(parameters(), shardings.params), optimizer, shardings, seed=s).key for s in (0, 1)
+    ]
+    assert not np.array_equal(*keys)
 
 
 def test_weight_decay_acts_on_matrices_only():

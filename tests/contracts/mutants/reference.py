@@ -1,0 +1,128 @@
+"""The store of reference log-probs, and the rows that are not trained on."""
+
+from __future__ import annotations
+
+from tests.contracts.mutants.mutant import Mutant, planted
+
+HELDOUT = "tests/stages/test_heldout.py"
+PAIRED = "tests/stages/test_losses.py -k 'kto_scores or ld_and_wpo or nothing_to_store or bco or simpo'"
+WHOLE = "tests/stages/test_pipeline.py -k 'data_order or nothing or killed_pass or whole_job'"
+
+MUTANTS: list[Mutant] = [
+    *planted(
+        "stages/heldout.py",
+        (HELDOUT,),
+        (
+            "labels of other rows",
+            "return np.array([labels[row_id] for row_id in row_ids])",
+            "return np.array(data.desirable)",
+        ),
+        (
+            "a loss on held-out rows goes on from training",
+            "{**term.memory(), **steered}",
+            "memory[index] if memory else term.memory()",
+        ),
+        ("the weight of a term is ignored", "total_n += term.weight * losses_n", "total_n += losses_n"),
+        (
+            "the steered alpha is not taken over",
+            'steered = {"alpha": memory[index]["alpha"]} if term.budget and memory else {}',
+            "steered = {}",
+        ),
+        (
+            "heads of the reference are its whole log-probs",
+            "reference_heads=as_pair(frozen._replace(logps_nP=frozen.heads_nP))",
+            "reference_heads=as_pair(frozen)",
+        ),
+        (
+            "policy and reference exchanged",
+            "policy, reference = as_pair(now), as_pair(frozen)",
+            "policy, reference = as_pair(frozen), as_pair(now)",
+        ),
+        (
+            "KTO's KL is 0",
+            "inputs._replace(mismatched_kl=mismatched_kl(policy.rejected, reference.rejected))",
+            "inputs._replace(mismatched_kl=jnp.zeros(()))",
+        ),
+        (
+            "KTO's KL is of the completions themselves",
+            "mismatched_kl(policy.rejected, reference.rejected)",
+            "mismatched_kl(policy.chosen, reference.chosen)",
+        ),
+        (
+            "a loss that cannot be measured is shown",
+            "    if any(term.name in TOKEN_LEVEL or term.wpo for term in setup.terms):",
+            "    if any(term.name in TOKEN_LEVEL for term in setup.terms):",
+        ),
+        (
+            "rewards without beta",
+            "preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)",
+            "preference_metrics(now.logps_nP, frozen.logps_nP, beta=1.0)",
+        ),
+    ),
+    *planted(
+        "stages/reference.py",
+        (PAIRED, WHOLE),
+        (
+            "paired and unpaired rows share a store",
+            "    if is_unpaired(config.loss):  # other rows of the same file",
+            "    if False:",
+        ),
+        (
+            "KTO and BCO share a store",
+            'named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")',
+            'named.append("unpaired")',
+        ),
+        ("TR-DPO reads a store", "    if every:\n        return (", "    if False:\n        return ("),
+        ("TDPO reads a store", "    if whole:\n", "    if False:\n"),
+        (
+            "a loss without a reference fills a store",
+            "return needs_reference(setup.terms) and why_no_store(setup) is None",
+            "return why_no_store(setup) is None",
+        ),
+        (
+            "columns of completions named as pairs",
+            "    if is_unpaired(setup.config.loss):\n        kinds",
+            "    if False:\n        kinds",
+        ),
+        ("an evaluation scores the training rows too", "heldout_only=not reads_store(setup)", "heldout_only=False"),
+        (
+            "the pass scores what is stored again",
+            "missing = [rows[index] for index in store.missing([row.row_id for row in rows])]",
+            "missing = rows",
+        ),
+    ),
+    *planted(
+        "reference/store.py",
+        ("tests/reference", PAIRED),
+        ("digests are not compared", "        if damaged:", "        if False:"),
+        ("fingerprints are not compared", "        if different:", "        if False:"),
+        (
+            "rows by their position, not their id",
+            "found = [self._rows[row_id] for row_id in row_ids]",
+            "found = list(self._rows.values())[: len(row_ids)]",
+        ),
+        (
+            "heads are whole log-probs",
+            '"heads": scores.heads_nP.astype(np.float32)',
+            '"heads": scores.logps_nP.astype(np.float32)',
+        ),
+        ("every row is missing", "if row_id not in self._rows)", "if True)"),
+        ("a log-prob that is not finite is stored", "if not np.isfinite(scores.logps_nP).all():", "if False:"),
+        ("rows that are missing are overlooked", "        if missing:", "        if False:"),
+    ),
+    *planted(
+        "reference/score.py",
+        ("tests/reference", WHOLE),
+        ("the rows that only fill the last batch are stored", "np.asarray(found)[:rows])", "np.asarray(found))"),
+        (
+            "scores of the batch before",
+            "        late, rows_before = now, rows\n",
+            "        late, rows_before = (late or now), rows\n",
+        ),
+        (
+            "heads and log-probs exchanged",
+            "zip((logps, heads), jax.device_get(late)",
+            "zip((heads, logps), jax.device_get(late)",
+        ),
+    ),
+]
