@@ -152,14 +152,12 @@ def _sample(
 ) -> tuple[jax.Array, jax.Array]:
     chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
     rows, width = prompt_RT.shape
-    prompt_RT = constrain(prompt_RT, "rows", None)
     stops = jnp.array(stop_tokens, jnp.int32)
     keys_R = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(rows))
 
     def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
         step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
-        logits_RV = constrain(next_logits(hidden_RD, unembedding), "rows", "vocab")
-        return draw(logits_RV, step_keys_R, temperature, top_p=top_p, top_k=top_k)
+        return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, top_p=top_p, top_k=top_k)
 
     def advance(state: _State) -> _State:
         step, tokens_RM, lengths_R, done_R, cache = state
@@ -171,10 +169,7 @@ def _sample(
         return _State(step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache)
 
     positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
-    cache = jax.tree.map(
-        lambda part: constrain(part, "layers", "rows", None, "heads", None),
-        model.empty_cache(rows, width + max_new_tokens - 1),
-    )
+    cache = model.empty_cache(rows, width + max_new_tokens - 1)
     hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
     token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
     tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)

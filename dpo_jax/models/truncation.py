@@ -34,7 +34,7 @@ def least_drawn(
     def nucleus(least_R: jax.Array) -> jax.Array:
         mass_RV = jnp.exp((logits_RV - jnp.max(logits_RV, axis=-1, keepdims=True)) / temperature)
         mass_RV = jnp.where(logits_RV < least_R[:, None], 0.0, mass_RV)
-        return jnp.maximum(least_R, _least_kept(logits_RV, mass_RV, top_p * jnp.sum(mass_RV, axis=-1)))
+        return _least_kept(logits_RV, mass_RV, top_p * jnp.sum(mass_RV, axis=-1))
 
     # Branches that are not taken cost nothing, and neither copies the logits.
     least_R = jax.lax.cond(top_k > 0, best_k, lambda: all_R)

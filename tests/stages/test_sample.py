@@ -71,7 +71,7 @@ def test_one_object_a_prompt_in_the_format_of_alpacaeval(capsys):
     assert {row["generator"] for row in found} == {"demo"} and found[0]["dataset"] == "helpful_base"
     assert all(row["output"] == row["output"].strip() for row in found) and any(row["output"] for row in found)
     said = capsys.readouterr().err
-    assert "1 of 3 prompts keep only their last 24 tokens" in said
+    assert "1 of 3 prompts keep only their last 24 tokens" in said and "3/3 responses" in said
     counts = re.search(r"wrote 3 samples to out/samples.jsonl: (\d+) tokens in ([\d.]+) s, ([\d.]+) tokens/s", said)
     assert counts and 3 <= int(counts[1]) <= 18 and float(counts[3]) > 0
     assert [path.name for path in Path("out").iterdir()] == ["samples.jsonl"]  # no part is left behind
