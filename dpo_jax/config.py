@@ -139,6 +139,18 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """What `dpo-jax sample` draws; an evaluation has its own settings."""
+
+    max_new_tokens: Positive = 256  # the longest response
+    temperature: NotNegative = 1.0  # 0: always the likeliest token
+    top_p: Share = 1.0  # draws from the fewest likeliest tokens with this probability together; 1: from all
+    top_k: Count = 0  # draws from so many likeliest tokens, before top_p; 0: from all
+    samples: Positive = 1  # responses to each prompt
+    batch_rows: Positive = 64  # responses sampled at once
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The Hugging Face folder."""
 
@@ -160,6 +172,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     sft: SftConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    sampling: SamplingConfig = SamplingConfig()
     export: ExportConfig = ExportConfig()
 
 

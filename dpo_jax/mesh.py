@@ -23,6 +23,8 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "mlp": ("tensor",),
     "layers": (),
+    "qkv": (),
+    "positions": (),
     "head_size": (),
 }
 

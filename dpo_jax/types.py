@@ -63,6 +63,14 @@ class UnpairedCompletion(NamedTuple):
         return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
 
 
+class Prompt(NamedTuple):
+    """A prompt to be answered, and the data set that its row names, if any. `where` names file and line."""
+
+    text: str
+    dataset: Any
+    where: str
+
+
 class TokenRow(NamedTuple):
     """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS."""
 

@@ -133,7 +133,7 @@ def test_help_needs_nothing_heavy_and_is_quick():
     assert seconds < 2.0, f"{seconds:.2f} s"  # 0.2 s on an idle machine; the imports are what this guards
 
 
-@pytest.mark.parametrize("command", ["run", "sft", "reference", "train", "evaluate", "export", "report"])
+@pytest.mark.parametrize("command", ["run", "sft", "reference", "train", "evaluate", "sample", "export", "report"])
 def test_each_command_has_help(capsys, command: str):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -10,7 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dpo_jax.models.decoder import DecoderSpec
+from dpo_jax.models.spec import DecoderSpec
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 0 unk, 1 bos, 2 eos and pad
 LINES = (
@@ -35,7 +35,7 @@ def make_hf_folder(folder: Path, *, seed: int = 0, tied: bool = False, **spec_ov
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer()
     sizes: dict[str, Any] = {"width": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_size": 8, "mlp_width": 64}
-    sizes |= {"vocabulary": tokenizer.get_vocab_size(), "rope_base": 10000.0, "norm_epsilon": 1e-5}
+    sizes |= {"vocabulary": tokenizer.get_vocab_size(), "norm_epsilon": 1e-5}
     spec = DecoderSpec(**(sizes | spec_overrides), tied=tied)
     tokenizer.save(str(folder / "tokenizer.json"))
     files = {
@@ -91,7 +91,7 @@ def hf_config(spec: DecoderSpec) -> dict:
         "hidden_act": "silu",
         "max_position_embeddings": 512,
         "rms_norm_eps": spec.norm_epsilon,
-        "rope_theta": spec.rope_base,
+        "rope_theta": spec.kinds[0].rope_base,
         "tie_word_embeddings": spec.tied,
         "bos_token_id": 1,
         "eos_token_id": 2,

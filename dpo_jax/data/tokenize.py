@@ -73,11 +73,15 @@ def tokenize(
 
 def tokenize_prompts(
     prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, template: str, max_prompt_tokens: int
-) -> list[np.ndarray]:
-    """Prompts alone, formatted and truncated as `tokenize` does it, int32 [tokens]: what sampling begins with."""
+) -> tuple[list[np.ndarray], int]:
+    """Prompts alone, formatted and truncated as `tokenize` does it, int32 [tokens]: what sampling begins with.
+
+    The number is that of the prompts that were truncated.
+    """
     form = find_template(template)
     encoded = _encode([form.prompt(tokenizer, prompt) for prompt in prompts], tokenizer, form)
-    return [_keep_end(ids, tokenizer.bos_token_id, max_prompt_tokens) for ids in encoded]
+    kept = [_keep_end(ids, tokenizer.bos_token_id, max_prompt_tokens) for ids in encoded]
+    return kept, sum(len(ids) > max_prompt_tokens for ids in encoded)
 
 
 def tokenization_fingerprint(

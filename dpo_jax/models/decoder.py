@@ -1,4 +1,4 @@
-"""The decoder: tokens to hidden states. Layers are stacked and scanned, so compile time does not grow with depth.
+"""The decoder: tokens to hidden states; and every kind of model as pure functions.
 
 Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 """
@@ -6,6 +6,7 @@ Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import chex
@@ -13,33 +14,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import causal_mask
+from dpo_jax.models.attention import cached_mask, causal_mask
+from dpo_jax.models.gpt2 import Gpt2, Gpt2Spec
 from dpo_jax.models.layers import Block, Cache, Norm, View, matrix, rotary_angles
+from dpo_jax.models.spec import DecoderSpec, Spec
+from dpo_jax.models.stack import scan_layers
 from dpo_jax.types import Params, Unembedding
-
-REMAT_POLICIES = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-"""What the backward pass keeps of each layer: everything, its input alone, or the results of its matmuls."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DecoderSpec:
-    """The shape of a decoder."""
-
-    vocabulary: int  # rows of the embedding that are tokens
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    mlp_width: int
-    rope_base: float
-    norm_epsilon: float
-    tied: bool  # the embedding is also the unembedding
 
 
 class Decoder(nnx.Module):
@@ -49,42 +31,54 @@ class Decoder(nnx.Module):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
         self.layers = Block(rngs, spec)
-        self.final_norm = Norm((spec.width,), "embed", epsilon=spec.norm_epsilon)
+        self.final_norm = Norm((spec.width,), "embed", epsilon=spec.norm_epsilon, offset=spec.norm_offset)
         if not spec.tied:
             self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
 
     def __call__(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, mask_RTS: jax.Array, cache: Cache | None = None
+        self, tokens_RT: jax.Array, positions_RT: jax.Array, masks: Sequence[jax.Array], cache: Cache | None = None
     ) -> tuple[jax.Array, Cache | None]:
-        """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it."""
+        """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
+
+        `masks` are [R, T, S], one for each kind of layer.
+        """
+        spec = self.spec
         # The table is gathered over fsdp once; looking tokens up in a split table makes XLA recompute everything.
         table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
         hidden_RTD = constrain(jnp.take(table_VD, tokens_RT, axis=0), "rows", "length", None)
-        sine, cosine = rotary_angles(positions_RT, head_size=self.spec.head_size, base=self.spec.rope_base)
-        view = View(sine, cosine, mask_RTS, positions_RT)
-        graphdef, stacked = nnx.split(self.layers)
+        if spec.embedding_scale != 1.0:
+            hidden_RTD *= jnp.asarray(
+                spec.embedding_scale, self.dtype
+            )  # rounded to the dtype, as Gemma's own code does
+        angles = [rotary_angles(positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
+        several = len(spec.kinds) > 1
+        parts = [(*angle, mask) for angle, mask in zip(angles, masks, strict=True)]
+        sine, cosine, mask = (jnp.stack(of_kinds) if several else of_kinds[0] for of_kinds in zip(*parts, strict=True))
+        view = View(sine, cosine, mask, positions_RT)
+        kind_of_layer = jnp.asarray(spec.kind_of_layer or (0,) * spec.layers)
 
-        def body(carry: tuple, layer: tuple) -> tuple[tuple, None]:
-            weights, index = layer
-            return nnx.merge(graphdef, weights)(carry[0], view, carry[1], index), None
+        def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
+            own = view.of_kind(kind_of_layer[layer]) if several else view
+            return block(hidden_RTD, own, cache, layer)
 
-        if self.remat != "none":
-            body = jax.checkpoint(body, policy=REMAT_POLICIES[self.remat])
-        layers = (nnx.to_pure_dict(stacked), jnp.arange(self.spec.layers))
-        (hidden_RTD, cache), _ = jax.lax.scan(body, (hidden_RTD, cache), layers)
+        hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)
         return self.final_norm(hidden_RTD), cache
 
     def unembed(self) -> Unembedding:
         """The matrix that turns hidden states into logits, in the compute dtype."""
         weight = self.embedding if self.spec.tied else self.unembedding
-        return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary)
+        return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary, soft_cap=self.spec.logit_soft_cap)
+
+
+MODULES: dict[type[Spec], Callable[..., Any]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
+"""Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder as pure functions of its parameters, a plain nested dict."""
+    """A model as pure functions of its parameters, a plain nested dict."""
 
-    spec: DecoderSpec
+    spec: Spec
     graphdef: Any
     shapes: Params  # jax.ShapeDtypeStruct at each leaf
     axes: Params  # logical axis names at each leaf
@@ -95,34 +89,45 @@ class Model:
     ) -> tuple[jax.Array, Unembedding]:
         """Hidden states [R, T, D] of whole rows, and the unembedding."""
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
-        decoder = nnx.merge(self.graphdef, params)
-        hidden_RTD, _ = decoder(tokens_RT, positions_RT, causal_mask(segments_RT))
-        return hidden_RTD, decoder.unembed()
+        module = nnx.merge(self.graphdef, params)
+        masks = [causal_mask(segments_RT, window=window) for window in self.spec.windows]
+        hidden_RTD, _ = module(tokens_RT, positions_RT, masks)
+        return hidden_RTD, module.unembed()
 
     def extend(
         self, params: Params, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
-        decoder = nnx.merge(self.graphdef, params)
-        mask_RTS = jnp.arange(cache.key.shape[2])[None, None] <= positions_RT[..., None]
-        hidden_RTD, cache = decoder(tokens_RT, positions_RT, mask_RTS, cache)
-        return hidden_RTD, decoder.unembed(), cache
+        module = nnx.merge(self.graphdef, params)
+        masks = [cached_mask(positions_RT, cache.key.shape[2], window=window) for window in self.spec.windows]
+        hidden_RTD, cache = module(tokens_RT, positions_RT, masks, cache)
+        return hidden_RTD, module.unembed(), cache
 
     def empty_cache(self, rows: int, length: int) -> Cache:
-        """A cache for `rows` rows of at most `length` tokens."""
+        """A cache for `rows` rows of at most `length` tokens.
+
+        Raises:
+            UserError: the model has no positions for so many.
+        """
         spec = self.spec
+        if spec.max_positions is not None and length > spec.max_positions:
+            raise UserError(
+                f"prompt and response may have {length} tokens together, but the model has learned only "
+                f"{spec.max_positions} positions. Ask for fewer new tokens, or cut the prompts."
+            )
         zeros = jnp.zeros((spec.layers, rows, length, spec.kv_heads, spec.head_size), self.dtype)
         return Cache(zeros, zeros)
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters (a model made here, not loaded)."""
         rngs = nnx.Rngs(params=key)
-        return nnx.to_pure_dict(nnx.split(Decoder(self.spec, rngs))[1])
+        return nnx.to_pure_dict(nnx.split(MODULES[type(self.spec)](self.spec, rngs))[1])
 
 
-def make_model(spec: DecoderSpec, *, dtype: Any = jnp.float32, remat: str = "none") -> Model:
-    """Describes a decoder without allocating anything."""
-    abstract = nnx.eval_shape(lambda: Decoder(spec, nnx.Rngs(params=0), dtype=dtype, remat=remat))
+def make_model(spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none") -> Model:
+    """Describes a model without allocating anything."""
+    module = MODULES[type(spec)]
+    abstract = nnx.eval_shape(lambda: module(spec, nnx.Rngs(params=0), dtype=dtype, remat=remat))
     graphdef, state = nnx.split(abstract)
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
     return Model(spec, graphdef, nnx.to_pure_dict(state), axes, jnp.dtype(dtype))

@@ -14,26 +14,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.mesh import constrain
 from dpo_jax.models.decoder import Model
 from dpo_jax.models.layers import Cache
+from dpo_jax.models.truncation import least_drawn
 from dpo_jax.types import Params, Unembedding
 
 _BLOCK = 256
 
-Sampler = Callable[..., tuple[jax.Array, jax.Array]]
-"""`sample(params, prompt_RT, prompt_lengths_R, key, temperature, first_row=0)`, as `make_sampler` describes it."""
+Sampler = jax.stages.Wrapped
+"""`sample(params, prompt_RT, prompt_lengths_R, key, temperature, first_row=0, *, top_p=1, top_k=0)`: `make_sampler`."""
 
 
 def make_sampler(model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, ...]) -> Sampler:
-    """A jitted `sample(params, prompt_RT, prompt_lengths_R, key, temperature, first_row=0)` for right-padded prompts.
+    """A jitted function, `Sampler`, for right-padded prompts; what it is called with, but for shapes, compiles nothing.
 
     It returns tokens [R, M], 0 after the end, and lengths [R]: a response has M tokens, or ends with, and includes, its
-    first stop token. Temperature 0 takes the likeliest token. Row r draws from the stream of `key` and `first_row + r`,
-    whatever the other rows are.
+    first stop token. Temperature 0 takes the likeliest token; `top_p` and `top_k` are those of `least_drawn`. Row r
+    draws from the stream of `key` and `first_row + r`, whatever the other rows are. On a mesh rows, cache and
+    vocabulary are split, and every device gets all that is returned.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; a response has at least one token")
     return jax.jit(functools.partial(_sample, model, max_new_tokens, stop_tokens))
+
+
+def compile_ahead(sampler: Sampler, params: Params, prompts: Sequence[np.ndarray], *, batch_rows: int) -> None:
+    """Compiles what `generate` is about to run with these parameters and prompts, so that its time is of sampling."""
+    batch = _batch(prompts[:1], max(map(len, prompts)), batch_rows)
+    sampler.lower(params, *batch, jax.random.key(0), 1.0, 0, top_p=1.0, top_k=0).compile()
 
 
 def generate(
@@ -43,12 +52,17 @@ def generate(
     *,
     key: jax.Array,
     batch_rows: int,
+    samples: int = 1,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    progress: Callable[[int], None] = lambda responses: None,
 ) -> list[np.ndarray]:
-    """One response (int32 ids, with its stop token if it came to one) to each prompt; `batch_rows` sets speed alone.
+    """`samples` responses (int32 ids, with their stop token if they came to one) to each prompt, in prompt order.
 
+    Response i to prompt p is row `p * samples + i` and draws from that row's stream; `batch_rows` sets speed alone.
     All batches have one shape, so that one compilation serves them: the longest prompt sets the width, and the last
-    batch repeats its last prompt.
+    batch repeats its last prompt. `progress` is told how many responses there are.
 
     Raises:
         ValueError: a prompt has no tokens.
@@ -56,26 +70,44 @@ def generate(
     if not all(map(len, prompts)):
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no tokens")
     width = max(map(len, prompts), default=0)
+    rows = [prompt for prompt in prompts for _ in range(samples)]
     responses: list[np.ndarray] = []
-    for start in range(0, len(prompts), batch_rows):
-        real = prompts[start : start + batch_rows]
-        rows = [*real, *[real[-1]] * (batch_rows - len(real))]
-        prompt_RT = np.stack([np.pad(row, (0, width - len(row))) for row in rows]).astype(np.int32)
-        prompt_lengths_R = np.array([len(row) for row in rows], np.int32)
-        sampled = sampler(params, prompt_RT, prompt_lengths_R, key, temperature, start)
+    for start in range(0, len(rows), batch_rows):
+        real = rows[start : start + batch_rows]
+        batch = _batch(real, width, batch_rows)
+        sampled = sampler(params, *batch, key, temperature, start, top_p=top_p, top_k=top_k)
         tokens_RM, lengths_R = jax.device_get(sampled)
         responses += [tokens_RM[row, : lengths_R[row]] for row in range(len(real))]
+        progress(len(responses))
     return responses
 
 
-def draw(logits_RV: jax.Array, keys_R: jax.Array, temperature: jax.Array | float) -> jax.Array:
+def _batch(real: Sequence[np.ndarray], width: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Prompts [R, T] padded with 0, and their lengths [R]; the last prompt fills the rows that are left."""
+    filled = [*real, *[real[-1]] * (rows - len(real))]
+    prompt_RT = np.stack([np.pad(row, (0, width - len(row))) for row in filled]).astype(np.int32)
+    return prompt_RT, np.array([len(row) for row in filled], np.int32)
+
+
+def draw(
+    logits_RV: jax.Array,
+    keys_R: jax.Array,
+    temperature: jax.Array | float,
+    *,
+    top_p: jax.Array | float = 1.0,
+    top_k: jax.Array | int = 0,
+) -> jax.Array:
     """A token id per row from softmax(logits / temperature), each row with its own key; temperature 0: the likeliest.
+
+    `top_p` and `top_k` draw from what `least_drawn` leaves of it.
 
     A block of the vocabulary is drawn first, then a token inside it: noise for N + W numbers instead of V, which for
     49,152 tokens is about twenty times faster on a CPU than one draw among all.
     """
     rows, vocabulary = logits_RV.shape
-    scaled_RV = logits_RV / jnp.where(temperature > 0, temperature, 1.0)
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    least_R = least_drawn(logits_RV, divisor, top_p=top_p, top_k=top_k)
+    scaled_RV = jnp.where(logits_RV < least_R[:, None], -jnp.inf, logits_RV) / divisor
     padding = ((0, 0), (0, -vocabulary % _BLOCK))
     scaled_RNW = jnp.pad(scaled_RV, padding, constant_values=-jnp.inf).reshape(rows, -1, _BLOCK)
     keys_R2 = jax.vmap(jax.random.split)(keys_R)
@@ -114,6 +146,9 @@ def _sample(
     key: jax.Array,
     temperature: jax.Array | float,
     first_row: jax.Array | int = 0,
+    *,
+    top_p: jax.Array | float = 1.0,
+    top_k: jax.Array | int = 0,
 ) -> tuple[jax.Array, jax.Array]:
     chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
     rows, width = prompt_RT.shape
@@ -122,7 +157,7 @@ def _sample(
 
     def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
         step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
-        return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature)
+        return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, top_p=top_p, top_k=top_k)
 
     def advance(state: _State) -> _State:
         step, tokens_RM, lengths_R, done_R, cache = state
@@ -140,4 +175,4 @@ def _sample(
     tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
     state = _State(jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
     state = jax.lax.while_loop(lambda now: (now.step < max_new_tokens) & ~jnp.all(now.done_R), advance, state)
-    return state.tokens_RM, state.lengths_R
+    return constrain(state.tokens_RM, None, None), constrain(state.lengths_R, None)

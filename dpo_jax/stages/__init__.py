@@ -48,6 +48,12 @@ def _evaluate(setup: Setup) -> None:
     evaluate.run(setup)
 
 
+def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str | None) -> None:
+    from dpo_jax.stages import sample
+
+    sample.run(setup, prompts=prompts, output=output, model=model)
+
+
 def _export(setup: Setup) -> None:
     from dpo_jax.stages import export
 
@@ -70,6 +76,15 @@ STAGES: dict[str, Stage] = {
     ),
     "train": Stage("train on preferences (with what must come before, if it is missing)", _train),
     "evaluate": Stage("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
+    "sample": Stage(
+        "answer prompts with the trained model, in the format that AlpacaEval reads",
+        _sample,
+        {
+            "prompts": "JSON Lines with a column `prompt` or `instruction`; default: the prompts of data.eval",
+            "output": "the file to write, .jsonl or, for AlpacaEval, .json; default: WORKDIR/samples.jsonl",
+            "model": "policy, the newest checkpoint (default), or reference, the start of the training",
+        },
+    ),
     "export": Stage("write the trained model as a Hugging Face folder, WORKDIR/export", _export),
     "report": Stage("write WORKDIR/report.html", _report),
 }

@@ -18,9 +18,10 @@ def run(setup: Setup) -> None:
         folder,
         params,
         setup.model,
-        setup.rules,
+        setup.resolved.rules,
         setup.source,
         tokenizer=setup.tokenizer,
+        skipped=setup.resolved.skipped,
         dtype=dtype,
         card=model_card(report.gather(setup)),
     )

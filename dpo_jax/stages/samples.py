@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -11,25 +12,41 @@ import numpy as np
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.files import digest
-from dpo_jax.models.sampling import generate, make_sampler
+from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.reference.score import score_rows
+from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, TokenRow
 
 
 class Samples(NamedTuple):
-    """Sampled responses, one per prompt: as text, and as rows to be scored."""
+    """Sampled responses, those to one prompt side by side: as text, and as rows to be scored."""
 
     texts: list[str]
     rows: list[TokenRow]
+    seconds: float  # what sampling took, compilation left out
 
 
 def make_sampling(
-    setup: Setup, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, batch_rows: int
-) -> Callable[[Params, jax.Array], Samples]:
-    """`sample(params, key)` for these prompts, each formatted and cut as in training; compiled once."""
+    setup: Setup,
+    prompts: Sequence[str],
+    *,
+    max_new_tokens: int,
+    batch_rows: int,
+    samples: int = 1,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+) -> Callable[..., Samples]:
+    """`sample(params, key, progress)` for these prompts, each formatted and cut as in training; compiled once.
+
+    `progress`, which may be left out, is told how many responses there are. The others are those of `generate`.
+    """
     data, tokenizer = setup.config.data, setup.tokenizer
-    prompt_ids = tokenize_prompts(prompts, tokenizer, template=data.template, max_prompt_tokens=data.max_prompt_tokens)
+    limit = data.max_prompt_tokens
+    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, template=data.template, max_prompt_tokens=limit)
+    if truncated:
+        say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {limit} tokens")
     stops = {tokenizer.eos_token_id, *np.atleast_1d(setup.source.generation_config.get("eos_token_id") or [])}
     sampler = make_sampler(
         setup.model,
@@ -37,14 +54,28 @@ def make_sampling(
         stop_tokens=tuple(int(token) for token in stops if token is not None),
     )
 
-    def sample(params: Params, key: jax.Array) -> Samples:
-        responses = generate(sampler, params, prompt_ids, key=key, batch_rows=batch_rows, temperature=temperature)
+    def sample(params: Params, key: jax.Array, progress: Callable[[int], None] = lambda responses: None) -> Samples:
+        compile_ahead(sampler, params, prompt_ids, batch_rows=batch_rows)
+        start = time.perf_counter()
+        responses = generate(
+            sampler,
+            params,
+            prompt_ids,
+            key=key,
+            batch_rows=batch_rows,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            progress=progress,
+        )
+        seconds = time.perf_counter() - start
         texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]
         rows = [
-            TokenRow(digest(f"{i}".encode()), prompt, (response,))
-            for i, (prompt, response) in enumerate(zip(prompt_ids, responses, strict=True))
+            TokenRow(digest(f"{i}".encode()), prompt_ids[i // samples], (response,))
+            for i, response in enumerate(responses)
         ]
-        return Samples(texts, rows)
+        return Samples(texts, rows, seconds)
 
     return sample
 

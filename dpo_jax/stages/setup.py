@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,16 +18,17 @@ from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.families import TensorRule
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
+from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows, read_rows
 from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import PairBatch, Params
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import Resolved, resolve_spec
 from dpo_jax.weights.source import WeightsSource
 
 BATCH_AXES: dict[str, tuple[str | None, ...]] = {
@@ -82,18 +82,23 @@ class Setup:
         return open_weights(self.config.model.weights)
 
     @cached_property
-    def _spec_rules(self) -> tuple[Any, Sequence[TensorRule]]:
-        return resolve_spec(self.source)
-
-    @property
-    def rules(self) -> Sequence[TensorRule]:
-        """Which tensor of the checkpoint is which parameter."""
-        return self._spec_rules[1]
+    def resolved(self) -> Resolved:
+        """The pretrained model's spec, and which tensor of the checkpoint is which parameter."""
+        found = resolve_spec(self.source)
+        if found.unknown:
+            say("model", f"config.json has keys that nobody knows, left unread: {', '.join(found.unknown)}")
+        return found
 
     @cached_property
     def model(self) -> Model:
         """The model as pure functions."""
-        return make_model(self._spec_rules[0], dtype=self.config.model.dtype, remat=self.config.model.remat)
+        longest, limit = self.config.data.max_tokens, self.resolved.spec.max_positions
+        if limit is not None and longest > limit:
+            raise UserError(
+                f"{locate('data.max_tokens', self.origins)}: data.max_tokens is {longest}, but "
+                f"{self.config.model.weights} has learned only {limit} positions. Set it to {limit} or less."
+            )
+        return make_model(self.resolved.spec, dtype=self.config.model.dtype, remat=self.config.model.remat)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -153,7 +158,8 @@ class Setup:
 
     def pretrained(self) -> Params:
         """The pretrained parameters, on the mesh."""
-        return load_params(self.source, self.model, self.rules, self.mesh)
+        found = self.resolved
+        return load_params(self.source, self.model, found.rules, self.mesh, skipped=found.skipped)
 
     def start_params(self) -> Params:
         """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,10 +31,10 @@ EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class _Tensor(NamedTuple):
-    """One tensor to write: which rule it comes from, and which slice of its parameter it is."""
+    """One tensor to write: which rule it comes from, and which slice of its parameter; without a rule, as it came."""
 
     name: str
-    rule: TensorRule
+    rule: TensorRule | None
     layer: int | None
     size: int  # elements
 
@@ -46,13 +47,15 @@ def export_folder(
     source: WeightsSource,
     *,
     tokenizer: PreTrainedTokenizerFast,
+    skipped: Sequence[str] = (),
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 2**30,
     card: str | None = None,
 ) -> None:
     """Writes weights, configs, tokenizer, model card and digests; an earlier export at `folder` is replaced.
 
-    Every process of a run calls it and the first one writes. Host memory holds the tensors of one file at a time.
+    Tensors of the source whose names begin with one of `skipped` are copied through as they are. Every process of a run
+    calls it and the first one writes. Host memory holds the tensors of one file at a time.
 
     Raises:
         UserError: an unknown `dtype`, or `folder` holds something that is not an export.
@@ -73,9 +76,14 @@ def export_folder(
         tokenizer.save_pretrained(str(partial))
         if card is not None:
             write_atomic(partial / "README.md", card)
-    _write_tensors(
-        partial, params, _list_tensors(model, rules), np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes, writes
-    )
+    copied = [
+        _Tensor(name, None, None, math.prod(shape))
+        for name, shape in source.shapes.items()
+        if name.startswith(tuple(skipped))
+    ]
+    gather = functools.partial(_gather, params, source, np.dtype(EXPORT_DTYPES[dtype]))
+    tensors = _list_tensors(model, rules) + (copied if skipped else [])
+    _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes, writes)
     if writes:
         write_json(partial / DIGESTS_FILE, digest_folder(partial))
         _put_in_place(partial, folder)
@@ -108,7 +116,12 @@ def _split(tensors: Sequence[_Tensor], max_elements: int) -> list[list[_Tensor]]
 
 
 def _write_tensors(
-    partial: Path, params: Params, tensors: Sequence[_Tensor], dtype: np.dtype, max_bytes: int, writes: bool
+    partial: Path,
+    gather: Callable[[_Tensor], np.ndarray],
+    tensors: Sequence[_Tensor],
+    dtype: np.dtype,
+    max_bytes: int,
+    writes: bool,
 ) -> None:
     groups = _split(tensors, max_bytes // dtype.itemsize)
     total = len(groups)
@@ -116,7 +129,7 @@ def _write_tensors(
     files = files if total > 1 else [SINGLE_FILE]
     for file, group in zip(files, groups, strict=True):
         # Gathering a sharded array takes every process, writing it only one.
-        arrays = {tensor.name: _gather(params, tensor, dtype) for tensor in group}
+        arrays = {tensor.name: gather(tensor) for tensor in group}
         if writes:
             save_file(arrays, partial / file, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", partial / file)  # safetensors lets only the owner read
@@ -127,15 +140,17 @@ def _write_tensors(
         write_json(partial / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
-def _gather(params: Params, tensor: _Tensor, dtype: np.dtype) -> np.ndarray:
-    """The whole tensor on this host, as a checkpoint holds it: [out, in]."""
+def _gather(params: Params, source: WeightsSource, dtype: np.dtype, tensor: _Tensor) -> np.ndarray:
+    """The whole tensor on this host, as a checkpoint holds it."""
+    if tensor.rule is None:
+        return np.array(source.read(tensor.name))
     array = leaf(params, tensor.rule.path)
     array = array if tensor.layer is None else array[tensor.layer]
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
-    host = np.asarray(array)
-    if inputs := tensor.rule.inputs:
-        host = host.reshape(math.prod(host.shape[:inputs]), -1).T
+    rule, host = tensor.rule, np.asarray(array)
+    stored = rule.stored_shape(host.shape)
+    host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
     return np.ascontiguousarray(host, dtype)
 
 

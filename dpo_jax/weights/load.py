@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,48 +13,33 @@ from jax.sharding import Mesh
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.mesh import named_sharding, place_lazily
-from dpo_jax.models.decoder import DecoderSpec, Model
-from dpo_jax.models.families import FAMILIES, Family, TensorRule
+from dpo_jax.models.decoder import Model
+from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.source import WeightsSource
 
 _HEAD = "lm_head.weight"
-_DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store the rotary frequencies, which the config already gives
-
-
-def resolve_family(config: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`, by its `model_type`."""
-    kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise UserError(f"config.json: model_type {kind!r} is not supported. {nearest(str(kind), FAMILIES)}")
-    return FAMILIES[kind]
-
-
-def resolve_spec(source: WeightsSource) -> tuple[DecoderSpec, tuple[TensorRule, ...]]:
-    """The spec and the tensor rules of a checkpoint.
-
-    Raises:
-        UserError: its config names another family, lacks a key, or asks for what the family does not compute.
-    """
-    try:
-        family = resolve_family(source.config)
-        spec = family.spec(source.config)
-    except KeyError as error:
-        raise UserError(f"{source.where}: config.json: key {error} is missing") from None
-    except (UserError, ValueError) as error:
-        raise UserError(f"{source.where}: {error}") from None
-    return spec, family.rules(spec)
+# Old checkpoints store what the config already gives: rotary frequencies, and the causal mask of GPT-2.
+_DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 def load_params(
-    source: WeightsSource, model: Model, rules: Sequence[TensorRule], mesh: Mesh, *, dtype: Any = jnp.float32
+    source: WeightsSource,
+    model: Model,
+    rules: Sequence[TensorRule],
+    mesh: Mesh,
+    *,
+    dtype: Any = jnp.float32,
+    skipped: Sequence[str] = (),
 ) -> Params:
     """The parameters of `model` in `dtype`, born with their sharding; a shard reads only its own slices.
+
+    Tensors whose names begin with one of `skipped` are none of the model's.
 
     Raises:
         UserError: a tensor is missing, unknown, or of another shape.
     """
-    _check(source, model, rules)
+    _check(source, model, rules, tuple(skipped))
     params: Params = {}
     for rule in rules:
         shape = leaf(model.shapes, rule.path).shape
@@ -80,7 +65,7 @@ def is_stacked(rule: TensorRule) -> bool:
     return "{layer}" in rule.name
 
 
-def _check(source: WeightsSource, model: Model, rules: Sequence[TensorRule]) -> None:
+def _check(source: WeightsSource, model: Model, rules: Sequence[TensorRule], skipped: tuple[str, ...]) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for rule in rules:
         shape = tuple(leaf(model.shapes, rule.path).shape)
@@ -93,7 +78,7 @@ def _check(source: WeightsSource, model: Model, rules: Sequence[TensorRule]) -> 
             raise UserError(f"{source.where}: tensor {name!r} has shape {shape}, config.json asks for {expected[name]}")
         if name == _HEAD and model.spec.tied:
             _check_tied_head(source, rules)
-        elif name not in expected and not name.endswith(_DERIVED):
+        elif name not in expected and not name.endswith(_DERIVED) and not name.startswith(skipped):
             known = nearest(name, [rule.name for rule in rules])
             raise UserError(f"{source.where}: tensor {name!r} is unknown ({model.spec.layers} layers). {known}")
 
@@ -123,9 +108,9 @@ def _read_part(
 
 
 def _in_our_axes(stored: np.ndarray, rule: TensorRule, shape: tuple[int, ...]) -> np.ndarray:
-    """A view of a stored [out, in] tensor as a parameter of this shape, input dimensions first."""
-    if not rule.inputs:
-        return stored
+    """A view of a stored tensor as a parameter of this shape, input dimensions first."""
+    if not rule.inputs or not rule.transposed:
+        return stored.reshape(shape)
     outputs = len(shape) - rule.inputs
     split = stored.reshape(shape[rule.inputs :] + shape[: rule.inputs])
     return split.transpose(*range(outputs, len(shape)), *range(outputs))

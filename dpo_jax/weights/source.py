@@ -17,7 +17,7 @@ class WeightsSource(NamedTuple):
     where: str  # the file or folder, for messages
     config: dict[str, Any]  # the content of config.json
     generation_config: dict[str, Any]
-    shapes: dict[str, tuple[int, ...]]  # tensor name -> shape as stored, [out, in] for a linear map
+    shapes: dict[str, tuple[int, ...]]  # tensor name -> shape as stored
     read: Callable[[str], np.ndarray]  # one tensor, mapped from the file where its format allows
     tokenizer: Callable[[], PreTrainedTokenizerFast]
 

@@ -155,8 +155,11 @@ def test_prompts_alone_are_what_the_rows_begin_with(make_tokenizer):
         tokenizer = make_tokenizer("<s> $A </s>")
         short = limits(template=template, max_prompt_tokens=3)
         [row], _ = tokenize([pair("abcd ", "c", "d")], tokenizer, **short)
-        [prompt] = tokenize_prompts(["abcd "], tokenizer, template=template, max_prompt_tokens=3)
-        assert prompt.tolist() == row.prompt.tolist()
+        [prompt], truncated = tokenize_prompts(["abcd "], tokenizer, template=template, max_prompt_tokens=3)
+        assert prompt.tolist() == row.prompt.tolist() and truncated == 1
+        [whole], _ = tokenize_prompts(["abcd "], tokenizer, template=template, max_prompt_tokens=50)
+        fits = {"template": template, "max_prompt_tokens": len(whole)}
+        assert tokenize_prompts(["abcd "], tokenizer, **fits)[1] == 0
 
 
 @settings(max_examples=30, deadline=None)

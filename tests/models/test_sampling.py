@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding, place
-from dpo_jax.models.decoder import DecoderSpec, Model, make_model
-from dpo_jax.models.sampling import draw, generate, make_sampler, next_logits
+from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.sampling import compile_ahead, draw, generate, make_sampler, next_logits
+from dpo_jax.models.spec import DecoderSpec, LayerKind
 from dpo_jax.types import Unembedding
+from tests.models.test_truncation import may_be_drawn
 
 SPEC = DecoderSpec(
     vocabulary=300,  # more than one block of the two-stage draw, and no multiple of it
@@ -20,7 +22,7 @@ SPEC = DecoderSpec(
     kv_heads=2,
     head_size=4,
     mlp_width=32,
-    rope_base=100.0,
+    kinds=(LayerKind(100.0),),
     norm_epsilon=1e-5,
     tied=False,
 )
@@ -120,33 +122,54 @@ def test_steps_of_one_row_draw_independently(params):
     assert all(len(set(row.tolist())) >= NEW - 1 for row in rows)  # uniform over 300 tokens: repeats are rare
 
 
-def test_temperature_does_not_recompile(params):
-    for temperature in (0.0, 0.7, 1.0):
-        generate(FREE, params, PROMPTS, key=KEY, batch_rows=4, temperature=temperature)
-    before = FREE._cache_size()
-    generate(FREE, params, PROMPTS, key=KEY, batch_rows=4, temperature=0.3)
-    assert FREE._cache_size() == before
+def test_several_samples_are_rows_of_their_own_in_prompt_order(params):
+    told: list[int] = []
+    several = generate(FREE, params, PROMPTS, key=KEY, batch_rows=4, samples=3, progress=told.append)
+    repeated = [prompt for prompt in PROMPTS for _ in range(3)]
+    rows = generate(FREE, params, repeated, key=KEY, batch_rows=4)
+    assert [row.tolist() for row in several] == [row.tolist() for row in rows]
+    assert len({tuple(row.tolist()) for row in several}) == 12
+    assert told == [4, 8, 12]
+
+
+def test_compiled_ahead_nothing_compiles(params):
+    compiled: list[str] = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, _, **about: compiled.append(event) if "backend_compile" in event else None
+    )
+    sampler = make_sampler(MODEL, max_new_tokens=3, stop_tokens=())
+    generate(FREE, params, PROMPTS, key=KEY, batch_rows=4)
+    before = len(compiled)
+    compile_ahead(sampler, params, PROMPTS, batch_rows=4)
+    assert len(compiled) == before + 1
+    for knobs in ({}, {"temperature": 0.0}, {"temperature": 0.7, "top_p": 0.5}, {"top_k": 4, "samples": 2}):
+        generate(sampler, params, PROMPTS, key=KEY, batch_rows=4, **knobs)
+    assert len(compiled) == before + 1
+    jax.monitoring.clear_event_listeners()
 
 
 def test_sampled_tokens_follow_the_softmax(params):
     rows, prompt = 3000, [9, 250, 17]
     sample = make_sampler(MODEL, max_new_tokens=2, stop_tokens=())
-    for temperature in (0.5, 1.0):
+    for temperature, top_p, top_k in ((0.5, 1.0, 0), (1.0, 1.0, 0), (1.5, 0.6, 0), (1.5, 1.0, 12), (1.5, 0.8, 40)):
         prompt_RT, lengths_R = np.tile(np.array([prompt], np.int32), (rows, 1)), np.full(rows, 3, np.int32)
-        tokens_RM = np.asarray(sample(params, prompt_RT, lengths_R, KEY, temperature)[0])
+        tokens_RM = np.asarray(sample(params, prompt_RT, lengths_R, KEY, temperature, 0, top_p=top_p, top_k=top_k)[0])
         first = int(np.bincount(tokens_RM[:, 0]).argmax())
-        expected_TV = logits_TV(params, [*prompt, first]) / temperature
+        logits = logits_TV(params, [*prompt, first]).astype(np.float64) / temperature
+        expected_TV = np.where([may_be_drawn(row, top_p, top_k) for row in logits], logits, -np.inf)
         assert_follows(tokens_RM[:, 0], expected_TV[2])
         assert_follows(tokens_RM[tokens_RM[:, 0] == first, 1], expected_TV[3])
 
 
 def assert_follows(tokens: np.ndarray, logits_V: np.ndarray) -> None:
     """Chi-square of the tokens that are expected at least five times, the others counted as one."""
-    expected = len(tokens) * np.exp(logits_V) / np.exp(logits_V).sum()
-    observed = np.bincount(tokens, minlength=len(expected))
+    observed, expected = np.bincount(tokens, minlength=len(logits_V)), np.exp(logits_V)
+    assert observed[expected == 0].sum() == 0
+    observed, expected = observed[expected > 0], len(tokens) * expected[expected > 0] / expected.sum()
     likely = expected >= 5
     assert likely.sum() > 5
-    expected, observed = (np.append(count[likely], count[~likely].sum()) for count in (expected, observed))
+    if not likely.all():
+        expected, observed = (np.append(count[likely], count[~likely].sum()) for count in (expected, observed))
     statistic, freedom = np.sum((observed - expected) ** 2 / expected), len(expected) - 1
     assert statistic < freedom + 4 * np.sqrt(2 * freedom)  # four standard deviations of chi-square
 
@@ -170,18 +193,32 @@ def test_logits_are_scaled_capped_masked_and_float32():
     np.testing.assert_allclose(logits_RV[0], [2 * np.tanh(0.25), 2 * np.tanh(0.5), -np.inf], rtol=1e-6)
 
 
-def test_a_mesh_changes_nothing(params):
-    mesh = make_mesh(fsdp=4, tensor=2)
+@pytest.mark.parametrize("axes", [{"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_mesh_changes_nothing(params, axes):
+    mesh = make_mesh(**axes)
     sharded = jax.tree.map(
         lambda axes, leaf: place(named_sharding(mesh, axes, leaf.shape), np.asarray(leaf)),
         MODEL.axes,
         params,
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    with jax.set_mesh(mesh):
-        meshed = generate(FREE, sharded, PROMPTS, key=KEY, batch_rows=4)
-    plain = generate(FREE, params, PROMPTS, key=KEY, batch_rows=4)
-    assert [row.tolist() for row in meshed] == [row.tolist() for row in plain]
+    for knobs in ({"temperature": 0.0}, {"temperature": 1.5}, {"temperature": 1.5, "top_p": 0.7, "top_k": 50}):
+        with jax.set_mesh(mesh):
+            meshed = generate(FREE, sharded, PROMPTS, key=KEY, batch_rows=8, samples=2, **knobs)
+        plain = generate(FREE, params, PROMPTS, key=KEY, batch_rows=8, samples=2, **knobs)
+        assert [row.tolist() for row in meshed] == [row.tolist() for row in plain]
+
+
+def test_a_mesh_splits_the_cache_and_returns_everything_everywhere():
+    new_tokens, rows = 1000, 8
+    sampler = make_sampler(MODEL, max_new_tokens=new_tokens, stop_tokens=())
+    with jax.set_mesh(make_mesh(data=4, fsdp=1, tensor=2)):
+        compiled = sampler.lower(
+            MODEL.shapes, np.ones((rows, 1), np.int32), np.ones(rows, np.int32), KEY, 1.0
+        ).compile()
+    cache_bytes = 4 * sum(array.size for array in jax.eval_shape(lambda: MODEL.empty_cache(rows, new_tokens)))
+    assert cache_bytes / 8 < compiled.memory_analysis().temp_size_in_bytes < cache_bytes / 3
+    assert all(sharding.is_fully_replicated for sharding in compiled.output_shardings)
 
 
 def test_the_cache_is_held_once():

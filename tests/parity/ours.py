@@ -16,8 +16,9 @@ from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.export import export_folder
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
 from dpo_jax.weights.source import WeightsSource
 
 
@@ -35,7 +36,9 @@ class Ours(NamedTuple):
 
         def whole(params: Params, ids_RT: jax.Array) -> jax.Array:
             hidden_RTD, unembedding = self._apply(params, ids_RT)
-            return jnp.einsum("rtd,vd->rtv", hidden_RTD, unembedding.weight_VD)
+            logits_RTV = jnp.einsum("rtd,vd->rtv", hidden_RTD, unembedding.weight_VD)
+            cap = unembedding.soft_cap
+            return logits_RTV if cap is None else cap * jnp.tanh(logits_RTV / cap)
 
         with jax.set_mesh(self.mesh):
             return np.asarray(jax.jit(whole)(self.params, ids_RT))
@@ -64,7 +67,7 @@ class Ours(NamedTuple):
 def load(location: str | Path) -> Ours:
     """Opens the weights and places them on the mesh."""
     mesh, source = make_mesh(), open_weights(str(location))
-    spec, rules = resolve_spec(source)
+    spec, rules, *_ = resolve_spec(source)
     model = make_model(spec)
     return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh))
 

@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.weights import export
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
 from tests.tiny import make_hf_folder
 
 
@@ -24,7 +25,7 @@ class Loaded:
 
     def __init__(self, folder: Path, *, tied: bool = False):
         self.source = open_weights(str(make_hf_folder(folder, tied=tied)))
-        spec, self.rules = resolve_spec(self.source)
+        spec, self.rules, *_ = resolve_spec(self.source)
         self.model = make_model(spec)
         self.params = load_params(self.source, self.model, self.rules, make_mesh(data=2, fsdp=2, tensor=2))
 
@@ -141,3 +142,17 @@ def test_an_unknown_dtype(tmp_path: Path, loaded: Loaded):
     ):
         loaded.export(tmp_path / "export", dtype="bfloat")
     assert not (tmp_path / "export").exists()
+
+
+def test_tensors_that_are_none_of_the_decoders_are_copied_through(tmp_path: Path):
+    loaded = Loaded(tmp_path / "model")
+    extra = {"vision_tower.layer.weight": np.arange(6, dtype=np.float16).reshape(2, 3)}
+    save_file(load_file(tmp_path / "model" / "model.safetensors") | extra, tmp_path / "model" / "model.safetensors")
+    loaded.source = open_weights(str(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"'vision_tower\.layer\.weight' is unknown"):
+        load_params(loaded.source, loaded.model, loaded.rules, make_mesh())
+    skipped = ("vision_tower.",)
+    load_params(loaded.source, loaded.model, loaded.rules, make_mesh(), skipped=skipped)
+    loaded.export(tmp_path / "export", skipped=skipped, dtype="bfloat16")
+    copied = open_weights(str(tmp_path / "export")).read("vision_tower.layer.weight")
+    np.testing.assert_array_equal(copied, extra["vision_tower.layer.weight"], strict=True)

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
-from dpo_jax.weights.load import load_params, resolve_spec
+from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, make_hf_folder, train_tokenizer
 
 GGUF_NAMES = {
@@ -114,7 +115,7 @@ def test_every_tensor_comes_back_under_its_name(tmp_path: Path, tensors: dict[st
 
 def test_it_loads_like_the_folder(tmp_path: Path, tensors: dict[str, np.ndarray]):
     source = open_weights(write_gguf(tmp_path / "tiny.gguf", tensors))
-    spec, rules = resolve_spec(source)
+    spec, rules, *_ = resolve_spec(source)
     params = load_params(source, make_model(spec), rules, make_mesh(data=2, fsdp=2, tensor=2))
     key = tensors["model.layers.1.self_attn.k_proj.weight"]  # head 1, element 3 is row 11
     np.testing.assert_array_equal(params["layers"]["attention"]["key"][1, :, 1, 3], key[11])

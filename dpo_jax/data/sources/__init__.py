@@ -15,7 +15,7 @@ from dpo_jax.data.sources import jsonl, rows
 from dpo_jax.data.sources.mismatched import with_mismatched
 from dpo_jax.data.sources.rows import BadRow
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
+from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
 Row = TypeVar("Row")
 Spec = Mapping[str, Any]
@@ -81,6 +81,11 @@ def read_unpaired(specs: Sequence[Spec], *, on_error: str = "stop", mismatched: 
     """
     found = _collect([(spec, functools.partial(_unpaired, _kind(spec))) for spec in specs], on_error)
     return found._replace(rows=with_mismatched(found.rows)) if mismatched else found
+
+
+def read_prompts(path: str, *, on_error: str = "stop") -> Rows[Prompt]:
+    """The prompts of one JSON Lines file, column `prompt` or `instruction`; raises as `read_pairs` does."""
+    return _collect([({"path": path}, jsonl.read_prompts)], on_error)
 
 
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:

@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 from dpo_jax.data.sources import rows
 from dpo_jax.data.sources.rows import BadRow
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
+from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
-Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion)
+Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt)
 _KEYS = ("path", "columns")
 
 
@@ -40,6 +40,11 @@ def read_unpaired(spec: Mapping[str, Any]) -> Iterator[UnpairedCompletion | BadR
     """
     columns = rows.column_names(spec, rows.UNPAIRED_COLUMNS)
     return _read(spec, columns, rows.unpaired, keys=(*_KEYS, "unpair"))
+
+
+def read_prompts(spec: Mapping[str, Any]) -> Iterator[Prompt | BadRow]:
+    """The prompts of one file in its order; a row that cannot be used comes as the error it would raise."""
+    return _read(spec, {}, lambda row, _, where: rows.prompt(row, where), keys=("path",))
 
 
 def _read(

@@ -10,11 +10,12 @@ from typing import Any
 
 from dpo_jax import files
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, UnpairedCompletion
+from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 COMPLETION_COLUMNS = ("prompt", "completion")
 UNPAIRED_COLUMNS = (*COMPLETION_COLUMNS, "label")
+PROMPT_COLUMNS = ("prompt", "instruction")
 
 
 class BadRow(UserError):
@@ -66,6 +67,19 @@ def unpaired(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> 
         found = f"column {columns['label']!r} is {reprlib.repr(label)}"
         raise BadRow(where, "not a label", f"{found}; it must be true or false (1 or 0), without quotes.")
     return labelled(**values, desirable=bool(label), where=where)
+
+
+def prompt(row: Mapping[str, Any], where: str) -> Prompt:
+    """A prompt from the first of PROMPT_COLUMNS that is there; raises BadRow."""
+    column = next((column for column in PROMPT_COLUMNS if column in row), None)
+    if column is None:
+        near = [near for column in PROMPT_COLUMNS for near in difflib.get_close_matches(column, row, n=1)]
+        hint = f" Rename {near[0]!r}, if that is it." if near else ""
+        present = ", ".join(sorted(row)) or "none"
+        detail = f"no column {' or '.join(map(repr, PROMPT_COLUMNS))}.{hint} Columns of the row: {present}."
+        raise BadRow(where, "missing column", detail)
+    _check_text(row[column], f"column {column!r}", where)
+    return Prompt(row[column], row.get("dataset"), where)
 
 
 def labelled(

@@ -1,0 +1,148 @@
+"""GPT-2: learned positions, LayerNorm, biases everywhere, and an MLP without a gate.
+
+Dimension key: L layers, R rows, T tokens, S cached tokens, V vocabulary, D width, H heads, K head size, F MLP width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dpo_jax.mesh import constrain
+from dpo_jax.models.attention import attend
+from dpo_jax.models.layers import ACTIVATIONS, Cache, bias, matrix, project
+from dpo_jax.models.spec import Spec
+from dpo_jax.models.stack import scan_layers
+from dpo_jax.types import Unembedding
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpt2Spec(Spec):
+    """GPT-2 has sizes and no switches."""
+
+    positions: int  # rows of the table of positions
+
+    @property
+    def max_positions(self) -> int:
+        return self.positions
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm over the last axis, computed in float32."""
+
+    def __init__(self, shape: tuple[int, ...], axes: str, *, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=tuple(axes.split()))
+        self.bias = bias(shape, axes)
+        self.epsilon = epsilon
+
+    def __call__(self, x_RTD: jax.Array) -> jax.Array:
+        wide = x_RTD.astype(jnp.float32)
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        return (wide * self.scale[...][None, None] + self.bias[...][None, None]).astype(x_RTD.dtype)
+
+
+class Attention(nnx.Module):
+    """Attention whose query, key and value are one parameter."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
+        layers, width, heads, head_size = spec.layers, spec.width, spec.heads, spec.head_size
+        self.qkv = matrix(rngs, (layers, width, 3, heads, head_size), "layers embed qkv heads head_size")
+        self.qkv_bias = bias((layers, 3, heads, head_size), "layers qkv heads head_size")
+        self.output = matrix(rngs, (layers, heads, head_size, width), "layers heads head_size embed")
+        self.output_bias = bias((layers, width), "layers embed")
+
+    def __call__(
+        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, layer: jax.Array
+    ) -> tuple:
+        dtype = x_RTD.dtype
+        qkv = jnp.einsum("rtd,dnhk->nrthk", x_RTD, self.qkv[...].astype(dtype))
+        query, key, value = qkv + self.qkv_bias[...].astype(dtype)[:, None, None]
+        if cache is not None:
+            cache = cache.write(layer, positions_RT, key, value)
+            key, value = cache.key[layer], cache.value[layer]
+        query = constrain(query, "rows", "length", "heads", None)
+        mixed = attend(query, key, value, mask_RTS)
+        out = jnp.einsum("rthk,hkd->rtd", mixed, self.output[...].astype(dtype))
+        return out + self.output_bias[...].astype(dtype)[None, None], cache
+
+
+class MLP(nnx.Module):
+    """Two linear maps with a GELU between them."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
+        layers, width, mlp_width = spec.layers, spec.width, spec.mlp_width
+        self.up = matrix(rngs, (layers, width, mlp_width), "layers embed mlp")
+        self.up_bias = bias((layers, mlp_width), "layers mlp")
+        self.down = matrix(rngs, (layers, mlp_width, width), "layers mlp embed")
+        self.down_bias = bias((layers, width), "layers embed")
+
+    def __call__(self, x_RTD: jax.Array) -> jax.Array:
+        dtype = x_RTD.dtype
+        hidden_RTF = project(x_RTD, self.up[...]) + self.up_bias[...].astype(dtype)[None, None]
+        hidden_RTF = constrain(ACTIVATIONS["gelu_tanh"](hidden_RTF), "rows", "length", "mlp")
+        return project(hidden_RTF, self.down[...]) + self.down_bias[...].astype(dtype)[None, None]
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP with residual sums."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
+        shape = (spec.layers, spec.width)
+        self.attention_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
+        self.attention = Attention(rngs, spec)
+        self.mlp_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
+        self.mlp = MLP(rngs, spec)
+
+    def __call__(
+        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, layer: jax.Array
+    ) -> tuple:
+        mixed, cache = self.attention(self.attention_norm(x_RTD), mask_RTS, positions_RT, cache, layer)
+        x_RTD = x_RTD + mixed
+        x_RTD = x_RTD + self.mlp(self.mlp_norm(x_RTD))
+        return constrain(x_RTD, "rows", "length", None), cache
+
+
+class Gpt2(nnx.Module):
+    """A GPT-2 with float32 parameters, computing in `dtype`."""
+
+    def __init__(self, spec: Gpt2Spec, rngs: nnx.Rngs, *, dtype: Any = jnp.float32, remat: str = "none"):
+        self.spec, self.dtype, self.remat = spec, dtype, remat
+        self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
+        self.positions = matrix(rngs, (spec.positions, spec.width), "positions embed")
+        self.layers = Block(rngs, spec)
+        self.final_norm = LayerNorm((spec.width,), "embed", epsilon=spec.norm_epsilon)
+        if not spec.tied:
+            self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
+
+    def __call__(
+        self, tokens_RT: jax.Array, positions_RT: jax.Array, masks: Sequence[jax.Array], cache: Cache | None = None
+    ) -> tuple[jax.Array, Cache | None]:
+        """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
+
+        `masks` holds one mask [R, T, S]. A position beyond the table gives NaN, never the last row instead.
+        """
+        (mask_RTS,) = masks
+        # The tables are gathered over fsdp once; looking up in a split table makes XLA recompute everything.
+        table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
+        places_SD = constrain(self.positions[...].astype(self.dtype), None, None)
+        hidden_RTD = jnp.take(table_VD, tokens_RT, axis=0)
+        hidden_RTD += jnp.take(places_SD, positions_RT, axis=0, mode="fill")
+        hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
+
+        def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
+            return block(hidden_RTD, mask_RTS, positions_RT, cache, layer)
+
+        spec = self.spec
+        hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)
+        return self.final_norm(hidden_RTD), cache
+
+    def unembed(self) -> Unembedding:
+        """The matrix that turns hidden states into logits, in the compute dtype."""
+        weight = self.embedding if self.spec.tied else self.unembedding
+        return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary)

@@ -1,0 +1,95 @@
+"""From a `config.json` to a spec; what would be computed otherwise than its authors meant is refused by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.models.families import FAMILIES, HARMLESS, Family, TensorRule
+from dpo_jax.models.spec import Spec
+from dpo_jax.weights.source import WeightsSource
+
+
+class Resolved(NamedTuple):
+    """A checkpoint understood."""
+
+    spec: Spec
+    rules: tuple[TensorRule, ...]
+    skipped: tuple[str, ...]  # prefixes of the tensors that are none of the decoder's
+    unknown: tuple[str, ...]  # keys of the config that nobody knows, and that are left unread
+
+
+def resolve_family(config: Mapping[str, Any]) -> Family:
+    """The family of a `config.json`, by its `model_type`."""
+    kind = config.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(f"config.json: model_type {kind!r} is not supported. {nearest(str(kind), FAMILIES)}")
+    return FAMILIES[kind]
+
+
+def resolve_spec(source: WeightsSource) -> Resolved:
+    """The spec and the tensor rules of a checkpoint.
+
+    Raises:
+        UserError: its config names another family, or asks for what the family does not compute.
+    """
+    try:
+        family = resolve_family(source.config)
+        given, complete, defaults = _completed(source.config, family.inner)
+        unknown = _guard(family, given, complete, defaults)
+        spec = family.spec(complete)
+    except KeyError as error:
+        raise UserError(f"{source.where}: config.json: key {error} is missing") from None
+    except (UserError, ValueError, TypeError) as error:
+        raise UserError(f"{source.where}: config.json: {str(error).removeprefix('config.json: ')}") from None
+    return Resolved(spec, _as_spelled(family.rules(spec), family.optional_prefix, source), family.skipped, unknown)
+
+
+def _as_spelled(rules: tuple[TensorRule, ...], prefix: str, source: WeightsSource) -> tuple[TensorRule, ...]:
+    """The rules with the tensor names that this checkpoint uses, with the prefix or without."""
+    bare = tuple(rule._replace(name=rule.name.removeprefix(prefix)) for rule in rules)
+    return bare if bare[0].name in source.shapes else rules
+
+
+def _completed(config: Mapping[str, Any], inner: str | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """The decoder's config as it is written, as transformers completes it, and the defaults of its class."""
+    from transformers import AutoConfig
+
+    rest = {key: value for key, value in config.items() if key != "model_type"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        whole = AutoConfig.for_model(config["model_type"], **rest)
+        default = AutoConfig.for_model(config["model_type"])
+    if inner is None:
+        return dict(config), whole.to_dict(), default.to_dict()
+    return dict(config[inner]), getattr(whole, inner).to_dict(), getattr(default, inner).to_dict()
+
+
+def _guard(
+    family: Family, given: Mapping[str, Any], complete: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The keys that neither we nor transformers know.
+
+    Raises:
+        UserError: a key that transformers reads has a value that this decoder does not compute.
+    """
+    for key in family.needs:
+        _ = given[key]
+    unknown = []
+    for key in given:
+        if key in family.reads or key in HARMLESS or key in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+            continue
+        value = complete.get(key)
+        if key in family.only:
+            if value not in family.only[key]:
+                allowed = " or ".join(map(repr, family.only[key]))
+                raise UserError(f"{key} is {value!r}; this decoder computes with {allowed} only")
+        elif key not in defaults:
+            unknown.append(key)
+        elif value != defaults[key]:
+            raise UserError(
+                f"{key} is {value!r}; this decoder does not know it, and computes as with {defaults[key]!r}"
+            )
+    return tuple(unknown)

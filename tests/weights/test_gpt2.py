@@ -1,0 +1,97 @@
+"""GPT-2 in and out: its fused and untransposed tensors by hand, both spellings, and what differs from the config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from dpo_jax.errors import UserError
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.decoder import make_model
+from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.load import load_params
+from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.resolve import resolve_spec
+from tests.tiny_gpt2 import make_gpt2_folder
+
+
+def load(folder: Path, **axes: int):
+    source = open_weights(str(folder))
+    spec, rules, *_ = resolve_spec(source)
+    model = make_model(spec)
+    return source, rules, model, load_params(source, model, rules, make_mesh(**axes))
+
+
+def test_every_tensor_lands_where_its_name_says(tmp_path: Path):
+    source, _, _, params = load(make_gpt2_folder(tmp_path))
+    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
+    for layer in (0, 1):
+        prefix = f"transformer.h.{layer}."
+        stored = {n.removeprefix(prefix): source.read(n) for n in source.shapes if n.startswith(prefix)}
+        # 4 heads of size 4, width 16: of the key (the second of three) head 2, element 3 is column 16 + 2 * 4 + 3.
+        np.testing.assert_array_equal(attention["qkv"][layer, :, 1, 2, 3], stored["attn.c_attn.weight"][:, 27])
+        np.testing.assert_array_equal(attention["qkv_bias"][layer, 1, 2, 3], stored["attn.c_attn.bias"][27])
+        np.testing.assert_array_equal(attention["output"][layer, 2, 3], stored["attn.c_proj.weight"][11])
+        np.testing.assert_array_equal(attention["output_bias"][layer], stored["attn.c_proj.bias"])
+        np.testing.assert_array_equal(mlp["up"][layer], stored["mlp.c_fc.weight"])
+        np.testing.assert_array_equal(mlp["up_bias"][layer], stored["mlp.c_fc.bias"])
+        np.testing.assert_array_equal(mlp["down"][layer], stored["mlp.c_proj.weight"])
+        np.testing.assert_array_equal(mlp["down_bias"][layer], stored["mlp.c_proj.bias"])
+        for ours, theirs in (("attention_norm", "ln_1"), ("mlp_norm", "ln_2")):
+            np.testing.assert_array_equal(params["layers"][ours]["scale"][layer], stored[f"{theirs}.weight"])
+            np.testing.assert_array_equal(params["layers"][ours]["bias"][layer], stored[f"{theirs}.bias"])
+    np.testing.assert_array_equal(params["embedding"], source.read("transformer.wte.weight"))
+    np.testing.assert_array_equal(params["positions"], source.read("transformer.wpe.weight"))
+    np.testing.assert_array_equal(params["final_norm"]["scale"], source.read("transformer.ln_f.weight"))
+    np.testing.assert_array_equal(params["final_norm"]["bias"], source.read("transformer.ln_f.bias"))
+
+
+def test_a_split_mesh_holds_the_same_values_in_parts(tmp_path: Path):
+    make_gpt2_folder(tmp_path)
+    whole, split = load(tmp_path, data=8, fsdp=1)[-1], load(tmp_path, data=2, fsdp=2, tensor=2)[-1]
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), whole, split)
+    qkv = split["layers"]["attention"]["qkv"]  # [2, 16, 3, 4, 4]: width over fsdp, heads over tensor
+    assert {shard.data.shape for shard in qkv.addressable_shards} == {(2, 8, 3, 2, 4)}
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["with the prefix", "without it, with stored masks"])
+def test_the_export_has_the_names_and_bits_of_the_checkpoint(tmp_path: Path, old: bool):
+    source, rules, model, params = load(make_gpt2_folder(tmp_path / "in", old=old), data=2, fsdp=2, tensor=2)
+    export_folder(tmp_path / "out", params, model, rules, source, tokenizer=source.tokenizer())
+    saved, exported = load_file(tmp_path / "in/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    masks = {name for name in saved if name.endswith((".attn.bias", ".attn.masked_bias"))}
+    assert len(masks) == (4 if old else 0) and set(exported) == set(saved) - masks
+    for name, array in exported.items():
+        np.testing.assert_array_equal(array, saved[name], err_msg=name, strict=True)
+
+
+def test_both_spellings_are_one_model(tmp_path: Path):
+    new, old = (load(make_gpt2_folder(tmp_path / str(old), old=old))[-1] for old in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("transformer.h.1.attn.c_attn.bias", r"1 tensors are missing: transformer\.h\.1\.attn\.c_attn\.bias"),
+        ("transformer.wte.weight", r"1 tensors are missing: transformer\.wte\.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named_as_the_checkpoint_spells(tmp_path: Path, name: str, says: str):
+    file = make_gpt2_folder(tmp_path) / "model.safetensors"
+    save_file({key: array for key, array in load_file(file).items() if key != name}, file)
+    with pytest.raises(UserError, match=says):
+        load(tmp_path)
+
+
+def test_a_table_of_another_length_than_the_config_says_is_refused(tmp_path: Path):
+    file = make_gpt2_folder(tmp_path) / "model.safetensors"
+    save_file(load_file(file) | {"transformer.wpe.weight": np.zeros((32, 16), np.float32)}, file)
+    with pytest.raises(
+        UserError, match=r"'transformer.wpe.weight' has shape \(32, 16\), config.json asks for \(64, 16"
+    ):
+        load(tmp_path)
