@@ -52,8 +52,9 @@ TEST = "from dpo_jax.losses.double import double\n\n\ndef test_double():\n    as
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A checkout with one file and one test."""
-    for name, text in ((f"dpo_jax/{FILE}", CODE), ("tests/test_double.py", TEST), ("tests/test_red.py", "assert 0\n")):
+    """A checkout with one file and two tests; its packages hide the installed ones of their names."""
+    files = {"dpo_jax/__init__.py": "", "dpo_jax/losses/__init__.py": "", f"dpo_jax/{FILE}": CODE}
+    for name, text in {**files, "tests/test_double.py": TEST, "tests/test_red.py": "assert 0\n"}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     return tmp_path

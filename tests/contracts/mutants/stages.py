@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tests.contracts.mutants.mutant import Mutant, planted
 
-BY_VALUE = "tests/stages/test_objectives.py -k 'mixture or weights or chosen or meant or weight_0'"
+BY_VALUE = "tests/stages/test_objectives_by_value.py"
 IN_PARTS = "tests/stages/test_objectives.py -k 'one_batch_on_one and (two or unpaired or wpo or bco or tdpo1 or aot)'"
 RUNS = "tests/stages/test_losses.py -k 'mixture or ld_and_wpo or kto_scores or moves_to or steered'"
 
