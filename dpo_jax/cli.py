@@ -44,6 +44,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
+        for flag, key in stage.settings.items():
+            command.add_argument(f"--{flag}", metavar=flag.upper(), dest=key, help=f"short for --{key}")
     show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
     show.add_argument("action", choices=["show"])
     show.add_argument("config", metavar="CONFIG")
@@ -68,6 +70,9 @@ def _dispatch(arguments: Sequence[str]) -> None:
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
+    for key in STAGES[known.command].settings.values() if known.command in STAGES else ():
+        if (value := getattr(known, key)) is not None:
+            overrides += [f"--{key}", value]
     config, origins = load(known.config, overrides)
     if known.command == "config":
         from dpo_jax.stages.setup import render

@@ -30,6 +30,16 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Thin trained matrices beside frozen weights."""
+
+    rank: Positive = 16  # their inner width
+    alpha: NotNegative = 32.0  # their product counts alpha / rank times
+    dropout: Annotated[float, Range(0.0, 0.99)] = 0.0  # share of their inputs that is left out, in training
+    targets: tuple[str, ...] = ("all-linear",)  # names as in the checkpoint, such as q_proj, or patterns with *
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Preference rows and how they become tokens."""
 
@@ -114,6 +124,7 @@ class SftConfig:
     """Supervised fine-tuning, run first; its result is the start of the policy and the reference."""
 
     data: SftDataConfig
+    lora: LoraConfig | None = None  # trains an adapter, which then becomes part of the weights
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
     train: TrainConfig = TrainConfig()
 
@@ -155,6 +166,8 @@ class ExportConfig:
     """The Hugging Face folder."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
+    lora: Literal["merged", "adapter"] = "merged"  # the weights with the adapter in them, or the adapter as PEFT has it
+    max_shard_size: str = "5GB"  # of a file: a number and B, KB, MB or GB, as in transformers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +180,7 @@ class Config:
     data: DataConfig
     reference: ReferenceConfig = ReferenceConfig()
     loss: tuple[LossConfig, ...]  # in the file one mapping, or a list
+    lora: LoraConfig | None = None  # trains an adapter on preferences, and leaves the weights as they are
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -207,6 +221,18 @@ def _check(config: Config, origins: Origins) -> None:
                 f"{locate(key + '.micro_batch_pairs', origins)}: {key}.micro_batch_pairs: {micro} does not divide "
                 f"{key}.batch_pairs, {train.batch_pairs}."
             )
+    try:
+        file_bytes(config.export.max_shard_size)
+    except ValueError as error:
+        raise UserError(f"{locate('export.max_shard_size', origins)}: export.max_shard_size: {error}.") from None
+    if config.export.lora == "adapter" and not config.lora:
+        at = locate("export.lora", origins)
+        raise UserError(f"{at}: export.lora: there is no adapter; `lora: {{rank: 16}}` would train one.")
+    if config.lora and config.reference.update_every:
+        raise UserError(
+            f"{locate('reference.update_every', origins)}: reference.update_every: with lora the reference is the base "
+            "under the adapter, which never moves. Leave out one of the two."
+        )
     if not config.loss:
         raise UserError(f"{locate('loss', origins)}: loss: name at least one, such as `loss: {{name: dpo}}`.")
     if not config.data.train:
@@ -224,6 +250,15 @@ def _check(config: Config, origins: Origins) -> None:
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "
             f"leaves no room for a response in data.max_tokens ({config.data.max_tokens})."
         )
+
+
+def file_bytes(size: str) -> int:
+    """The number of bytes that a text such as `5GB` or `200MB` means, with decimal units as in transformers."""
+    number, unit = size[: len(size.rstrip("KMGB"))], size[len(size.rstrip("KMGB")) :]
+    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+    if not number.isdecimal() or unit not in units or int(number) < 1:
+        raise ValueError(f"{size!r} is not a size; allowed: a whole number and B, KB, MB or GB, such as 5GB")
+    return int(number) * units[unit]
 
 
 def as_mapping(config: Config) -> dict[str, Any]:

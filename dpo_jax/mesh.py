@@ -26,6 +26,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "qkv": (),
     "positions": (),
     "head_size": (),
+    "rank": (),
 }
 
 Names = Sequence[str | None]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -18,7 +18,9 @@ from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import cached_mask, causal_mask
 from dpo_jax.models.gpt2 import Gpt2, Gpt2Spec
-from dpo_jax.models.layers import Block, Cache, Norm, View, matrix, rotary_angles
+from dpo_jax.models.layers import Block, Cache, Norm, View, rotary_angles
+from dpo_jax.models.linear import Here, matrix
+from dpo_jax.models.lora import Lora, adapter_of, attach
 from dpo_jax.models.spec import DecoderSpec, Spec
 from dpo_jax.models.stack import scan_layers
 from dpo_jax.types import Params, Unembedding
@@ -36,11 +38,16 @@ class Decoder(nnx.Module):
             self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
 
     def __call__(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, masks: Sequence[jax.Array], cache: Cache | None = None
+        self,
+        tokens_RT: jax.Array,
+        positions_RT: jax.Array,
+        masks: Sequence[jax.Array],
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
 
-        `masks` are [R, T, S], one for each kind of layer.
+        `masks` are [R, T, S], one for each kind of layer; `key` draws dropout.
         """
         spec = self.spec
         # The table is gathered over fsdp once; looking tokens up in a split table makes XLA recompute everything.
@@ -59,7 +66,7 @@ class Decoder(nnx.Module):
 
         def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
             own = view.of_kind(kind_of_layer[layer]) if several else view
-            return block(hidden_RTD, own, cache, layer)
+            return block(hidden_RTD, own, cache, Here(layer, key))
 
         hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)
         return self.final_norm(hidden_RTD), cache
@@ -74,31 +81,64 @@ MODULES: dict[type[Spec], Callable[..., Any]] = {DecoderSpec: Decoder, Gpt2Spec:
 """Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
 
 
+class Tree(NamedTuple):
+    """Parameters described: a `jax.ShapeDtypeStruct` at each leaf, and its logical axis names."""
+
+    shapes: Params
+    axes: Params
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A model as pure functions of its parameters, a plain nested dict."""
+    """A model as pure functions of its parameters, a plain nested dict; where that has an adapter, it is used."""
 
     spec: Spec
     graphdef: Any
-    shapes: Params  # jax.ShapeDtypeStruct at each leaf
-    axes: Params  # logical axis names at each leaf
+    tree: Tree
     dtype: Any
+    build: Callable[..., Any]  # the module from `nnx.Rngs`, its adapter included
+    lora: Lora | None = None
+    adapted: Any = None  # the graphdef with the adapter
+    adapter: Tree | None = None
+
+    @property
+    def shapes(self) -> Params:
+        """The shape and dtype of each parameter, the adapter's left out."""
+        return self.tree.shapes
+
+    @property
+    def axes(self) -> Params:
+        """The logical axis names of each parameter, the adapter's left out."""
+        return self.tree.axes
+
+    @property
+    def trained(self) -> Tree:
+        """What training changes: the adapter if there is one, else everything."""
+        return self.adapter or self.tree
+
+    def _module(self, params: Params) -> Any:
+        return nnx.merge(self.adapted if adapter_of(params) else self.graphdef, params)
 
     def apply(
-        self, params: Params, tokens_RT: jax.Array, positions_RT: jax.Array, segments_RT: jax.Array
+        self,
+        params: Params,
+        tokens_RT: jax.Array,
+        positions_RT: jax.Array,
+        segments_RT: jax.Array,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Unembedding]:
-        """Hidden states [R, T, D] of whole rows, and the unembedding."""
+        """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing."""
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
-        module = nnx.merge(self.graphdef, params)
+        module = self._module(params)
         masks = [causal_mask(segments_RT, window=window) for window in self.spec.windows]
-        hidden_RTD, _ = module(tokens_RT, positions_RT, masks)
+        hidden_RTD, _ = module(tokens_RT, positions_RT, masks, key=key)
         return hidden_RTD, module.unembed()
 
     def extend(
         self, params: Params, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
-        module = nnx.merge(self.graphdef, params)
+        module = self._module(params)
         masks = [cached_mask(positions_RT, cache.key.shape[2], window=window) for window in self.spec.windows]
         hidden_RTD, cache = module(tokens_RT, positions_RT, masks, cache)
         return hidden_RTD, module.unembed(), cache
@@ -119,15 +159,40 @@ class Model:
         return Cache(zeros, zeros)
 
     def init(self, key: jax.Array) -> Params:
-        """Random parameters (a model made here, not loaded)."""
+        """Random parameters (a model made here, not loaded), the adapter's left out."""
         rngs = nnx.Rngs(params=key)
         return nnx.to_pure_dict(nnx.split(MODULES[type(self.spec)](self.spec, rngs))[1])
 
+    def init_adapter(self, key: jax.Array) -> Params:
+        """The adapter before the first step: with it the model computes what it computes without."""
+        return jax.jit(lambda key: adapter_of(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1])))(key)
 
-def make_model(spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none") -> Model:
+    def held_dtypes(self) -> Params:
+        """The dtype in which a parameter that is not trained is held: that of its use, float32 in norms."""
+        return jax.tree.map_with_path(
+            lambda path, leaf: leaf.dtype if "norm" in jax.tree_util.keystr(path) else self.dtype, self.shapes
+        )
+
+
+def make_model(spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none", lora: Lora | None = None) -> Model:
     """Describes a model without allocating anything."""
-    module = MODULES[type(spec)]
-    abstract = nnx.eval_shape(lambda: module(spec, nnx.Rngs(params=0), dtype=dtype, remat=remat))
-    graphdef, state = nnx.split(abstract)
+
+    def plain(rngs: nnx.Rngs) -> Any:
+        return MODULES[type(spec)](spec, rngs, dtype=dtype, remat=remat)
+
+    graphdef, tree = _describe(plain)
+    if lora is None:
+        return Model(spec, graphdef, tree, jnp.dtype(dtype), plain)
+
+    def with_adapter(rngs: nnx.Rngs) -> Any:
+        return attach(plain(rngs), rngs, lora)
+
+    adapted, whole = _describe(with_adapter)
+    adapter = Tree(*map(adapter_of, whole))
+    return Model(spec, graphdef, tree, jnp.dtype(dtype), with_adapter, lora, adapted, adapter)
+
+
+def _describe(build: Callable[..., Any]) -> tuple[Any, Tree]:
+    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
-    return Model(spec, graphdef, nnx.to_pure_dict(state), axes, jnp.dtype(dtype))
+    return graphdef, Tree(nnx.to_pure_dict(state), axes)

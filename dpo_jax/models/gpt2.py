@@ -15,7 +15,8 @@ from flax import nnx
 
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import attend
-from dpo_jax.models.layers import ACTIVATIONS, Cache, bias, matrix, project
+from dpo_jax.models.layers import ACTIVATIONS, Cache
+from dpo_jax.models.linear import Here, Linear, bias, matrix
 from dpo_jax.models.spec import Spec
 from dpo_jax.models.stack import scan_layers
 from dpo_jax.types import Unembedding
@@ -51,42 +52,32 @@ class Attention(nnx.Module):
     """Attention whose query, key and value are one parameter."""
 
     def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
-        layers, width, heads, head_size = spec.layers, spec.width, spec.heads, spec.head_size
-        self.qkv = matrix(rngs, (layers, width, 3, heads, head_size), "layers embed qkv heads head_size")
-        self.qkv_bias = bias((layers, 3, heads, head_size), "layers qkv heads head_size")
-        self.output = matrix(rngs, (layers, heads, head_size, width), "layers heads head_size embed")
-        self.output_bias = bias((layers, width), "layers embed")
+        embed, heads = {"embed": spec.width}, {"heads": spec.heads, "head_size": spec.head_size}
+        self.qkv = Linear(rngs, spec.layers, embed, {"qkv": 3, **heads}, with_bias=True)
+        self.output = Linear(rngs, spec.layers, heads, embed, with_bias=True)
 
     def __call__(
-        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, layer: jax.Array
+        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, here: Here
     ) -> tuple:
-        dtype = x_RTD.dtype
-        qkv = jnp.einsum("rtd,dnhk->nrthk", x_RTD, self.qkv[...].astype(dtype))
-        query, key, value = qkv + self.qkv_bias[...].astype(dtype)[:, None, None]
+        query, key, value = jnp.moveaxis(self.qkv(x_RTD, here), 2, 0)
         if cache is not None:
-            cache = cache.write(layer, positions_RT, key, value)
-            key, value = cache.key[layer], cache.value[layer]
+            cache = cache.write(here.layer, positions_RT, key, value)
+            key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
-        mixed = attend(query, key, value, mask_RTS)
-        out = jnp.einsum("rthk,hkd->rtd", mixed, self.output[...].astype(dtype))
-        return out + self.output_bias[...].astype(dtype)[None, None], cache
+        return self.output(attend(query, key, value, mask_RTS), here), cache
 
 
 class MLP(nnx.Module):
     """Two linear maps with a GELU between them."""
 
     def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
-        layers, width, mlp_width = spec.layers, spec.width, spec.mlp_width
-        self.up = matrix(rngs, (layers, width, mlp_width), "layers embed mlp")
-        self.up_bias = bias((layers, mlp_width), "layers mlp")
-        self.down = matrix(rngs, (layers, mlp_width, width), "layers mlp embed")
-        self.down_bias = bias((layers, width), "layers embed")
+        embed, mlp = {"embed": spec.width}, {"mlp": spec.mlp_width}
+        self.up = Linear(rngs, spec.layers, embed, mlp, with_bias=True)
+        self.down = Linear(rngs, spec.layers, mlp, embed, with_bias=True)
 
-    def __call__(self, x_RTD: jax.Array) -> jax.Array:
-        dtype = x_RTD.dtype
-        hidden_RTF = project(x_RTD, self.up[...]) + self.up_bias[...].astype(dtype)[None, None]
-        hidden_RTF = constrain(ACTIVATIONS["gelu_tanh"](hidden_RTF), "rows", "length", "mlp")
-        return project(hidden_RTF, self.down[...]) + self.down_bias[...].astype(dtype)[None, None]
+    def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
+        hidden_RTF = constrain(ACTIVATIONS["gelu_tanh"](self.up(x_RTD, here)), "rows", "length", "mlp")
+        return self.down(hidden_RTF, here)
 
 
 class Block(nnx.Module):
@@ -100,11 +91,11 @@ class Block(nnx.Module):
         self.mlp = MLP(rngs, spec)
 
     def __call__(
-        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, layer: jax.Array
+        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, here: Here
     ) -> tuple:
-        mixed, cache = self.attention(self.attention_norm(x_RTD), mask_RTS, positions_RT, cache, layer)
+        mixed, cache = self.attention(self.attention_norm(x_RTD), mask_RTS, positions_RT, cache, here)
         x_RTD = x_RTD + mixed
-        x_RTD = x_RTD + self.mlp(self.mlp_norm(x_RTD))
+        x_RTD = x_RTD + self.mlp(self.mlp_norm(x_RTD), here)
         return constrain(x_RTD, "rows", "length", None), cache
 
 
@@ -121,11 +112,17 @@ class Gpt2(nnx.Module):
             self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
 
     def __call__(
-        self, tokens_RT: jax.Array, positions_RT: jax.Array, masks: Sequence[jax.Array], cache: Cache | None = None
+        self,
+        tokens_RT: jax.Array,
+        positions_RT: jax.Array,
+        masks: Sequence[jax.Array],
+        cache: Cache | None = None,
+        key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
 
-        `masks` holds one mask [R, T, S]. A position beyond the table gives NaN, never the last row instead.
+        `masks` holds one mask [R, T, S]; `key` draws dropout. A position beyond the table gives NaN, never the last row
+        instead.
         """
         (mask_RTS,) = masks
         # The tables are gathered over fsdp once; looking up in a split table makes XLA recompute everything.
@@ -136,7 +133,7 @@ class Gpt2(nnx.Module):
         hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
 
         def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
-            return block(hidden_RTD, mask_RTS, positions_RT, cache, layer)
+            return block(hidden_RTD, mask_RTS, positions_RT, cache, Here(layer, key))
 
         spec = self.spec
         hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)

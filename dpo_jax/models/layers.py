@@ -1,4 +1,4 @@
-"""The layers of a decoder. Every tensor is declared once, stacked over layers: shape, logical axes and initial value.
+"""The layers of a decoder, stacked.
 
 Dimension key: L layers, R rows, T tokens, S cached tokens, D width, H query heads, G key/value heads, K head size,
 F MLP width.
@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from dpo_jax.mesh import axis_splits, constrain
+from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import attend
+from dpo_jax.models.linear import Here, Linear
 from dpo_jax.models.spec import DecoderSpec
 
 
@@ -54,16 +55,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def bias(shape: tuple[int, ...], axes: str) -> nnx.Param:
-    """A float32 vector of zeros; `axes` names each dimension."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32), axes=tuple(axes.split()))
-
-
-def matrix(rngs: nnx.Rngs, shape: tuple[int, ...], axes: str) -> nnx.Param:
-    """A float32 weight, normal with standard deviation 0.02; `axes` names each dimension."""
-    return nnx.Param(0.02 * jax.random.normal(rngs.params(), shape, jnp.float32), axes=tuple(axes.split()))
-
-
 class Norm(nnx.Module):
     """RMSNorm over the last axis, computed in float32; the scale is the parameter plus `offset` (Gemma's 1)."""
 
@@ -92,69 +83,50 @@ def rotate(x_RTHK: jax.Array, view: View) -> jax.Array:
     return turned.astype(x_RTHK.dtype)
 
 
-def project(x_RTD: jax.Array, weight_DF: jax.Array) -> jax.Array:
-    """x times weight, [R, T, F]."""
-    weight_DF = weight_DF.astype(x_RTD.dtype)
-    if axis_splits("length") > 1:
-        return jnp.einsum("rtd,df->rtf", x_RTD, weight_DF)
-    # Rows and tokens as one axis: the backward pass of XLA's CPU backend takes 0.6 of the time.
-    return (x_RTD.reshape(-1, x_RTD.shape[2]) @ weight_DF).reshape(*x_RTD.shape[:2], -1)
-
-
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
     def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec):
-        layers, width, heads, kv_heads, head_size = spec.layers, spec.width, spec.heads, spec.kv_heads, spec.head_size
         self.spec = spec
-        self.query = matrix(rngs, (layers, width, heads, head_size), "layers embed heads head_size")
-        self.key = matrix(rngs, (layers, width, kv_heads, head_size), "layers embed heads head_size")
-        self.value = matrix(rngs, (layers, width, kv_heads, head_size), "layers embed heads head_size")
-        self.output = matrix(rngs, (layers, heads, head_size, width), "layers heads head_size embed")
-        if spec.qkv_bias:
-            self.query_bias = bias((layers, heads, head_size), "layers heads head_size")
-            self.key_bias = bias((layers, kv_heads, head_size), "layers heads head_size")
-            self.value_bias = bias((layers, kv_heads, head_size), "layers heads head_size")
+        embed = {"embed": spec.width}
+        heads = {"heads": spec.heads, "head_size": spec.head_size}
+        kv_heads = {"heads": spec.kv_heads, "head_size": spec.head_size}
+        self.query = Linear(rngs, spec.layers, embed, heads, with_bias=spec.qkv_bias)
+        self.key = Linear(rngs, spec.layers, embed, kv_heads, with_bias=spec.qkv_bias)
+        self.value = Linear(rngs, spec.layers, embed, kv_heads, with_bias=spec.qkv_bias)
+        self.output = Linear(rngs, spec.layers, heads, embed)
         if spec.qk_norm:
-            norm = {"epsilon": spec.norm_epsilon, "offset": spec.norm_offset}
-            self.query_norm = Norm((layers, head_size), "layers head_size", **norm)
-            self.key_norm = Norm((layers, head_size), "layers head_size", **norm)
+            shape, norm = (spec.layers, spec.head_size), {"epsilon": spec.norm_epsilon, "offset": spec.norm_offset}
+            self.query_norm = Norm(shape, "layers head_size", **norm)
+            self.key_norm = Norm(shape, "layers head_size", **norm)
 
-    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, layer: jax.Array) -> tuple:
-        dtype = x_RTD.dtype
-        query = jnp.einsum("rtd,dhk->rthk", x_RTD, self.query[...].astype(dtype))
-        key = jnp.einsum("rtd,dgk->rtgk", x_RTD, self.key[...].astype(dtype))
-        value = jnp.einsum("rtd,dgk->rtgk", x_RTD, self.value[...].astype(dtype))
-        if self.spec.qkv_bias:
-            query += self.query_bias[...].astype(dtype)[None, None]
-            key += self.key_bias[...].astype(dtype)[None, None]
-            value += self.value_bias[...].astype(dtype)[None, None]
+    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, here: Here) -> tuple:
+        query, key, value = self.query(x_RTD, here), self.key(x_RTD, here), self.value(x_RTD, here)
         if self.spec.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, view), rotate(key, view)
         if cache is not None:
-            cache = cache.write(layer, view.positions_RT, key, value)
-            key, value = cache.key[layer], cache.value[layer]
+            cache = cache.write(here.layer, view.positions_RT, key, value)
+            key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
         scale, soft_cap = self.spec.query_scale, self.spec.attention_soft_cap
         mixed = attend(query, key, value, view.mask_RTS, scale=scale, soft_cap=soft_cap)
-        return jnp.einsum("rthk,hkd->rtd", mixed, self.output[...].astype(dtype)), cache
+        return self.output(mixed, here), cache
 
 
 class MLP(nnx.Module):
     """A gated MLP: SwiGLU, or with another activation."""
 
     def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec):
-        layers, width, mlp_width = spec.layers, spec.width, spec.mlp_width
-        self.gate = matrix(rngs, (layers, width, mlp_width), "layers embed mlp")
-        self.up = matrix(rngs, (layers, width, mlp_width), "layers embed mlp")
-        self.down = matrix(rngs, (layers, mlp_width, width), "layers mlp embed")
+        embed, mlp = {"embed": spec.width}, {"mlp": spec.mlp_width}
+        self.gate = Linear(rngs, spec.layers, embed, mlp)
+        self.up = Linear(rngs, spec.layers, embed, mlp)
+        self.down = Linear(rngs, spec.layers, mlp, embed)
         self.activation = ACTIVATIONS[spec.activation]
 
-    def __call__(self, x_RTD: jax.Array) -> jax.Array:
-        gate, up = project(x_RTD, self.gate[...]), project(x_RTD, self.up[...])
-        hidden_RTF = constrain(self.activation(gate) * up, "rows", "length", "mlp")
-        return project(hidden_RTF, self.down[...])
+    def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
+        gated_RTF = self.activation(self.gate(x_RTD, here)) * self.up(x_RTD, here)
+        return self.down(constrain(gated_RTF, "rows", "length", "mlp"), here)
 
 
 class Block(nnx.Module):
@@ -171,9 +143,9 @@ class Block(nnx.Module):
         if self.sandwich:
             self.attention_out_norm, self.mlp_out_norm = norm(), norm()
 
-    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, layer: jax.Array) -> tuple:
-        mixed, cache = self.attention(self.attention_norm(x_RTD), view, cache, layer)
+    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, here: Here) -> tuple:
+        mixed, cache = self.attention(self.attention_norm(x_RTD), view, cache, here)
         x_RTD = x_RTD + (self.attention_out_norm(mixed) if self.sandwich else mixed)
-        bent = self.mlp(self.mlp_norm(x_RTD))
+        bent = self.mlp(self.mlp_norm(x_RTD), here)
         x_RTD = x_RTD + (self.mlp_out_norm(bent) if self.sandwich else bent)
         return constrain(x_RTD, "rows", "length", None), cache

@@ -10,11 +10,15 @@ if TYPE_CHECKING:
 
 
 class Stage(NamedTuple):
-    """One command: what it does, its own flags (name -> help), and the function that runs it."""
+    """One command: what it does, the function that runs it, its own flags, and short names of settings.
+
+    A flag has its help; a short name the key of the configuration that it sets.
+    """
 
     help: str
     run: Callable[..., None]
     flags: Mapping[str, str] = {}
+    settings: Mapping[str, str] = {}
 
 
 # The imports happen when a stage is called, so that `dpo-jax --help` needs none of them.
@@ -85,7 +89,11 @@ STAGES: dict[str, Stage] = {
             "model": "policy, the newest checkpoint (default), or reference, the start of the training",
         },
     ),
-    "export": Stage("write the trained model as a Hugging Face folder, WORKDIR/export", _export),
+    "export": Stage(
+        "write the trained model as a Hugging Face folder, WORKDIR/export",
+        _export,
+        settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
+    ),
     "report": Stage("write WORKDIR/report.html", _report),
 }
 """Name on the command line -> stage. To add one: its file, a function above, and its line here."""

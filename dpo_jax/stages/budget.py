@@ -31,12 +31,18 @@ def next_alpha(kl: float, previous_kl: float, done: int, steps: int, budget: KlB
     return float(np.clip(budget.kl_gain * short, budget.alpha_low, budget.alpha_high))
 
 
-def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params], steps: int) -> After | None:
+def steer_alpha(
+    setup: Setup,
+    terms: Sequence[Term],
+    policy: Callable[[TrainState], Params],
+    frozen: Callable[[TrainState], Params],
+    steps: int,
+) -> After | None:
     """What is done after a step where a loss has `alpha: auto`: None if none has.
 
-    `steps` are those of the whole run. `frozen` gives the reference's parameters; they are asked for at the first
-    measurement. The prompts are the first ones of the training data, always the same; alpha lives in the train state,
-    and so in its checkpoints.
+    `steps` are those of the whole run; `policy` and `frozen` give the parameters of the policy and of the reference,
+    which are asked for at a measurement. The prompts are the first ones of the training data, always the same; alpha
+    lives in the train state, and so in its checkpoints.
     """
     steered = [(index, term.budget) for index, term in enumerate(terms) if term.budget]
     if not steered:
@@ -58,8 +64,8 @@ def steer_alpha(setup: Setup, terms: Sequence[Term], frozen: Callable[[], Params
         if done % budget.kl_every:
             return state, {}
         key = jax.random.fold_in(jax.random.key(setup.config.seed), done)
-        rows = sample(state.params, key).rows
-        kl = float(np.mean(sampled_logps(setup, rows, state.params) - sampled_logps(setup, rows, frozen())))
+        rows = sample(policy(state), key).rows
+        kl = float(np.mean(sampled_logps(setup, rows, policy(state)) - sampled_logps(setup, rows, frozen(state))))
         own = state.memory[index]
         found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
         moved = {key: jax.device_put(jnp.float32(value), own[key].sharding) for key, value in found.items()}

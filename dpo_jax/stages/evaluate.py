@@ -26,8 +26,8 @@ def run(setup: Setup) -> None:
     """Writes WORKDIR/evaluation.json for the newest checkpoint."""
     if not setup.config.data.eval:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
-    policy = setup.restored_params(setup.workdir, "train")
     frozen = setup.start_params()
+    policy = setup.trained_params(frozen)
     result: dict[str, Any] = {"settings": as_mapping(setup.config)["evaluation"]}
     store = reference.heldout_store(setup, lambda: frozen)
     result["heldout"] = heldout(setup, store, policy, setup.restored_memory())

@@ -2,18 +2,40 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from dpo_jax.config import file_bytes
 from dpo_jax.reporting.card import model_card
 from dpo_jax.stages import report
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
+from dpo_jax.types import Params
+from dpo_jax.weights.adapter import export_adapter
 from dpo_jax.weights.export import export_folder
 
 
 def run(setup: Setup) -> None:
-    """Writes WORKDIR/export from the newest checkpoint."""
-    folder = setup.workdir / "export"
-    params = setup.restored_params(setup.workdir, "train")
-    dtype = setup.config.export.dtype
+    """Writes WORKDIR/export from the newest checkpoint: weights, or an adapter.
+
+    The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export.
+    """
+    folder, lora = setup.workdir / "export", setup.model.lora
+    if setup.config.export.lora == "merged" or lora is None:
+        write_weights(setup, folder, setup.merged_params(), card=model_card(report.gather(setup)))
+        return
+    base = setup.config.model.weights
+    if setup.config.sft:
+        base = str((setup.workdir / "sft" / "export").resolve())
+        write_weights(setup, Path(base), setup.start_params(held=False), card=None)
+    rules = setup.resolved.rules
+    card = model_card(report.gather(setup))
+    export_adapter(folder, setup.trained_adapter(), lora, rules, base=base, tokenizer=setup.tokenizer, card=card)
+    say("export", f"wrote {folder} (an adapter of {base})")
+
+
+def write_weights(setup: Setup, folder: Path, params: Params, *, card: str | None) -> None:
+    """Writes a Hugging Face folder."""
+    options = setup.config.export
     export_folder(
         folder,
         params,
@@ -22,7 +44,8 @@ def run(setup: Setup) -> None:
         setup.source,
         tokenizer=setup.tokenizer,
         skipped=setup.resolved.skipped,
-        dtype=dtype,
-        card=model_card(report.gather(setup)),
+        dtype=options.dtype,
+        max_shard_bytes=file_bytes(options.max_shard_size),
+        card=card,
     )
-    say("export", f"wrote {folder} ({dtype})")
+    say("export", f"wrote {folder} ({options.dtype})")

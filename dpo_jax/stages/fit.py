@@ -14,13 +14,14 @@ import optax
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
+from dpo_jax.models.decoder import Model
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
-from dpo_jax.training.state import TrainState, create_state, state_shardings
+from dpo_jax.training.state import TrainState, create_state, param_shardings, state_shardings
 from dpo_jax.training.step import Knobs, Objective, make_step
 from dpo_jax.types import Params
 
@@ -57,6 +58,7 @@ def fit(
     *,
     stage: str,
     folder: Path,
+    model: Model,
     start: Callable[[], Params],
     objective: Objective,
     batches: Batches,
@@ -64,15 +66,15 @@ def fit(
     train: TrainConfig,
     knobs: Callable[[int], Knobs] = lambda step: {},
     memory: Any = (),
-    with_frozen: bool = False,
-    check: Callable[[Params], None] = lambda params: None,
+    frozen: Callable[[], Params] | None = None,
+    check: Callable[[TrainState], None] = lambda state: None,
     after: Callable[[int, TrainState], tuple[TrainState, dict[str, float]]] | None = None,
 ) -> None:
     """Trains to the last planned step, from the newest checkpoint in `folder` or from `start()`.
 
-    `knobs` gives the objective's numbers for each step, `memory` is what it remembers before the first; `with_frozen`
-    keeps a copy of the first parameters in the state. `check` sees the parameters before the first step; `after` as in
-    `loop.run`.
+    What is trained of `model` is its adapter, if it has one. `knobs` gives the objective's numbers for each step,
+    `memory` is what it remembers before the first, `frozen()` gives the parameters beside those that are trained.
+    `check` sees the state before the first step; `after` as in `loop.run`.
     """
     steps = planned_steps(train, batches)
     record = {"config": as_mapping(setup.config), "steps": steps}
@@ -84,16 +86,22 @@ def fit(
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
-    transform = _optimizer(optimizer, setup.model.axes)
-    shardings = state_shardings(
-        setup.mesh, setup.model.shapes, setup.model.axes, transform, memory=memory, with_frozen=with_frozen
-    )
+    transform = _optimizer(optimizer, model.trained.axes)
+    beside = param_shardings(setup.mesh, *model.tree) if frozen else None
+    shardings = state_shardings(setup.mesh, *model.trained, transform, memory=memory, frozen=beside)
+    # Frozen parameters that never move are read again where they came from; a checkpoint holds what has changed.
+    keeps_frozen = objective.refresh is not None
+    still = frozen() if frozen and (done is None or not keeps_frozen) else None
     if done is None:
-        state = create_state(start(), transform, shardings, seed=setup.config.seed, memory=memory)
-        check(state.params)
+        state = create_state(start(), transform, shardings, seed=setup.config.seed, memory=memory, frozen=still)
+        check(state)
+        _say_what_is_trained(stage, state)
     else:
-        state = _restore(setup, checkpoints, done, transform, shardings, memory)
+        saved = shardings if keeps_frozen else shardings._replace(frozen=None)
+        state = _restore(model, checkpoints, done, transform, saved, memory)
+        state = state if keeps_frozen else state._replace(frozen=still)
         say(stage, f"resumes at step {done} of {steps}")
+    del still
     first = batches.batch(done or 0).arrays
     step = make_step(
         objective,
@@ -126,7 +134,9 @@ def fit(
                 steps=steps,
                 log=log,
                 log_every=train.log_every,
-                save=lambda number, state: checkpoints.save(number, state, record),
+                save=lambda number, state: checkpoints.save(
+                    number, state if keeps_frozen else state._replace(frozen=None), record
+                ),
                 save_every=train.save_every,
                 after=after,
             )
@@ -137,8 +147,23 @@ def fit(
     say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
 
 
+def _say_what_is_trained(stage: str, state: TrainState) -> None:
+    """Of an adapter: how few numbers are trained, and the memory on all devices together."""
+    if state.frozen is None:
+        return
+    (own, own_bytes), (base, base_bytes), (_, moments_bytes) = (
+        (sum(x.size for x in leaves), sum(x.nbytes for x in leaves) / 1e6)
+        for leaves in map(jax.tree.leaves, (state.params, state.frozen, state.optimizer))
+    )
+    say(
+        stage,
+        f"trains {own:,} numbers beside {base:,} frozen ones ({own / base:.2%}): {base_bytes:,.1f} MB frozen, "
+        f"{own_bytes:,.1f} MB trained, as much again of gradients, {moments_bytes:,.1f} MB in the optimizer",
+    )
+
+
 def _restore(
-    setup: Setup,
+    model: Model,
     checkpoints: Checkpoints,
     done: int,
     transform: optax.GradientTransformation,
@@ -150,7 +175,7 @@ def _restore(
         frozen = None if shardings.frozen is None else params
         return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), key, memory, frozen)
 
-    shapes = jax.eval_shape(blank, setup.model.shapes, memory)
+    shapes = jax.eval_shape(blank, model.trained.shapes, memory)
     like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
     return checkpoints.restore(done, like)
 

@@ -21,12 +21,14 @@ from dpo_jax.logprobs import (
 )
 from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl, preference_metrics, wpo_weights
 from dpo_jax.models.decoder import Model
+from dpo_jax.models.lora import join
 from dpo_jax.stages.losses import Inputs, evaluate_term
 from dpo_jax.stages.terms import Term
 from dpo_jax.training.step import Counts, Knobs, Objective
-from dpo_jax.types import Mean, Metrics, PairBatch, Params
+from dpo_jax.types import Mean, Metrics, PairBatch, Params, Unembedding
 
 Refresh = Callable[[Params, Params, jax.Array], Params]
+Apply = Callable[[Params, Params | None, PairBatch, jax.Array], tuple[jax.Array, Unembedding]]
 
 
 class Scored(NamedTuple):
@@ -39,16 +41,18 @@ class Scored(NamedTuple):
     log_sum_sq_BP: jax.Array | None = None  # log sum_v p_v^2 under the policy, summed over the tokens of a response
     token_kl_BP: jax.Array | None = None  # KL(reference || policy), summed over the tokens of a response
     mismatched_BP: jax.Array | None = None  # the policy on the mismatched completions
+    reference_mismatched_BP: jax.Array | None = None  # the reference on them, where it runs in the step
 
 
 def completion_objective(model: Model) -> Objective:
     """Negative log-likelihood of the responses, a mean over all scored tokens of the batch."""
+    policy = _policy(model)
 
     def weigh(batch: PairBatch) -> Counts:
         return {"tokens": batch.response_tokens_BP.sum()}
 
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> jax.Array:
-        return _logps(model, params, batch)
+        return batch_logps(*policy(params, frozen, batch, key), batch)
 
     def loss(
         logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
@@ -59,21 +63,33 @@ def completion_objective(model: Model) -> Objective:
     return Objective(weigh, forward, loss)
 
 
-def _hidden(model: Model, params: Params, batch: PairBatch) -> tuple:
-    return model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+def _hidden(model: Model, params: Params, batch: PairBatch, *key: jax.Array) -> tuple[jax.Array, Unembedding]:
+    return model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT, *key)
 
 
-def _logps(model: Model, params: Params, batch: PairBatch) -> jax.Array:
-    hidden_RTD, unembedding = _hidden(model, params, batch)
-    return batch_logps(hidden_RTD, unembedding, batch)
+def _policy(model: Model) -> Apply:
+    """`policy(params, frozen, batch, key)`: hidden states and unembedding, where the adapter alone may be trained."""
+    if model.lora is None:
+        return lambda params, frozen, batch, key: _hidden(model, params, batch)
+
+    def adapted(
+        adapter: Params, base: Params | None, batch: PairBatch, key: jax.Array
+    ) -> tuple[jax.Array, Unembedding]:
+        assert base is not None
+        return _hidden(model, join(jax.lax.stop_gradient(base), adapter), batch, key)
+
+    return adapted
 
 
-def preference_objective(model: Model, terms: Sequence[Term], *, refresh: Refresh | None = None) -> Objective:
+def preference_objective(
+    model: Model, terms: Sequence[Term], *, live: bool = False, refresh: Refresh | None = None
+) -> Objective:
     """A weighted sum of losses, meant over the pairs of the batch.
 
-    The reference's log-probs come with the batch, or from the frozen parameters where there are any. Rewards take the
-    beta of the first loss that has one.
+    The reference's log-probs come with the batch, or, `live`, from the frozen parameters. Rewards take the beta of the
+    first loss that has one.
     """
+    policy = _policy(model)
     token_level = any(term.name in TOKEN_LEVEL for term in terms)
     wpo = any(term.wpo for term in terms)
 
@@ -84,7 +100,7 @@ def preference_objective(model: Model, terms: Sequence[Term], *, refresh: Refres
         return counts
 
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> Scored:
-        hidden_RTD, unembedding = _hidden(model, params, batch)
+        hidden_RTD, unembedding = policy(params, frozen, batch, key)
         pairs, slots = batch.response_tokens_BP.shape
         found = Scored(*batch_scores(hidden_RTD, unembedding, batch))
         if wpo:
@@ -92,11 +108,16 @@ def preference_objective(model: Model, terms: Sequence[Term], *, refresh: Refres
             sums_BP = response_logps(squares_RN, batch.response_RN, pairs=pairs, slots=slots)
             found = found._replace(log_sum_sq_BP=sums_BP)
         if batch.mismatched is not None:  # measured, not trained on
-            mismatched = _logps(model, jax.lax.stop_gradient(params), batch.mismatched)
-            found = found._replace(mismatched_BP=mismatched)
-        if frozen is None:
+            seen = policy(jax.lax.stop_gradient(params), frozen, batch.mismatched, key)
+            found = found._replace(mismatched_BP=batch_logps(*seen, batch.mismatched))
+        if not live:
             return found
-        frozen_RTD, frozen_unembedding = _hidden(model, jax.lax.stop_gradient(frozen), batch)
+        assert frozen is not None
+        still = jax.lax.stop_gradient(frozen)
+        if batch.mismatched is not None:
+            seen = _hidden(model, still, batch.mismatched)
+            found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched))
+        frozen_RTD, frozen_unembedding = _hidden(model, still, batch)
         frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch)
         found = found._replace(reference_BP=frozen_BP, reference_heads_BP=frozen_heads_BP)
         if token_level:
@@ -147,7 +168,7 @@ def _inputs(scored: Scored, batch: PairBatch, counts: Counts) -> Inputs:
     )
     if scored.mismatched_BP is None or batch.mismatched is None:
         return inputs
-    frozen_BP = batch.mismatched.reference_logps_BP
+    frozen_BP = batch.mismatched.reference_logps_BP if stored else scored.reference_mismatched_BP
     assert frozen_BP is not None
     kl = mismatched_kl(scored.mismatched_BP[:, 0], frozen_BP[:, 0], where=inputs.where)
     return inputs._replace(mismatched_kl=kl)

@@ -53,6 +53,11 @@ def why_no_store(setup: Setup) -> str | None:
             f"{whole[0]} reads the reference's whole distribution at every token, which no store holds; the reference "
             "runs in every step instead"
         )
+    if setup.config.lora and not setup.config.reference.store:
+        return (
+            "the reference is the base under the adapter, which is at hand in every step (name a reference.store, and "
+            "it scores every row once instead)"
+        )
     return None
 
 

@@ -34,7 +34,7 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
         raise UserError(f"command line: --output {path} is a directory; name a file.")
     options = setup.config.sampling
     asked = _read(setup, prompts)
-    params = setup.restored_params(setup.workdir, "train") if chosen == "policy" else setup.start_params()
+    params = setup.trained_params() if chosen == "policy" else setup.start_params()
     rows = min(options.batch_rows, len(asked) * options.samples)
     sample = make_sampling(
         setup,

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from dpo_jax import config as configuration
-from dpo_jax.config import Config
+from dpo_jax.config import Config, LoraConfig
 from dpo_jax.data.tokenize import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
 from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
 from dpo_jax.stages.progress import say
@@ -26,6 +28,7 @@ from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import PairBatch, Params
+from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import Resolved, resolve_spec
@@ -98,7 +101,28 @@ class Setup:
                 f"{locate('data.max_tokens', self.origins)}: data.max_tokens is {longest}, but "
                 f"{self.config.model.weights} has learned only {limit} positions. Set it to {limit} or less."
             )
-        return make_model(self.resolved.spec, dtype=self.config.model.dtype, remat=self.config.model.remat)
+        return self._make_model(self.config.lora, "lora")
+
+    @cached_property
+    def sft_model(self) -> Model:
+        """The same model with the adapter of the fine-tuning."""
+        return self._make_model(self.config.sft and self.config.sft.lora, "sft.lora")
+
+    def _make_model(self, lora: LoraConfig | None, key: str) -> Model:
+        options = self.config.model
+        return make_model(
+            self.resolved.spec,
+            dtype=options.dtype,
+            remat=options.remat,
+            lora=lora and self._adapter(lora, key),
+        )
+
+    def _adapter(self, lora: LoraConfig, key: str) -> Lora:
+        try:
+            paths = adapted_paths(self.resolved.rules, lora.targets)
+        except ValueError as error:
+            raise UserError(f"{locate(f'{key}.targets', self.origins)}: {key}.targets: {error}") from None
+        return Lora(lora.rank, lora.alpha, lora.dropout, paths)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -156,24 +180,43 @@ class Setup:
         shardings = self.batch_shardings(batch, micro_batches=micro_batches)
         return jax.tree.map(lambda array, to: place(to, array), batch, shardings)
 
-    def pretrained(self) -> Params:
-        """The pretrained parameters, on the mesh."""
-        found = self.resolved
-        return load_params(self.source, self.model, found.rules, self.mesh, skipped=found.skipped)
+    def pretrained(self, *, held: bool = False) -> Params:
+        """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""
+        found, model = self.resolved, self.model
+        dtypes = model.held_dtypes() if held else None
+        return load_params(self.source, model, found.rules, self.mesh, dtypes=dtypes, skipped=found.skipped)
 
-    def start_params(self) -> Params:
-        """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights."""
+    def start_params(self, *, held: bool | None = None) -> Params:
+        """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights.
+
+        Under an adapter they are held as they are used, unless `held` says otherwise.
+        """
+        held = self.config.lora is not None if held is None else held
         if not self.config.sft:
-            return self.pretrained()
-        return self.restored_params(self.workdir / "sft", "sft")
+            return self.pretrained(held=held)
+        found = self._restored(self.workdir / "sft", "sft", self.sft_model)
+        if self.sft_model.lora:
+            found = merge(self.pretrained(), found, self.sft_model.lora)
+        return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
 
-    def restored_params(self, folder: Path, command: str) -> Params:
-        """The parameters of the newest checkpoint below `folder`."""
+    def trained_params(self, base: Params | None = None) -> Params:
+        """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""
+        found = self._restored(self.workdir, "train", self.model)
+        return join(base or self.start_params(), found) if self.model.lora else found
+
+    def merged_params(self) -> Params:
+        """The same as parameters of a plain model, in float32."""
+        found, lora = self._restored(self.workdir, "train", self.model), self.model.lora
+        return merge(self.start_params(held=False), found, lora) if lora else found
+
+    def trained_adapter(self) -> Params:
+        """The adapter of the newest checkpoint."""
+        return self._restored(self.workdir, "train", self.model)
+
+    def _restored(self, folder: Path, command: str, model: Model) -> Params:
         checkpoints, step = self._newest(folder, command)
-        shardings = param_shardings(self.mesh, self.model.shapes, self.model.axes)
-        like = jax.tree.map(
-            lambda shape, to: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=to), self.model.shapes, shardings
-        )
+        shapes, shardings = model.trained.shapes, param_shardings(self.mesh, *model.trained)
+        like = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
         return checkpoints.restore_params(step, like)
 
     def restored_memory(self) -> tuple[Any, ...]:

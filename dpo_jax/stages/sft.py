@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.sources import read_completions
 from dpo_jax.errors import UserError
@@ -18,7 +20,7 @@ def run(setup: Setup) -> None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
     found = read_completions(config.sft.data.train, on_error=config.data.on_error)
     rows = as_tokens(config, setup.tokenizer, "sft.data.train", found.rows, found.skipped)
-    train = config.sft.train
+    train, model = config.sft.train, setup.sft_model
     batches = Batches(
         rows,
         batch_pairs=train.batch_pairs,
@@ -31,8 +33,10 @@ def run(setup: Setup) -> None:
         setup,
         stage="sft",
         folder=setup.workdir / "sft",
-        start=setup.pretrained,
-        objective=completion_objective(setup.model),
+        model=model,
+        start=(lambda: model.init_adapter(jax.random.key(config.seed))) if model.lora else setup.pretrained,
+        frozen=(lambda: setup.pretrained(held=True)) if model.lora else None,
+        objective=completion_objective(model),
         batches=batches,
         optimizer=config.sft.optimizer,
         train=train,

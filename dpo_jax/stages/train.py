@@ -13,6 +13,7 @@ import numpy as np
 
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.errors import UserError
+from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import reference
@@ -33,12 +34,11 @@ _TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)}  # absolute in n
 
 def run(setup: Setup) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
-    config, terms = setup.config, setup.terms
+    config, terms, model = setup.config, setup.terms, setup.model
     _say_what_is_unusual(setup)
     reference.fine_tune_first(setup)
-    start = cache(setup.start_params)
-    frozen = cache(setup.start_params)
-    store = reference.complete_store(setup, start) if reference.reads_store(setup) else None
+    base = cache(setup.start_params)
+    store = reference.complete_store(setup, base) if reference.reads_store(setup) else None
     rows = setup.train_data.rows
     batches = Batches(
         rows,
@@ -51,22 +51,32 @@ def run(setup: Setup) -> None:
         desirable=setup.train_data.desirable,
     )
 
-    if Checkpoints(setup.workdir / "checkpoints").latest() is not None:
-        start.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
+    if not model.lora and Checkpoints(setup.workdir / "checkpoints").latest() is not None:
+        base.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
 
-    def start_once() -> Params:
-        params = start()
-        start.cache_clear()  # the state takes these buffers over
+    def base_once() -> Params:
+        params = base()
+        base.cache_clear()  # the state takes these buffers over
         return params
 
-    steer = steer_alpha(setup, terms, frozen, planned_steps(config.train, batches))
-    heldout_store = cache(lambda: store or reference.heldout_store(setup, frozen))
+    def policy(state: TrainState) -> Params:
+        return join(state.frozen or {}, state.params) if model.lora else state.params
+
+    again = cache(setup.start_params)
+
+    def before(state: TrainState) -> Params:
+        return state.frozen or {} if model.lora else again()
+
+    steer = steer_alpha(setup, terms, policy, before, planned_steps(config.train, batches))
+    held_out: list[Store] = [store] if store else []
 
     def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         state, numbers = steer(done, state) if steer else (state, {})
         if not config.evaluation.every or done % config.evaluation.every:
             return state, numbers
-        found = heldout(setup, heldout_store(), state.params, state.memory)
+        if not held_out:
+            held_out.append(reference.heldout_store(setup, lambda: before(state)))
+        found = heldout(setup, held_out[0], policy(state), state.memory)
         return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
 
     live = needs_reference(terms) and store is None
@@ -74,15 +84,16 @@ def run(setup: Setup) -> None:
         setup,
         stage="train",
         folder=setup.workdir,
-        start=start_once,
-        objective=preference_objective(setup.model, terms, refresh=_refresh(setup)),
+        model=model,
+        start=(lambda: model.init_adapter(jax.random.key(config.seed))) if model.lora else base_once,
+        frozen=base_once if model.lora else setup.start_params if live else None,
+        objective=preference_objective(model, terms, live=live, refresh=_refresh(setup)),
         batches=batches,
         optimizer=config.optimizer,
         train=config.train,
         knobs=lambda step: {"losses": [term.knobs(step) for term in terms]},
         memory=tuple(term.memory() for term in terms),
-        with_frozen=live,
-        check=lambda params: check_start(setup, store, params) if store else None,
+        check=lambda state: check_start(setup, store, policy(state)) if store else None,
         after=after,
     )
 

@@ -21,7 +21,7 @@ class TrainState(NamedTuple):
     optimizer: Any
     key: jax.Array  # uint32, the data of a random key; each step folds its number in
     memory: Any = ()  # what the objective remembers from batch to batch; small
-    frozen: Params | None = None  # the reference's parameters, where it must be at hand in the step
+    frozen: Params | None = None  # without gradient: the base under an adapter, or the reference where the step runs it
 
 
 def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
@@ -36,9 +36,11 @@ def state_shardings(
     optimizer: optax.GradientTransformation,
     *,
     memory: Any = (),
-    with_frozen: bool = False,
+    frozen: Params | None = None,
 ) -> Any:
-    """The sharding of each leaf of the train state, as a `TrainState`; `memory` is one like that of the state.
+    """The sharding of each leaf of the train state, as a `TrainState`.
+
+    `memory` is one like that of the state, `frozen` the shardings of its frozen parameters, if it has any.
 
     `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
     """
@@ -54,21 +56,23 @@ def state_shardings(
         optimizer=moments,
         key=whole,
         memory=jax.tree.map(lambda _: whole, memory),
-        frozen=params if with_frozen else None,
+        frozen=frozen,
     )
 
 
 def create_state(
-    params: Params, optimizer: optax.GradientTransformation, shardings: TrainState, *, seed: int, memory: Any = ()
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    *,
+    seed: int,
+    memory: Any = (),
+    frozen: Params | None = None,
 ) -> Any:
-    """The state before the first step. `params` are used up: they become the state's own buffers.
+    """The state before the first step. `params` and `frozen` are used up: they become the state's own buffers."""
 
-    Where `shardings` has a place for frozen parameters, they begin as a copy of `params`.
-    """
-
-    def born(params: Params, memory: Any) -> TrainState:
+    def born(params: Params, frozen: Params | None, memory: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
-        frozen = None if shardings.frozen is None else jax.tree.map(jnp.copy, params)
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, memory, frozen)
 
-    return jax.jit(born, out_shardings=shardings, donate_argnums=0)(params, memory)
+    return jax.jit(born, out_shardings=shardings, donate_argnums=(0, 1))(params, frozen, memory)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -60,22 +61,8 @@ def export_folder(
     Raises:
         UserError: an unknown `dtype`, or `folder` holds something that is not an export.
     """
-    folder = folder.resolve()
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"export dtype {dtype!r} is not supported. {nearest(dtype, EXPORT_DTYPES)}")
-    if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
-    partial = folder.with_name(f".{folder.name}.partial")
-    writes = jax.process_index() == 0
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        config = {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
-        write_json(partial / "config.json", config)
-        write_json(partial / "generation_config.json", source.generation_config)
-        tokenizer.save_pretrained(str(partial))
-        if card is not None:
-            write_atomic(partial / "README.md", card)
     copied = [
         _Tensor(name, None, None, math.prod(shape))
         for name, shape in source.shapes.items()
@@ -83,7 +70,35 @@ def export_folder(
     ]
     gather = functools.partial(_gather, params, source, np.dtype(EXPORT_DTYPES[dtype]))
     tensors = _list_tensors(model, rules) + (copied if skipped else [])
-    _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes, writes)
+    with whole_or_absent(folder) as partial:
+        if partial:
+            config = {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
+            write_json(partial / "config.json", config)
+            write_json(partial / "generation_config.json", source.generation_config)
+            tokenizer.save_pretrained(str(partial))
+            if card is not None:
+                write_atomic(partial / "README.md", card)
+        _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes)
+
+
+@contextlib.contextmanager
+def whole_or_absent(folder: Path) -> Iterator[Path | None]:
+    """An empty folder to fill, which takes the place of an earlier export at the end, with digests of what is in it.
+
+    Every process of a run enters; the first one gets the folder, the others None.
+
+    Raises:
+        UserError: `folder` holds something that is not an export.
+    """
+    folder = folder.resolve()
+    if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
+    partial = folder.with_name(f".{folder.name}.partial")
+    writes = jax.process_index() == 0
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    yield partial if writes else None
     if writes:
         write_json(partial / DIGESTS_FILE, digest_folder(partial))
         _put_in_place(partial, folder)
@@ -116,13 +131,13 @@ def _split(tensors: Sequence[_Tensor], max_elements: int) -> list[list[_Tensor]]
 
 
 def _write_tensors(
-    partial: Path,
+    partial: Path | None,
     gather: Callable[[_Tensor], np.ndarray],
     tensors: Sequence[_Tensor],
     dtype: np.dtype,
     max_bytes: int,
-    writes: bool,
 ) -> None:
+    """Writes the files, and their index if there are several; without a folder it only takes part in gathering."""
     groups = _split(tensors, max_bytes // dtype.itemsize)
     total = len(groups)
     files = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
@@ -130,11 +145,11 @@ def _write_tensors(
     for file, group in zip(files, groups, strict=True):
         # Gathering a sharded array takes every process, writing it only one.
         arrays = {tensor.name: gather(tensor) for tensor in group}
-        if writes:
+        if partial:
             save_file(arrays, partial / file, metadata={"format": "pt"})
             shutil.copymode(partial / "config.json", partial / file)  # safetensors lets only the owner read
         del arrays
-    if writes and total > 1:
+    if partial and total > 1:
         weight_map = {tensor.name: file for file, group in zip(files, groups, strict=True) for tensor in group}
         size = dtype.itemsize * sum(tensor.size for tensor in tensors)
         write_json(partial / INDEX_FILE, {"metadata": {"total_size": size}, "weight_map": weight_map})
@@ -145,13 +160,17 @@ def _gather(params: Params, source: WeightsSource, dtype: np.dtype, tensor: _Ten
     if tensor.rule is None:
         return np.array(source.read(tensor.name))
     array = leaf(params, tensor.rule.path)
-    array = array if tensor.layer is None else array[tensor.layer]
-    if not array.is_fully_addressable:
-        array = multihost_utils.process_allgather(array, tiled=True)
-    rule, host = tensor.rule, np.asarray(array)
+    rule, host = tensor.rule, on_host(array if tensor.layer is None else array[tensor.layer])
     stored = rule.stored_shape(host.shape)
     host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
     return np.ascontiguousarray(host, dtype)
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+    """The whole of an array that may be split over hosts; every process takes part."""
+    if not array.is_fully_addressable:
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:

@@ -7,7 +7,6 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -29,10 +28,10 @@ def load_params(
     rules: Sequence[TensorRule],
     mesh: Mesh,
     *,
-    dtype: Any = jnp.float32,
+    dtypes: Params | None = None,
     skipped: Sequence[str] = (),
 ) -> Params:
-    """The parameters of `model` in `dtype`, born with their sharding; a shard reads only its own slices.
+    """The parameters of `model` in float32 or in `dtypes`, born with their sharding; a shard reads only its own slices.
 
     Tensors whose names begin with one of `skipped` are none of the model's.
 
@@ -44,7 +43,8 @@ def load_params(
     for rule in rules:
         shape = leaf(model.shapes, rule.path).shape
         sharding = named_sharding(mesh, leaf(model.axes, rule.path), shape)
-        array = place_lazily(sharding, shape, functools.partial(_read_part, source, rule, shape, np.dtype(dtype)))
+        dtype = np.dtype(leaf(dtypes, rule.path) if dtypes else np.float32)
+        array = place_lazily(sharding, shape, functools.partial(_read_part, source, rule, shape, dtype))
         branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), rule.path[:-1], params)
         branch[rule.path[-1]] = array
     return params

@@ -140,14 +140,14 @@ def some_by_name(params: Params) -> dict[str, np.ndarray]:
         return {
             "transformer.wte.weight": embedding,
             "transformer.wpe.weight": params["positions"],
-            "transformer.h.1.attn.c_attn.weight": attention["qkv"][1].reshape(width, -1),
-            "transformer.h.1.attn.c_attn.bias": attention["qkv_bias"][1].reshape(-1),
-            "transformer.h.2.attn.c_proj.weight": attention["output"][2].reshape(-1, width),
+            "transformer.h.1.attn.c_attn.weight": attention["qkv"]["weight"][1].reshape(width, -1),
+            "transformer.h.1.attn.c_attn.bias": attention["qkv"]["bias"][1].reshape(-1),
+            "transformer.h.2.attn.c_proj.weight": attention["output"]["weight"][2].reshape(-1, width),
         }
     return {
         "model.embed_tokens.weight": embedding,
-        "model.layers.1.self_attn.k_proj.weight": attention["key"][1].reshape(width, -1).T,
-        "model.layers.2.self_attn.o_proj.weight": attention["output"][2].reshape(-1, width).T,
+        "model.layers.1.self_attn.k_proj.weight": attention["key"]["weight"][1].reshape(width, -1).T,
+        "model.layers.2.self_attn.o_proj.weight": attention["output"]["weight"][2].reshape(-1, width).T,
     }
 
 

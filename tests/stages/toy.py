@@ -25,6 +25,8 @@ VOCABULARY, WIDTH, PAIRS = 13, 6, 8
 class Toy(NamedTuple):
     """A model in float64: each hidden state is a mean of what was read so far."""
 
+    lora: None = None
+
     def apply(self, params, tokens_RT, positions_RT, segments_RT):
         read_RTD = params["read"][tokens_RT] * (segments_RT > 0)[..., None]
         hidden_RTD = jnp.cumsum(read_RTD, axis=1) / (positions_RT + 1.0)[..., None]
@@ -88,7 +90,7 @@ def warm(memory: Any) -> Any:
 def found_by(losses: list[LossConfig], *, micro_batches: int, mesh: Any = None, batch: PairBatch | None = None) -> Any:
     terms = read_terms(losses, {})
     live = any(term.name in TOKEN_LEVEL for term in terms)
-    objective: Objective = preference_objective(Toy(), terms)  # type: ignore[arg-type]
+    objective: Objective = preference_objective(Toy(), terms, live=live)  # type: ignore[arg-type]
     batch = batch or make_batch(
         unpaired=losses[0].name in UNPAIRED,
         mismatched=needs_mismatched(losses),

@@ -12,7 +12,7 @@ import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.training.optimizer import adamw, make_schedule
-from dpo_jax.training.state import create_state, state_shardings
+from dpo_jax.training.state import create_state, param_shardings, state_shardings
 from dpo_jax.training.step import Objective, make_step
 from dpo_jax.types import Mean
 
@@ -74,9 +74,11 @@ def train(
     mesh = make_mesh(**(axes or {}))
     with jax.set_mesh(mesh):
         optimizer = adamw(AXES, **options)
-        shardings = state_shardings(mesh, SHAPES, AXES, optimizer, memory=memory, with_frozen=with_frozen)
+        beside = param_shardings(mesh, SHAPES, AXES) if with_frozen else None
+        shardings = state_shardings(mesh, SHAPES, AXES, optimizer, memory=memory, frozen=beside)
         params = jax.device_put(parameters(), shardings.params)
-        state = create_state(params, optimizer, shardings, seed=0, memory=memory)
+        frozen = jax.device_put(parameters(), beside) if with_frozen else None
+        state = create_state(params, optimizer, shardings, seed=0, memory=memory, frozen=frozen)
         rows = batch(micro_batches)
         step = make_step(
             objective,

@@ -118,7 +118,7 @@ def test_it_loads_like_the_folder(tmp_path: Path, tensors: dict[str, np.ndarray]
     spec, rules, *_ = resolve_spec(source)
     params = load_params(source, make_model(spec), rules, make_mesh(data=2, fsdp=2, tensor=2))
     key = tensors["model.layers.1.self_attn.k_proj.weight"]  # head 1, element 3 is row 11
-    np.testing.assert_array_equal(params["layers"]["attention"]["key"][1, :, 1, 3], key[11])
+    np.testing.assert_array_equal(params["layers"]["attention"]["key"]["weight"][1, :, 1, 3], key[11])
 
 
 def test_the_config_is_made_from_the_metadata(tmp_path: Path, tensors: dict[str, np.ndarray]):

@@ -25,7 +25,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(source: WeightsSource, *, dtype=jnp.float32, **axes: int):
     spec, rules, *_ = resolve_spec(source)
-    return load_params(source, make_model(spec), rules, make_mesh(**axes), dtype=dtype)
+    model = make_model(spec)
+    dtypes = jax.tree.map(lambda _: dtype, model.shapes)
+    return load_params(source, model, rules, make_mesh(**axes), dtypes=dtypes)
 
 
 def with_tensors(target: Path, tensors: dict[str, np.ndarray | None], *, tied: bool = False) -> WeightsSource:
@@ -44,13 +46,19 @@ def test_every_tensor_lands_where_its_name_says(folder: Path):
         prefix = f"model.layers.{layer}."
         stored = {n.removeprefix(prefix): source.read(n) for n in source.shapes if n.startswith(prefix)}
         # 4 query heads and 2 key/value heads of size 8: head 1, element 3 is row 11 of the stored matrix.
-        np.testing.assert_array_equal(attention["query"][layer, :, 1, 3], stored["self_attn.q_proj.weight"][11])
-        np.testing.assert_array_equal(attention["key"][layer, :, 1, 3], stored["self_attn.k_proj.weight"][11])
-        np.testing.assert_array_equal(attention["value"][layer, :, 1, 3], stored["self_attn.v_proj.weight"][11])
-        np.testing.assert_array_equal(attention["output"][layer, 1, 3], stored["self_attn.o_proj.weight"][:, 11])
-        np.testing.assert_array_equal(mlp["gate"][layer], stored["mlp.gate_proj.weight"].T)
-        np.testing.assert_array_equal(mlp["up"][layer], stored["mlp.up_proj.weight"].T)
-        np.testing.assert_array_equal(mlp["down"][layer], stored["mlp.down_proj.weight"].T)
+        np.testing.assert_array_equal(
+            attention["query"]["weight"][layer, :, 1, 3], stored["self_attn.q_proj.weight"][11]
+        )
+        np.testing.assert_array_equal(attention["key"]["weight"][layer, :, 1, 3], stored["self_attn.k_proj.weight"][11])
+        np.testing.assert_array_equal(
+            attention["value"]["weight"][layer, :, 1, 3], stored["self_attn.v_proj.weight"][11]
+        )
+        np.testing.assert_array_equal(
+            attention["output"]["weight"][layer, 1, 3], stored["self_attn.o_proj.weight"][:, 11]
+        )
+        np.testing.assert_array_equal(mlp["gate"]["weight"][layer], stored["mlp.gate_proj.weight"].T)
+        np.testing.assert_array_equal(mlp["up"]["weight"][layer], stored["mlp.up_proj.weight"].T)
+        np.testing.assert_array_equal(mlp["down"]["weight"][layer], stored["mlp.down_proj.weight"].T)
         np.testing.assert_array_equal(norms[0][layer], stored["input_layernorm.weight"])
         np.testing.assert_array_equal(norms[1][layer], stored["post_attention_layernorm.weight"])
     np.testing.assert_array_equal(params["embedding"], source.read("model.embed_tokens.weight"))
@@ -63,7 +71,7 @@ def test_the_parameters_are_those_of_the_model(tmp_path: Path, tied: bool):
     source = open_weights(str(make_hf_folder(tmp_path, tied=tied)))
     spec, rules, *_ = resolve_spec(source)
     model = make_model(spec)
-    params = load_params(source, model, rules, make_mesh(), dtype=jnp.float32)
+    params = load_params(source, model, rules, make_mesh())
     assert jax.tree.map(lambda a: (a.shape, a.dtype), params) == jax.tree.map(
         lambda a: (a.shape, a.dtype), model.shapes
     )
@@ -73,7 +81,7 @@ def test_a_split_mesh_holds_the_same_values_in_parts(folder: Path):
     source = open_weights(str(folder))
     whole, split = load(source, data=8, fsdp=1), load(source, data=2, fsdp=2, tensor=2)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), whole, split)
-    query = split["layers"]["attention"]["query"]  # [2, 32, 4, 8]: width over fsdp, heads over tensor
+    query = split["layers"]["attention"]["query"]["weight"]  # [2, 32, 4, 8]: width over fsdp, heads over tensor
     assert {shard.data.shape for shard in query.addressable_shards} == {(2, 16, 2, 8)}
 
 

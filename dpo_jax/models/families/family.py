@@ -158,19 +158,19 @@ def decoder_rules(
         TensorRule(prefix + "embed_tokens.weight", ("embedding",)),
         TensorRule(prefix + "norm.weight", ("final_norm", "scale")),
         TensorRule(layer + "input_layernorm.weight", ("layers", "attention_norm", "scale")),
-        TensorRule(attention + "q_proj.weight", ("layers", "attention", "query"), 1),
-        TensorRule(attention + "k_proj.weight", ("layers", "attention", "key"), 1),
-        TensorRule(attention + "v_proj.weight", ("layers", "attention", "value"), 1),
-        TensorRule(attention + "o_proj.weight", ("layers", "attention", "output"), 2),
+        TensorRule(attention + "q_proj.weight", ("layers", "attention", "query", "weight"), 1),
+        TensorRule(attention + "k_proj.weight", ("layers", "attention", "key", "weight"), 1),
+        TensorRule(attention + "v_proj.weight", ("layers", "attention", "value", "weight"), 1),
+        TensorRule(attention + "o_proj.weight", ("layers", "attention", "output", "weight"), 2),
         TensorRule(layer + mlp_norm + ".weight", ("layers", "mlp_norm", "scale")),
-        TensorRule(layer + "mlp.gate_proj.weight", ("layers", "mlp", "gate"), 1),
-        TensorRule(layer + "mlp.up_proj.weight", ("layers", "mlp", "up"), 1),
-        TensorRule(layer + "mlp.down_proj.weight", ("layers", "mlp", "down"), 1),
+        TensorRule(layer + "mlp.gate_proj.weight", ("layers", "mlp", "gate", "weight"), 1),
+        TensorRule(layer + "mlp.up_proj.weight", ("layers", "mlp", "up", "weight"), 1),
+        TensorRule(layer + "mlp.down_proj.weight", ("layers", "mlp", "down", "weight"), 1),
     ]
     if spec.qkv_bias:
-        names = {"q_proj": "query_bias", "k_proj": "key_bias", "v_proj": "value_bias"}
+        names = {"q_proj": "query", "k_proj": "key", "v_proj": "value"}
         rules += [
-            TensorRule(f"{attention}{name}.bias", ("layers", "attention", path), flat=True)
+            TensorRule(f"{attention}{name}.bias", ("layers", "attention", path, "bias"), flat=True)
             for name, path in names.items()
         ]
     if spec.qk_norm:

@@ -31,8 +31,8 @@ def _rules(spec: Gpt2Spec) -> tuple[TensorRule, ...]:
 
     def linear(name: str, *path: str, inputs: int = 1) -> list[TensorRule]:
         """GPT-2 keeps its linear maps as [in, out]."""
-        weight = TensorRule(f"{layer}{name}.weight", ("layers", *path), inputs, transposed=False)
-        return [weight, TensorRule(f"{layer}{name}.bias", ("layers", *path[:-1], f"{path[-1]}_bias"), flat=True)]
+        weight = TensorRule(f"{layer}{name}.weight", ("layers", *path, "weight"), inputs, transposed=False)
+        return [weight, TensorRule(f"{layer}{name}.bias", ("layers", *path, "bias"), flat=True)]
 
     def norm(name: str, *path: str) -> list[TensorRule]:
         return [TensorRule(f"{name}.weight", (*path, "scale")), TensorRule(f"{name}.bias", (*path, "bias"))]

@@ -73,7 +73,7 @@ MUTANTS: list[Mutant] = [
         COMMAND,
         (
             "the policy is the reference",
-            'setup.restored_params(setup.workdir, "train") if chosen == "policy" else setup.start_params()',
+            'setup.trained_params() if chosen == "policy" else setup.start_params()',
             "setup.start_params()",
         ),
         ("responses beside other prompts", "prompts[row // samples]", "prompts[row % len(prompts)]"),
