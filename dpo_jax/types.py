@@ -72,11 +72,15 @@ class Prompt(NamedTuple):
 
 
 class TokenRow(NamedTuple):
-    """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS."""
+    """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS.
+
+    `masks` says of each token of a response whether it is scored (bool, one at least); None: all are.
+    """
 
     row_id: str
     prompt: np.ndarray
     responses: tuple[np.ndarray, ...]
+    masks: tuple[np.ndarray, ...] | None = None
 
 
 class PairLogps(NamedTuple):
@@ -88,8 +92,15 @@ class PairLogps(NamedTuple):
     rejected_tokens: jax.Array | None = None
 
 
+SEGMENT_PARTS = 3
+"""How many parts a segment may have: a prompt, and two responses that share it."""
+
+
 class PairBatch(NamedTuple):
     """One device batch, whatever its layout: rows of tokens, and one entry for each scored token.
+
+    A row may hold several segments, which do not see each other. In a segment a token sees those before it of part 0,
+    and those of its own part: `segments_RT` is 1 + SEGMENT_PARTS * segment + part, and 0 on padding.
 
     `source_RN` is the position in the row whose hidden state predicts `target_RN`; `response_RN` says which response
     the token belongs to (P * pair + slot, -1 on padding). A training batch has a leading axis A of micro-batches on
@@ -97,8 +108,8 @@ class PairBatch(NamedTuple):
     """
 
     tokens_RT: jax.Array  # int32 token ids
-    positions_RT: jax.Array  # int32, restarting with every segment
-    segments_RT: jax.Array  # int32, 0 on padding
+    positions_RT: jax.Array  # int32, restarting with every segment, and with part 2 where part 1 did
+    segments_RT: jax.Array  # int32, which segment and which part of it
     source_RN: jax.Array  # int32
     target_RN: jax.Array  # int32
     response_RN: jax.Array  # int32

@@ -8,38 +8,15 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from dpo_jax.data.layouts import LAYOUTS, Shape, cut_slots, fill, place_runs, sizes_of
 from dpo_jax.data.order import epoch_order, require_both_labels
+from dpo_jax.data.shapes import EXAMPLES, Part, Shapes, round_up
 from dpo_jax.errors import UserError
 from dpo_jax.types import HostBatch, PairBatch, TokenRow
-
-PAD_TOKEN = 0  # any id would do: nothing looks at it
-_SIZES = 3  # sizes of T and of N: every shape that occurs is compiled
-_MULTIPLE = 8
-
-
-class Shape(NamedTuple):
-    """The static sizes of one batch: T tokens in a row, N scored tokens in a row."""
-
-    length: int
-    scored: int
-
-
-class Buckets:
-    """The few shapes that the batches of a data set may have: its limits, their halves and their quarters."""
-
-    def __init__(self, rows: Sequence[TokenRow]):
-        self._scored = np.array([max(map(len, row.responses)) for row in rows])
-        self.lengths = self._scored + np.array([len(row.prompt) for row in rows])  # of each pair's longest row
-        self._length_sizes, self._scored_sizes = _sizes(self.lengths.max()), _sizes(self._scored.max())
-
-    def shape(self, picks: np.ndarray) -> Shape:
-        """The smallest shape that holds these rows."""
-        length = next(size for size in self._length_sizes if size >= self.lengths[picks].max())
-        return Shape(length, next(size for size in self._scored_sizes if size >= self._scored[picks].max()))
 
 
 class Batches:
@@ -62,6 +39,7 @@ class Batches:
         seed: int,
         order: str = "shuffle",
         row_multiple: int = 1,
+        layout: str = "padded",
         reference: Mapping[str, np.ndarray] | None = None,
         desirable: np.ndarray | None = None,
     ):
@@ -74,11 +52,13 @@ class Batches:
             require_both_labels(desirable, batch_pairs=batch_pairs)
         self._rows, self._reference, self._desirable = rows, reference or {}, desirable
         self._batch_pairs, self._micro_batch_pairs = batch_pairs, micro_batch_pairs
-        self._row_multiple = row_multiple
-        self._buckets = Buckets(rows)
         of_epoch = functools.partial(epoch_order, len(rows), seed=seed, order=order, desirable=desirable)
         self._order = functools.lru_cache(maxsize=2)(of_epoch)
-        self._order(epoch=0)
+        self._order(epoch=0)  # an unknown order is told here
+        slots = len(rows[0].responses)
+        self._slots = [slice(None)] if desirable is None else [slice(slot, slot + 1) for slot in range(slots)]
+        examples = (self._parts(self._picks(step)) for step in range(self.steps(1)))
+        self._shapes = Shapes(rows, layout, pairs=micro_batch_pairs, row_multiple=row_multiple, examples=examples)
 
     def steps(self, epochs: float) -> int:
         """How many steps pass over the data `epochs` times; the last may reach into the next epoch."""
@@ -87,63 +67,58 @@ class Batches:
     def batch(self, step: int) -> HostBatch:
         """The batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch."""
         picks = self._picks(step)
-        arrays = self._arrays(picks) if self._desirable is None else self._labelled_arrays(picks, self._desirable)
-        return HostBatch(arrays, tuple(self._rows[pick].row_id for pick in picks))
+        row_ids = tuple(self._rows[pick].row_id for pick in picks)
+        arrays, *mismatched = self._arrays(picks)
+        if self._desirable is not None:
+            desirable_B = self._desirable[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs)
+            arrays = arrays._replace(desirable_B=desirable_B, mismatched=mismatched[0] if mismatched else None)
+        return HostBatch(arrays, row_ids)
 
-    def _labelled_arrays(self, picks: np.ndarray, desirable: np.ndarray) -> PairBatch:
-        has_mismatched = len(self._rows[0].responses) > 1
-        return self._arrays(picks, slice(0, 1))._replace(
-            desirable_B=desirable[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs),
-            mismatched=self._arrays(picks, slice(1, 2)) if has_mismatched else None,
-        )
+    def _parts(self, picks: np.ndarray) -> list[Part]:
+        """Micro-batch after micro-batch; of labelled completions first all with the own one."""
+        return [(part, own) for own in self._slots for part in picks.reshape(-1, self._micro_batch_pairs)]
 
-    def _arrays(self, picks: np.ndarray, slots: slice = slice(None)) -> PairBatch:
-        shape = self._buckets.shape(picks)
-        sizes = {"pairs": self._micro_batch_pairs, "row_multiple": self._row_multiple}
-        micro_batches = picks.reshape(-1, self._micro_batch_pairs)
-        parts = [_fill(self._rows, part, shape, self._reference, slots, **sizes) for part in micro_batches]
-        stacked: list[Any] = [None if arrays[0] is None else np.stack(arrays) for arrays in zip(*parts, strict=True)]
-        return PairBatch(*stacked)
+    def _arrays(self, picks: np.ndarray) -> list[PairBatch]:
+        """The batch, and of labelled completions the one of the mismatched; all of one shape."""
+        parts = self._parts(picks)
+        places, shape = self._shapes.of(parts)
+        filled = []
+        for (part, own), place in zip(parts, places, strict=True):
+            extra = {name: array[part, own] for name, array in self._reference.items()}
+            rows = cut_slots([self._rows[pick] for pick in part], own)
+            filled.append(fill(self._shapes.layout, rows, place, shape=shape, pairs=len(part), extra=extra))
+        each = len(filled) // len(self._slots)
+        return [_stacked(filled[start : start + each]) for start in range(0, len(filled), each)]
 
     def _picks(self, step: int) -> np.ndarray:
         epochs, places = np.divmod(np.arange(self._batch_pairs) + step * self._batch_pairs, len(self._rows))
         return np.concatenate([self._order(epoch=int(e))[places[epochs == e]] for e in np.unique(epochs)])
 
 
-def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, row_multiple: int = 1) -> Iterator[HostBatch]:
+def evaluation_batches(
+    rows: Sequence[TokenRow], *, pairs: int, row_multiple: int = 1, layout: str = "padded"
+) -> Iterator[HostBatch]:
     """Every row once, longest first, `pairs` at a time; the last batch is filled up with pairs of weight 0.
 
     `row_ids` holds real rows only. Longest first pads little, and what does not fit in memory fails at once.
     """
     if not rows:
         return
-    buckets = Buckets(rows)
-    by_length = np.argsort(-buckets.lengths, kind="stable")
-    for start in range(0, len(rows), pairs):
-        picks = by_length[start : start + pairs]
-        shape = buckets.shape(picks)
-        arrays = _fill(rows, picks, shape, {}, slice(None), pairs=pairs, row_multiple=row_multiple)
-        yield HostBatch(arrays, tuple(rows[pick].row_id for pick in picks))
+    sizes = sizes_of(rows)
+    by_length = np.argsort(-(sizes.prompt + sizes.responses.max(axis=1)), kind="stable")
+    batches = [[(by_length[start : start + pairs], slice(None))] for start in range(0, len(rows), pairs)]
+    examples = batches[:: -(-len(batches) // EXAMPLES)]
+    shapes = Shapes(rows, layout, pairs=pairs, row_multiple=row_multiple, examples=examples)
+    for parts in batches:
+        (places,), shape = shapes.of(parts)
+        chosen = [rows[pick] for pick in parts[0][0]]
+        arrays = fill(shapes.layout, chosen, places, shape=shape, pairs=pairs)
+        yield HostBatch(arrays, tuple(row.row_id for row in chosen))
 
 
-def _fill(
-    rows: Sequence[TokenRow],
-    picks: np.ndarray,
-    shape: Shape,
-    reference: Mapping[str, np.ndarray],
-    slots: slice,
-    *,
-    pairs: int,
-    row_multiple: int,
-) -> PairBatch:
-    return padded(
-        [rows[pick]._replace(responses=rows[pick].responses[slots]) for pick in picks],
-        length=shape.length,
-        scored=shape.scored,
-        pairs=pairs,
-        row_multiple=row_multiple,
-        reference={name: array[picks, slots] for name, array in reference.items()},
-    )
+def _stacked(batches: Sequence[PairBatch]) -> PairBatch:
+    stacked: list[Any] = [None if arrays[0] is None else np.stack(arrays) for arrays in zip(*batches, strict=True)]
+    return PairBatch(*stacked)
 
 
 def padded(
@@ -153,50 +128,14 @@ def padded(
     scored: int,
     pairs: int | None = None,
     row_multiple: int = 1,
-    reference: Mapping[str, np.ndarray] | None = None,
+    extra: Mapping[str, np.ndarray] | None = None,
 ) -> PairBatch:
-    """The padded layout: each response in a row of its own behind its prompt, pair after pair, padding on the right.
+    """A batch in the padded layout: each response in a row of its own behind its prompt, padding on the right.
 
     T is `length`, N `scored`, B `pairs` (those beyond the rows get weight 0), and R is B * P rounded up to
-    `row_multiple` by empty rows. `reference` holds more arrays of the batch by their names, float32 [len(rows), P].
+    `row_multiple` by empty rows. `extra` holds more arrays of the batch by their names, float32 [len(rows), P].
     """
-    slots = len(rows[0].responses)
-    pairs = len(rows) if pairs is None else pairs
-    count = _round_up(pairs * slots, row_multiple)
-    sequences = [(row.prompt, response) for row in rows for response in row.responses]
-    prompts_R, responses_R = np.zeros((2, count), np.int32)
-    prompts_R[: len(sequences)] = [len(prompt) for prompt, _ in sequences]
-    responses_R[: len(sequences)] = [len(response) for _, response in sequences]
-    real_RT = np.arange(length) < (prompts_R + responses_R)[:, None]
-    scored_RN = np.arange(scored) < responses_R[:, None]
-    last_prompt_R1 = prompts_R[:, None] - 1  # it predicts the first token of the response
-    arrays: dict[str, Any] = {
-        "tokens_RT": _right_padded([np.concatenate(both) for both in sequences], (count, length), PAD_TOKEN),
-        "positions_RT": np.where(real_RT, np.arange(length), 0).astype(np.int32),
-        "segments_RT": real_RT.astype(np.int32),
-        "source_RN": np.where(scored_RN, last_prompt_R1 + np.arange(scored), 0).astype(np.int32),
-        "target_RN": _right_padded([response for _, response in sequences], (count, scored), 0),
-        "response_RN": np.where(scored_RN, np.arange(count)[:, None], -1).astype(np.int32),
-        "response_tokens_BP": responses_R[: pairs * slots].reshape(pairs, slots).astype(np.float32),
-        "weight_B": (np.arange(pairs) < len(rows)).astype(np.float32),
-    }
-    for name, values in (reference or {}).items():
-        arrays[name] = np.zeros((pairs, slots), np.float32)
-        arrays[name][: len(rows)] = values
-    return PairBatch(**arrays)
-
-
-def _right_padded(sequences: Sequence[np.ndarray], shape: tuple[int, int], pad: int) -> np.ndarray:
-    array = np.full(shape, pad, np.int32)
-    for r, ids in enumerate(sequences):
-        array[r, : len(ids)] = ids
-    return array
-
-
-def _sizes(longest: int) -> tuple[int, ...]:
-    limit = _round_up(longest, _MULTIPLE)
-    return tuple(_round_up(-(-limit // (1 << halving)), _MULTIPLE) for halving in reversed(range(_SIZES)))
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-int(size) // multiple) * multiple
+    layout, pairs = LAYOUTS["padded"], len(rows) if pairs is None else pairs
+    places = place_runs(layout, *layout.lengths(sizes_of(rows)), length=length)
+    shape = Shape(round_up(pairs * len(rows[0].responses), row_multiple), length, scored)
+    return fill(layout, rows, places, shape=shape, pairs=pairs, extra=extra)

@@ -9,26 +9,29 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.types import SEGMENT_PARTS
 
-def causal_mask(segments_RT: jax.Array, *, window: int | None = None) -> jax.Array:
-    """True where a token may look: at itself and before, inside its own segment. Bool [R, T, T].
 
-    `window` tokens, itself among them, are the most that it sees.
+def causal_mask(segments_RT: jax.Array, positions_RT: jax.Array, *, window: int | None = None) -> jax.Array:
+    """True where a token may look: at itself and before, inside its segment, see `PairBatch`. Bool [R, T, T].
+
+    `window` positions, its own among them, are the most that it sees.
     """
-    chex.assert_rank(segments_RT, 2)
+    chex.assert_rank([segments_RT, positions_RT], 2)
     order_T = jnp.arange(segments_RT.shape[1])
-    causal_TS = _visible(order_T[:, None], order_T[None, :], window)
-    return causal_TS[None] & (segments_RT[:, :, None] == segments_RT[:, None, :])
+    segment_RT, part_RT = jnp.divmod(segments_RT - 1, SEGMENT_PARTS)  # padding is a segment of its own, -1
+    same_RTS = segment_RT[:, :, None] == segment_RT[:, None, :]
+    open_RTS = (part_RT[:, None, :] == 0) | (part_RT[:, :, None] == part_RT[:, None, :])
+    mask_RTS = (order_T[:, None] >= order_T[None, :])[None] & same_RTS & open_RTS
+    if window is None:
+        return mask_RTS
+    return mask_RTS & (positions_RT[:, None, :] > positions_RT[:, :, None] - window)
 
 
 def cached_mask(positions_RT: jax.Array, length: int, *, window: int | None = None) -> jax.Array:
     """The same for tokens at these positions over a cache of `length` places. Bool [R, T, S]."""
-    return _visible(positions_RT[..., None], jnp.arange(length)[None, None], window)
-
-
-def _visible(query: jax.Array, key: jax.Array, window: int | None) -> jax.Array:
-    causal = key <= query
-    return causal if window is None else causal & (key > query - window)
+    query, key = positions_RT[..., None], jnp.arange(length)[None, None]
+    return key <= query if window is None else (key <= query) & (key > query - window)
 
 
 def attend(

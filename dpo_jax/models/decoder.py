@@ -130,7 +130,7 @@ class Model:
         """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing."""
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         module = self._module(params)
-        masks = [causal_mask(segments_RT, window=window) for window in self.spec.windows]
+        masks = [causal_mask(segments_RT, positions_RT, window=window) for window in self.spec.windows]
         hidden_RTD, _ = module(tokens_RT, positions_RT, masks, key=key)
         return hidden_RTD, module.unembed()
 

@@ -8,9 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpo_jax.data import batches
-from dpo_jax.data.batches import Batches, Buckets, evaluation_batches, padded
+from dpo_jax.data import layouts
+from dpo_jax.data.batches import Batches, evaluation_batches, padded
+from dpo_jax.data.layouts import LAYOUTS, Shape, sizes_of
 from dpo_jax.data.order import ORDERS, epoch_order
+from dpo_jax.data.shapes import Shapes
 from dpo_jax.errors import UserError
 from dpo_jax.types import TokenRow
 
@@ -62,13 +64,13 @@ def test_the_padded_layout_by_hand():
 
 
 def test_types_are_those_of_the_device():
-    batch = padded(TWO, length=6, scored=4, reference={"reference_logps_BP": np.zeros((2, 2), np.float64)})
+    batch = padded(TWO, length=6, scored=4, extra={"reference_logps_BP": np.zeros((2, 2), np.float64)})
     assert {np.asarray(array).dtype.name for array in batch[:6]} == {"int32"}
     assert {np.asarray(array).dtype.name for array in batch[6:] if array is not None} == {"float32"}
 
 
 def test_pairs_that_only_fill_weigh_nothing():
-    batch = padded(TWO, length=6, scored=4, pairs=3, reference={"reference_logps_BP": np.array([[-1, -2], [-3, -4]])})
+    batch = padded(TWO, length=6, scored=4, pairs=3, extra={"reference_logps_BP": np.array([[-1, -2], [-3, -4]])})
     assert batch.weight_B.tolist() == [1, 1, 0]
     assert batch.tokens_RT.shape == (6, 6)
     assert batch.response_RN[4:].max() == -1
@@ -79,7 +81,7 @@ def test_pairs_that_only_fill_weigh_nothing():
 def test_nothing_scored_looks_at_a_pad(monkeypatch):
     rows = make_rows(5)
     plain = padded(rows, length=64, scored=32, pairs=6, row_multiple=8)
-    monkeypatch.setattr(batches, "PAD_TOKEN", 7)
+    monkeypatch.setattr(layouts, "PAD_TOKEN", 7)
     other = padded(rows, length=64, scored=32, pairs=6, row_multiple=8)
     assert (plain.tokens_RT != other.tokens_RT).sum() == (plain.segments_RT == 0).sum()
     for name, a, b in zip(plain._fields[1:], plain[1:], other[1:], strict=True):
@@ -174,26 +176,47 @@ def test_completions_alone_have_one_slot():
     assert batch.response_RN.max() == 3
 
 
-def test_buckets_are_the_limit_its_half_and_its_quarter():
+def shape_of(shapes: Shapes, picks: Any) -> Shape:
+    return shapes.of([(np.array(picks), slice(None))])[1]
+
+
+def test_padded_shapes_are_the_limit_its_half_and_its_quarter():
     # longest rows: 50, 20, 10 tokens; most scored: 30, 5, 5. 50 -> 56, 28 -> 32, 14 -> 16; 30 -> 32, 16, 8
     rows = [row("l", [1] * 20, [1] * 30, [1]), row("m", [1] * 15, [1], [1] * 5), row("s", [1] * 5, [1] * 5, [1])]
-    buckets = Buckets(rows)
-    shapes = [buckets.shape(np.array(picks)) for picks in ([0], [1], [2], [1, 2], [2, 0])]
-    assert shapes == [(56, 32), (32, 8), (16, 8), (32, 8), (56, 32)]
+    shapes = Shapes(rows, "padded", pairs=2, row_multiple=3)
+    found = [shape_of(shapes, picks) for picks in ([0], [1], [2], [1, 2], [2, 0])]
+    assert found == [(6, 56, 32), (6, 32, 8), (6, 16, 8), (6, 32, 8), (6, 56, 32)]
+
+
+def test_packed_shapes_are_what_example_batches_need():
+    """Single rows of 8, 16, .. 80 tokens, all scored but the first; ten examples, packed in rows of 80."""
+    rows = [row(str(n), [1], [1] * (8 * n - 1)) for n in range(1, 11)]
+    picks = [np.array([n] * count) for n, count in enumerate([1, 1, 1, 1, 3, 3, 3, 3, 3, 10])]
+    # rows: 1, 1, 1, 1, 2 (three of 40 tokens), 3, 3, 3, 3, 10: above their middle 3, which becomes 4, and 10
+    shapes = Shapes(rows, "packed", pairs=10, row_multiple=2, examples=[[(pick, slice(None))] for pick in picks])
+    assert [shape_of(shapes, pick)[:2] for pick in picks] == [(4, 80)] * 9 + [(10, 80)]
+    assert shape_of(shapes, np.array([9] * 11))[:2] == (20, 80)
+    # scored: 7, 15, 23, 31, 78 (two of 39), 47, 55, 63, 71, 79
+    assert {shape_of(shapes, pick).scored for pick in picks} == {56, 80}
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(1, 400), st.integers(0, 2**32), st.integers(1, 30))
-def test_few_shapes_hold_everything(longest, seed, count):
+@given(st.integers(1, 400), st.integers(0, 2**32), st.integers(1, 30), st.sampled_from(list(LAYOUTS)))
+def test_few_shapes_hold_everything(longest, seed, count, layout):
     rows = make_rows(count, seed=seed, longest=longest + 1)
-    buckets = Buckets(rows)
-    shapes = {buckets.shape(np.array([i])) for i in range(count)}
-    assert len(shapes) <= 9
-    for i in range(count):
-        shape = buckets.shape(np.array([i]))
-        assert shape.length >= buckets.lengths[i] and shape.scored >= max(map(len, rows[i].responses))
-        assert shape.length % 8 == shape.scored % 8 == 0
-    assert buckets.shape(np.arange(count)).length - buckets.lengths.max() < 8
+    examples = [[(np.array([i]), slice(None))] for i in range(count)]
+    shapes = Shapes(rows, layout, pairs=1, row_multiple=2, examples=examples)
+    tokens, scored = shapes.layout.lengths(sizes_of(rows))
+    each = [shape_of(shapes, [i]) for i in range(count)]
+    assert len(set(each)) <= 9
+    for i, shape in enumerate(each):
+        own, own_scored = shapes.layout.lengths(sizes_of(rows[i : i + 1]))
+        assert shape.length >= own.max() and shape.scored >= own_scored.max()
+        assert shape.length % 8 == shape.scored % 8 == shape.rows % 2 == 0
+    whole = shape_of(shapes, np.arange(count))
+    assert 0 <= whole.length - tokens.max() < 8 or layout == "padded"
+    assert layout == "padded" or whole.rows * whole.length >= tokens.sum()
+    assert layout == "padded" or whole.rows * whole.scored >= scored.sum()
 
 
 def test_evaluation_sees_every_row_once_longest_first():

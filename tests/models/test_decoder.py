@@ -54,7 +54,7 @@ def test_attention_by_hand():
 
 
 def test_mask_is_causal_inside_a_segment():
-    mask = causal_mask(jnp.array([[1, 1, 2, 2]]))[0]
+    mask = causal_mask(jnp.array([[1, 1, 4, 4]]), jnp.array([[0, 1, 0, 1]]))[0]
     np.testing.assert_array_equal(mask, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
 
 
@@ -67,7 +67,7 @@ def test_a_token_does_not_see_what_comes_after_it(model, params):
 
 def test_segments_of_a_row_equal_rows_of_their_own(model, params):
     packed = hidden(
-        model, params, positions=jnp.tile(jnp.array([0, 1, 2, 0, 1, 2]), (8, 1)), segments=SEGMENTS.at[:, 3:].set(2)
+        model, params, positions=jnp.tile(jnp.array([0, 1, 2, 0, 1, 2]), (8, 1)), segments=SEGMENTS.at[:, 3:].set(4)
     )
     apart = hidden(model, params, TOKENS[:, 3:], POSITIONS[:, :3], SEGMENTS[:, :3])
     np.testing.assert_allclose(packed[:, 3:], apart, atol=1e-5)
