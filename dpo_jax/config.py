@@ -47,6 +47,7 @@ class DataConfig:
     eval: tuple[Source, ...] = ()
     template: Literal["plain", "tokenizer"] = "plain"  # plain: prompt + response; tokenizer: its chat template
     order: Literal["shuffle", "sequential"] = "shuffle"
+    layout: Literal["padded", "packed", "shared"] = "shared"  # of rows in a batch; shared: packed, each prompt once
     max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
     max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
     on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it

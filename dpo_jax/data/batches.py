@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.data.layouts import LAYOUTS, Shape, cut_slots, fill, place_runs, sizes_of
+from dpo_jax.data.layouts import LAYOUTS, Shape, cut_slots, fill, place_runs
 from dpo_jax.data.order import epoch_order, require_both_labels
 from dpo_jax.data.shapes import EXAMPLES, Part, Shapes, round_up
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError
 from dpo_jax.types import HostBatch, PairBatch, TokenRow
 

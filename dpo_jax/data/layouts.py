@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.data.tokens import Sizes, sizes_of
 from dpo_jax.types import SEGMENT_PARTS, PairBatch, TokenRow
 
 PAD_TOKEN = 0  # any id would do: nothing looks at it
@@ -46,18 +47,6 @@ class Shape(NamedTuple):
     scored: int
 
 
-class Sizes(NamedTuple):
-    """Token counts of rows: of prompts, int [rows], of responses and of what is scored of those, int [rows, P]."""
-
-    prompt: np.ndarray
-    responses: np.ndarray
-    scored: np.ndarray
-
-    def of(self, picks: np.ndarray, slots: slice = slice(None)) -> Sizes:
-        """Those of some rows and slots."""
-        return Sizes(self.prompt[picks], self.responses[picks, slots], self.scored[picks, slots])
-
-
 class Layout(NamedTuple):
     """How runs are made of rows, how long they are, and how they are placed in rows of a length.
 
@@ -67,15 +56,6 @@ class Layout(NamedTuple):
     runs: Callable[[Sequence[TokenRow]], list[Run]]
     lengths: Callable[[Sizes], tuple[np.ndarray, np.ndarray]]
     packs: bool  # several runs in a row
-
-
-def sizes_of(rows: Sequence[TokenRow]) -> Sizes:
-    """The token counts of rows."""
-    responses = np.array([[len(response) for response in row.responses] for row in rows])
-    scored = np.array(
-        [[int(mask.sum()) for mask in row.masks] if row.masks else n for row, n in zip(rows, responses, strict=True)]
-    )
-    return Sizes(np.array([len(row.prompt) for row in rows]), responses, scored)
 
 
 def cut_slots(rows: Sequence[TokenRow], slots: slice) -> list[TokenRow]:

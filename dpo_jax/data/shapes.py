@@ -10,7 +10,8 @@ from itertools import islice
 
 import numpy as np
 
-from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs, sizes_of
+from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import TokenRow
 

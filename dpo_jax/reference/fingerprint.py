@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.files import digest
+from dpo_jax.reference.rows import RowIds, as_ids
 from dpo_jax.types import Params
 
 SCORER_VERSION = "1"
@@ -45,13 +46,13 @@ def weights_digest(params: Params) -> str:
     return digest("\n".join(names).encode() + np.asarray(sums).tobytes())
 
 
-def rows_digest(row_ids: Iterable[str]) -> str:
+def rows_digest(row_ids: RowIds) -> str:
     """A digest of the rows and their order."""
-    return digest("\n".join(row_ids).encode())
+    return digest(as_ids(row_ids).tobytes())
 
 
 def make_fingerprint(
-    params: Params, row_ids: Iterable[str], tokenization: Mapping[str, str], *, model: object, dtype: str
+    params: Params, row_ids: RowIds, tokenization: Mapping[str, str], *, model: object, dtype: str
 ) -> Fingerprint:
     """All that the reference's log-probs depend on.
 

@@ -9,7 +9,7 @@ Dimension key: n rows, P slot in the pair.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json, write_json
 from dpo_jax.reference.fingerprint import Fingerprint, differences
+from dpo_jax.reference.rows import RowIds, RowIndex, as_ids
 
 _FORMAT = 2
 
@@ -41,14 +42,21 @@ class Store:
         """
         self.folder = folder
         self._manifest: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "shards": []}
-        self._rows: dict[str, tuple[int, int]] = {}  # row id -> (shard, row in the shard)
-        self._shards: list[Scores] = []
+        self._shards: list[tuple[np.ndarray, Scores]] = []
         if (folder / "manifest.json").exists():
             self._open(fingerprint)
 
     def __len__(self) -> int:
         """How many different rows are stored."""
-        return len(self._rows)
+        return len(self._index)
+
+    @cached_property
+    def _index(self) -> RowIndex:
+        return RowIndex(np.concatenate([ids for ids, _ in self._shards] or [as_ids([])]))
+
+    @cached_property
+    def _scores(self) -> Scores:
+        return Scores(*(np.concatenate(arrays) for arrays in zip(*(scores for _, scores in self._shards), strict=True)))
 
     def _open(self, fingerprint: Fingerprint) -> None:
         manifest = read_json(self.folder / "manifest.json")
@@ -62,10 +70,9 @@ class Store:
                 + "\nUndo the change, or delete the folder, or name another with `--reference.store FOLDER`."
             )
         self._manifest = manifest
-        for shard in manifest["shards"]:
-            self._add(*self._read(shard))
+        self._shards = [self._read(shard) for shard in manifest["shards"]]
 
-    def _read(self, shard: dict[str, Any]) -> tuple[list[str], Scores]:
+    def _read(self, shard: dict[str, Any]) -> tuple[np.ndarray, Scores]:
         import orbax.checkpoint as ocp
 
         target = self.folder / shard["name"]
@@ -87,32 +94,30 @@ class Store:
         }
         with ocp.StandardCheckpointer() as reader:
             arrays = reader.restore(target.absolute(), like)
-        row_ids = [bytes(row).hex() for row in arrays["row_id"]]
-        return row_ids, Scores(*(np.asarray(arrays[name]) for name in ("logps", "tokens", "heads")))
+        return np.asarray(arrays["row_id"]), Scores(
+            *(np.asarray(arrays[name]) for name in ("logps", "tokens", "heads"))
+        )
 
-    def _add(self, row_ids: Sequence[str], scores: Scores) -> None:
-        shard = len(self._shards)
-        self._shards.append(scores)
-        self._rows.update({row_id: (shard, row) for row, row_id in enumerate(row_ids)})
+    def missing(self, row_ids: RowIds) -> np.ndarray:
+        """Which of these rows are not stored: their indices in order, a repeated row only once."""
+        ids = as_ids(row_ids)
+        absent = np.flatnonzero(self._index.find(ids) < 0)
+        return absent[RowIndex(ids[absent]).first]
 
-    def missing(self, row_ids: Sequence[str]) -> list[int]:
-        """Which of these rows are not stored: their indices, a repeated row only once."""
-        first = {row_id: index for index, row_id in reversed(list(enumerate(row_ids)))}
-        return sorted(index for row_id, index in first.items() if row_id not in self._rows)
-
-    def append(self, row_ids: Sequence[str], scores: Scores) -> None:
+    def append(self, row_ids: RowIds, scores: Scores) -> None:
         """Writes one shard: the arrays first, then the manifest that names it."""
         import orbax.checkpoint as ocp
 
+        ids = as_ids(row_ids)
         if not np.isfinite(scores.logps_nP).all():
-            bad = row_ids[int(np.flatnonzero(~np.isfinite(scores.logps_nP).all(axis=1))[0])]
+            bad = ids[int(np.flatnonzero(~np.isfinite(scores.logps_nP).all(axis=1))[0])].tobytes().hex()
             raise FloatingPointError(f"the reference's log-prob of row {bad} is not finite; check the weights")
         name = f"shard_{len(self._shards):05d}"
         target = self.folder / name
         if target.exists():  # the manifest does not name it: left by a killed pass
             shutil.rmtree(target)
         arrays = {
-            "row_id": np.frombuffer(bytes.fromhex("".join(row_ids)), np.uint8).reshape(len(row_ids), 16),
+            "row_id": ids,
             "logps": scores.logps_nP.astype(np.float32),
             "tokens": scores.tokens_nP.astype(np.int32),
             "heads": scores.heads_nP.astype(np.float32),
@@ -121,25 +126,26 @@ class Store:
             writer.save(target.absolute(), arrays)
         entry = {
             "name": name,
-            "rows": len(row_ids),
+            "rows": len(ids),
             "slots": scores.logps_nP.shape[1],
             "digests": digest_folder(target),
         }
         self._manifest = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
         write_json(self.folder / "manifest.json", self._manifest)
-        self._add(row_ids, scores)
+        self._shards.append((ids, Scores(*(arrays[field] for field in ("logps", "tokens", "heads")))))
+        for derived in ("_index", "_scores"):
+            self.__dict__.pop(derived, None)
 
-    def lookup(self, row_ids: Sequence[str]) -> Scores:
+    def lookup(self, row_ids: RowIds) -> Scores:
         """The scores of these rows, in their order.
 
         Raises:
             UserError: some are not stored; says how many.
         """
-        missing = sum(row_id not in self._rows for row_id in row_ids)
-        if missing:
+        found = self._index.find(as_ids(row_ids))
+        if missing := int((found < 0).sum()):
             raise UserError(
-                f"{self.folder}: {missing} of {len(row_ids)} rows are missing; "
+                f"{self.folder}: {missing} of {len(found)} rows are missing; "
                 "`dpo-jax reference` goes on where it stopped."
             )
-        found = [self._rows[row_id] for row_id in row_ids]
-        return Scores(*(np.stack([self._shards[shard][field][row] for shard, row in found]) for field in range(3)))
+        return Scores(*(array[found] for array in self._scores))

@@ -12,16 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages.losses import Inputs, evaluate_term
-from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import Term
-from dpo_jax.types import Params
+from dpo_jax.types import Params, TokenRow
 
 
 def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -32,11 +30,10 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
     are not scored here (TDPO, WPO), `loss` is left out.
     """
     data = setup.eval_data
-    batches = evaluation_batches(data.rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
-    row_ids, now = score_rows(setup.score, policy, batches, place=setup.place)
+    row_ids, now = score_rows(setup.score, policy, setup.scoring_batches(data.rows), place=setup.place)
     frozen = store.lookup(row_ids)
     beta = next((term.options["beta"] for term in setup.terms if "beta" in term.options), 1.0)
-    desirable = labels_of(data, row_ids)
+    desirable = labels_of(data.rows, data.desirable, row_ids)
     if desirable is None:
         found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
     else:
@@ -46,11 +43,11 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
     return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory).mean())}
 
 
-def labels_of(data: DataRows, row_ids: Sequence[str]) -> np.ndarray | None:
-    """The labels of these rows, in their order; None of pairs."""
-    if data.desirable is None:
+def labels_of(rows: Sequence[TokenRow], desirable: np.ndarray | None, row_ids: Sequence[str]) -> np.ndarray | None:
+    """The labels of rows, which begin with those of `rows`, in the order of their ids; None of pairs."""
+    if desirable is None:
         return None
-    labels = dict(zip((row.row_id for row in data.rows), data.desirable, strict=True))
+    labels = dict(zip((row.row_id for row in rows), desirable[: len(rows)], strict=True))
     return np.array([labels[row_id] for row_id in row_ids])
 
 

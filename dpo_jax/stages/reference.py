@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
-from dpo_jax.data.batches import evaluation_batches
+from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest, write_atomic
 from dpo_jax.losses import TOKEN_LEVEL
 from dpo_jax.reference.fingerprint import make_fingerprint
+from dpo_jax.reference.rows import as_ids
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import sft
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import is_unpaired, needs_mismatched, needs_reference
-from dpo_jax.types import Params
+from dpo_jax.types import Params, TokenRow
 
 
 def run(setup: Setup, *, jsonl: str | None = None) -> None:
@@ -34,7 +35,7 @@ def run(setup: Setup, *, jsonl: str | None = None) -> None:
     store = complete_store(setup, params)
     if jsonl:
         rows = setup.train_data.rows
-        lines = _lines(setup, store.lookup([row.row_id for row in rows]))
+        lines = _lines(setup, store.lookup(row_ids_of(rows)))
         write_atomic(Path(jsonl), "".join(lines))
         say("reference", f"wrote {len(rows)} rows to {jsonl}")
 
@@ -96,39 +97,51 @@ def complete_store(setup: Setup, params: Callable[[], Params], *, heldout_only: 
     `params` gives the frozen parameters; the store is compared with them even when nothing is missing.
     `heldout_only` leaves the training rows out, where training itself has no use for them.
     """
-    rows = [*([] if heldout_only else setup.train_data.rows), *setup.eval_data.rows]
+    config = setup.config
+    parts = [*([] if heldout_only else [setup.train_data.rows]), *([setup.eval_data.rows] if config.data.eval else [])]
+    row_ids = np.concatenate([as_ids(row_ids_of(rows)) for rows in parts])
     fingerprint = make_fingerprint(
         params(),
-        [row.row_id for row in rows],
+        row_ids,
         setup.tokenization(),
         model=setup.model.spec,
-        dtype=setup.config.model.dtype,
+        dtype=config.model.dtype,
     )
     store = Store(store_folder(setup, heldout_only=heldout_only), fingerprint)
-    missing = [rows[index] for index in store.missing([row.row_id for row in rows])]
-    if not missing:
+    missing = store.missing(row_ids)
+    if not len(missing):
         say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
         return store
     say(
         "reference",
         f"scores {len(missing)} rows into {store.folder}" + (f", {len(store)} are there" if len(store) else ""),
     )
-    options = setup.config.reference
     start = time.perf_counter()
     with Progress("reference", len(missing), unit="rows") as progress:
-        for first in range(0, len(missing), options.rows_per_shard):
-            shard = missing[first : first + options.rows_per_shard]
-            row_ids, scores = score_rows(
+        done = 0
+        for shard in _shards(parts, missing, config.reference.rows_per_shard):
+            found = score_rows(
                 setup.score,
                 params(),
-                evaluation_batches(shard, pairs=options.batch_pairs, row_multiple=setup.row_multiple),
+                setup.scoring_batches(shard),
                 place=setup.place,
-                progress=lambda done, first=first: progress.update(first + done),
+                progress=lambda rows, done=done: progress.update(done + rows),
             )
-            store.append(row_ids, scores)
+            store.append(*found)
+            done += len(shard)
     seconds = time.perf_counter() - start
     say("reference", f"done: {len(missing)} rows, {len(missing) / seconds:.1f} rows/s")
     return store
+
+
+def _shards(parts: Sequence[Sequence[TokenRow]], picks: np.ndarray, size: int) -> Iterator[Sequence[TokenRow]]:
+    """The picked rows of all parts behind each other, at most `size` at a time, each time of one part."""
+    start = 0
+    for rows in parts:
+        own = picks[(picks >= start) & (picks < start + len(rows))] - start
+        for first in range(0, len(own), size):
+            yield take(rows, own[first : first + size])
+        start += len(rows)
 
 
 def _lines(setup: Setup, scores: Scores) -> list[str]:

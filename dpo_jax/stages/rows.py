@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import numpy as np
 from dpo_jax.config import Config, Source
 from dpo_jax.data.sources import read_pairs, read_unpaired
 from dpo_jax.data.tokenize import tokenize
+from dpo_jax.data.tokens import write_table
 from dpo_jax.errors import UserError
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.terms import is_unpaired, needs_mismatched
@@ -19,7 +21,7 @@ from dpo_jax.types import Completion, PreferencePair, TokenRow, UnpairedCompleti
 class DataRows(NamedTuple):
     """The rows of some sources in data order, and their different prompts as text."""
 
-    rows: list[TokenRow]
+    rows: Sequence[TokenRow]
     prompts: list[str]
     desirable: np.ndarray | None = None  # bool [rows], the labels of unpaired completions
 
@@ -51,8 +53,8 @@ def as_tokens(
     name: str,
     rows: Sequence[PreferencePair | Completion | UnpairedCompletion],
     skipped: dict[str, int],
-) -> list[TokenRow]:
-    """Rows as tokens; what was changed or skipped is said."""
+) -> Sequence[TokenRow]:
+    """Rows as tokens, on disk; what was changed or skipped is said."""
     data = config.data
     done = tokenize(
         rows,
@@ -64,4 +66,4 @@ def as_tokens(
     notes = [f"{count} skipped ({reason})" for reason, count in skipped.items()]
     notes += [f"{count} {field.replace('_', ' ')}" for field, count in done.counts._asdict().items() if count]
     say("data", f"{name}: {len(done.rows)} rows" + "".join(f", {note}" for note in notes))
-    return done.rows
+    return write_table(done.rows, Path(config.workdir) / "tokens")

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.files import digest
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
@@ -82,5 +81,4 @@ def make_sampling(
 
 def sampled_logps(setup: Setup, rows: list[TokenRow], params: Params) -> np.ndarray:
     """Log-probs of sampled responses under a model, nats, [samples], in an order that depends on the rows alone."""
-    batches = evaluation_batches(rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
-    return score_rows(setup.score, params, batches, place=setup.place)[1].logps_nP[:, 0]
+    return score_rows(setup.score, params, setup.scoring_batches(rows), place=setup.place)[1].logps_nP[:, 0]

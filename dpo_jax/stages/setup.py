@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from jax.sharding import Mesh
 
 from dpo_jax import config as configuration
 from dpo_jax.config import Config, LoraConfig
+from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.tokenize import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
@@ -27,7 +29,7 @@ from dpo_jax.stages.rows import DataRows, read_rows
 from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import PairBatch, Params
+from dpo_jax.types import HostBatch, PairBatch, Params, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
@@ -163,6 +165,11 @@ class Setup:
     def row_multiple(self) -> int:
         """Into how many parts the mesh splits the rows of a batch."""
         return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+
+    def scoring_batches(self, rows: Sequence[TokenRow]) -> Iterator[HostBatch]:
+        """Every row once, in batches of `reference.batch_pairs`."""
+        pairs, layout = self.config.reference.batch_pairs, self.config.data.layout
+        return evaluation_batches(rows, pairs=pairs, row_multiple=self.row_multiple, layout=layout)
 
     def batch_shardings(self, batch: PairBatch, *, micro_batches: bool) -> PairBatch:
         """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""

@@ -26,6 +26,7 @@ def run(setup: Setup) -> None:
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
+        layout=config.data.layout,
     )
     fit(
         setup,

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.data.batches import Batches, evaluation_batches
+from dpo_jax.data.batches import Batches
+from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
@@ -47,7 +48,8 @@ def run(setup: Setup) -> None:
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
-        reference=_attached(store.lookup([row.row_id for row in rows])) if store else None,
+        layout=config.data.layout,
+        reference=_attached(store.lookup(row_ids_of(rows))) if store else None,
         desirable=setup.train_data.desirable,
     )
 
@@ -137,7 +139,7 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
     """
     data = setup.train_data
     rows = data.rows[:_CHECKED_ROWS]
-    batches = evaluation_batches(rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple)
+    batches = setup.scoring_batches(rows)
     row_ids, now = score_rows(setup.score, params, batches, place=setup.place)
     stored = store.lookup(row_ids)
     absolute, relative = _TOLERANCE[setup.config.model.dtype]
@@ -150,7 +152,7 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
             f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check "
             "that the weights did not change since `dpo-jax reference`, or delete that folder and score again."
         )
-    desirable = labels_of(data, row_ids)
+    desirable = labels_of(rows, data.desirable, row_ids)
     for term in setup.terms:
         if term.entry.at_reference is None:
             continue

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from dpo_jax.data import layouts
 from dpo_jax.data.batches import Batches, evaluation_batches, padded
-from dpo_jax.data.layouts import LAYOUTS, Shape, sizes_of
+from dpo_jax.data.layouts import LAYOUTS, Shape
 from dpo_jax.data.order import ORDERS, epoch_order
 from dpo_jax.data.shapes import Shapes
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError
 from dpo_jax.types import TokenRow
 

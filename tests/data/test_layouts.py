@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpo_jax.data.batches import Batches, evaluation_batches
-from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs, sizes_of
+from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError
 from dpo_jax.types import SEGMENT_PARTS, PairBatch, TokenRow
 from tests.data.test_batches import TWO, make_rows

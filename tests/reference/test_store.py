@@ -13,6 +13,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.files import digest, read_json
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.reference.fingerprint import differences, make_fingerprint, rows_digest, weights_digest
+from dpo_jax.reference.rows import RowIndex, as_ids
 from dpo_jax.reference.store import Scores, Store
 
 FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}
@@ -45,9 +46,19 @@ def test_reads_back_by_row_id_in_any_order(tmp_path: Path):
 
 def test_says_which_rows_are_missing_each_once(tmp_path: Path):
     store = filled(tmp_path / "s")
-    assert store.missing(ids(9, 1, 9, 8, 5)) == [0, 3]
+    assert store.missing(ids(9, 1, 9, 8, 5)).tolist() == [0, 3]
     with pytest.raises(UserError, match="3 of 5 rows are missing"):
         store.lookup(ids(9, 1, 9, 8, 5))
+
+
+def test_ids_are_found_by_all_of_their_bytes():
+    tails = [b"\0\0", b"\0\1", b"\1\0", b"\1\1", b"\xff\0"]
+    known = [(head + bytes(13) + tail).hex() for head in (b"\0", b"\1") for tail in tails]
+    index = RowIndex(as_ids([*known, known[3]]))
+    assert len(index) == 10 and index.first.tolist() == list(range(10))
+    assert index.find(as_ids(known[::-1])).tolist() == list(range(10))[::-1]
+    assert index.find(as_ids(["ff" * 16, "00" * 15 + "02", "01" * 16])).tolist() == [-1] * 3
+    assert RowIndex(as_ids([])).find(as_ids(known)).tolist() == [-1] * 10
 
 
 @pytest.mark.parametrize("field", FINGERPRINT)
@@ -68,7 +79,7 @@ def test_a_shard_that_the_manifest_does_not_name_is_written_again(tmp_path: Path
     store.append(ids(6), scores(6))
     (tmp_path / "s" / "manifest.json").write_bytes(manifest)  # killed between the shard and the manifest
     again = Store(tmp_path / "s", FINGERPRINT)
-    assert len(again) == 5 and again.missing(ids(6)) == [0]
+    assert len(again) == 5 and again.missing(ids(6)).tolist() == [0]
     again.append(ids(6), scores(6))
     assert len(Store(tmp_path / "s", FINGERPRINT)) == 6
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.config import LossConfig
+from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.losses import AlphaDPOState, PairLogps, alpha_dpo, bco, bco_pair, dpo, implicit_rewards, kto
 from dpo_jax.reference.store import Scores
 from dpo_jax.stages.heldout import as_pair, heldout, known_loss, labels_of, loss_of_rows
@@ -94,7 +95,7 @@ def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None) -> dict[st
     setup: Any = SimpleNamespace(
         eval_data=DataRows(rows, [], labels),
         config=SimpleNamespace(reference=SimpleNamespace(batch_pairs=2)),
-        row_multiple=1,
+        scoring_batches=lambda rows: evaluation_batches(rows, pairs=2),
         score=score,
         place=lambda batch: batch,
         terms=terms(loss),
@@ -119,7 +120,7 @@ def test_labels_go_with_their_rows():
     expected = bco(POLICY.chosen, REFERENCE.chosen, good, 0.1 * ratios.mean()).mean()
     assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
     data = DataRows([TokenRow(f"{i}", np.zeros(1), ()) for i in range(ROWS)], [], LABELS)
-    np.testing.assert_array_equal(labels_of(data, ["4", "1", "0"]), [True, False, True])
+    np.testing.assert_array_equal(labels_of(data.rows, data.desirable, ["4", "1", "0"]), [True, False, True])
 
 
 @pytest.mark.parametrize("loss", [{"name": "tdpo1"}, {"name": "dpo", "wpo": True}])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.config import LossConfig
+from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.errors import UserError
 from dpo_jax.reference.store import Scores
 from dpo_jax.stages.rows import DataRows
@@ -42,7 +43,7 @@ def start(*, at_reference: Any = None, **stored: np.ndarray) -> None:
     setup: Any = SimpleNamespace(
         train_data=DataRows(rows, []),
         config=SimpleNamespace(reference=SimpleNamespace(batch_pairs=2), model=SimpleNamespace(dtype="float32")),
-        row_multiple=1,
+        scoring_batches=lambda rows: evaluation_batches(rows, pairs=2),
         score=score,
         place=lambda batch: batch,
         terms=[term],
