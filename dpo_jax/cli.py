@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dpo_jax import __version__
 from dpo_jax.config import load
@@ -49,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
     show.add_argument("action", choices=["show"])
     show.add_argument("config", metavar="CONFIG")
+    store = commands.add_parser("store", help="store ls: the reference stores below a folder", allow_abbrev=False)
+    store.add_argument("action", choices=["ls"])
+    store.add_argument("folder", metavar="FOLDER", nargs="?", default=".")
     return parser
 
 
@@ -66,10 +70,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
-    commands = [*STAGES, "config"]
+    commands = [*STAGES, "config", "store"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
+    if known.command == "store":
+        _list_stores(Path(known.folder), overrides)
+        return
     for key in STAGES[known.command].settings.values() if known.command in STAGES else ():
         if (value := getattr(known, key)) is not None:
             overrides += [f"--{key}", value]
@@ -80,6 +87,14 @@ def _dispatch(arguments: Sequence[str]) -> None:
         print(render(config, origins, comments=True), end="")
         return
     _run_stage(known, config, origins, shlex.join(["dpo-jax", *arguments]))
+
+
+def _list_stores(root: Path, unknown: Sequence[str]) -> None:
+    from dpo_jax.stages.stores import describe
+
+    if unknown:
+        raise UserError(f"command line: store ls: {unknown[0]!r} is not understood. Give one folder.")
+    print(describe(root))
 
 
 def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str], command: str) -> None:

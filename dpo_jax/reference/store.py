@@ -21,6 +21,7 @@ from dpo_jax.reference.fingerprint import Fingerprint, differences
 from dpo_jax.reference.rows import RowIds, RowIndex, as_ids
 
 _FORMAT = 2
+_USERS = "used_by.json"
 
 
 class Scores(NamedTuple):
@@ -98,6 +99,13 @@ class Store:
             *(np.asarray(arrays[name]) for name in ("logps", "tokens", "heads"))
         )
 
+    def serves(self, workdir: str) -> None:
+        """Notes that a run reads this store, for `listing`."""
+        path = self.folder / _USERS
+        users = read_json(path) if path.exists() else []
+        if workdir not in users:
+            write_json(path, [*users, workdir])
+
     def missing(self, row_ids: RowIds) -> np.ndarray:
         """Which of these rows are not stored: their indices in order, a repeated row only once."""
         ids = as_ids(row_ids)
@@ -149,3 +157,25 @@ class Store:
                 "`dpo-jax reference` goes on where it stopped."
             )
         return Scores(*(array[found] for array in self._scores))
+
+
+class Listed(NamedTuple):
+    """A store as it lies on disk."""
+
+    folder: Path
+    rows: int
+    fingerprint: Fingerprint
+    used_by: list[str]  # working directories
+
+
+def listing(root: Path) -> list[Listed]:
+    """The stores at `root` or below."""
+    found = []
+    for path in sorted(root.rglob("manifest.json")):
+        manifest = read_json(path)
+        if isinstance(manifest, dict) and "fingerprint" in manifest and "shards" in manifest:
+            users = path.with_name(_USERS)
+            rows = sum(shard["rows"] for shard in manifest["shards"])
+            used_by = read_json(users) if users.exists() else []
+            found.append(Listed(path.parent, rows, manifest["fingerprint"], used_by))
+    return found

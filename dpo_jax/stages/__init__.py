@@ -34,10 +34,10 @@ def _sft(setup: Setup) -> None:
     sft.run(setup)
 
 
-def _reference(setup: Setup, *, jsonl: str | None) -> None:
+def _reference(setup: Setup, *, jsonl: str | None, verify: str | None) -> None:
     from dpo_jax.stages import reference
 
-    reference.run(setup, jsonl=jsonl)
+    reference.run(setup, jsonl=jsonl, verify=verify)
 
 
 def _train(setup: Setup) -> None:
@@ -76,7 +76,10 @@ STAGES: dict[str, Stage] = {
     "reference": Stage(
         "score every row with the frozen reference, into the store",
         _reference,
-        {"jsonl": "also write the scores, one object per data row, to this file"},
+        {
+            "jsonl": "also write the scores, one object per data row, to this file",
+            "verify": "score so many rows of the store once more and say by how much they differ",
+        },
     ),
     "train": Stage("train on preferences (with what must come before, if it is missing)", _train),
     "evaluate": Stage("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),

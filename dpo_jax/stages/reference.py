@@ -24,9 +24,15 @@ from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import is_unpaired, needs_mismatched, needs_reference
 from dpo_jax.types import Params, TokenRow
 
+TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)}  # absolute in nats, relative; bfloat16 has layout noise
 
-def run(setup: Setup, *, jsonl: str | None = None) -> None:
-    """Completes the store; with `jsonl`, also writes the scores of the training rows, in data order."""
+
+def run(setup: Setup, *, jsonl: str | None = None, verify: str | None = None) -> None:
+    """Completes the store; with `jsonl`, also writes the scores of the training rows, in data order.
+
+    `verify` is how many rows, drawn by the seed, are scored once more and compared.
+    """
+    count = _row_count(verify)
     reason = why_no_store(setup)
     if reason:
         raise UserError(f"reference: nothing to store: {reason}.")
@@ -38,6 +44,42 @@ def run(setup: Setup, *, jsonl: str | None = None) -> None:
         lines = _lines(setup, store.lookup(row_ids_of(rows)))
         write_atomic(Path(jsonl), "".join(lines))
         say("reference", f"wrote {len(rows)} rows to {jsonl}")
+    if count:
+        _verify(setup, store, params(), count)
+
+
+def _row_count(text: str | None) -> int:
+    if text is not None and not (text.isdecimal() and int(text)):
+        raise UserError(f"command line: --verify {text!r}: give the number of rows to score again, such as 100.")
+    return int(text or 0)
+
+
+def _verify(setup: Setup, store: Store, params: Params, count: int) -> None:
+    """Scores some training rows again.
+
+    Raises:
+        UserError: the store says otherwise.
+    """
+    rows = setup.train_data.rows
+    picks = np.random.default_rng(setup.config.seed).choice(len(rows), min(count, len(rows)), replace=False)
+    row_ids, now = score_rows(setup.score, params, setup.scoring_batches(take(rows, picks)), place=setup.place)
+    stored = store.lookup(row_ids)
+    off_n = np.abs(now.logps_nP - stored.logps_nP).max(axis=1)
+    worst = int(off_n.argmax())
+    say("reference", f"{len(picks)} rows scored again: the largest difference is {off_n[worst]:.2e} nats")
+    if not agree(now, stored, setup.config.model.dtype).all():
+        raise UserError(
+            f"{store.folder}: row {row_ids[worst]} has log-probs {stored.logps_nP[worst].tolist()} there, and now "
+            f"{now.logps_nP[worst].tolist()}. Delete the folder and score again."
+        )
+
+
+def agree(now: Scores, stored: Scores, dtype: str) -> np.ndarray:
+    """Which rows of a store say what the model says now, bool [n]."""
+    absolute, relative = TOLERANCE[dtype]
+    off_nP = np.maximum(np.abs(now.logps_nP - stored.logps_nP), np.abs(now.heads_nP - stored.heads_nP))
+    near_nP = off_nP <= absolute + relative * np.abs(stored.logps_nP)
+    return (near_nP & (now.tokens_nP == stored.tokens_nP)).all(axis=1)
 
 
 def why_no_store(setup: Setup) -> str | None:
@@ -108,6 +150,7 @@ def complete_store(setup: Setup, params: Callable[[], Params], *, heldout_only: 
         dtype=config.model.dtype,
     )
     store = Store(store_folder(setup, heldout_only=heldout_only), fingerprint)
+    store.serves(str(setup.workdir.resolve()))
     missing = store.missing(row_ids)
     if not len(missing):
         say("reference", f"{len(store)} rows in {store.folder}: nothing to score")

@@ -30,7 +30,6 @@ from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
-_TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)}  # absolute in nats, relative; bfloat16 has layout noise
 
 
 def run(setup: Setup) -> None:
@@ -142,16 +141,15 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
     batches = setup.scoring_batches(rows)
     row_ids, now = score_rows(setup.score, params, batches, place=setup.place)
     stored = store.lookup(row_ids)
-    absolute, relative = _TOLERANCE[setup.config.model.dtype]
-    off_nP = np.maximum(np.abs(now.logps_nP - stored.logps_nP), np.abs(now.heads_nP - stored.heads_nP))
-    same_tokens = np.array_equal(now.tokens_nP, stored.tokens_nP)
-    if not np.all(off_nP <= absolute + relative * np.abs(stored.logps_nP)) or not same_tokens:
-        row = int(np.argmax(off_nP.max(axis=1)))
+    same = reference.agree(now, stored, setup.config.model.dtype)
+    if not same.all():
+        row = int(np.argmin(same))
         raise UserError(
             f"step 0: row {row_ids[row]} has log-probs {now.logps_nP[row].tolist()} under the policy, but "
             f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check "
             "that the weights did not change since `dpo-jax reference`, or delete that folder and score again."
         )
+    absolute, relative = reference.TOLERANCE[setup.config.model.dtype]
     desirable = labels_of(rows, data.desirable, row_ids)
     for term in setup.terms:
         if term.entry.at_reference is None:
@@ -164,4 +162,5 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
                 f"step 0: the {term.name} loss is {value:.6f}; with policy and reference equal it is {known:.6f}. "
                 f"Check loss.options and the store {store.folder}."
             )
-    say("train", f"step 0: policy and reference agree on {len(rows)} rows to {off_nP.max():.1e} nats")
+    off = np.abs(now.logps_nP - stored.logps_nP).max()
+    say("train", f"step 0: policy and reference agree on {len(rows)} rows to {off:.1e} nats")

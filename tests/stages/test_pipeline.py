@@ -18,6 +18,7 @@ import yaml
 
 from dpo_jax import cli
 from dpo_jax.reference import score
+from dpo_jax.reference.store import Store
 from tests.tiny import make_hf_folder
 
 WORDS = ("the", "lamp", "was", "warm", "and", "quiet", "film", "with", "old", "jokes", "one", "clever", "ending")
@@ -126,9 +127,54 @@ def test_a_second_run_with_other_beta_and_seed_scores_nothing(experiment: Path, 
     assert forwards[0] == 1  # the check of step 0 alone
 
 
-def test_a_killed_pass_goes_on_at_the_shard_in_flight(experiment: Path, forwards: list[int], monkeypatch):
-    from dpo_jax.reference.store import Store
+@pytest.mark.slow
+def test_five_losses_and_three_betas_read_one_store(experiment: Path, forwards: list[int], capsys):
+    """Fifteen runs without a forward of the reference; one batch each is the policy at step 0."""
+    run("reference", experiment)
+    forwards[0] = 0
+    for loss in ("dpo", "ipo", "hinge", "robust_dpo", "exo_pair"):
+        for beta in ("0.05", "0.1", "0.5"):
+            options = ("--loss.name", loss, "--loss.options.beta", beta, "--train.steps", "1")
+            run("train", experiment, "--workdir", f"runs/{loss}-{beta}", *options)
+    assert forwards[0] == 15 and capsys.readouterr().err.count("nothing to score") == 15
+    assert len(list(Path("runs/stores").glob("*/manifest.json"))) == 1
+    cli.main(["store", "ls", "runs"])
+    said = capsys.readouterr().out
+    assert said.count(": 20 rows") == 1 and all(f"{loss}-0.05" in said for loss in ("dpo", "exo_pair"))
 
+
+def test_rows_are_scored_again_to_verify_a_store(experiment: Path, forwards: list[int], capsys, monkeypatch):
+    run("reference", experiment)
+    forwards[0] = 0
+    run("reference", experiment, "--verify", "5")
+    assert forwards[0] == 1 and "5 rows scored again: the largest difference is 0.0" in capsys.readouterr().err
+    lookup = Store.lookup
+
+    def shifted(self, row_ids):
+        found = lookup(self, row_ids)
+        return found._replace(logps_nP=found.logps_nP + np.float32(0.1))
+
+    monkeypatch.setattr(Store, "lookup", shifted)
+    for arguments, says in (
+        ("7", "has log-probs"),
+        ("some", "give the number of rows"),
+        ("0", "give the number of rows"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run("reference", experiment, "--verify", arguments)
+        assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "says"), [(["nowhere"], "nowhere is not a folder"), (["--x"], "not understood")])
+def test_listing_stores_tells_mistakes(experiment: Path, capsys, arguments: list[str], says: str):
+    cli.main(["store", "ls"])
+    assert "no reference store in . or below" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["store", "ls", *arguments])
+    assert stopped.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_killed_pass_goes_on_at_the_shard_in_flight(experiment: Path, forwards: list[int], monkeypatch):
     append = Store.append
 
     def killed(self, *args):
@@ -177,8 +223,6 @@ def test_training_refuses_a_store_of_other_weights_or_rows(experiment: Path, cap
 
 
 def test_step_zero_catches_a_store_whose_numbers_are_not_the_policys(experiment: Path, capsys, monkeypatch):
-    from dpo_jax.reference.store import Store
-
     run("reference", experiment)
     lookup = Store.lookup
 
