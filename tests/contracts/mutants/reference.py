@@ -87,8 +87,8 @@ MUTANTS: list[Mutant] = [
         ("an evaluation scores the training rows too", "heldout_only=not reads_store(setup)", "heldout_only=False"),
         (
             "the pass scores what is stored again",
-            "missing = [rows[index] for index in store.missing([row.row_id for row in rows])]",
-            "missing = rows",
+            "missing = store.missing(row_ids)",
+            "missing = np.arange(len(row_ids))",
         ),
     ),
     *planted(
@@ -98,17 +98,32 @@ MUTANTS: list[Mutant] = [
         ("fingerprints are not compared", "        if different:", "        if False:"),
         (
             "rows by their position, not their id",
-            "found = [self._rows[row_id] for row_id in row_ids]",
-            "found = list(self._rows.values())[: len(row_ids)]",
+            "found = self._index.find(as_ids(row_ids))",
+            "found = np.minimum(self._index.find(as_ids(row_ids)), np.arange(len(row_ids)))",
         ),
         (
             "heads are whole log-probs",
             '"heads": scores.heads_nP.astype(np.float32)',
             '"heads": scores.logps_nP.astype(np.float32)',
         ),
-        ("every row is missing", "if row_id not in self._rows)", "if True)"),
+        ("every row is missing", "np.flatnonzero(self._index.find(ids) < 0)", "np.arange(len(ids))"),
         ("a log-prob that is not finite is stored", "if not np.isfinite(scores.logps_nP).all():", "if False:"),
-        ("rows that are missing are overlooked", "        if missing:", "        if False:"),
+        ("rows that are missing are overlooked", "if missing := int((found < 0).sum()):", "if False:"),
+    ),
+    *planted(
+        "reference/rows.py",
+        ("tests/reference",),
+        ("ids by their first half", '.view("S16").ravel()', '.view("S8")[:, 0]'),
+        (
+            "the place of the next id",
+            "np.searchsorted(self._keys, keys)",
+            'np.searchsorted(self._keys, keys, side="right")',
+        ),
+        (
+            "any place for what is not there",
+            "np.where(self._keys[at] == keys, self._places[at], -1)",
+            "self._places[at]",
+        ),
     ),
     *planted(
         "reference/score.py",
