@@ -1,0 +1,118 @@
+"""What is odd about rows of tokens: what was cut, what is there twice, what was labelled both ways, which is longer.
+
+Reads each row once and remembers a few digests of it, so that it goes through any number of rows.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import xxhash
+
+from dpo_jax.types import TokenRow
+
+PERCENTILES = (50, 90, 99, 100)
+NEAR = 0.9
+"""Two responses of which a longer share of tokens than this is the same at both ends are nearly identical."""
+
+
+class Findings(NamedTuple):
+    """What was found in the rows of one split; counts are of rows, of responses where it says so."""
+
+    rows: int
+    lengths: Mapping[str, Sequence[int]]  # prompt, chosen, rejected (completion) -> token counts at PERCENTILES
+    nearly_identical: int
+    responses_without_eos: int  # truncated, mostly
+    prompts_with_two_bos: int
+    repeated: int  # rows that stood there before
+    both_orders: int  # rows whose pair stood there before with chosen and rejected exchanged, or with the other label
+    longer_chosen: float | None  # share of the pairs of unequal length in which the chosen response is the longer
+
+
+class Split(NamedTuple):
+    """The findings of one split, and what it takes to compare it with another."""
+
+    findings: Findings
+    rows: frozenset[int]
+    prompts: frozenset[int]
+
+
+class Overlap(NamedTuple):
+    """What stands in two splits."""
+
+    rows: int
+    prompts: int
+
+
+def check_rows(
+    rows: Iterable[TokenRow], *, eos: int | None, bos: int | None, desirable: np.ndarray | None = None
+) -> Split:
+    """Goes through the rows of one split.
+
+    Args:
+        eos: the token that ends a response.
+        bos: the token that begins a text, if there is one.
+        desirable: the labels of unpaired completions, bool [rows]; only the first response of such a row is looked at.
+    """
+    lengths: list[list[int]] = []
+    found: Counter[str] = Counter()
+    seen: dict[int, set[int]] = {}  # what is compared -> how it was labelled
+    prompts: set[int] = set()
+    for number, row in enumerate(rows):
+        responses = row.responses if desirable is None else row.responses[:1]
+        lengths.append([len(row.prompt), *map(len, responses)])
+        found["without eos"] += sum(int(response[-1]) != eos for response in responses)
+        found["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
+        found["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
+        prompt = xxhash.xxh3_64_intdigest(row.prompt.tobytes())
+        prompts.add(prompt)
+        digests = [xxhash.xxh3_64_intdigest(np.ascontiguousarray(response).tobytes(), prompt) for response in responses]
+        compared = hash(tuple(sorted(digests)))
+        label = hash(tuple(digests)) if desirable is None else int(desirable[number])
+        before = seen.setdefault(compared, set())
+        found["repeated"] += label in before
+        found["both"] += bool(before - {label}) and label not in before
+        before.add(label)
+    counts = np.array(lengths)
+    names = ("prompt", "completion") if counts.shape[1] == 2 else ("prompt", "chosen", "rejected")
+    findings = Findings(
+        rows=len(counts),
+        lengths={name: _percentiles(column) for name, column in zip(names, counts.T, strict=False)},
+        nearly_identical=found["near"],
+        responses_without_eos=found["without eos"],
+        prompts_with_two_bos=found["two bos"],
+        repeated=found["repeated"],
+        both_orders=found["both"],
+        longer_chosen=None if len(names) == 2 else _longer(*counts.T[1:3]),
+    )
+    return Split(findings, frozenset(seen), frozenset(prompts))
+
+
+def overlap(one: Split, other: Split) -> Overlap:
+    """How many different rows, and prompts, stand in both."""
+    return Overlap(len(one.rows & other.rows), len(one.prompts & other.prompts))
+
+
+def _percentiles(counts: np.ndarray) -> list[int]:
+    return [int(count) for count in np.percentile(counts, PERCENTILES, method="higher")]
+
+
+def _longer(chosen: np.ndarray, rejected: np.ndarray) -> float | None:
+    unequal = chosen != rejected
+    return float((chosen > rejected)[unequal].mean()) if unequal.any() else None
+
+
+def _same_share(a: np.ndarray, b: np.ndarray) -> float:
+    """The tokens at the beginning and at the end that two responses share, as a share of the longer one."""
+    shorter = min(len(a), len(b))
+    head = _common(a[:shorter], b[:shorter])
+    tail = min(_common(a[::-1][:shorter], b[::-1][:shorter]), shorter - head)
+    return (head + tail) / max(len(a), len(b))
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    differ = np.flatnonzero(a != b)
+    return int(differ[0]) if differ.size else len(a)
