@@ -16,8 +16,8 @@ def run(setup: Setup) -> None:
     config = setup.config
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
-    found = read_completions(config.sft.data.train, on_error=config.data.on_error)
-    rows = as_tokens(config, setup.tokenizer, "sft.data.train", found.rows, found.skipped)
+    found = read_completions(config.sft.data.train, on_error=config.data.on_error, seed=config.seed)
+    _, rows = as_tokens(config, setup.tokenizer, "sft.data.train", found.rows, found.skipped)
     train, model = config.sft.train, setup.sft_model
     batches = Batches(
         rows,
