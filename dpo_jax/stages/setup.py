@@ -149,6 +149,10 @@ class Setup:
         """The held-out rows; may be empty."""
         return read_rows(self.config, self.tokenizer, "data.eval", self.config.data.eval)
 
+    def read_data(self) -> None:
+        """Reads and checks the rows now; without a call that happens where they are needed."""
+        _ = self.train_data, self.eval_data
+
     def tokenization(self) -> dict[str, str]:
         """What decides how text became tokens, for the fingerprint of a store."""
         return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))

@@ -27,22 +27,26 @@ def read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
     numbers = {renamed.get(name, name) for name in _NUMBERS}
     csv.field_size_limit(_LONGEST_FIELD)
     # What is not UTF-8 arrives as half of a surrogate pair, which the row is refused for.
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    lines = csv.reader(text, strict=True)
-    try:
-        header = next(lines, [])
-        if len(set(header)) < len(header):
-            raise UserError(f"data file {path} has a column twice in its first line: {', '.join(header)}.")
-        for cells in lines:
-            where = f"{path}:{lines.line_num}"
-            if len(cells) != len(header):
-                found = f"the row has {len(cells)} cells, the first line {len(header)}."
-                yield BadRow(where, "wrong number of cells", found)
-                continue
-            row = dict(zip(header, cells, strict=True))
-            yield Record(where, {name: _number(cell) if name in numbers else cell for name, cell in row.items()})
-    except csv.Error as error:
-        raise UserError(f"{path}:{lines.line_num}: not CSV: {error}.") from error
+    with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        lines = csv.reader(text, strict=True)
+        try:
+            yield from _csv_rows(lines, path, numbers)
+        except csv.Error as error:
+            raise UserError(f"{path}:{lines.line_num}: not CSV: {error}.") from error
+
+
+def _csv_rows(lines: Any, path: Path, numbers: set[str]) -> Records:
+    header = next(lines, [])
+    if len(set(header)) < len(header):
+        raise UserError(f"data file {path} has a column twice in its first line: {', '.join(header)}.")
+    for cells in lines:
+        where = f"{path}:{lines.line_num}"
+        if len(cells) != len(header):
+            found = f"the row has {len(cells)} cells, the first line {len(header)}."
+            yield BadRow(where, "wrong number of cells", found)
+            continue
+        row = dict(zip(header, cells, strict=True))
+        yield Record(where, {name: _number(cell) if name in numbers else cell for name, cell in row.items()})
 
 
 def _number(cell: str) -> Any:
