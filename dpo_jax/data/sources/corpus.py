@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpo_jax.errors import UserError
 from dpo_jax.types import PreferencePair
 
@@ -30,7 +32,7 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
 
         def _info(self) -> Any:
             texts = {column: tfds.features.Text() for column in _COLUMNS}
-            numbers = {column: tfds.features.Scalar("float64") for column in _EXTRAS}
+            numbers = {column: tfds.features.Scalar(np.float64) for column in _EXTRAS}
             return tfds.core.DatasetInfo(
                 builder=self,
                 description="Preference pairs: a prompt, the chosen response and the rejected one.",
