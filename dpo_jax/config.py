@@ -17,7 +17,7 @@ Count = Annotated[int, Range(0)]
 NotNegative = Annotated[float, Range(0.0)]
 Share = Annotated[float, Range(0.0, 1.0)]
 Source = Mapping[str, Any]
-"""Where rows come from: {path: FILE} or {package: NAME, split: ...}; checked by the reader that it names."""
+"""Where rows come from: {path: FILE}, {hub: ...}, {tfds: ...}, {package: ...}; checked by the reader that it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,17 @@ class DataConfig:
 
     train: tuple[Source, ...]
     eval: tuple[Source, ...] = ()
-    template: Literal["plain", "tokenizer"] = "plain"  # plain: prompt + response; tokenizer: its chat template
+    template: Literal["plain", "tokenizer", "hh"] = "plain"  # prompt + response; the chat template; Human and Assistant
+    chat_template: str | None = None  # a file in jinja, or its text, in place of the tokenizer's own
+    score: Literal["completion", "assistant"] = "completion"  # all of a response, or only what the assistant says there
     order: Literal["shuffle", "sequential"] = "shuffle"
     layout: Literal["padded", "packed", "shared"] = "shared"  # of rows in a batch; shared: packed, each prompt once
     max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
     max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
+    truncation: Literal["keep", "drop"] = "keep"  # drop: what is longer is left out, and counted
+    special_tokens: Literal["refuse", "allow"] = (
+        "refuse"  # a row whose text holds such as <|im_end|> is bad, or as meant
+    )
     on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it
 
 
@@ -246,6 +252,9 @@ def _check(config: Config, origins: Origins) -> None:
     if evaluation.judge and not (evaluation.samples and evaluation.judge.data):
         at = locate("evaluation.judge", origins)
         raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score and judge.data to learn from.")
+    if config.data.chat_template is not None and config.data.template != "tokenizer":
+        at = locate("data.chat_template", origins)
+        raise UserError(f"{at}: data.chat_template: is read with data.template: tokenizer only; set that too.")
     if config.data.max_prompt_tokens >= config.data.max_tokens:
         raise UserError(
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "

@@ -6,6 +6,7 @@ R rows, T tokens, N scored tokens, V vocabulary, D width.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,31 +16,66 @@ Params = dict[str, Any]
 """A plain nested dict of arrays; never a Flax class outside `models`."""
 
 
+Message = Mapping[str, Any]
+"""One turn of a conversation: `role`, `content`, and what else its template reads. Plain data, never changed."""
+
+Text = str | tuple[Message, ...]
+"""A prompt or a response: text, or the turns of a conversation."""
+
+
 class PreferencePair(NamedTuple):
-    """One preference: the same prompt answered twice. `where` names file and line, for messages."""
+    """One preference: the same prompt answered twice. `where` names file and line, for messages.
+
+    `tools` and `chat_template_kwargs` are for the chat template. `margin` is by how much chosen is better, `weight` how
+    much the pair counts, `soft_label` the probability that chosen is better: None where the row does not say.
+    """
 
     row_id: str
-    prompt: str
-    chosen: str
-    rejected: str
+    prompt: Text
+    chosen: Text
+    rejected: Text
     where: str
+    tools: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    weight: float | None = None
+    margin: float | None = None
+    soft_label: float | None = None
+    source: str = ""  # the name of its source, for metrics
 
     @property
-    def responses(self) -> tuple[str, ...]:
+    def responses(self) -> tuple[Text, ...]:
         """The responses by slot: chosen, rejected."""
         return (self.chosen, self.rejected)
 
 
+class Ranking(NamedTuple):
+    """One prompt answered K times, best first. `where` names file and line, for messages."""
+
+    prompt: Text
+    responses: tuple[Text, ...]
+    where: str
+    tools: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    weight: float | None = None
+
+
 class Completion(NamedTuple):
-    """One response to one prompt, as supervised fine-tuning reads it. `where` names file and line."""
+    """One response to one prompt, as supervised fine-tuning reads it. `where` names file and line.
+
+    The prompt of plain text is "": it is scored from its first token on that has one before it.
+    """
 
     row_id: str
-    prompt: str
-    completion: str
+    prompt: Text
+    completion: Text
     where: str
+    tools: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    weight: float | None = None
+    source: str = ""  # the name of its source, for metrics
 
     @property
-    def responses(self) -> tuple[str, ...]:
+    def responses(self) -> tuple[Text, ...]:
         """The responses by slot: only one."""
         return (self.completion,)
 
@@ -51,14 +87,18 @@ class UnpairedCompletion(NamedTuple):
     """
 
     row_id: str
-    prompt: str
-    completion: str
+    prompt: Text
+    completion: Text
     desirable: bool
-    mismatched: str | None
+    mismatched: Text | None
     where: str
+    tools: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    weight: float | None = None
+    source: str = ""  # the name of its source, for metrics
 
     @property
-    def responses(self) -> tuple[str, ...]:
+    def responses(self) -> tuple[Text, ...]:
         """The responses by slot: the completion, and the mismatched one where there is one."""
         return (self.completion,) if self.mismatched is None else (self.completion, self.mismatched)
 
@@ -66,9 +106,11 @@ class UnpairedCompletion(NamedTuple):
 class Prompt(NamedTuple):
     """A prompt to be answered, and the data set that its row names, if any. `where` names file and line."""
 
-    text: str
+    prompt: Text
     dataset: Any
     where: str
+    tools: tuple[Message, ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
 
 
 class TokenRow(NamedTuple):

@@ -2,77 +2,239 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+import functools
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.types import Message, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+Span = tuple[int, int]
+
+
+class Asked(Protocol):
+    """What a template needs of a row, or of a prompt alone."""
+
+    @property
+    def prompt(self) -> Text: ...  # noqa: D102
+    @property
+    def where(self) -> str: ...  # noqa: D102
+    @property
+    def tools(self) -> tuple[Message, ...] | None: ...  # noqa: D102
+    @property
+    def chat_template_kwargs(self) -> Any: ...  # noqa: D102
+
 
 class Template(NamedTuple):
-    """One format. `special_tokens` says whether encoding adds the tokens that the tokenizer adds to every text."""
+    """One format. `special_tokens` says whether encoding adds the tokens that the tokenizer adds to every text.
 
-    prompt: Callable[[PreTrainedTokenizerFast, str], str]
-    conversation: Callable[[PreTrainedTokenizerFast, str, str], str]
+    `spans` gives the characters of a conversation that the assistant says in the response.
+    """
+
+    prompt: Callable[[PreTrainedTokenizerFast, Asked], str]
+    conversation: Callable[[PreTrainedTokenizerFast, Asked, Text], str]
+    spans: Callable[[PreTrainedTokenizerFast, Asked, Text], list[Span] | None]  # None: all of the response
     source: Callable[[PreTrainedTokenizerFast], str]  # all that decides the format, for fingerprints
     special_tokens: bool
 
 
-def find_template(name: str) -> Template:
-    """The template of this name.
+def find_template(name: str, chat_template: str | None = None) -> Template:
+    """The template of this name; `chat_template` takes the place of the tokenizer's own.
 
     Raises:
         UserError: there is none.
     """
     if name not in TEMPLATES:
         raise UserError(f"data.template is {name!r}. {nearest(str(name), TEMPLATES)}")
-    return TEMPLATES[name]
+    return TEMPLATES[name] if chat_template is None else _of_messages(lambda tokenizer: chat_template)
 
 
-def _plain_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
-    return prompt
+def _plain_prompt(tokenizer: PreTrainedTokenizerFast, row: Asked) -> str:
+    return _plain_text(row.prompt, row.where)
 
 
-def _plain_conversation(tokenizer: PreTrainedTokenizerFast, prompt: str, response: str) -> str:
-    eos = tokenizer.eos_token
-    if not isinstance(eos, str):
-        raise UserError("the tokenizer has no eos_token, which template: plain puts after each response.")
-    return prompt + response + ("" if response.endswith(eos) else eos)
+def _plain_conversation(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> str:
+    text, eos = _plain_text(response, row.where), _eos(tokenizer, "plain")
+    return _plain_prompt(tokenizer, row) + text + ("" if text.endswith(eos) else eos)
+
+
+def _plain_text(text: Text, where: str) -> str:
+    if isinstance(text, str):
+        return text
+    raise BadRow(
+        where,
+        "messages without a chat template",
+        "the row is of messages, and template: plain is for texts. Set data.template: tokenizer, whose chat template "
+        "formats messages, or hh, or name one in data.chat_template.",
+    )
 
 
 def _plain_source(tokenizer: PreTrainedTokenizerFast) -> str:
     return "prompt, response, eos"
 
 
-def _chat_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
-    return _render(tokenizer, [{"role": "user", "content": prompt}], asks=True)
+def _eos(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
+    eos = tokenizer.eos_token
+    if not isinstance(eos, str):
+        raise UserError(f"the tokenizer has no eos_token, which template: {template} puts after each response.")
+    return eos
 
 
-def _chat_conversation(tokenizer: PreTrainedTokenizerFast, prompt: str, response: str) -> str:
-    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-    return _render(tokenizer, messages, asks=False)
+Source = Callable[["PreTrainedTokenizerFast"], str]
 
 
-def _chat_source(tokenizer: PreTrainedTokenizerFast) -> str:
+def _of_messages(source: Source, *, special_tokens: bool = False) -> Template:
+    """The format of a chat template, a text in jinja; texts become one turn of the user and one of the assistant."""
+
+    def prompt(tokenizer: PreTrainedTokenizerFast, row: Asked) -> str:
+        return _render(tokenizer, source, row, _turns(row.prompt, "user"), asks=True)
+
+    def conversation(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> str:
+        turns = [*_turns(row.prompt, "user"), *_turns(response, "assistant")]
+        return _ended_once(_render(tokenizer, source, row, turns, asks=False), tokenizer.eos_token)
+
+    def spans(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> list[Span] | None:
+        prompt, answer = _turns(row.prompt, "user"), _turns(response, "assistant")
+        if _MARKER.search(source(tokenizer)):
+            return _marked(tokenizer, source(tokenizer), row, prompt, answer)
+        return None if len(answer) == 1 else _differences(tokenizer, source, row, prompt, answer)
+
+    return Template(prompt, conversation, spans, source, special_tokens)
+
+
+def _ended_once(text: str, eos: Any) -> str:
+    """Without the EOS that a message had already, where the template writes one too."""
+    body = text.rstrip()
+    if not isinstance(eos, str) or not body.endswith(2 * eos):
+        return text
+    return body.removesuffix(eos) + text[len(body) :]
+
+
+def _turns(text: Text, role: str) -> list[Message]:
+    return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, turns: Sequence[Message], *, asks: bool
+) -> str:
+    template = source(tokenizer)
+    try:
+        text = tokenizer.apply_chat_template(
+            turns,  # type: ignore[arg-type]
+            chat_template=template,
+            tokenize=False,
+            add_generation_prompt=asks,
+            **_arguments(template, row),
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a template is a program, and may fail as one
+        said = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
+        found = f"the tokenizer's chat template refuses a message or is broken: {said}"
+        raise BadRow(row.where, "refused by the chat template", found.rstrip(".") + ".") from error
+    return str(text)
+
+
+def _arguments(template: str, row: Asked) -> dict[str, Any]:
+    """What the row brings for the template, which has to read all of it."""
+    given = {**(row.chat_template_kwargs or {}), **({"tools": list(row.tools)} if row.tools else {})}
+    for name in given:
+        if name in _RESERVED or name not in _variables(template):
+            what = "tools" if name == "tools" else f"chat_template_kwargs.{name}"
+            found = f"the row has {what}, which the chat template does not read."
+            raise BadRow(row.where, "unread by the chat template", found)
+    return given
+
+
+_RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize")
+_MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers knows these
+
+
+@functools.lru_cache(maxsize=8)
+def _variables(template: str) -> frozenset[str]:
+    """The names that a template reads without setting them."""
+    import jinja2
+    from jinja2 import meta
+
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    return frozenset(meta.find_undeclared_variables(environment.parse(_MARKER.sub("", template))))
+
+
+def _marked(
+    tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, prompt: list[Message], answer: list[Message]
+) -> list[Span]:
+    """The spans of the answer by the template's `{% generation %}` markers; those of the prompt are left out."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def marks(turns: list[Message]) -> list[Span]:
+        arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
+        _, found = render_jinja_template(
+            [[dict(turn) for turn in turns]],
+            chat_template=template,
+            return_assistant_tokens_mask=True,
+            **arguments,
+        )
+        spans: Any = found[0]  # annotated as text there
+        return [(start, end) for start, end in spans]
+
+    return marks([*prompt, *answer])[sum(turn["role"] == "assistant" for turn in prompt) :]
+
+
+def _differences(
+    tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, prompt: list[Message], answer: list[Message]
+) -> list[Span]:
+    """The spans of the answer's assistant turns: what the template writes with each, beyond what it writes before."""
+    whole = _render(tokenizer, source, row, [*prompt, *answer], asks=False)
+    spans = []
+    for place, turn in enumerate(answer):
+        if turn["role"] != "assistant":
+            continue
+        before = _render(tokenizer, source, row, [*prompt, *answer[:place]], asks=True)
+        after = _render(tokenizer, source, row, [*prompt, *answer[: place + 1]], asks=False)
+        if not (whole.startswith(after) and after.startswith(before)):
+            raise BadRow(
+                row.where,
+                "turns of the assistant not found",
+                "data.score: assistant needs to know what the assistant says, but the chat template has no "
+                "{% generation %} markers, and writes a turn otherwise once others follow it. Put markers into a "
+                "template of your own (data.chat_template), or set data.score: completion.",
+            )
+        spans.append((len(before), len(after)))
+    return spans
+
+
+def _tokenizer_source(tokenizer: PreTrainedTokenizerFast) -> str:
     if tokenizer.chat_template is None:
         raise UserError("the tokenizer has no chat template. Use template: plain, or a tokenizer that has one.")
     return tokenizer.get_chat_template()
 
 
-def _render(tokenizer: PreTrainedTokenizerFast, messages: list[dict[str, str]], *, asks: bool) -> str:
-    from jinja2 import TemplateError
+_HH = """\
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}{{ '\\n\\nHuman: ' + message.content }}
+{%- elif message.role == 'assistant' -%}{{ '\\n\\nAssistant:' -}}
+{%- generation -%}{{ ' ' + message.content }}{{ eos_token if loop.last else '' }}{%- endgeneration -%}
+{%- else -%}{{ raise_exception('template: hh has turns of user and assistant only, not of ' + message.role) }}
+{%- endif -%}
+{%- endfor -%}
+{{- '\\n\\nAssistant:' if add_generation_prompt else '' -}}
+"""
 
-    source = _chat_source(tokenizer)
-    try:
-        text = tokenizer.apply_chat_template(messages, chat_template=source, tokenize=False, add_generation_prompt=asks)
-    except TemplateError as error:
-        raise UserError(f"the tokenizer's chat template refuses a message or is broken: {error}") from error
-    return str(text)
+
+def _hh_source(tokenizer: PreTrainedTokenizerFast) -> str:
+    _eos(tokenizer, "hh")
+    return _HH
 
 
 TEMPLATES: dict[str, Template] = {
-    "plain": Template(_plain_prompt, _plain_conversation, _plain_source, special_tokens=True),
-    "tokenizer": Template(_chat_prompt, _chat_conversation, _chat_source, special_tokens=False),
+    "plain": Template(
+        _plain_prompt, _plain_conversation, lambda tokenizer, row, response: None, _plain_source, special_tokens=True
+    ),
+    "tokenizer": _of_messages(_tokenizer_source),
+    "hh": _of_messages(_hh_source, special_tokens=True),
 }

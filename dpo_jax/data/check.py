@@ -25,7 +25,7 @@ class Findings(NamedTuple):
     rows: int
     lengths: Mapping[str, Sequence[int]]  # prompt, chosen, rejected (completion) -> token counts at PERCENTILES
     nearly_identical: int
-    responses_without_eos: int  # truncated, mostly
+    responses_without_eos: int  # last or, before the line end of a template, last but one; truncated, mostly
     prompts_with_two_bos: int
     repeated: int  # rows that stood there before
     both_orders: int  # rows whose pair stood there before with chosen and rejected exchanged, or with the other label
@@ -64,7 +64,7 @@ def check_rows(
     for number, row in enumerate(rows):
         responses = row.responses if desirable is None else row.responses[:1]
         lengths.append([len(row.prompt), *map(len, responses)])
-        found["without eos"] += sum(int(response[-1]) != eos for response in responses)
+        found["without eos"] += sum(eos not in response[-2:] for response in responses)
         found["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
         found["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
         prompt = xxhash.xxh3_64_intdigest(row.prompt.tobytes())

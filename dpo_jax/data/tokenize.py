@@ -1,22 +1,25 @@
-"""Rows of text to token ids: where the response begins, what truncation keeps, and a fingerprint of both."""
+"""Rows of text to token ids: where the response begins, what truncation keeps, and which tokens are scored."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from dpo_jax import files
-from dpo_jax.data.chat import Template, find_template
-from dpo_jax.errors import UserError
-from dpo_jax.types import Completion, PreferencePair, TokenRow, UnpairedCompletion
+from dpo_jax.data import encoding
+from dpo_jax.data.chat import TEMPLATES, Span, Template
+from dpo_jax.data.encoding import Encoded, Specials
+from dpo_jax.data.rules import Rules, checked
+from dpo_jax.data.sources.record import BadRow
+from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow, UnpairedCompletion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Row = PreferencePair | Completion | UnpairedCompletion
+Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion)
 
 _CHUNK_ROWS = 1024  # an encoding holds far more than its ids, so not all of them are alive at once
 
@@ -28,6 +31,7 @@ class Counts(NamedTuple):
     responses_truncated: int = 0
     boundaries_moved: int = 0  # the end of the prompt merged with a response, and counts as response
     identical_responses: int = 0  # chosen and rejected differ in text, but not in the tokens that are left of them
+    long_rows_dropped: int = 0
 
 
 class Tokenized(NamedTuple):
@@ -37,140 +41,186 @@ class Tokenized(NamedTuple):
     counts: Counts
 
 
-def tokenize(
-    rows: Sequence[Row],
-    tokenizer: PreTrainedTokenizerFast,
-    *,
-    template: str,
-    max_prompt_tokens: int,
-    max_tokens: int,
-) -> Tokenized:
+class Chunk(NamedTuple, Generic[Row]):
+    """Some rows and the tokens of each; what was changed, and how many rows were left out for which reason."""
+
+    rows: list[Row]
+    tokens: list[TokenRow]
+    counts: Counts
+    skipped: dict[str, int]
+
+
+def tokenize_chunks(
+    rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, rules: Rules, *, on_error: str = "stop"
+) -> Iterator[Chunk[Row]]:
     """Encodes each prompt alone and before each of its responses; a response begins where any of these diverge.
 
     A prompt keeps its last `max_prompt_tokens` (and the BOS it began with), a response its start, up to `max_tokens`
-    with its prompt.
+    with its prompt; or rows that are longer are dropped. Only one chunk of rows is in memory.
 
     Raises:
-        UserError: naming the row, when no token of its prompt or of a response is left.
+        UserError: a row cannot be used (with on_error "stop"), or the tokenizer cannot do what the template asks.
     """
-    form = find_template(template)
-    tokenized: list[TokenRow] = []
+    form = checked(rules)
+    specials = Specials(tokenizer) if rules.special_tokens == "refuse" else None
+    rest = iter(rows)
+    while chunk := list(itertools.islice(rest, _CHUNK_ROWS)):
+        skipped: Counter[str] = Counter()
+        kept: list[Row] = []
+        tokens: list[TokenRow] = []
+        totals = np.zeros(len(Counts()), int)
+        for row, whole in _encoded(chunk, tokenizer, rules, form, specials):
+            try:
+                if isinstance(whole, BadRow):
+                    raise whole
+                cut, counts = _cut(row, whole, tokenizer, rules)
+            except BadRow as bad:
+                if on_error == "stop":
+                    raise
+                skipped[bad.reason] += 1
+                continue
+            totals += counts
+            if not counts.long_rows_dropped:
+                kept.append(row)
+                tokens.append(cut)
+        yield Chunk(kept, tokens, Counts(*totals.tolist()), dict(skipped))
+
+
+def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, **rules: Any) -> Tokenized:
+    """All rows at once, as `tokenize_chunks` does it; `rules` are the fields of `Rules`. Stops at a bad row."""
+    found: list[TokenRow] = []
     totals = np.zeros(len(Counts()), int)
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[start : start + _CHUNK_ROWS]
-        prompts = _encode([form.prompt(tokenizer, row.prompt) for row in chunk], tokenizer, form)
-        texts = [form.conversation(tokenizer, row.prompt, response) for row in chunk for response in row.responses]
-        wholes = iter(_encode(texts, tokenizer, form))
-        for row, prompt in zip(chunk, prompts, strict=True):
-            of_row = [next(wholes) for _ in row.responses]
-            _check_end(of_row, tokenizer, form, row.where)
-            ids, boundary = _split(prompt, of_row, row)
-            cut = _truncate(ids, tokenizer.bos_token_id, row.where, max_prompt_tokens, max_tokens)
-            tokenized.append(cut)
-            totals += _changes(ids, cut, moved=boundary < len(prompt), compared=isinstance(row, PreferencePair))
-    return Tokenized(tokenized, Counts(*totals.tolist()))
+    for chunk in tokenize_chunks(rows, tokenizer, Rules(**rules)):
+        found += chunk.tokens
+        totals += chunk.counts
+    return Tokenized(found, Counts(*totals.tolist()))
 
 
 def tokenize_prompts(
-    prompts: Sequence[str], tokenizer: PreTrainedTokenizerFast, *, template: str, max_prompt_tokens: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, **rules: Any
 ) -> tuple[list[np.ndarray], int]:
     """Prompts alone, formatted and truncated as `tokenize` does it, int32 [tokens]: what sampling begins with.
 
-    The number is that of the prompts that were truncated.
+    The number is that of the prompts that were truncated, which they are under `truncation: drop` too.
     """
-    form = find_template(template)
-    encoded = _encode([form.prompt(tokenizer, prompt) for prompt in prompts], tokenizer, form)
-    kept = [_keep_end(ids, tokenizer.bos_token_id, max_prompt_tokens) for ids in encoded]
-    return kept, sum(len(ids) > max_prompt_tokens for ids in encoded)
+    settings = Rules(**rules)
+    form, limit = checked(settings), settings.max_prompt_tokens
+    if settings.special_tokens == "refuse":
+        specials = Specials(tokenizer)
+        for prompt in prompts:
+            specials.check(prompt, closing=None)
+    encoded = encoding.encode([form.prompt(tokenizer, prompt) for prompt in prompts], tokenizer, form.special_tokens)
+    kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
+    return kept, sum(len(whole.ids) > limit for whole in encoded)
 
 
-def tokenization_fingerprint(
-    tokenizer: PreTrainedTokenizerFast, *, template: str, max_prompt_tokens: int, max_tokens: int
-) -> dict[str, str]:
-    """All that decides the ids of a row, as text by field."""
-    source = find_template(template).source(tokenizer)
-    if not tokenizer.is_fast:
-        raise UserError(
-            f"{type(tokenizer).__name__} has no tokenizer.json; only tokenizers that have one are supported."
+class _Whole(NamedTuple):
+    """A row encoded: its prompt alone, and with each response."""
+
+    prompt: Encoded
+    wholes: list[Encoded]
+    spans: list[list[Span] | None]  # the characters to score, of each response
+
+
+def _encoded(
+    chunk: Sequence[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    rules: Rules,
+    form: Template,
+    specials: Specials | None,
+) -> Iterator[tuple[Row, _Whole | BadRow]]:
+    """Each row of the chunk, encoded, or the error that it would raise; neighbours of one form go together."""
+    for is_text, group in itertools.groupby(chunk, key=_is_text):
+        rows, used = list(group), TEMPLATES["plain"] if is_text else form
+        texts = [_formatted(row, tokenizer, rules, used, specials) for row in rows]
+        flat = [text for one in texts if not isinstance(one, BadRow) for text in (one.prompt, *one.wholes)]
+        encoded = iter(encoding.encode(flat, tokenizer, used.special_tokens, offsets=rules.score == "assistant"))
+        for row, one in zip(rows, texts, strict=True):
+            if isinstance(one, BadRow):
+                yield row, one
+                continue
+            prompt, *wholes = itertools.islice(encoded, 1 + len(one.wholes))
+            if used.special_tokens:
+                encoding.check_end(wholes, tokenizer, row.where)
+            yield row, _Whole(prompt, wholes, one.spans)
+
+
+def _is_text(row: Any) -> bool:
+    """Whether it is text without a prompt, which no template formats."""
+    return isinstance(row, Completion) and row.prompt == ""
+
+
+class _Formatted(NamedTuple):
+    prompt: str
+    wholes: list[str]
+    spans: list[list[Span] | None]
+
+
+def _formatted(
+    row: Any, tokenizer: PreTrainedTokenizerFast, rules: Rules, form: Template, specials: Specials | None
+) -> _Formatted | BadRow:
+    try:
+        if specials:
+            specials.check(row, closing=tokenizer.eos_token if form is TEMPLATES["plain"] else None)
+        return _Formatted(
+            form.prompt(tokenizer, row),
+            [form.conversation(tokenizer, row, response) for response in row.responses],
+            [form.spans(tokenizer, row, r) if rules.score == "assistant" else None for r in row.responses],
         )
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
-    return {
-        "tokenizer": files.digest(json.dumps(backend, sort_keys=True).encode()),
-        "vocabulary": str(len(tokenizer)),
-        "eos": f"{tokenizer.eos_token} ({tokenizer.eos_token_id})",
-        "bos": f"{tokenizer.bos_token} ({tokenizer.bos_token_id})",
-        "template": f"{template} {files.digest(source.encode())}",
-        "truncation": f"prompt keeps BOS and its end at {max_prompt_tokens}, pair keeps its start at {max_tokens}",
-    }
+    except BadRow as bad:
+        return bad
 
 
-def _encode(texts: list[str], tokenizer: PreTrainedTokenizerFast, form: Template) -> list[np.ndarray]:
-    """Ids of each text, without what the tokenizer adds behind it: the template says how a response ends."""
-    encoded = tokenizer(
-        texts,
-        add_special_tokens=form.special_tokens,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        return_special_tokens_mask=True,
-        verbose=False,
+def _cut(row: Any, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rules) -> tuple[TokenRow, Counts]:
+    """The row as tokens within its limits, and what that changed; raises BadRow."""
+    boundary = min(encoding.common_prefix(whole.prompt.ids, one.ids) for one in whole.wholes)
+    moved = boundary < len(whole.prompt.ids)
+    if _is_text(row):
+        boundary = max(boundary, 1)
+    _check_boundary(row, boundary)
+    prompt = whole.prompt.ids[:boundary] if not _is_text(row) else whole.wholes[0].ids[:boundary]
+    responses = tuple(one.ids[boundary:] for one in whole.wholes)
+    longest = len(prompt) + max(map(len, responses))
+    if rules.truncation == "drop" and (len(prompt) > rules.max_prompt_tokens or longest > rules.max_tokens):
+        return TokenRow(row.row_id, prompt, responses), Counts(long_rows_dropped=1)
+    kept = encoding.keep_end(prompt, tokenizer.bos_token_id, rules.max_prompt_tokens)
+    room = max(0, rules.max_tokens - len(kept))
+    cut = TokenRow(row.row_id, kept, tuple(ids[:room] for ids in responses), _masks(whole, boundary, room))
+    _check_room(row, cut, rules)
+    compared = isinstance(row, PreferencePair) and len({ids.tobytes() for ids in cut.responses}) < len(cut.responses)
+    truncated = sum(len(a) < len(b) for a, b in zip(cut.responses, responses, strict=True))
+    return cut, Counts(len(kept) < len(prompt), truncated, moved, compared)
+
+
+def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | None:
+    """Which tokens of each response touch its spans; None where all do."""
+    if not any(spans is not None for spans in whole.spans):
+        return None
+    masks = tuple(
+        np.ones(len(one.ids) - boundary, bool)[:room] if spans is None else one.touches(spans)[boundary:][:room]
+        for one, spans in zip(whole.wholes, whole.spans, strict=True)
     )
-    arrays = []
-    for ids, added in zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True):
-        end = len(ids)
-        while end and added[end - 1]:
-            end -= 1
-        arrays.append(np.asarray(ids[:end], np.int32))
-    return arrays
+    return None if all(mask.all() for mask in masks) else masks
 
 
-def _check_end(wholes: Sequence[np.ndarray], tokenizer: PreTrainedTokenizerFast, form: Template, where: str) -> None:
-    if form.special_tokens and any(whole[-1] != tokenizer.eos_token_id for whole in wholes):
-        raise UserError(f"{where}: the tokenizer does not encode its eos_token {tokenizer.eos_token!r} as one token.")
-
-
-def _split(prompt: np.ndarray, wholes: Sequence[np.ndarray], row: Row) -> tuple[TokenRow, int]:
-    boundary = min(_common_prefix(prompt, whole) for whole in wholes)
+def _check_boundary(row: Any, boundary: int) -> None:
     if boundary == 0:
-        raise UserError(
-            f"{row.where}: no token of the prompt stands before the responses, and the first token of a sequence is "
-            f"never scored. Give the row a prompt that ends on a token boundary, a space or a line end for example."
+        raise BadRow(
+            row.where,
+            "no token of the prompt",
+            "no token of the prompt stands before the responses, and the first token of a sequence is never scored. "
+            "Give the row a prompt that ends on a token boundary, a space or a line end for example.",
         )
-    return TokenRow(row.row_id, prompt[:boundary], tuple(whole[boundary:] for whole in wholes)), boundary
 
 
-def _common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    shorter = min(len(a), len(b))
-    differ = np.flatnonzero(a[:shorter] != b[:shorter])
-    return int(differ[0]) if differ.size else shorter
-
-
-def _truncate(row: TokenRow, bos: Any, where: str, max_prompt_tokens: int, max_tokens: int) -> TokenRow:
-    prompt = _keep_end(row.prompt, bos, max_prompt_tokens)
-    room = max(0, max_tokens - len(prompt))
-    responses = tuple(response[:room] for response in row.responses)
-    if not all(map(len, responses)):
-        raise UserError(
-            f"{where}: no token of a response is left: its prompt takes {len(prompt)} tokens, and max_tokens is "
-            f"{max_tokens}. Raise data.max_tokens or lower data.max_prompt_tokens (now {max_prompt_tokens})."
+def _check_room(row: Any, cut: TokenRow, rules: Rules) -> None:
+    if not all(map(len, cut.responses)):
+        raise BadRow(
+            row.where,
+            "no room for a response",
+            f"no token of a response is left: its prompt takes {len(cut.prompt)} tokens, and max_tokens is "
+            f"{rules.max_tokens}. Raise data.max_tokens or lower data.max_prompt_tokens (now "
+            f"{rules.max_prompt_tokens}).",
         )
-    return TokenRow(row.row_id, prompt, responses)
-
-
-def _keep_end(prompt: np.ndarray, bos: Any, max_prompt_tokens: int) -> np.ndarray:
-    """The end of a prompt. A leading BOS stays: models that were trained with one are lost without it."""
-    if len(prompt) <= max_prompt_tokens:
-        return prompt
-    if prompt[0] == bos and max_prompt_tokens > 1:
-        return np.concatenate([prompt[:1], prompt[len(prompt) - max_prompt_tokens + 1 :]])
-    return prompt[len(prompt) - max_prompt_tokens :]
-
-
-def _changes(row: TokenRow, cut: TokenRow, *, moved: bool, compared: bool) -> Counts:
-    """The counts of one row, before and after truncation; `compared` says that one response is preferred to another."""
-    return Counts(
-        prompts_truncated=len(cut.prompt) < len(row.prompt),
-        responses_truncated=sum(len(a) < len(b) for a, b in zip(cut.responses, row.responses, strict=True)),
-        boundaries_moved=moved,
-        identical_responses=compared and len({response.tobytes() for response in cut.responses}) < len(cut.responses),
-    )
+    if cut.masks and not all(mask.any() for mask in cut.masks):
+        raise BadRow(row.where, "nothing to score", "no token of the assistant is left in a response.")

@@ -5,6 +5,7 @@ Dimension key: n rows, P slot in the pair.
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
@@ -64,7 +65,7 @@ class TokenTable(Sequence[TokenRow]):
 
 
 def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
-    """Writes rows, one at least, as they come to a file in `folder` that vanishes with the table.
+    """Writes rows as they come to a file in `folder` that vanishes with the table.
 
     Raises:
         UserError: the folder cannot be written.
@@ -80,8 +81,15 @@ def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
                 lengths.append(np.array([[len(row.prompt), *map(len, row.responses)] for row in chunk], np.int32))
                 scored.append(np.array([_scored(row) for row in chunk], np.int32))
             file.flush()
+            if not lengths:
+                nothing = np.zeros((0, 0), np.int32)
+                return TokenTable(
+                    nothing, nothing, np.zeros((0, _ID_BYTES), np.uint8), Sizes(nothing, nothing, nothing)
+                )
             # Mapped, it stays readable when its name is gone: no other run can change it, and nothing is left behind.
             tokens = np.memmap(file.name, np.int32, mode="r")
+        with contextlib.suppress(OSError):  # others may be writing there
+            folder.rmdir()
     except OSError as error:
         raise UserError(f"{folder}: the rows cannot be written there: {error.strerror}.") from None
     lengths_nP = np.concatenate(lengths)

@@ -34,6 +34,12 @@ def _sft(setup: Setup) -> None:
     sft.run(setup)
 
 
+def _check_data(setup: Setup) -> None:
+    from dpo_jax.stages import check_data
+
+    check_data.run(setup)
+
+
 def _reference(setup: Setup, *, jsonl: str | None, verify: str | None) -> None:
     from dpo_jax.stages import reference
 
@@ -73,6 +79,7 @@ def _report(setup: Setup) -> None:
 STAGES: dict[str, Stage] = {
     "run": Stage("all that the configuration asks for, in order", _run),
     "sft": Stage("supervised fine-tuning, the start of the policy and the reference", _sft),
+    "check-data": Stage("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
     "reference": Stage(
         "score every row with the frozen reference, into the store",
         _reference,

@@ -17,7 +17,7 @@ from dpo_jax.files import write_json
 from dpo_jax.stages import reference
 from dpo_jax.stages.heldout import heldout
 from dpo_jax.stages.progress import say
-from dpo_jax.stages.samples import make_sampling, sampled_logps
+from dpo_jax.stages.samples import as_text, make_sampling, sampled_logps
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, TokenRow
 
@@ -60,7 +60,7 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
     rows, texts = sampled["policy"].rows, {name: found.texts for name, found in sampled.items()}
     result: dict[str, Any] = {"kl": _kl(setup, rows, policy, frozen)}
     samples: list[dict[str, Any]] = [
-        {"prompt": prompt, "reference": before, "policy": after}
+        {"prompt": as_text(prompt.prompt), "reference": before, "policy": after}
         for prompt, before, after in zip(prompts, texts["reference"], texts["policy"], strict=True)
     ]
     if options.judge:

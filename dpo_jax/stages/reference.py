@@ -105,8 +105,9 @@ def why_no_store(setup: Setup) -> str | None:
 
 
 def fine_tune_first(setup: Setup) -> None:
-    """Fine-tuning, where the configuration asks for it: its result is the reference."""
+    """Fine-tuning, where the configuration asks for it: its result is the reference. No row is bad when it begins."""
     if setup.config.sft:
+        setup.read_data()
         sft.run(setup)
 
 

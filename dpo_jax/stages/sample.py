@@ -12,7 +12,7 @@ from dpo_jax.data.sources import read_prompts
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.stages.progress import Progress, say
-from dpo_jax.stages.samples import make_sampling
+from dpo_jax.stages.samples import as_text, make_sampling
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Prompt
 
@@ -38,7 +38,7 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     rows = min(options.batch_rows, len(asked) * options.samples)
     sample = make_sampling(
         setup,
-        [prompt.text for prompt in asked],
+        asked,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
@@ -72,14 +72,14 @@ def _read(setup: Setup, path: str | None) -> list[Prompt]:
         return found.rows
     if not setup.config.data.eval:
         raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
-    return [Prompt(text, None, "data.eval") for text in setup.eval_data.prompts]
+    return setup.eval_data.prompts
 
 
 def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: int) -> list[dict[str, Any]]:
     objects = []
     for row, text in enumerate(texts):
         prompt = prompts[row // samples]
-        found: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
+        found: dict[str, Any] = {"instruction": as_text(prompt.prompt), "output": text, "generator": generator}
         if prompt.dataset is not None:
             found["dataset"] = prompt.dataset
         if samples > 1:

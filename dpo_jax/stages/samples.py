@@ -14,8 +14,9 @@ from dpo_jax.files import digest
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.reference.score import score_rows
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.rows import rules_of
 from dpo_jax.stages.setup import Setup
-from dpo_jax.types import Params, TokenRow
+from dpo_jax.types import Params, Prompt, Text, TokenRow
 
 
 class Samples(NamedTuple):
@@ -28,7 +29,7 @@ class Samples(NamedTuple):
 
 def make_sampling(
     setup: Setup,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
     batch_rows: int,
@@ -41,9 +42,8 @@ def make_sampling(
 
     `progress`, which may be left out, is told how many responses there are. The others are those of `generate`.
     """
-    data, tokenizer = setup.config.data, setup.tokenizer
-    limit = data.max_prompt_tokens
-    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, template=data.template, max_prompt_tokens=limit)
+    tokenizer, limit = setup.tokenizer, setup.config.data.max_prompt_tokens
+    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules_of(setup.config))
     if truncated:
         say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {limit} tokens")
     stops = {tokenizer.eos_token_id, *np.atleast_1d(setup.source.generation_config.get("eos_token_id") or [])}
@@ -77,6 +77,13 @@ def make_sampling(
         return Samples(texts, rows, seconds)
 
     return sample
+
+
+def as_text(prompt: Text) -> str:
+    """A prompt for people to read: a conversation as its turns, each behind its role."""
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def sampled_logps(setup: Setup, rows: list[TokenRow], params: Params) -> np.ndarray:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from dpo_jax import config as configuration
 from dpo_jax.config import Config, LoraConfig
 from dpo_jax.data.batches import evaluation_batches
-from dpo_jax.data.tokenize import tokenization_fingerprint
+from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
@@ -25,7 +25,7 @@ from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
 from dpo_jax.stages.progress import say
-from dpo_jax.stages.rows import DataRows, read_rows
+from dpo_jax.stages.rows import DataRows, read_rows, rules_of
 from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
@@ -151,15 +151,13 @@ class Setup:
         """The held-out rows; may be empty."""
         return read_rows(self.config, self.tokenizer, "data.eval", self.config.data.eval)
 
+    def read_data(self) -> None:
+        """Reads and checks the rows now; without a call that happens where they are needed."""
+        _ = self.train_data, self.eval_data
+
     def tokenization(self) -> dict[str, str]:
         """What decides how text became tokens, for the fingerprint of a store."""
-        data = self.config.data
-        return tokenization_fingerprint(
-            self.tokenizer,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            max_tokens=data.max_tokens,
-        )
+        return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))
 
     @property
     def row_multiple(self) -> int:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from dpo_jax.data.batches import Batches
-from dpo_jax.data.sources import read_completions
+from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.errors import UserError
 from dpo_jax.stages.fit import fit
 from dpo_jax.stages.objectives import completion_objective
@@ -16,8 +18,10 @@ def run(setup: Setup) -> None:
     config = setup.config
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
-    found = read_completions(config.sft.data.train, on_error=config.data.on_error)
-    rows = as_tokens(config, setup.tokenizer, "sft.data.train", found.rows, found.skipped)
+    skipped: Counter[str] = Counter()
+    reading = {"on_error": config.data.on_error, "seed": config.seed, "skipped": skipped}
+    completions = stream(COMPLETIONS, config.sft.data.train, **reading)
+    rows = as_tokens(config, setup.tokenizer, "sft.data.train", completions, skipped).rows
     train, model = config.sft.train, setup.sft_model
     batches = Batches(
         rows,

@@ -17,7 +17,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
-from dpo_jax.stages import reference
+from dpo_jax.stages import check_data, reference
 from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit, planned_steps
 from dpo_jax.stages.heldout import heldout, known_loss, labels_of, loss_of_rows
@@ -39,6 +39,7 @@ def run(setup: Setup) -> None:
     reference.fine_tune_first(setup)
     base = cache(setup.start_params)
     store = reference.complete_store(setup, base) if reference.reads_store(setup) else None
+    check_data.warn(setup)
     rows = setup.train_data.rows
     batches = Batches(
         rows,

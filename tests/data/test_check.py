@@ -32,7 +32,7 @@ def test_percentiles_are_lengths_that_occur():
 
 
 def test_ends_and_beginnings():
-    one = found(GOOD, row([BOS, BOS, 8], [5, 6], [9]), row([8, BOS], [5], [9, EOS]))
+    one = found(GOOD, row([BOS, BOS, 8], [5, 6], [9]), row([8, BOS], [5, EOS, 5, 5], [9, EOS, 5]))
     assert one.responses_without_eos == 3 and one.prompts_with_two_bos == 1
     assert check_rows([row([5, 5], [6, EOS], [7, EOS])], eos=EOS, bos=None).findings.prompts_with_two_bos == 0
 

@@ -38,7 +38,7 @@ def test_rows_come_back_in_their_order(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("dpo_jax.data.tokens._CHUNK_ROWS", 4)
     rows = with_ids(11, masked=masked)
     table = write_table(iter(rows), tmp_path / "new")
-    assert len(table) == 11 and not list((tmp_path / "new").iterdir())  # mapped, but no longer there
+    assert len(table) == 11 and not (tmp_path / "new").exists()  # mapped, but no longer there
     for found, wanted in zip(table, rows, strict=True):
         assert_same(found, wanted)
     for ours, theirs in zip(sizes_of(table), sizes_of(rows), strict=True):
@@ -59,6 +59,10 @@ def test_batches_of_a_table_are_those_of_its_rows(tmp_path: Path, layout: str):
         assert ours.row_ids == wanted.row_ids
         for name, a, b in zip(wanted.arrays._fields, ours.arrays, wanted.arrays, strict=True):
             np.testing.assert_array_equal(np.asarray(a), np.asarray(b), err_msg=name)
+
+
+def test_no_rows_are_a_table_too(tmp_path: Path):
+    assert len(write_table([], tmp_path / "new")) == 0
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path):

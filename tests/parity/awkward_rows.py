@@ -19,7 +19,8 @@ ROWS: tuple[tuple[str, str, str], ...] = (
     ("the la", "mp was warm", "mb was cold"),  # a word is split
     ("a quiet fil", "m", "l"),
     ("What is 12 + 3", "0?\n42", "1?\n43"),  # a number is split
-    (_BOS + "user\nWrite a line." + _EOS + "\n", "It rained.", "No."),  # special tokens written out as text
+    # Special tokens written out as text. Not at the start: where the tokenizer adds BOS too, TRL begins with two.
+    ("Now " + _BOS + "user\nWrite a line." + _EOS + "\n", "It rained.", "No."),
     ("Write a line.", " It rained all day." + _EOS, " No."),  # one response ends with EOS already
     ("Grüße, 世界! ", "🎬👩‍👩‍👧 é́", "naïve — “quoted”"),
     ("\r\n tabs\tand \u200bzero width ", "fine\u2028yes\r\n", " \u00a0no"),

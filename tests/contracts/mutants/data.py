@@ -12,8 +12,8 @@ MUTANTS: list[Mutant] = [
         (UNPAIRED,),
         (
             "the order of rows with one prompt depends on the file",
-            "key=lambda row: (row.prompt, row.row_id))",
-            "key=lambda row: row.prompt)",
+            "key=lambda row: (key_of(row.prompt), row.row_id))",
+            "key=lambda row: key_of(row.prompt))",
         ),
         ("a repeated row counts twice", "{row.row_id: row for row in rows}.values()", "rows"),
         (
@@ -51,15 +51,15 @@ MUTANTS: list[Mutant] = [
             "reversed(range(2 * len(values)))",
             "reversed(range(len(values)))",
         ),
-        ("all mismatched completions are desirable", "desirable=row.desirable", "desirable=True"),
+        ("no mismatched completion is kept", "with_partner(row, pool.pick(row))", "with_partner(row, None)"),
     ),
     *planted(
         "data/sources/rows.py",
         (UNPAIRED,),
         (
             "the row id leaves the label out",
-            '"completion": completion, "label": desirable}',
-            '"completion": completion}',
+            '"completion": row.completion, "label": row.desirable}',
+            '"completion": row.completion}',
         ),
         (
             "the row id leaves the mismatched completion out",
@@ -74,39 +74,32 @@ MUTANTS: list[Mutant] = [
             "labelled(pair.prompt, pair.chosen, desirable=True",
             "labelled(pair.prompt, pair.rejected, desirable=True",
         ),
-        (
-            "empty texts are taken",
-            "    _check_texts(values, columns, where)\n    if not isinstance(label",
-            "    if not isinstance(label",
-        ),
-        ("pairs are never taken apart", 'and {"chosen", "rejected"} <= row.keys():', "and False:"),
+        ("pairs are never taken apart", 'and {"chosen", "rejected"} <= values.keys():', "and False:"),
     ),
     *planted(
         "data/sources/__init__.py",
         (UNPAIRED,),
-        ("`unpair: false` is ignored", "    if not unpair:\n", '    if not unpair and "unpair" not in spec:\n'),
         (
             "KTO's mismatched completion is drawn where none is needed",
             "if mismatched else found",
             "if not mismatched else found",
         ),
-        ("`unpair` may be any value", "    if not isinstance(unpair, bool):\n", "    if unpair is None:\n"),
-    ),
-    *planted(
-        "data/sources/jsonl.py",
-        (UNPAIRED,),
-        ("`unpair` is an unknown key", 'keys=(*_KEYS, "unpair"))', "keys=_KEYS)"),
-        ("`unpair` is a key of pairs too", '_KEYS = ("path", "columns")', '_KEYS = ("path", "columns", "unpair")'),
+        (
+            "`unpair` is a key of pairs too",
+            '{"rankings": rows.RANKINGS})',
+            '{"rankings": rows.RANKINGS, "unpair": (True, False)})',
+        ),
+        ("any value of `unpair` is taken", "    if not any(value is known", "    if False and not any(value is known"),
     ),
     *planted(
         "data/tokenize.py",
         ("tests/data/test_tokenize.py",),
         (
             "single completions are compared with each other",
-            "identical_responses=compared and len",
-            "identical_responses=len",
+            "compared = isinstance(row, PreferencePair) and len",
+            "compared = len",
         ),
-        ("pairs are not compared", "compared=isinstance(row, PreferencePair)", "compared=False"),
+        ("pairs are not compared", "compared = isinstance(row, PreferencePair) and", "compared = False and"),
     ),
     *planted(
         "data/order.py",

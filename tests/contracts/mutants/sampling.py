@@ -101,8 +101,8 @@ MUTANTS: list[Mutant] = [
         ("`instruction` is no prompt", "for column in PROMPT_COLUMNS if", "for column in PROMPT_COLUMNS[:1] if"),
         (
             "prompts are not checked",
-            '    _check_text(row[column], f"column {column!r}", where)\n    return Prompt',
-            "    return Prompt",
+            """found = messages.check(values[column], f"column {column!r}", where)""",
+            "found = values[column]",
         ),
     ),
     *planted(
@@ -110,8 +110,8 @@ MUTANTS: list[Mutant] = [
         ("tests/data/test_tokenize.py",),
         (
             "a prompt that just fits counts as cut",
-            "len(ids) > max_prompt_tokens for",
-            "len(ids) >= max_prompt_tokens for",
+            "len(whole.ids) > limit for",
+            "len(whole.ids) >= limit for",
         ),
     ),
 ]

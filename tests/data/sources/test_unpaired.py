@@ -41,7 +41,7 @@ def message(call, *args, **kwargs) -> str:
 def test_a_label_is_true_or_false_or_one_or_zero():
     spec = write("a.jsonl", *(line("p", str(n), label) for n, label in enumerate([True, False, 1, 0, 1.0, 0.0])))
     rows, skipped = read_unpaired([spec], mismatched=False)
-    assert [row[1:] for row in rows] == [
+    assert [row[1:6] for row in rows] == [
         ("p", str(n), label, None, f"a.jsonl:{n + 1}") for n, label in enumerate([True, False] * 3)
     ]
     assert all(type(row.desirable) is bool for row in rows) and skipped == {}
@@ -68,7 +68,7 @@ def test_a_pair_becomes_two_rows_if_asked():
     spec = write("pairs.jsonl", PAIR, {"prompt": "q", "best": "b", "rejected": "r"})
     asked = {**spec, "unpair": True}
     rows, skipped = read_unpaired([asked], on_error="skip", mismatched=False)
-    assert [row[1:] for row in rows] == [
+    assert [row[1:6] for row in rows] == [
         ("p", "c", True, None, "pairs.jsonl:1"),
         ("p", "r", False, None, "pairs.jsonl:1"),
     ]
@@ -86,15 +86,17 @@ def test_a_pair_is_not_split_unasked():
         assert text.startswith("pairs.jsonl:1: no column 'completion'") and "write unpair: true" in text
     skipping = message(read_unpaired, [spec], on_error="skip", mismatched=False)
     assert "1 skipped: a pair, without unpair: true" in skipping
-    assert "unpair is 'yes'. Allowed: true, false" in message(
+    assert "unpair is 'yes'. Allowed: false, true" in message(
         read_unpaired, [{**spec, "unpair": "yes"}], mismatched=False
     )
 
 
 def test_unpair_is_a_key_of_labelled_completions_only():
     spec = {**write("pairs.jsonl", PAIR), "unpair": True}
-    assert "unknown key 'unpair'. Allowed: columns, path." in message(read_pairs, [spec])
-    assert "unknown key 'unpair'. Allowed: columns, path." in message(read_completions, [spec])
+    assert "unknown key 'unpair'. Allowed: columns, format, name, path, rankings, weight." in message(
+        read_pairs, [spec]
+    )
+    assert "unknown key 'unpair'. Allowed: columns, format, name, path, weight." in message(read_completions, [spec])
     typo = {"path": "pairs.jsonl", "unpiar": True}
     assert "unknown key 'unpiar'. Did you mean 'unpair'?" in message(read_unpaired, [typo], mismatched=False)
 

@@ -1,0 +1,75 @@
+"""Hugging Face `datasets`: a hub id, a folder that `save_to_disk` wrote, or a folder of files.
+
+A source is `{hub: org/name, split: "train[:1%]", config: name, revision: ..., streaming: true}`; `where` counts rows of
+the split from 1. A streamed data set is never on disk, and cannot be sliced.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dpo_jax.data.sources.record import Record, Records, Spec
+from dpo_jax.errors import UserError, nearest
+
+_MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what save_to_disk leaves in its folder
+
+
+def read(spec: Spec) -> Records:
+    """The rows of one split in its order.
+
+    Raises:
+        UserError: the data set, its configuration or its split cannot be had; the message is that of `datasets`.
+    """
+    for key, kind in (("hub", str), ("split", str), ("config", str), ("revision", str), ("streaming", bool)):
+        if key in spec and (not isinstance(spec[key], kind) or spec[key] == ""):
+            raise UserError(f"data source {dict(spec)}: {key} is {spec[key]!r}, not {_KINDS[kind]}.")
+    split = spec.get("split", "train")
+    try:
+        rows = _saved(spec, split) if _is_saved(Path(spec["hub"])) else _loaded(spec, split)
+        for number, row in enumerate(rows, 1):
+            yield Record(f"{spec['hub']} {split} row {number}", row)
+    except UserError:
+        raise
+    except Exception as error:  # `datasets` raises whatever its reader of files raised
+        said = " ".join(str(error).split())[:500]
+        raise UserError(f"data source {dict(spec)}: cannot be read ({type(error).__name__}): {said}") from error
+
+
+_KINDS = {str: "text", bool: "true or false"}
+
+
+def _is_saved(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
+
+
+def _loaded(spec: Spec, split: str) -> Any:
+    import datasets
+
+    return datasets.load_dataset(
+        spec["hub"],
+        spec.get("config"),
+        split=split,
+        revision=spec.get("revision"),
+        streaming=spec.get("streaming", False),
+    )
+
+
+def _saved(spec: Spec, split: str) -> Any:
+    """A split, or a slice of one, of a folder that `save_to_disk` wrote."""
+    import datasets
+
+    unread = [key for key in ("config", "revision", "streaming") if spec.get(key)]
+    if unread:
+        raise UserError(f"data source {dict(spec)}: {spec['hub']} is a saved data set, which has no {unread[0]}.")
+    found = datasets.load_from_disk(spec["hub"])
+    if isinstance(found, datasets.Dataset):
+        if "split" not in spec:
+            return found
+        found = {str(found.split or "train"): found}
+    name = split.partition("[")[0]
+    if name not in found:
+        raise UserError(f"data source {dict(spec)}: no split {name!r}. {nearest(name, map(str, found))}")
+    lengths = {str(key): len(rows) for key, rows in found.items()}
+    parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
+    return datasets.concatenate_datasets([found[part.splitname].select(range(part.from_, part.to)) for part in parts])

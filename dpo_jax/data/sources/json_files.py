@@ -1,0 +1,98 @@
+"""JSON Lines, one object a line; and JSON, an array of objects or an object of arrays, which is read wholly."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
+from dpo_jax.errors import UserError
+
+
+def read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
+    """The objects of a file, line by line; a line that holds none comes as the error that it would raise."""
+    for number, line in _numbered(file):
+        where = f"{path}:{number}"
+        try:
+            yield Record(where, _parse(line, where))
+        except BadRow as bad:
+            yield bad
+
+
+def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
+    """The objects of an array, or the columns of an object row by row; what is JSON Lines after all is read as that."""
+    data = file.read().removeprefix(codecs.BOM_UTF8)
+    try:
+        content = json.loads(data.decode("utf8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"data file {path} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+    except (ValueError, RecursionError) as error:
+        if not _begins_with_an_object(data):
+            raise UserError(f"data file {path} is not JSON ({error}).") from error
+        yield from read_lines(_Lines(data), path, spec)  # type: ignore[arg-type]
+        return
+    if isinstance(content, dict):
+        content = _transposed(content, path)
+    if not isinstance(content, list):
+        kind = type(content).__name__
+        raise UserError(f"data file {path} holds a JSON {kind}, neither an array of objects nor an object of arrays.")
+    for number, row in enumerate(content, 1):
+        where = f"{path} row {number}"
+        yield Record(where, row) if isinstance(row, dict) else _no_object(row, where, "row")
+
+
+class _Lines(list[bytes]):
+    """The lines of bytes that were read already."""
+
+    def __init__(self, data: bytes):
+        super().__init__(data.splitlines(keepends=True))
+
+
+def _begins_with_an_object(data: bytes) -> bool:
+    """Whether the first line alone is an object, as in JSON Lines that are called .json."""
+    try:
+        return isinstance(json.loads(data.split(b"\n", 1)[0]), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _transposed(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
+    if len(set(lengths.values())) != 1 or None in lengths.values():
+        found = ", ".join(f"{name}: {'no array' if n is None else n}" for name, n in lengths.items()) or "nothing"
+        raise UserError(f"data file {path} is an object, but not of arrays of one length ({found}).")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; blank ones at the end of the file are left out, those before a row are not."""
+    blank: list[int] = []
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            blank.append(number)
+            continue
+        yield from ((earlier, b"") for earlier in blank)
+        blank.clear()
+        yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+
+
+def _parse(line: bytes, where: str) -> Mapping[str, Any]:
+    if not line:
+        raise BadRow(where, "blank line", "the line is blank; only the end of a file may have blank lines.")
+    try:
+        row = json.loads(line.decode("utf8"))
+    except UnicodeDecodeError as error:
+        raise BadRow(where, "not UTF-8", f"the line is not UTF-8 text ({error.reason}, byte {error.start}).") from error
+    except (ValueError, RecursionError) as error:
+        raise BadRow(where, "not JSON", f"the line is not JSON ({error}).") from error
+    if not isinstance(row, dict):
+        raise _no_object(row, where, "line")
+    return row
+
+
+def _no_object(row: Any, where: str, what: str) -> BadRow:
+    kind = type(row).__name__
+    return BadRow(where, "not an object", f"the {what} is a JSON {kind}, not an object with a key for each column.")

@@ -1,0 +1,143 @@
+"""What a row may hold, checked: texts, conversations, numbers, tools. Each mistake names the column and the turn."""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+from dpo_jax.data.sources.record import BadRow
+from dpo_jax.errors import nearest
+from dpo_jax.types import Message, Text
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+
+
+def check(value: Any, column: str, where: str) -> Text:
+    """A text as it is, or the turns of a conversation; raises BadRow. `column` says what is checked."""
+    return check_turns(value, column, where) if isinstance(value, list | tuple) else check_text(value, column, where)
+
+
+def check_text(value: Any, column: str, where: str) -> str:
+    """A text that holds something; raises BadRow."""
+    if value is None:
+        raise BadRow(where, "null value", f"{column} is null; it must be a string with text in it.")
+    if not isinstance(value, str):
+        kind = type(value).__name__
+        raise BadRow(where, "not a string", f"{column} is a {kind}, not a string and no list of messages.")
+    if not value.strip():
+        raise BadRow(where, "empty value", f"{column} is empty.")
+    _check_unicode(value, column, where)
+    return value
+
+
+def check_turns(value: Any, column: str, where: str) -> tuple[Message, ...]:
+    """The turns of a conversation, without the keys that are null; raises BadRow."""
+    if not value:
+        raise BadRow(where, "empty value", f"{column} is a list without a message.")
+    return tuple(_turn(turn, f"{column}, message {number}", where) for number, turn in enumerate(value, 1))
+
+
+def _turn(turn: Any, column: str, where: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise BadRow(
+            where, "not a message", f"{column} is a {type(turn).__name__}, not an object with role and content."
+        )
+    if "role" not in turn:
+        hint = " For from and value, set format: sharegpt." if "from" in turn else ""
+        raise BadRow(where, "no role", f"{column} has no role.{hint} Its keys: {', '.join(map(str, turn)) or 'none'}.")
+    role = turn["role"]
+    if role not in ROLES:
+        raise BadRow(where, "unknown role", f"{column} has the role {reprlib.repr(role)}. {nearest(str(role), ROLES)}")
+    turn = {key: value for key, value in turn.items() if value is not None}
+    # A call of a tool needs no words, and a tool may have none to return.
+    if "content" not in turn and "tool_calls" in turn:
+        turn["content"] = ""
+    _check_content(turn.get("content"), role, f"{column} ({role})", where, may_be_empty="tool_calls" in turn)
+    return plain(turn, column, where)
+
+
+def _check_content(content: Any, role: str, column: str, where: str, *, may_be_empty: bool) -> None:
+    if content is None:
+        raise BadRow(where, "null content", f"{column} has no content, or it is null.")
+    if not isinstance(content, str):
+        raise BadRow(where, "content not text", f"{column}: content is a {type(content).__name__}, not a string.")
+    if not content.strip() and role != "tool" and not may_be_empty:
+        raise BadRow(where, "empty content", f"{column}: content is empty.")
+    _check_unicode(content, column, where)
+
+
+def _check_unicode(text: str, column: str, where: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise BadRow(where, "not Unicode", f"{column} holds bytes, or half of a surrogate pair, that are no character.")
+
+
+def check_prompt(prompt: Text, column: str, where: str) -> Text:
+    """A prompt that waits for an answer; raises BadRow."""
+    if not isinstance(prompt, str) and (role := prompt[-1]["role"]) not in ("user", "tool"):
+        raise BadRow(where, "prompt without a question", f"{column} ends with a turn of {role}, not of user or tool.")
+    return prompt
+
+
+def check_response(prompt: Text, response: Text, column: str, where: str) -> Text:
+    """A response that fits its prompt: both texts, or turns from one of the assistant to one of the assistant."""
+    if isinstance(prompt, str) != isinstance(response, str):
+        kinds = [("text" if isinstance(part, str) else "a list of messages") for part in (prompt, response)]
+        raise BadRow(where, "text beside messages", f"the prompt is {kinds[0]} and {column} is {kinds[1]}.")
+    if isinstance(response, str):
+        return response
+    for turn, place in ((response[0], "begins"), (response[-1], "ends")):
+        if turn["role"] != "assistant":
+            found = f"{column} {place} with a turn of {turn['role']}, not of assistant."
+            raise BadRow(where, f"response {place} without the assistant", found)
+    return response
+
+
+def check_tools(value: Any, column: str, where: str) -> tuple[Message, ...] | None:
+    """Descriptions of tools, or None where there are none; raises BadRow. A text is read as JSON, as TRL does."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise BadRow(where, "tools not JSON", f"{column} is text, but not JSON ({error}).") from error
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+        raise BadRow(where, "not tools", f"{column} is {reprlib.repr(value)}, not a list of objects.")
+    return tuple(plain(tool, column, where) for tool in value) or None
+
+
+def check_kwargs(value: Any, column: str, where: str) -> Mapping[str, Any] | None:
+    """Arguments of the chat template, without those that are null; raises BadRow."""
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise BadRow(where, "not template arguments", f"{column} is a {type(value).__name__}, not an object.")
+    return plain({key: item for key, item in value.items() if item is not None}, column, where) or None
+
+
+def check_number(value: Any, column: str, where: str, *, low: float, high: float) -> float | None:
+    """A number from `low` to `high`, or None where there is none; raises BadRow."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(where, "not a number", f"{column} is {reprlib.repr(value)}, not a number.")
+    if not math.isfinite(value) or not low <= value <= high:
+        bounds = "finite" if low == -math.inf else f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
+        raise BadRow(where, "number out of range", f"{column} is {value}; it must be {bounds}.")
+    return float(value)
+
+
+def plain(value: Mapping[str, Any], column: str, where: str) -> dict[str, Any]:
+    """The same as JSON has it, so that ids and templates see plain data; raises BadRow."""
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadRow(where, "not plain data", f"{column} holds what JSON cannot say ({error}).") from error
+
+
+def key_of(text: Text) -> str:
+    """A text or conversation as something to compare and to sort by."""
+    return text if isinstance(text, str) else json.dumps(text, sort_keys=True)

@@ -1,0 +1,53 @@
+"""What was found in the data, as lines for a terminal and as one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import NamedTuple
+
+
+class Piece(NamedTuple):
+    """A stretch of text of one kind: prompt, scored, or part of a response that is not scored."""
+
+    text: str
+    kind: str
+
+
+class Example(NamedTuple):
+    """One row as the model sees it: its responses, each with its prompt."""
+
+    row_id: str
+    responses: Sequence[tuple[str, Sequence[Piece]]]
+
+
+class SplitReport(NamedTuple):
+    """One split in words: facts as (what, how many, what it means), the odd ones marked; and its lengths."""
+
+    name: str
+    facts: Sequence[tuple[str, str, bool]]
+    percentiles: Sequence[int]
+    lengths: Mapping[str, Sequence[int]]
+    examples: Sequence[Example]
+
+
+def as_text(splits: Sequence[SplitReport]) -> list[str]:
+    """The lines of a terminal; odd facts begin with `!`."""
+    lines: list[str] = []
+    for split in splits:
+        lines.append(f"{split.name}:")
+        lines += [f"  {'!' if odd else ' '} {count:>9}  {what}" for what, count, odd in split.facts]
+        header = "  ".join(f"{f'{share} %' if share < 100 else 'longest':>7}" for share in split.percentiles)
+        lines.append(f"    {'tokens':<12}{header}")
+        for name, counts in split.lengths.items():
+            lines.append(f"    {name:<12}" + "  ".join(f"{count:>7,}" for count in counts))
+    return lines
+
+
+def as_html(title: str, splits: Sequence[SplitReport]) -> str:
+    """The page."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    source = resources.files("dpo_jax.reporting").joinpath("data.html.jinja").read_text(encoding="utf8")
+    return environment.from_string(source).render(title=title, splits=splits)
