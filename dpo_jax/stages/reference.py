@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -117,7 +118,9 @@ def store_folder(setup: Setup, *, heldout_only: bool = False) -> Path:
     root = Path(config.reference.store) if config.reference.store else setup.workdir / "stores"
     weights = str(setup.workdir / "sft") if config.sft else config.model.weights
     train = () if heldout_only else config.data.train
-    named = [weights, [dict(source) for source in (*train, *config.data.eval)]]
+    named: list[Any] = [weights, [dict(source) for source in (*train, *config.data.eval)]]
+    if any("weight" in source for source in (*train, *config.data.eval)):  # the seed draws the rows
+        named.append(config.seed)
     if is_unpaired(config.loss):  # other rows of the same file
         named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")
     name = Path(weights.removeprefix("package:")).name or "model"

@@ -11,7 +11,9 @@ import pytest
 
 from dpo_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from dpo_jax.errors import UserError
+from dpo_jax.stages.reference import store_folder
 from dpo_jax.stages.rows import DataRows, read_rows, rules_of
+from dpo_jax.stages.setup import Setup
 from tests.data.test_chat import make_tokenizer
 
 PAIR = {"prompt": "the lamp", "chosen": " was warm", "rejected": " is cold"}
@@ -104,6 +106,15 @@ def test_the_seed_of_the_experiment_draws_the_mixture():
         return [prompt.prompt for prompt in read(rows, seed=seed, weights=(0.5,)).prompts]
 
     assert prompts(0) == prompts(0) != prompts(1) and 20 < len(prompts(0)) < 44
+
+
+def test_a_drawn_mixture_has_a_store_for_each_seed():
+    def folder(seed: int, **more: Any) -> Path:
+        data = DataConfig(train=({"path": "a.jsonl", **more},))
+        model, loss = ModelConfig(weights="none"), (LossConfig(name="dpo"),)
+        return store_folder(Setup(Config(workdir="run", seed=seed, model=model, data=data, loss=loss), {}, command=""))
+
+    assert folder(0) == folder(1) and folder(0, weight=0.5) != folder(1, weight=0.5)
 
 
 def test_what_was_done_to_the_rows_is_said(capsys: pytest.CaptureFixture[str]):

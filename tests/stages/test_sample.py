@@ -77,6 +77,18 @@ def test_one_object_a_prompt_in_the_format_of_alpacaeval(capsys):
     assert [path.name for path in Path("out").iterdir()] == ["samples.jsonl"]  # no part is left behind
 
 
+def test_a_conversation_is_answered_as_the_chat_template_formats_it():
+    talk = [{"role": "user", "content": "the lamp"}, {"role": "assistant", "content": "x"}]
+    write({"prompt": "the lamp"}, {"prompt": talk[:1]}, {"prompt": [*talk, {"role": "user", "content": "and?"}]})
+    found = sampled("--data.template", "tokenizer", "--sampling.temperature", "0")
+    assert found[0]["output"] == found[1]["output"]  # the same tokens
+    assert [row["instruction"] for row in found] == [
+        "the lamp",
+        "user: the lamp",
+        "user: the lamp\n\nassistant: x\n\nuser: and?",
+    ]
+
+
 def test_several_samples_to_a_prompt_are_numbered_and_the_seed_decides_them():
     write({"prompt": "the lamp"}, {"prompt": "a quiet film"})
     found = sampled("--sampling.samples", "5")
@@ -144,6 +156,7 @@ def test_nonsense(capsys, arguments: list[str], says: str):
         ),
         ({"instructions": "x"}, "Rename 'instructions'"),
         ({"prompt": " \n"}, "column 'prompt' is empty"),
+        ({"prompt": [{"role": "assistant", "content": "x"}]}, "'prompt' ends with a turn of assistant"),
         ({"instruction": None}, "column 'instruction' is null"),
     ],
 )

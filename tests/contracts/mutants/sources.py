@@ -209,8 +209,8 @@ MUTANTS: list[Mutant] = [
         ("no margin is a margin of one", '"margin": 0.0', '"margin": 1.0'),
         (
             "arrays of the rows that were read",
-            "_with_columns(DataRows(tokens, _prompts(rows)), rows)",
-            "_with_columns(DataRows(tokens, _prompts(rows)), pairs.rows)",
+            "            beside.add(chunk.rows)\n",
+            "            beside.add(chunk.rows[::-1])\n",
         ),
         (
             "tools are not part of a prompt",
