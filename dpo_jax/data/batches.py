@@ -25,7 +25,7 @@ class Batches:
 
     B is `batch_pairs`. Every batch depends on its step alone, so resuming is asking for the next step.
     `reference` holds more arrays of a batch by their names there, float32 [rows, P] in the order of the rows: the
-    reference's log-probs, `reference_logps_BP`.
+    reference's log-probs, `reference_logps_BP`; `columns` likewise what pairs bring, [rows] each: `soft_label_B`.
 
     With the labels of unpaired completions, `desirable`, bool [rows], every batch holds both labels; its arrays are of
     the first response of each row, and `mismatched` is the same batch of the second, where rows have one.
@@ -42,6 +42,7 @@ class Batches:
         row_multiple: int = 1,
         layout: str = "padded",
         reference: Mapping[str, np.ndarray] | None = None,
+        columns: Mapping[str, np.ndarray] | None = None,
         desirable: np.ndarray | None = None,
     ):
         if batch_pairs % micro_batch_pairs:
@@ -51,7 +52,7 @@ class Batches:
         if desirable is not None:
             desirable = np.asarray(desirable, bool)  # `~` of numbers is no negation
             require_both_labels(desirable, batch_pairs=batch_pairs)
-        self._rows, self._reference, self._desirable = rows, reference or {}, desirable
+        self._rows, self._reference, self._columns, self._desirable = rows, reference or {}, columns or {}, desirable
         self._batch_pairs, self._micro_batch_pairs = batch_pairs, micro_batch_pairs
         of_epoch = functools.partial(epoch_order, len(rows), seed=seed, order=order, desirable=desirable)
         self._order = functools.lru_cache(maxsize=2)(of_epoch)
@@ -70,10 +71,13 @@ class Batches:
         picks = self._picks(step)
         row_ids = tuple(self._rows[pick].row_id for pick in picks)
         arrays, *mismatched = self._arrays(picks)
+        columns: dict[str, Any] = {
+            name: values[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs)
+            for name, values in self._columns.items()
+        }
         if self._desirable is not None:
-            desirable_B = self._desirable[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs)
-            arrays = arrays._replace(desirable_B=desirable_B, mismatched=mismatched[0] if mismatched else None)
-        return HostBatch(arrays, row_ids)
+            columns["desirable_B"] = self._desirable[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs)
+        return HostBatch(arrays._replace(**columns, mismatched=mismatched[0] if mismatched else None), row_ids)
 
     def _parts(self, picks: np.ndarray) -> list[Part]:
         """Micro-batch after micro-batch; of labelled completions first all with the own one."""

@@ -35,6 +35,8 @@ class Inputs(NamedTuple):
     policy_heads: PairLogps | None = None  # over as many tokens as the shorter response has
     reference_heads: PairLogps | None = None
     wpo_weight_B: jax.Array | None = None
+    loss_weight_B: jax.Array | None = None
+    soft_label_B: jax.Array | None = None
     mean_tokens: jax.Array | None = None  # of the chosen responses of the whole batch
 
 
@@ -50,8 +52,13 @@ def evaluate_term(
             policy=_ld(inputs.policy, inputs.policy_heads, term.ld_alpha),
             reference=_ld(inputs.reference, inputs.reference_heads, term.ld_alpha),
         )
+    if inputs.soft_label_B is not None and "label_smoothing" in knobs:
+        knobs = {**knobs, "label_smoothing": 1.0 - inputs.soft_label_B}
     losses_B, memory = _call(term, inputs, knobs, memory, key)
-    return (losses_B if inputs.wpo_weight_B is None or not term.wpo else losses_B * inputs.wpo_weight_B), memory
+    weights = (inputs.wpo_weight_B if term.wpo else None, inputs.loss_weight_B)
+    for weight_B in weights:
+        losses_B = losses_B if weight_B is None else losses_B * weight_B
+    return losses_B, memory
 
 
 def _ld(pairs: PairLogps | None, heads: PairLogps | None, alpha: float) -> PairLogps | None:

@@ -82,12 +82,17 @@ def _policy(model: Model) -> Apply:
 
 
 def preference_objective(
-    model: Model, terms: Sequence[Term], *, live: bool = False, refresh: Refresh | None = None
+    model: Model,
+    terms: Sequence[Term],
+    *,
+    live: bool = False,
+    refresh: Refresh | None = None,
+    sources: Sequence[str] = (),
 ) -> Objective:
     """A weighted sum of losses, meant over the pairs of the batch.
 
     The reference's log-probs come with the batch, or, `live`, from the frozen parameters. Rewards take the beta of the
-    first loss that has one.
+    first loss that has one. Of several `sources` each has metrics of its own.
     """
     policy = _policy(model)
     token_level = any(term.name in TOKEN_LEVEL for term in terms)
@@ -142,9 +147,10 @@ def preference_objective(
             if len(terms) > 1:
                 metrics[f"loss/{term.name}"] = Mean(summed, batch.weight_B.sum())
         beta = next((options["beta"] for options in knobs["losses"] if "beta" in options), 1.0)
-        metrics |= (
-            _pair_metrics(inputs, batch, beta) if batch.desirable_B is None else _labelled(inputs, batch, counts, beta)
-        )
+        if batch.desirable_B is None:
+            metrics |= _pair_metrics(inputs, batch, beta, sources)
+        else:
+            metrics |= _labelled(inputs, batch, counts, beta)
         return total / counts["pairs"], metrics, tuple(remembered)
 
     whole_batch = any(term.entry.batch_global or term.entry.state or term.entry.mismatched for term in terms)
@@ -162,6 +168,8 @@ def _inputs(scored: Scored, batch: PairBatch, counts: Counts) -> Inputs:
         reference_heads=None if reference_heads_BP is None else as_pair(reference_heads_BP, batch),
         wpo_weight_B=_wpo_weight(scored, batch),
         where=batch.weight_B > 0,
+        loss_weight_B=batch.loss_weight_B,
+        soft_label_B=batch.soft_label_B,
         token_kl_BP=scored.token_kl_BP,
         desirable_B=batch.desirable_B,
         mean_tokens=counts["tokens"] / counts["pairs"],
@@ -196,10 +204,20 @@ def _remembered(name: str, memory: dict[str, Any]) -> Metrics:
     return found
 
 
-def _pair_metrics(inputs: Inputs, batch: PairBatch, beta: Any) -> Metrics:
+_OF_SOURCES = ("rewards/accuracies", "rewards/margins")
+
+
+def _pair_metrics(inputs: Inputs, batch: PairBatch, beta: Any, sources: Sequence[str]) -> Metrics:
     watched = preference_metrics(inputs.policy, inputs.reference, beta=beta)
-    pairs = batch.weight_B.sum()
-    return {name: Mean((value_B * batch.weight_B).sum(), pairs) for name, value_B in watched.items()}
+    weights = {"": batch.weight_B}
+    if batch.source_B is not None and len(sources) > 1:
+        weights |= {f"/{name}": batch.weight_B * (batch.source_B == n) for n, name in enumerate(sources)}
+    return {
+        name + suffix: Mean((value_B * weight_B).sum(), weight_B.sum())
+        for suffix, weight_B in weights.items()
+        for name, value_B in watched.items()
+        if not suffix or name in _OF_SOURCES
+    }
 
 
 def _labelled(inputs: Inputs, batch: PairBatch, counts: Counts, beta: Any) -> Metrics:

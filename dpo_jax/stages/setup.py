@@ -48,6 +48,9 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
     "reference_logps_BP": (None, None),
     "reference_heads_BP": (None, None),
     "desirable_B": (None,),
+    "loss_weight_B": (None,),
+    "soft_label_B": (None,),
+    "source_B": (None,),
 }
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 

@@ -14,7 +14,7 @@ import numpy as np
 from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss
-from dpo_jax.losses.knobs import KnobSpec, knobs
+from dpo_jax.losses.knobs import Interval, KnobSpec, knobs
 from dpo_jax.losses.stateful import RunningMean
 from dpo_jax.reading import Origins, locate
 
@@ -89,6 +89,21 @@ def needs_reference(terms: Sequence[Term]) -> bool:
 def needs_live_reference(terms: Sequence[Term]) -> bool:
     """Whether any term reads the reference's whole distribution, which no store holds."""
     return any(term.name in TOKEN_LEVEL for term in terms)
+
+
+def soft_labelled() -> list[str]:
+    """The losses that read soft labels: as label smoothing of 1 - p, which each pair may have of its own."""
+    found = []
+    for name, entry in {**PAIRWISE, **REFERENCE_FREE}.items():
+        smoothing = knobs(entry.function).get("label_smoothing")
+        if smoothing and smoothing.interval == Interval(0.0, 0.5) and not entry.batch_global:
+            found.append(name)
+    return found
+
+
+def reads_soft_labels(term: Term) -> bool:
+    """Whether the loss does, or asks of no pair which response is better."""
+    return term.name == "sft" or term.name in soft_labelled()
 
 
 def is_unpaired(losses: Sequence[LossConfig]) -> bool:

@@ -24,7 +24,7 @@ from dpo_jax.stages.heldout import heldout, known_loss, labels_of, loss_of_rows
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
-from dpo_jax.stages.terms import needs_reference
+from dpo_jax.stages.terms import needs_reference, reads_soft_labels, soft_labelled
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
@@ -50,6 +50,7 @@ def run(setup: Setup) -> None:
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
         reference=_attached(store.lookup(row_ids_of(rows))) if store else None,
+        columns=_columns(setup),
         desirable=setup.train_data.desirable,
     )
 
@@ -89,7 +90,9 @@ def run(setup: Setup) -> None:
         model=model,
         start=(lambda: setup.fresh_adapter(model)) if model.lora else base_once,
         frozen=base_once if model.lora else setup.start_params if live else None,
-        objective=preference_objective(model, terms, live=live, refresh=_refresh(setup)),
+        objective=preference_objective(
+            model, terms, live=live, refresh=_refresh(setup), sources=setup.train_data.sources
+        ),
         batches=batches,
         optimizer=config.optimizer,
         train=config.train,
@@ -110,6 +113,25 @@ def _say_what_is_unusual(setup: Setup) -> None:
     alone = [term.name for term in terms if term.entry.beside_sft]
     if alone and all(term.name != "sft" for term in terms):
         say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
+
+
+def _columns(setup: Setup) -> dict[str, np.ndarray]:
+    """What rows bring, by its name in a batch.
+
+    Raises:
+        UserError: soft labels, and a loss that cannot read them.
+    """
+    data = setup.train_data
+    if data.soft_label_B is not None:
+        deaf = [term.name for term in setup.terms if not reads_soft_labels(term)]
+        if deaf:
+            raise UserError(
+                f"data.train has soft labels, which {deaf[0]} cannot read. Allowed: {', '.join(soft_labelled())}, "
+                "and sft beside them; or take the column soft_label out of the rows."
+            )
+    given = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
+    found = {name: values for name, values in given.items() if values is not None}
+    return found | ({"source_B": data.source_B} if data.source_B is not None and len(data.sources) > 1 else {})
 
 
 def _attached(scores: Scores) -> dict[str, np.ndarray]:

@@ -88,6 +88,21 @@ def test_a_mixture_is_the_weighted_sum_of_its_terms(house: Path, monkeypatch):
     assert row["loss"] == pytest.approx(parts, rel=1e-6)
 
 
+def test_rows_bring_weights_soft_labels_and_their_source(house: Path, monkeypatch, capsys):
+    rows = [json.loads(line) for line in (house / "pairs.jsonl").read_text().splitlines()]
+    lines = [json.dumps(row | {"weight": n % 3, "soft_label": 1 - 0.1 * (n % 2)}) for n, row in enumerate(rows)]
+    (house / "soft.jsonl").write_text("\n".join(lines) + "\n")
+    sources = ("--data.train", "[{path: soft.jsonl, name: soft}, {path: pairs.jsonl}]", "--train.batch_pairs", "40")
+    losses = {"name": "dpo", "options": {"beta": 5.0}}
+    found = train(house, monkeypatch, losses, "runs/soft", *sources)
+    # 20 pairs of weight 1 and 20 of weights 0, 1, 2 (7, 7 and 6 of them): 39 of 40
+    assert found[0]["loss"] == pytest.approx(np.log(2) * 39 / 40, abs=1e-4)  # beta 5 lifts the noise
+    assert {"rewards/margins/soft", "rewards/accuracies/pairs"} <= found[0].keys()
+    with pytest.raises(SystemExit) as stopped:
+        train(house, monkeypatch, {"name": "ipo"}, "runs/deaf", *sources)
+    assert stopped.value.code == 2 and "soft labels, which ipo cannot read. Allowed: dpo" in capsys.readouterr().err
+
+
 def test_kto_scores_the_mismatched_completions_into_the_store(house: Path, monkeypatch):
     monkeypatch.chdir(house)
     cli.main(["reference", "unpaired.yaml", "--loss.name", "kto", "--jsonl", "kto.jsonl"])

@@ -12,8 +12,8 @@ import pytest
 
 from dpo_jax.config import LossConfig
 from dpo_jax.losses import UNPAIRED, PairLogps, dpo, ld_reduce, simpo, tdpo1, wpo_weights
-from dpo_jax.stages.objectives import completion_objective
-from dpo_jax.stages.terms import needs_mismatched
+from dpo_jax.stages.objectives import completion_objective, preference_objective
+from dpo_jax.stages.terms import needs_mismatched, read_terms
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.step import gradients
 from dpo_jax.types import PairBatch
@@ -87,6 +87,41 @@ def test_the_sft_term_is_a_mean_over_the_chosen_tokens(x64):
     logps_BPN, _, mask_BPN, _ = by_token(parameters(0), first_micro_batch(whole))
     (loss, _, _), _ = found_by([LossConfig(name="sft")], micro_batches=1, batch=whole)
     np.testing.assert_allclose(loss, -(logps_BPN * mask_BPN)[:, 0].sum() / mask_BPN[:, 0].sum(), rtol=1e-9)
+
+
+def test_weights_multiply_the_losses_and_soft_labels_are_label_smoothing_of_each_pair(x64):
+    whole = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
+    parts = [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(2)]
+    weights_B, soft_B = np.array([1, 0, 2.5, 1, 1, 0.5, 3, 1], np.float32), np.linspace(0, 1, 8, dtype=np.float32)
+    batch = whole._replace(loss_weight_B=weights_B.reshape(2, 4), soft_label_B=soft_B.reshape(2, 4))
+    losses = [LossConfig(name="dpo"), LossConfig(name="sft", weight=0.5)]
+    (loss, metrics, _), _ = found_by(losses, micro_batches=2, batch=batch)
+    ratios_BP = np.concatenate([sums_BP(parameters(0), part) - part.reference_logps_BP for part in parts])
+    margins_B = 0.1 * (ratios_BP[:, 0] - ratios_BP[:, 1])
+    pairs_B = soft_B * jax.nn.softplus(-margins_B) + (1 - soft_B) * jax.nn.softplus(margins_B)
+    nll_B = -np.concatenate([sums_BP(parameters(0), part)[:, 0] for part in parts])
+    tokens_B = np.concatenate([part.response_tokens_BP[:, 0] for part in parts])
+    sft = (weights_B * nll_B).sum() / tokens_B.sum()
+    np.testing.assert_allclose(loss, (weights_B * pairs_B).sum() / 8 + 0.5 * sft, rtol=1e-7)
+    np.testing.assert_allclose(shown(metrics)["rewards/margins"], margins_B.mean(), rtol=1e-7)  # of all pairs alike
+
+
+def test_each_of_several_sources_has_its_metrics(x64):
+    whole = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
+    source_B = np.array([0, 2, 2, 0, 0, 2, 0, 0], np.float32)
+    objective = preference_objective(Toy(), read_terms([LossConfig(name="dpo")], {}), sources=("a", "b", "c"))  # type: ignore[arg-type]
+    state = TrainState(jnp.zeros((), jnp.int32), parameters(0), None, jnp.zeros(2, jnp.uint32), ({},))
+    batch = jax.tree.map(jnp.asarray, whole._replace(source_B=source_B.reshape(2, 4)))
+    knobs = {"losses": [{"beta": 0.1, "label_smoothing": 0.0}]}
+    (_, metrics, _), _ = gradients(objective, state, batch, knobs, jax.random.key(0))
+    parts = [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(2)]
+    ratios_BP = np.concatenate([sums_BP(parameters(0), part) - part.reference_logps_BP for part in parts])
+    margins_B = 0.1 * (ratios_BP[:, 0] - ratios_BP[:, 1])
+    for number, name in enumerate("ac"):
+        own = margins_B[source_B == 2 * number]
+        found = metrics[f"rewards/margins/{name}"], metrics[f"rewards/accuracies/{name}"]
+        np.testing.assert_allclose([x.total / x.weight for x in found], [own.mean(), (own > 0).mean()], rtol=1e-7)
+    assert metrics["rewards/margins/b"].weight == 0
 
 
 REAL = np.array([1, 1, 0, 1, 1, 1, 0, 1], np.float32)
