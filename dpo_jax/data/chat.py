@@ -101,7 +101,7 @@ def _of_messages(source: Source, *, special_tokens: bool = False) -> Template:
     def spans(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> list[Span] | None:
         prompt, answer = _turns(row.prompt, "user"), _turns(response, "assistant")
         if _MARKER.search(source(tokenizer)):
-            return _marked(tokenizer, source(tokenizer), row, prompt, answer)
+            return _marked(tokenizer, source(tokenizer), row, [*prompt, *answer])
         return None if len(answer) == 1 else _differences(tokenizer, source, row, prompt, answer)
 
     return Template(prompt, conversation, spans, source, special_tokens)
@@ -165,24 +165,16 @@ def _variables(template: str) -> frozenset[str]:
     return frozenset(meta.find_undeclared_variables(environment.parse(_MARKER.sub("", template))))
 
 
-def _marked(
-    tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, prompt: list[Message], answer: list[Message]
-) -> list[Span]:
-    """The spans of the answer by the template's `{% generation %}` markers; those of the prompt are left out."""
+def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns: Sequence[Message]) -> list[Span]:
+    """The spans that the template's `{% generation %}` markers enclose; those of the prompt do no harm."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def marks(turns: list[Message]) -> list[Span]:
-        arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
-        _, found = render_jinja_template(
-            [[dict(turn) for turn in turns]],
-            chat_template=template,
-            return_assistant_tokens_mask=True,
-            **arguments,
-        )
-        spans: Any = found[0]  # annotated as text there
-        return [(start, end) for start, end in spans]
-
-    return marks([*prompt, *answer])[sum(turn["role"] == "assistant" for turn in prompt) :]
+    arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
+    _, found = render_jinja_template(
+        [[dict(turn) for turn in turns]], chat_template=template, return_assistant_tokens_mask=True, **arguments
+    )
+    spans: Any = found[0]  # annotated as text there
+    return [(start, end) for start, end in spans]
 
 
 def _differences(

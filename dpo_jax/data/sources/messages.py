@@ -70,8 +70,11 @@ def _check_content(content: Any, role: str, column: str, where: str, *, may_be_e
 
 
 def _check_unicode(text: str, column: str, where: str) -> None:
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
-        raise BadRow(where, "not Unicode", f"{column} holds bytes, or half of a surrogate pair, that are no character.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{column} holds bytes, or half of a surrogate pair, that are no character."
+        raise BadRow(where, "not Unicode", found) from error
 
 
 def check_prompt(prompt: Text, column: str, where: str) -> Text:

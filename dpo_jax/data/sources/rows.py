@@ -117,11 +117,10 @@ def completions(record: Record, columns: Mapping[str, str]) -> list[Completion]:
 
 def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False) -> list[UnpairedCompletion]:
     """A labelled completion, or, with `unpair`, the two of a pair; raises BadRow."""
-    if unpair and _has(record, columns, "responses"):
-        raise BadRow(
-            record.where, "a ranking to unpair", "a ranking does not say which responses are good: label them."
-        )
     if unpair:
+        if _has(record, columns, "responses"):
+            found = "a ranking does not say which responses are good: label them."
+            raise BadRow(record.where, "a ranking to unpair", found)
         return [half for pair in pairs(record, columns) for half in halves(pair)]
     where, values = record.where, record.values
     if columns["completion"] not in values and {"chosen", "rejected"} <= values.keys():

@@ -40,7 +40,7 @@ MUTANTS: list[Mutant] = [
         ("a conversation is scored from its last answer", "turns[:first]", "turns[:-1]"),
         ("soft labels beyond one", '"soft_label": (0.0, 1.0)', '"soft_label": (0.0, 2.0)'),
         ("negative weights", '"weight": (0.0, _INFINITE)', '"weight": (-1.0, _INFINITE)'),
-        ("a ranking is unpaired", '    if unpair and _has(record, columns, "responses"):', "    if False:"),
+        ("a ranking is unpaired", '        if _has(record, columns, "responses"):', "        if False:"),
     ),
     *planted(
         "data/sources/messages.py",
@@ -50,7 +50,7 @@ MUTANTS: list[Mutant] = [
         ("empty turns", "    if not content.strip() and", "    if False and"),
         ("NaN is a margin", "not math.isfinite(value) or ", ""),
         ("true is a number", "isinstance(value, bool) or not", "not"),
-        ("surrogates", r'any("\ud800" <= letter', r'any("\udfff" < letter'),
+        ("surrogates", "        text.encode()\n", '        text.encode(errors="replace")\n'),
         ("a response may begin with the user", '(response[0], "begins"), ', ""),
         ("a response may end with the user", '(response[-1], "ends")', '(response[0], "begins")'),
         ("a prompt may end with the assistant", 'not in ("user", "tool")', 'not in ("user", "tool", "assistant")'),
@@ -150,7 +150,6 @@ MUTANTS: list[Mutant] = [
             "turns, asks=True), tokenizer.eos_token)",
         ),
         ("two ends", "    return body.removesuffix(eos) + text[len(body) :]", "    return text"),
-        ("marks of the prompt count for the answer", '[sum(turn["role"] == "assistant" for turn in prompt) :]', "[:]"),
         ("users are scored", '        if turn["role"] != "assistant":\n            continue\n', ""),
         ("the header of a turn is scored", "spans.append((len(before), len(after)))", "spans.append((0, len(after)))"),
         (
