@@ -181,8 +181,11 @@ class Model:
         return nnx.to_pure_dict(nnx.split(MODULES[type(self.spec)](self.spec, rngs))[1])
 
     def init_adapter(self, key: jax.Array) -> Params:
-        """The adapter before the first step: with it the model computes what it computes without."""
-        return jax.jit(lambda key: adapter_of(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1])))(key)
+        """The adapter before the first step: with it the model computes what it computes without.
+
+        It is meant to be jitted: then what is not the adapter's is never made.
+        """
+        return adapter_of(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1]))
 
     def held_dtypes(self) -> Params:
         """The dtype in which a parameter that is not trained is held: that of its use, float32 in norms."""

@@ -196,8 +196,14 @@ class Setup:
             return self.pretrained(held=held)
         found = self.restored(self.workdir / "sft", "sft", self.sft_model)
         if self.sft_model.lora:
-            found = merge(self.pretrained(), found, self.sft_model.lora)
+            merged = merge(self.pretrained(), found, self.sft_model.lora)
+            found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))
         return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
+
+    def fresh_adapter(self, model: Model) -> Params:
+        """The adapter of a model before the first step, on the mesh."""
+        shardings = param_shardings(self.mesh, *model.trained)
+        return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def trained_params(self, base: Params | None = None) -> Params:
         """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""

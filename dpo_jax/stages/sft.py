@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import jax
-
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.sources import read_completions
 from dpo_jax.errors import UserError
@@ -34,7 +32,7 @@ def run(setup: Setup) -> None:
         stage="sft",
         folder=setup.workdir / "sft",
         model=model,
-        start=(lambda: model.init_adapter(jax.random.key(config.seed))) if model.lora else setup.pretrained,
+        start=(lambda: setup.fresh_adapter(model)) if model.lora else setup.pretrained,
         frozen=(lambda: setup.pretrained(held=True)) if model.lora else None,
         objective=completion_objective(model),
         batches=batches,

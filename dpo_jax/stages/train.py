@@ -85,7 +85,7 @@ def run(setup: Setup) -> None:
         stage="train",
         folder=setup.workdir,
         model=model,
-        start=(lambda: model.init_adapter(jax.random.key(config.seed))) if model.lora else base_once,
+        start=(lambda: setup.fresh_adapter(model)) if model.lora else base_once,
         frozen=base_once if model.lora else setup.start_params if live else None,
         objective=preference_objective(model, terms, live=live, refresh=_refresh(setup)),
         batches=batches,

@@ -31,7 +31,7 @@ def made(family: str, *, dropout: float = 0.0, dtype: str = "float32") -> tuple[
     spec, paths = PATHS[family]
     model = make_model(spec, dtype=dtype, lora=Lora(rank=3, alpha=6.0, dropout=dropout, paths=paths))
     base = jax.tree.map(lambda x: x * 4, model.init(jax.random.key(0)))
-    return model, base, model.init_adapter(jax.random.key(1))
+    return model, base, jax.jit(model.init_adapter)(jax.random.key(1))
 
 
 def moved(adapter: Params) -> Params:

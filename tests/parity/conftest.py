@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_MISSING = [name for name in ("torch", "trl") if importlib.util.find_spec(name) is None]
+_MISSING = [name for name in ("torch", "trl", "peft") if importlib.util.find_spec(name) is None]
 if _MISSING and os.environ.get("DPO_JAX_PARITY"):
     raise pytest.UsageError(f"launch/parity.sh did not install {', '.join(_MISSING)}: nothing would be compared")
 

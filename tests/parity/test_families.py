@@ -168,7 +168,8 @@ def their_gradients(model: Any, reference_BP: np.ndarray, *, beta: float) -> tup
         losses.append(-torch.nn.functional.logsigmoid(beta * margin))
     loss = torch.stack(losses).mean()
     loss.backward()
-    return loss.item(), {name: weight.grad.numpy() for name, weight in model.named_parameters()}
+    trained = {name: weight for name, weight in model.named_parameters() if weight.grad is not None}
+    return loss.item(), {name: weight.grad.numpy() for name, weight in trained.items()}
 
 
 def test_greedy_decoding(pair):

@@ -64,11 +64,19 @@ def test_every_loss_trains_by_its_name(house: Path, monkeypatch, capsys, name: s
         assert "policy and reference agree" in said and abs(found[0]["log_ratios/chosen"]) < 1e-3
 
 
-def test_the_reference_lies_in_the_state_only_where_no_store_will_do(house: Path, monkeypatch):
-    for name, live in (("dpo", False), ("simpo", False), ("tdpo1", True)):
-        train(house, monkeypatch, {"name": name}, f"runs/live-{name}", "--train.steps", "1")
-        saved = Path(f"runs/live-{name}/checkpoints/1/rest/_METADATA").read_text()
-        assert "optimizer" in saved and ("frozen" in saved) == live
+def test_a_checkpoint_holds_the_reference_only_where_it_moves(house: Path, monkeypatch):
+    for name, every in (("dpo", 0), ("simpo", 0), ("tdpo1", 0), ("dpo", 2)):
+        workdir, moves = f"runs/live-{name}-{every}", ("--reference.update_every", f"{every}")
+        train(house, monkeypatch, {"name": name}, workdir, "--train.steps", "1", *moves)
+        saved = Path(f"{workdir}/checkpoints/1/rest/_METADATA").read_text()
+        assert "optimizer" in saved and ("frozen" in saved) == bool(every)
+
+
+def test_a_reference_that_stays_is_read_again_by_a_resumed_run(house: Path, monkeypatch):
+    whole = train(house, monkeypatch, {"name": "tdpo1"}, "runs/tdpo-whole", "--train.steps", "3")
+    train(house, monkeypatch, {"name": "tdpo1"}, "runs/tdpo-parts", "--train.steps", "2")
+    parts = train(house, monkeypatch, {"name": "tdpo1"}, "runs/tdpo-parts", "--train.steps", "3")
+    assert [row["loss"] for row in parts] == [row["loss"] for row in whole]
 
 
 def test_a_mixture_is_the_weighted_sum_of_its_terms(house: Path, monkeypatch):

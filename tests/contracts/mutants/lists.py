@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.contracts.mutants import (
     data,
     logprobs,
+    lora,
     losses_batch,
     losses_free,
     losses_pairwise,
@@ -30,6 +31,7 @@ LISTS: dict[str, list[Mutant]] = {
     "data": data.MUTANTS,
     "reference": reference.MUTANTS,
     "sampling": sampling.MUTANTS,
+    "lora": lora.MUTANTS,
     "training": training.MUTANTS,
     "stages": stages.MUTANTS,
     "stages_train": stages_train.MUTANTS,

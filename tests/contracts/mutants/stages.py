@@ -80,19 +80,19 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "the frozen reference is the policy",
-            "jax.lax.stop_gradient(frozen), batch)",
-            "jax.lax.stop_gradient(params), batch)",
+            "still = jax.lax.stop_gradient(frozen)",
+            "still = jax.lax.stop_gradient(params)",
         ),
-        ("gradient flows into the frozen reference", "jax.lax.stop_gradient(frozen), batch)", "frozen, batch)"),
+        ("gradient flows into the frozen reference", "still = jax.lax.stop_gradient(frozen)", "still = frozen"),
         (
             "gradient flows through the mismatched completions",
-            "jax.lax.stop_gradient(params), batch.mismatched)",
-            "params, batch.mismatched)",
+            "jax.lax.stop_gradient(params), frozen, batch.mismatched, key)",
+            "params, frozen, batch.mismatched, key)",
         ),
         (
             "KTO's KL is one of the completions themselves",
-            "jax.lax.stop_gradient(params), batch.mismatched)",
-            "jax.lax.stop_gradient(params), batch)",
+            "jax.lax.stop_gradient(params), frozen, batch.mismatched, key)",
+            "jax.lax.stop_gradient(params), frozen, batch, key)",
         ),
         (
             "KTO's KL compares with the completions' reference",

@@ -81,15 +81,19 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "the KL of the policy to itself",
-            "sampled_logps(setup, rows, frozen())",
-            "sampled_logps(setup, rows, state.params)",
+            "sampled_logps(setup, rows, frozen(state))",
+            "sampled_logps(setup, rows, policy(state))",
         ),
         (
             "the KL with a swapped sign",
-            "sampled_logps(setup, rows, state.params) - sampled_logps(setup, rows, frozen())",
-            "sampled_logps(setup, rows, frozen()) - sampled_logps(setup, rows, state.params)",
+            "sampled_logps(setup, rows, policy(state)) - sampled_logps(setup, rows, frozen(state))",
+            "sampled_logps(setup, rows, frozen(state)) - sampled_logps(setup, rows, policy(state))",
         ),
-        ("samples of the reference", "rows = sample(state.params, key).rows", "rows = sample(frozen(), key).rows"),
+        (
+            "samples of the reference",
+            "rows = sample(policy(state), key).rows",
+            "rows = sample(frozen(state), key).rows",
+        ),
         (
             "the same lots at every measurement",
             "jax.random.fold_in(jax.random.key(setup.config.seed), done)",
@@ -115,7 +119,7 @@ MUTANTS: list[Mutant] = [
         ("tests/stages/test_train.py", "tests/stages/test_pipeline.py -k step_zero"),
         (
             "the check of step 0 is off",
-            "check=lambda params: check_start(setup, store, params) if store else None,",
+            "check=lambda state: check_start(setup, store, policy(state)) if store else None,",
             "",
         ),
         (

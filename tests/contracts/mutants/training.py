@@ -111,7 +111,11 @@ MUTANTS: list[Mutant] = [
         "training/state.py",
         ("tests/training/test_step.py", RUNS),
         ("replicated moments", "lambda _, sharding: sharding,", "lambda _, sharding: whole,"),
-        ("frozen parameters begin at zero", "jax.tree.map(jnp.copy, params)", "jax.tree.map(jnp.zeros_like, params)"),
+        (
+            "frozen parameters are the trained ones",
+            "optimizer.init(params), key, memory, frozen)",
+            "optimizer.init(params), key, memory, frozen and params)",
+        ),
         (
             "every state has the same key",
             "jax.random.key_data(jax.random.key(seed))",

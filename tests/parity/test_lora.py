@@ -1,0 +1,96 @@
+"""Adapters by value against PEFT: the exported folder is loaded, logits and the gradients of the DPO loss compared."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from dpo_jax.data.batches import padded
+from dpo_jax.logprobs import batch_logps
+from dpo_jax.losses import PairLogps, dpo
+from dpo_jax.models.decoder import make_model
+from dpo_jax.models.lora import Lora, join
+from dpo_jax.types import Params
+from dpo_jax.weights.adapter import adapted_paths, export_adapter
+from tests.parity.ours import Ours, load, their_logits
+from tests.parity.test_families import ROWS, random_ids, random_model, their_gradients
+from tests.tiny import make_hf_folder
+
+# PEFT asks transformers by an old name.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "llama, every map": ("llama", ["all-linear"], {"num_key_value_heads": 2}),
+    "qwen2, two names": ("qwen2", ["q_proj", "down_proj"], {"num_key_value_heads": 2, "tie_word_embeddings": True}),
+    "gemma3_text, attention": ("gemma3_text", ["*.self_attn.*"], {"num_key_value_heads": 2, "head_dim": 16}),
+    "gpt2, one of two of a name": ("gpt2", ["attn.c_proj", "c_attn"], {"n_positions": 80}),
+    "gpt2, every map": ("gpt2", ["all-linear"], {"n_positions": 80}),
+}
+
+
+@pytest.fixture(scope="module", params=CASES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Ours, Params]:
+    """PEFT's model made from our exported adapter, our base, and the adapter."""
+    from peft import PeftModel
+
+    family, targets, shape = CASES[request.param]
+    folder = tmp_path_factory.mktemp("lora")
+    make_hf_folder(folder / "base")
+    base = random_model(family, **shape)
+    base.save_pretrained(folder / "base")
+    ours = load(folder / "base")
+    lora = Lora(rank=3, alpha=7.0, dropout=0.1, paths=adapted_paths(ours.rules, targets))
+    model = make_model(ours.model.spec, lora=lora)
+    leaves, tree = jax.tree.flatten(jax.jit(model.init_adapter)(jax.random.key(0)))
+    draw = np.random.default_rng(0).standard_normal
+    adapter = tree.unflatten([np.asarray(leaf + 0.2 * draw(leaf.shape), np.float32) for leaf in leaves])
+    export_adapter(
+        folder / "adapter",
+        jax.device_put(adapter),
+        lora,
+        ours.rules,
+        base=str(folder / "base"),
+        tokenizer=ours.source.tokenizer(),
+    )
+    theirs = PeftModel.from_pretrained(base, str(folder / "adapter"), is_trainable=True).eval()
+    return theirs, ours._replace(model=model), adapter
+
+
+def test_logits(pair: tuple[Any, Ours, Params]):
+    theirs, ours, adapter = pair
+    ids_RT = random_ids(3, 70)
+    expected_RTV = their_logits(theirs, ids_RT)
+    with_adapter = ours._replace(params=join(ours.params, adapter))
+    np.testing.assert_allclose(with_adapter.logits(ids_RT), expected_RTV, rtol=0, atol=2e-4)
+    with theirs.disable_adapter():
+        assert np.abs(their_logits(theirs, ids_RT) - expected_RTV).max() > 0.1
+
+
+def test_gradients_of_the_dpo_loss(pair: tuple[Any, Ours, Params], tmp_path: Path):
+    theirs, ours, adapter = pair
+    reference_BP = np.array([[-20.0, -14.0], [-5.0, -130.0]], np.float32)
+    batch = padded(ROWS, length=32, scored=24, row_multiple=8)
+
+    def loss(adapter: Params) -> jax.Array:
+        params = join(ours.params, adapter)
+        hidden_RTD, unembedding = ours.model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        logps_BP = batch_logps(hidden_RTD, unembedding, batch)
+        return dpo(PairLogps(*logps_BP.T), PairLogps(*reference_BP.T), beta=0.1).mean()
+
+    with jax.set_mesh(ours.mesh):
+        value, gradient = jax.jit(jax.value_and_grad(loss))(adapter)
+    expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert ours.model.lora
+    # PEFT's names and axes, as the export gives them
+    export_adapter(tmp_path / "g", gradient, ours.model.lora, ours.rules, base="", tokenizer=ours.source.tokenizer())
+    from safetensors.numpy import load_file
+
+    found = load_file(tmp_path / "g" / "adapter_model.safetensors")
+    assert {name.replace(".weight", ".default.weight") for name in found} == expected_gradient.keys()
+    for name, array in found.items():
+        wanted = expected_gradient[name.replace(".weight", ".default.weight")]
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max(), err_msg=name)
