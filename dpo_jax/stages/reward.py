@@ -26,6 +26,7 @@ from dpo_jax.stages.progress import say
 from dpo_jax.stages.scoring import merged_reward, reward_folder, reward_model, score_rewards, trained_reward
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import Term, is_unpaired, read_options
+from dpo_jax.training.state import param_shardings
 from dpo_jax.training.step import Counts, Knobs, Objective
 from dpo_jax.types import Mean, Metrics, PairBatch, Params
 from dpo_jax.weights.reward import export_reward
@@ -112,7 +113,7 @@ def _train(setup: Setup, term: Term) -> None:
 
     def start() -> Params:
         trunk = model.trunk.init_adapter(adapter_key) if model.lora else trunk_of(setup.start_params())
-        return {**trunk, **model.init_head(head_key)}
+        return jax.device_put({**trunk, **model.init_head(head_key)}, param_shardings(setup.mesh, *model.trained))
 
     fit(
         setup,
