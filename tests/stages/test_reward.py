@@ -118,7 +118,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         },
         "loss": {"name": "dpo"},
         "reward": {
-            "options": {"center": 0.01},
+            "options": {"center": 0.01, "margin": 2.0},
             "optimizer": {"learning_rate": 3e-3},
             "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6},
         },
@@ -160,6 +160,7 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
 def test_it_learns_and_says_how_well(house: Path, inside: None):
     rows = metrics("runs/demo")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert rows[0]["loss"] > np.log1p(np.exp(2.0 - rows[0]["rewards/margins"]))  # convex: above that of the mean
     assert rows[-1]["rewards/accuracies"] > 0.9 and rows[-1]["rewards/margins"] > rows[0]["rewards/margins"]
     assert not Path("runs/demo/checkpoints").exists() and not Path("runs/demo/config.yaml").exists()
     found = json.loads(Path("runs/demo/reward/evaluation.json").read_text())["heldout"]
@@ -168,14 +169,15 @@ def test_it_learns_and_says_how_well(house: Path, inside: None):
     assert found["pairs"] == 6 and found["accuracy"] == (margins > 0).mean()
     assert found["margin"] == pytest.approx(margins.mean(), rel=1e-5)
     assert found["loss"] == pytest.approx(
-        np.mean(np.log1p(np.exp(-margins)) + 0.01 * rewards.sum(axis=1) ** 2), rel=1e-4
+        np.mean(np.log1p(np.exp(2.0 - margins)) + 0.01 * rewards.sum(axis=1) ** 2), rel=1e-4
     )
 
 
 def test_run_workdir_and_exported_folder_judge_alike(inside: None):
-    wanted = judged(None)
-    np.testing.assert_array_equal(judged("runs/demo", "--workdir", "runs/other", "--data.max_tokens", "40"), wanted)
+    wanted, short = judged(None), ("--data.max_tokens", "12", "--data.max_prompt_tokens", "4")
+    np.testing.assert_array_equal(judged("runs/demo", "--workdir", "runs/other", *short), wanted)
     np.testing.assert_allclose(judged("runs/demo/reward/export", "--workdir", "runs/other"), wanted, rtol=1e-5)
+    assert np.all(judged("runs/demo/reward/export", *short) != wanted)  # a folder does not know how it was trained
     exported = load_file("runs/demo/reward/export/model.safetensors")
     assert exported["score.weight"].shape == (1, 32) and "lm_head.weight" not in exported
     start = load_file("model/model.safetensors")

@@ -49,10 +49,12 @@ def test_padding_of_its_own_stays(made: tuple, tmp_path: Path):
     def tokenizer() -> Any:
         found = source.tokenizer()
         found.pad_token = "<|im_start|>"
+        found.padding_side = found.init_kwargs["padding_side"] = "left"
         return found
 
     export_reward(tmp_path / "out", params, model, source._replace(tokenizer=tokenizer), ends={EOS})
     assert read_json(tmp_path / "out" / "config.json")["pad_token_id"] == BOS
+    assert open_weights(str(tmp_path / "out")).tokenizer().padding_side == "right"
 
 
 def test_export_import_is_exact(made: tuple, tmp_path: Path):
