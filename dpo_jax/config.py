@@ -137,11 +137,21 @@ class SftConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """Who scores the samples: a classifier fitted on labelled texts."""
+class RewardConfig:
+    """A Bradley-Terry reward model, trained on the preference rows of `data` into WORKDIR/reward."""
 
-    name: Literal["classifier"] = "classifier"
-    data: tuple[Source, ...]  # what it learns from
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the loss: margin, center
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who scores the samples: a classifier fitted on labelled texts, or a reward model."""
+
+    name: Literal["classifier", "reward"] = "classifier"
+    data: tuple[Source, ...] = ()  # what a classifier learns from
+    model: str | None = None  # the reward model: a run's WORKDIR, or a Hugging Face folder; default: of this run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +202,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     sft: SftConfig | None = None
+    reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
     export: ExportConfig = ExportConfig()
@@ -219,6 +230,7 @@ def _find(path: str) -> Path:
 
 def _check(config: Config, origins: Origins) -> None:
     parts = [("train", config.train)] + ([("sft.train", config.sft.train)] if config.sft else [])
+    parts += [("reward.train", config.reward.train)] if config.reward else []
     for key, train in parts:
         if train.steps is not None and train.epochs is not None:
             raise UserError(f"{locate(key + '.epochs', origins)}: {key}: give steps or epochs, not both.")
@@ -249,9 +261,8 @@ def _check(config: Config, origins: Origins) -> None:
         if asked and not config.data.eval:
             at = locate(f"evaluation.{key}", origins)
             raise UserError(f"{at}: evaluation.{key}: needs held-out rows and their prompts; name them in data.eval.")
-    if evaluation.judge and not (evaluation.samples and evaluation.judge.data):
-        at = locate("evaluation.judge", origins)
-        raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score and judge.data to learn from.")
+    if evaluation.judge:
+        _check_judge(evaluation.judge, evaluation.samples, origins)
     if config.data.chat_template is not None and config.data.template != "tokenizer":
         at = locate("data.chat_template", origins)
         raise UserError(f"{at}: data.chat_template: is read with data.template: tokenizer only; set that too.")
@@ -260,6 +271,20 @@ def _check(config: Config, origins: Origins) -> None:
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "
             f"leaves no room for a response in data.max_tokens ({config.data.max_tokens})."
         )
+
+
+def _check_judge(judge: JudgeConfig, samples: int, origins: Origins) -> None:
+    at = locate("evaluation.judge", origins)
+    if judge.name == "reward":
+        if not samples:
+            raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score.")
+        if judge.data:
+            raise UserError(f"{at}: evaluation.judge.data: a reward model has learned already; name its model instead.")
+        return
+    if not (samples and judge.data):
+        raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score and judge.data to learn from.")
+    if judge.model:
+        raise UserError(f"{at}: evaluation.judge.model: a classifier learns from judge.data; a model is of `reward`.")
 
 
 def file_bytes(size: str) -> int:

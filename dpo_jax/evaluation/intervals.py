@@ -9,6 +9,7 @@ import numpy as np
 
 Interval = tuple[float, float]
 
+_RESAMPLES = 2000
 _Z = 1.959963984540054  # the normal distribution holds 95 % within this many standard deviations
 
 
@@ -29,6 +30,23 @@ def mean_interval(values: Sequence[float] | np.ndarray) -> Interval:
         return (-math.inf, math.inf)
     mean, half = values.mean(), _Z * values.std(ddof=1) / math.sqrt(values.size)
     return (float(mean - half), float(mean + half))
+
+
+def bootstrap_interval(values: np.ndarray, groups: np.ndarray) -> Interval:
+    """The percentile bootstrap of a mean, whole groups drawn; of one group it is all numbers.
+
+    Args:
+        values: [n].
+        groups: the group of each, int [n], from 0 without a gap: values that belong together.
+    """
+    sums, counts = np.bincount(groups, values), np.bincount(groups)
+    if len(counts) < 2:
+        return (-math.inf, math.inf)
+    random = np.random.default_rng(0)
+    draws = (random.integers(0, len(counts), len(counts)) for _ in range(_RESAMPLES))
+    means = [sums[drawn].sum() / counts[drawn].sum() for drawn in draws]
+    low, high = np.quantile(means, [0.025, 0.975]).tolist()
+    return (low, high)
 
 
 def ranking_interval(right: int, good: int, bad: int) -> Interval:

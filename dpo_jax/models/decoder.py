@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
@@ -86,6 +86,23 @@ class Tree(NamedTuple):
 
     shapes: Params
     axes: Params
+
+
+class Described(Protocol):
+    """What training, checkpoints and files must know of a model; see `Model`."""
+
+    @property
+    def spec(self) -> Spec: ...
+    @property
+    def lora(self) -> Lora | None: ...
+    @property
+    def tree(self) -> Tree: ...
+    @property
+    def trained(self) -> Tree: ...
+    @property
+    def shapes(self) -> Params: ...
+    @property
+    def axes(self) -> Params: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,9 @@ class RunReport(NamedTuple):
 
         heldout: pairs, accuracy, accuracy_interval, margin (nats), loss
         kl: sequence_kl (nats), interval, samples
-        judged: judge, samples, reference and policy (each positive, interval), difference, difference_interval
+        judged: judge, samples, reference and policy (each positive, interval), difference, difference_interval;
+            or, by rewards, judge, samples, reference and policy (each reward, interval), reward_difference and
+            win_rate (each with _interval)
         samples: a list of prompt, reference, policy and, where judged, reference_score, policy_score
     """
 

@@ -40,6 +40,9 @@ def result_rows(evaluation: Evaluation | None) -> list[Result]:
         _row("Judged positive, policy", policy, "positive", "interval", percent, f"{shares} after training"),
         _row("Judged positive, reference", reference, "positive", "interval", percent, f"{shares} before training"),
         _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judged.get('judge')}"),
+        _row("Mean reward, policy", policy, "reward", "interval", plain, "by the reward model, after training"),
+        _row("Mean reward, reference", reference, "reward", "interval", plain, "the same, before training"),
+        _row("Win rate", judged, "win_rate", "win_rate_interval", percent, "policy's reward above the reference's"),
         _row("Sequence KL", kl, "sequence_kl", "interval", nats, f"from the reference, on {kl.get('samples')} samples"),
         _row(
             "Held-out accuracy",

@@ -45,6 +45,11 @@ def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
         shares = f"{percent(policy)} of its samples are positive against {percent(reference)} before training"
         spread = f"{points(difference)} (95{GAP}% interval {interval((low, high), points)})"
         return status, f"{_OPENINGS[status]}: {shares}, a difference of {spread}.{distance}"
+    win_rate, bounds = part(evaluation, "judged", "win_rate"), part(evaluation, "judged", "win_rate_interval")
+    if win_rate is not None and bounds:
+        status = "better" if bounds[0] > 0.5 else "worse" if bounds[1] < 0.5 else "unclear"
+        spread = f"{percent(win_rate)} of the comparisons (95{GAP}% interval {interval(bounds, percent)})"
+        return status, f"{_OPENINGS[status]}: its samples have the higher reward in {spread}.{distance}"
     accuracy = part(evaluation, "heldout", "accuracy")
     if accuracy is not None:
         rows, pairs = part(evaluation, "heldout", "rows"), part(evaluation, "heldout", "pairs")
@@ -60,6 +65,9 @@ def _evaluation_concerns(evaluation: Evaluation | None) -> list[str]:
     low, high = _difference_bounds(evaluation)
     if part(evaluation, "judged", "difference") is not None and not (low > 0 or high < 0):
         concerns.append("The interval of the difference is not clear of zero: judge more samples before believing it.")
+    bounds = part(evaluation, "judged", "win_rate_interval")
+    if bounds and not (bounds[0] > 0.5 or bounds[1] < 0.5):
+        concerns.append("The interval of the win rate is not clear of one half: judge more samples before believing.")
     kl = part(evaluation, "kl", "sequence_kl")
     if kl is not None and not kl <= FAR_KL_NATS:
         concerns.append(

@@ -52,6 +52,12 @@ def _train(setup: Setup) -> None:
     train.run(setup)
 
 
+def _reward(setup: Setup) -> None:
+    from dpo_jax.stages import reward
+
+    reward.run(setup)
+
+
 def _evaluate(setup: Setup) -> None:
     from dpo_jax.stages import evaluate
 
@@ -89,6 +95,7 @@ STAGES: dict[str, Stage] = {
         },
     ),
     "train": Stage("train on preferences (with what must come before, if it is missing)", _train),
+    "reward": Stage("train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", _reward),
     "evaluate": Stage("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
     "sample": Stage(
         "answer prompts with the trained model, in the format that AlpacaEval reads",

@@ -13,11 +13,13 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.evaluation.intervals import difference_interval, share_interval
 from dpo_jax.evaluation.judges import JUDGES
 from dpo_jax.evaluation.preference import sequence_kl
+from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.files import write_json
 from dpo_jax.stages import reference
 from dpo_jax.stages.heldout import heldout
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.samples import as_text, make_sampling, sampled_logps
+from dpo_jax.stages.scoring import RewardJudge, open_judge
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, TokenRow
 
@@ -44,6 +46,8 @@ def run(setup: Setup) -> None:
 def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
     """Samples both models on the held-out prompts and compares them."""
     options = setup.config.evaluation
+    asked = options.judge
+    by_reward = open_judge(setup, asked.model) if asked and asked.name == "reward" else None
     known = setup.eval_data.prompts
     prompts = [known[i % len(known)] for i in range(options.samples)]
     sample = make_sampling(
@@ -63,7 +67,9 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
         {"prompt": as_text(prompt.prompt), "reference": before, "policy": after}
         for prompt, before, after in zip(prompts, texts["reference"], texts["policy"], strict=True)
     ]
-    if options.judge:
+    if by_reward:
+        result["judged"] = _judge_by_reward(by_reward, prompts, {n: s.written for n, s in sampled.items()}, samples)
+    elif asked:
         result["judged"] = _judge(options, texts, samples)
     return {**result, "samples": samples}
 
@@ -103,3 +109,20 @@ def _judge(options: EvaluationConfig, texts: dict[str, list[str]], samples: list
         f"difference {result['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})",
     )
     return result
+
+
+def _judge_by_reward(
+    judge: RewardJudge, prompts: list[str], written: dict[str, list[str]], samples: list[dict[str, Any]]
+) -> dict[str, Any]:
+    both = [*written["policy"], *written["reference"]]
+    policy_n, reference_n = np.split(judge([*prompts, *prompts], both), 2)
+    for sample, after, before in zip(samples, policy_n.tolist(), reference_n.tolist(), strict=True):
+        sample |= {"reference_score": before, "policy_score": after}
+    found = {"judge": "reward", **compare_rewards(policy_n, reference_n, prompts)}
+    low, high = found["win_rate_interval"]
+    say(
+        "evaluate",
+        f"mean reward {found['reference']['reward']:.3f} before, {found['policy']['reward']:.3f} after; the policy "
+        f"wins {found['win_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})",
+    )
+    return found

@@ -14,7 +14,7 @@ import optax
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
-from dpo_jax.models.decoder import Model
+from dpo_jax.models.decoder import Described
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training import loop
@@ -44,8 +44,20 @@ _MAY_CHANGE = (
     "sft.train.log_every",
     "sft.train.micro_batch_pairs",
     "sft.train.save_every",
+    "reward.train.epochs",
+    "reward.train.keep",
+    "reward.train.log_every",
+    "reward.train.micro_batch_pairs",
+    "reward.train.save_every",
+    "reward.train.steps",
 )
 """What a resumed run may change: where and how it computes, and how long; never what is computed."""
+
+_DECIDES = {
+    "sft": ("sft", "seed", "model", "data"),
+    "reward": ("reward", "lora", "sft", "seed", "model", "data"),
+}
+"""The sections of a configuration that decide what a stage computes; of the policy all do but `reward`."""
 
 
 def planned_steps(train: TrainConfig, batches: Batches) -> int:
@@ -58,7 +70,7 @@ def fit(
     *,
     stage: str,
     folder: Path,
-    model: Model,
+    model: Described,
     start: Callable[[], Params],
     objective: Objective,
     batches: Batches,
@@ -82,7 +94,8 @@ def fit(
     done = checkpoints.latest()
     if done is not None:
         _refuse_changes(stage, checkpoints.record(done), record)
-    setup.keep_config()
+    # WORKDIR/config.yaml is of the policy, for its report.
+    setup.keep_config(folder if stage == "reward" else setup.workdir)
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
@@ -163,7 +176,7 @@ def _say_what_is_trained(stage: str, state: TrainState) -> None:
 
 
 def _restore(
-    model: Model,
+    model: Described,
     checkpoints: Checkpoints,
     done: int,
     transform: optax.GradientTransformation,
@@ -204,21 +217,20 @@ def _optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransform
 def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuses to go on with another experiment under the same name."""
     old, new = _flat(saved["config"]), _flat(current["config"])
-    prefixes = ("sft", "seed", "model", "data") if stage == "sft" else ("",)
     changed = [
         key
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
-        and key.startswith(prefixes)
+        and (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
         and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
     ]
     # A schedule that ends at the last step is another schedule when that step moves.
-    optimizer = current["config"]["sft" if stage == "sft" else "optimizer"]
-    schedule = optimizer["optimizer"]["schedule"] if stage == "sft" else optimizer["schedule"]
+    section = current["config"] if stage == "train" else current["config"][stage]
+    schedule = section["optimizer"]["schedule"]
     if saved["steps"] != current["steps"]:
         if schedule != "constant":
             changed.append(f"train.steps (the {schedule} schedule ends there)")
-        if stage != "sft" and any(term["options"].get("alpha") == "auto" for term in current["config"]["loss"]):
+        if stage == "train" and any(term["options"].get("alpha") == "auto" for term in current["config"]["loss"]):
             changed.append("train.steps (alpha: auto reaches its budget there)")
     if changed:
         lines = [

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from dpo_jax.stages import evaluate, export, report, train
+from dpo_jax.stages import evaluate, export, report, reward, train
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
 
 def run(setup: Setup) -> None:
-    """Fine-tuning, reference pass and preference training (`train` does all three), evaluation, export, report."""
+    """Fine-tuning, reference pass and preference training (`train` does all three), then all that is made of it."""
+    if setup.config.reward:
+        reward.check(setup)  # now, rather than after hours of training
     train.run(setup)
+    if setup.config.reward:
+        reward.run(setup)
     if setup.config.data.eval:
         evaluate.run(setup)
     else:

@@ -22,9 +22,14 @@ from dpo_jax.types import Params, Prompt, Text, TokenRow
 class Samples(NamedTuple):
     """Sampled responses, those to one prompt side by side: as text, and as rows to be scored."""
 
-    texts: list[str]
+    written: list[str]  # with the white space around it, as training rows have theirs
     rows: list[TokenRow]
     seconds: float  # what sampling took, compilation left out
+
+    @property
+    def texts(self) -> list[str]:
+        """Without it."""
+        return [text.strip() for text in self.written]
 
 
 def make_sampling(
@@ -69,12 +74,12 @@ def make_sampling(
             progress=progress,
         )
         seconds = time.perf_counter() - start
-        texts = [text.strip() for text in tokenizer.batch_decode(responses, skip_special_tokens=True)]
+        written = tokenizer.batch_decode(responses, skip_special_tokens=True)
         rows = [
             TokenRow(digest(f"{i}".encode()), prompt_ids[i // samples], (response,))
             for i, response in enumerate(responses)
         ]
-        return Samples(texts, rows, seconds)
+        return Samples(written, rows, seconds)
 
     return sample
 

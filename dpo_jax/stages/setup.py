@@ -20,7 +20,7 @@ from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
-from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.decoder import Described, Model, make_model
 from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
@@ -72,9 +72,9 @@ class Setup:
             cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpo_jax" / "compiled"
             jax.config.update("jax_compilation_cache_dir", str(cache))
 
-    def keep_config(self) -> None:
+    def keep_config(self, folder: Path) -> None:
         """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""
-        write_atomic(self.workdir / "config.yaml", render(self.config, self.origins, comments=False))
+        write_atomic(folder / "config.yaml", render(self.config, self.origins, comments=False))
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -202,7 +202,7 @@ class Setup:
         held = self.config.lora is not None if held is None else held
         if not self.config.sft:
             return self.pretrained(held=held)
-        found = self._restored(self.workdir / "sft", "sft", self.sft_model)
+        found = self.restored(self.workdir / "sft", "sft", self.sft_model)
         if self.sft_model.lora:
             merged = merge(self.pretrained(), found, self.sft_model.lora)
             found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))
@@ -215,19 +215,20 @@ class Setup:
 
     def trained_params(self, base: Params | None = None) -> Params:
         """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""
-        found = self._restored(self.workdir, "train", self.model)
+        found = self.restored(self.workdir, "train", self.model)
         return join(base or self.start_params(), found) if self.model.lora else found
 
     def merged_params(self) -> Params:
         """The same as parameters of a plain model, in float32."""
-        found, lora = self._restored(self.workdir, "train", self.model), self.model.lora
+        found, lora = self.restored(self.workdir, "train", self.model), self.model.lora
         return merge(self.start_params(held=False), found, lora) if lora else found
 
     def trained_adapter(self) -> Params:
         """The adapter of the newest checkpoint."""
-        return self._restored(self.workdir, "train", self.model)
+        return self.restored(self.workdir, "train", self.model)
 
-    def _restored(self, folder: Path, command: str, model: Model) -> Params:
+    def restored(self, folder: Path, command: str, model: Described) -> Params:
+        """What `command` trained of `model`, from the newest checkpoint in `folder`."""
         checkpoints, step = self._newest(folder, command)
         shapes, shardings = model.trained.shapes, param_shardings(self.mesh, *model.trained)
         like = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)

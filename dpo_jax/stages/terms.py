@@ -6,7 +6,7 @@ Dimension key: B pairs.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,18 +141,11 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
     specs = dict(knobs(entry.function))
     if entry.state is RunningMean:
         specs.pop("delta", None)  # the running mean of the rewards
-    options = dict(config.options)
+    options = _TRAINER_DEFAULTS.get(config.name, {}) | dict(config.options)
     budget = _budget(index, config.name, options, origins)
-    static: dict[str, Any] = {}
-    numbers: dict[str, float | Ramp] = {}
-    defaults = {name: spec.default for name, spec in specs.items()} | _TRAINER_DEFAULTS.get(config.name, {})
-    for name, value in (defaults | options).items():
-        key = f"loss.{index}.options.{name}"
-        at = f"{locate(key, origins)}: loss.options.{name}"
-        if name not in specs:
-            raise UserError(f"{at}: {config.name} has no such option. {nearest(name, specs)}")
-        checked = _option(specs[name], value, at)
-        (numbers if isinstance(checked, float | Ramp) else static)[name] = checked
+    static, numbers = read_options(
+        config.name, specs, options, lambda name: f"{locate(f'loss.{index}.options.{name}', origins)}: loss"
+    )
     if budget:
         numbers.pop("alpha")
     for name, asked in (("ld_alpha", config.ld_alpha is not None), ("wpo", config.wpo)):
@@ -160,6 +153,24 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
             at = locate(f"loss.{index}.{name}", origins)
             raise UserError(f"{at}: loss.{name}: belongs to losses on pairs; {config.name} is none.")
     return Term(config.name, entry, config.weight, static, numbers, budget, config.ld_alpha, config.wpo)
+
+
+def read_options(
+    loss: str, specs: Mapping[str, KnobSpec], options: Mapping[str, Any], where: Callable[[str], str]
+) -> tuple[dict[str, Any], dict[str, float | Ramp]]:
+    """All options of a loss, those that are no numbers and those that are; defaults filled in.
+
+    `where(name)` says for a message where an option stands, up to the name of its section.
+    """
+    static: dict[str, Any] = {}
+    numbers: dict[str, float | Ramp] = {}
+    for name, value in ({name: spec.default for name, spec in specs.items()} | dict(options)).items():
+        at = f"{where(name)}.options.{name}"
+        if name not in specs:
+            raise UserError(f"{at}: {loss} has no such option. {nearest(name, specs)}")
+        checked = _option(specs[name], value, at)
+        (numbers if isinstance(checked, float | Ramp) else static)[name] = checked
+    return static, numbers
 
 
 def _option(spec: KnobSpec, value: Any, at: str) -> Any:

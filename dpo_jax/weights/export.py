@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, write_atomic, write_json
-from dpo_jax.models.decoder import Model
+from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
@@ -43,7 +43,7 @@ class _Tensor(NamedTuple):
 def export_folder(
     folder: Path,
     params: Params,
-    model: Model,
+    model: Described,
     rules: Sequence[TensorRule],
     source: WeightsSource,
     *,
@@ -106,7 +106,7 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
         multihost_utils.sync_global_devices(f"exported {folder}")
 
 
-def _list_tensors(model: Model, rules: Sequence[TensorRule]) -> list[_Tensor]:
+def _list_tensors(model: Described, rules: Sequence[TensorRule]) -> list[_Tensor]:
     tensors: list[_Tensor] = []
     for rule in rules:
         shape = leaf(model.shapes, rule.path).shape

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.mesh import named_sharding, place_lazily
-from dpo_jax.models.decoder import Model
+from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.source import WeightsSource
@@ -24,7 +24,7 @@ _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 def load_params(
     source: WeightsSource,
-    model: Model,
+    model: Described,
     rules: Sequence[TensorRule],
     mesh: Mesh,
     *,
@@ -65,7 +65,7 @@ def is_stacked(rule: TensorRule) -> bool:
     return "{layer}" in rule.name
 
 
-def _check(source: WeightsSource, model: Model, rules: Sequence[TensorRule], skipped: tuple[str, ...]) -> None:
+def _check(source: WeightsSource, model: Described, rules: Sequence[TensorRule], skipped: tuple[str, ...]) -> None:
     expected: dict[str, tuple[int, ...]] = {}
     for rule in rules:
         shape = tuple(leaf(model.shapes, rule.path).shape)

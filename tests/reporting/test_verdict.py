@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_jax.reporting.numbers import GAP
+from dpo_jax.reporting.numbers import GAP, MINUS
 from dpo_jax.reporting.results import result_rows
 from dpo_jax.reporting.series import ends, series
 from dpo_jax.reporting.verdict import verdict
@@ -109,3 +109,18 @@ def test_series_skips_rows_without_the_metric_and_ends_skip_nan() -> None:
     # tenths of 20: (nan, 2) and (4, inf)
     _, column = series([{"step": i, "x": x} for i, x in enumerate([math.nan, 2.0, *[9.0] * 16, 4.0, math.inf])], "x")
     assert ends(column) == (2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "status"),
+    [(0.55, 0.7, "better"), (0.2, 0.45, "worse"), (0.5, 0.7, "unclear"), (math.nan, math.nan, "unclear")],
+)
+def test_rewards_are_compared_by_their_win_rate(low: float, high: float, status: str) -> None:
+    sides = {"policy": {"reward": 1.5, "interval": [1.0, 2.0]}, "reference": {"reward": -0.5, "interval": [-1.0, 0.0]}}
+    judged = {"judge": "reward", "samples": 64, **sides, "win_rate": 0.6, "win_rate_interval": [low, high]}
+    found = verdict(EVALUATION | {"judged": judged}, [])
+    assert found.status == status and f"higher reward in 60.0{GAP}%" in found.text
+    assert any("one half" in concern for concern in found.concerns) == (status == "unclear")
+    rows = {row.measure: row for row in result_rows({"judged": judged})}
+    assert rows["Mean reward, policy"][1:3] == ("1.50", "1.00 to 2.00") and rows["Win rate"].value == f"60.0{GAP}%"
+    assert rows["Mean reward, reference"].value == f"{MINUS}0.500" and len(rows) == 3

@@ -16,8 +16,8 @@ MUTANTS: list[Mutant] = [
         ("alpha-DPO starts cold", '{"alpha_dpo": {"bias_correction": True}}', "{}"),
         (
             "the defaults of the loss win over the options",
-            "(defaults | options).items()",
-            "(options | defaults).items()",
+            "| dict(options)).items()",
+            ").items()",
         ),
         ("an option out of its range is taken", "number is None or not spec.interval.holds(number)", "number is None"),
         (
@@ -104,7 +104,7 @@ MUTANTS: list[Mutant] = [
     *planted(
         "stages/fit.py",
         ("tests/stages/test_losses.py -k 'steered or reached or refused'",),
-        ("a steered run may change its last step", 'if stage != "sft" and any(', "if False and any("),
+        ("a steered run may change its last step", 'if stage == "train" and any(', "if False and any("),
     ),
     *planted(
         "stages/train.py",

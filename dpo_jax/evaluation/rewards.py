@@ -1,0 +1,73 @@
+"""What rewards say: of preference pairs, and of the responses of two models to the same prompts.
+
+Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), n samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, mean_interval, share_interval
+
+
+def reward_metrics(rewards_BP: np.ndarray) -> dict[str, Any]:
+    """Accuracy, margin and mean rewards of a reward model on pairs; a tie is wrong.
+
+    Raises:
+        ValueError: there are no pairs.
+    """
+    rewards_BP = np.asarray(rewards_BP, np.float64)
+    if rewards_BP.ndim != 2 or rewards_BP.shape[1] != 2 or not len(rewards_BP):
+        raise ValueError(f"rewards of pairs are [B, 2], not {list(rewards_BP.shape)}")
+    margins_B = rewards_BP[:, 0] - rewards_BP[:, 1]
+    right = int(np.sum(margins_B > 0))
+    chosen, rejected = rewards_BP.mean(axis=0).tolist()
+    return {
+        "pairs": len(margins_B),
+        "accuracy": right / len(margins_B),
+        "accuracy_interval": share_interval(right, len(margins_B)),
+        "margin": float(margins_B.mean()),
+        "margin_interval": mean_interval(margins_B),
+        "chosen": chosen,
+        "rejected": rejected,
+    }
+
+
+def compare_rewards(policy_n: np.ndarray, reference_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
+    """Mean rewards, their difference, and how often the policy's response has the higher reward; a tie is half a win.
+
+    Sample i of both models answers prompt i. Answers to one prompt are not independent: intervals are bootstrapped over
+    the prompts.
+
+    Raises:
+        ValueError: the samples are not as many as the prompts, or there are none.
+    """
+    policy_n, reference_n = np.asarray(policy_n, np.float64), np.asarray(reference_n, np.float64)
+    if not policy_n.shape == reference_n.shape == (len(prompts),) or not len(prompts):
+        raise ValueError(f"rewards {policy_n.shape} and {reference_n.shape} of {len(prompts)} prompts: need one each")
+    differences_n = policy_n - reference_n
+    wins_n = (1 + np.sign(differences_n)) / 2
+    _, groups_n = np.unique(np.asarray(prompts, object), return_inverse=True)
+
+    def with_interval(values_n: np.ndarray, name: str, interval: str = "interval") -> dict[str, Any]:
+        return {name: float(values_n.mean()), interval: bootstrap_interval(values_n, groups_n)}
+
+    return {
+        "samples": len(prompts),
+        "policy": with_interval(policy_n, "reward"),
+        "reference": with_interval(reference_n, "reward"),
+        **with_interval(differences_n, "reward_difference", "reward_difference_interval"),
+        "win_rate": float(wins_n.mean()),
+        "win_rate_interval": _win_interval(wins_n, groups_n),
+    }
+
+
+def _win_interval(wins_n: np.ndarray, groups_n: np.ndarray) -> Interval:
+    """Bootstrapped; where all are won, or none, that has no width, and each prompt counts as one."""
+    prompts = int(groups_n.max()) + 1
+    if wins_n.min() == wins_n.max() != 0.5:
+        return share_interval(int(wins_n[0]) * prompts, prompts)
+    return bootstrap_interval(wins_n, groups_n)

@@ -1,0 +1,78 @@
+"""Rewards of pairs and of samples, by hand; the bootstrap against the normal interval."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from dpo_jax.evaluation.intervals import bootstrap_interval, mean_interval, share_interval
+from dpo_jax.evaluation.rewards import compare_rewards, reward_metrics
+
+
+def test_pairs_by_hand():
+    found = reward_metrics(np.array([[2.0, 1.0], [0.5, 0.5], [3.0, -1.0], [0.0, 1.0]]))
+    assert found["pairs"] == 4 and found["accuracy"] == 0.5  # a tie is wrong
+    assert found["accuracy_interval"] == share_interval(2, 4)
+    assert found["margin"] == 1.0 and found["margin_interval"] == mean_interval([1.0, 0.0, 4.0, -1.0])
+    assert found["chosen"] == 1.375 and found["rejected"] == 0.375
+
+
+@pytest.mark.parametrize("rewards", [np.zeros((0, 2)), np.zeros((3, 1)), np.zeros(4)])
+def test_no_pairs_are_refused(rewards: np.ndarray):
+    with pytest.raises(ValueError, match="rewards of pairs"):
+        reward_metrics(rewards)
+
+
+def test_samples_by_hand():
+    found = compare_rewards(np.array([1.0, 2.0, 0.0, 5.0]), np.array([0.0, 2.0, 1.0, 1.0]), ["a", "b", "c", "d"])
+    assert found["samples"] == 4 and found["policy"]["reward"] == 2.0 and found["reference"]["reward"] == 1.0
+    assert found["reward_difference"] == 1.0 and found["win_rate"] == 0.625  # two wins, a tie, a loss
+    low, high = found["reward_difference_interval"]
+    assert -1.0 <= low < 1.0 < high <= 4.0
+    assert found["win_rate_interval"][0] < 0.625 < found["win_rate_interval"][1] <= 1.0
+
+
+def test_win_rates_swap_with_the_models():
+    policy, reference = np.random.default_rng(0).normal(size=(2, 30))
+    prompts = [f"{i}" for i in range(30)]
+    found, turned = compare_rewards(policy, reference, prompts), compare_rewards(reference, policy, prompts)
+    assert found["win_rate"] == pytest.approx(1 - turned["win_rate"])
+    assert found["policy"] == turned["reference"]
+
+
+def test_where_all_are_won_each_prompt_counts_once():
+    found = compare_rewards(np.ones(8), np.zeros(8), ["a", "b"] * 4)
+    assert found["win_rate"] == 1.0 and found["win_rate_interval"] == share_interval(2, 2)
+    assert compare_rewards(np.zeros(8), np.ones(8), ["a", "b"] * 4)["win_rate_interval"] == share_interval(0, 2)
+
+
+def test_answers_to_one_prompt_are_not_independent():
+    policy, reference = (np.repeat(side, 9) for side in np.random.default_rng(3).normal(size=(2, 20)))
+    together = compare_rewards(policy, reference, np.repeat(np.arange(20), 9).astype(str).tolist())
+    alone = compare_rewards(policy, reference, [f"{i}" for i in range(180)])
+    for name in ("win_rate_interval", "reward_difference_interval"):
+        widths = [found[name][1] - found[name][0] for found in (together, alone)]
+        assert 2.3 < widths[0] / widths[1] < 3.8  # sqrt(9)
+
+
+def test_samples_and_prompts_must_match():
+    for count, prompts in ((2, ["a"]), (0, [])):
+        with pytest.raises(ValueError, match="need one each"):
+            compare_rewards(np.zeros(count), np.zeros(count), prompts)
+
+
+def test_bootstrap_of_single_values_is_the_normal_interval():
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    np.testing.assert_allclose(bootstrap_interval(values, np.arange(400)), mean_interval(values), atol=0.02)
+
+
+def test_values_that_belong_together_are_drawn_together():
+    values, groups = np.repeat(np.random.default_rng(2).normal(size=40), 10), np.repeat(np.arange(40), 10)
+    together, alone = bootstrap_interval(values, groups), bootstrap_interval(values, np.arange(400))
+    assert 2.5 < (together[1] - together[0]) / (alone[1] - alone[0]) < 4  # sqrt(10) = 3.2
+    np.testing.assert_allclose(together, mean_interval(values[::10]), atol=0.06)
+    low, high = bootstrap_interval(np.repeat([1.0, 0.0], [97, 40]), np.repeat(np.arange(41), [97, *[1] * 40]))
+    assert low == 0.0 and 0.7 < high < 1.0  # a group counts as its values do
+    assert bootstrap_interval(np.ones(3), np.zeros(3, int)) == (-math.inf, math.inf)

@@ -1,0 +1,317 @@
+"""The reward model from the command line, its objective in float64, and its verdicts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from dpo_jax import cli, config
+from dpo_jax.errors import UserError
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.heads import RewardModel
+from dpo_jax.stages import evaluate
+from dpo_jax.stages.reward import reward_objective
+from dpo_jax.stages.scoring import open_judge
+from dpo_jax.stages.setup import Setup
+from dpo_jax.training.metrics import divide
+from dpo_jax.training.state import TrainState
+from dpo_jax.training.step import gradients
+from dpo_jax.types import PairBatch
+from tests.stages.test_pipeline import write_rows
+from tests.stages.toy import WIDTH, Toy, first_micro_batch, make_batch, parameters, place
+from tests.tiny import make_hf_folder
+from tests.tiny_gpt2 import make_gpt2_folder
+
+KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
+TIMED = ("tokens_per_second", "pairs_per_second")
+
+
+def toy_params() -> dict[str, Any]:
+    weight = jnp.asarray(np.random.default_rng(7).normal(size=WIDTH))
+    return {"read": parameters(0)["read"], "say": parameters(0)["say"], "head": {"weight": weight}}
+
+
+def found_by(micro_batches: int, mesh: Any = None, batch: PairBatch | None = None) -> Any:
+    objective = reward_objective(RewardModel(Toy()))  # type: ignore[arg-type]
+    plain = make_batch(unpaired=False, mismatched=False, micro_batches=micro_batches, reference=False)
+
+    def run(params: Any, batch: PairBatch, knobs: Any) -> Any:
+        state = TrainState(jnp.zeros((), jnp.int32), params, None, jnp.zeros(2, jnp.uint32), (), None)
+        return gradients(objective, state, batch, knobs, jax.random.key(0))
+
+    if mesh is None:
+        return jax.device_get(jax.jit(run)(toy_params(), batch or plain, KNOBS))
+    with jax.set_mesh(mesh):
+        return jax.device_get(jax.jit(run)(toy_params(), place(plain, mesh), KNOBS))
+
+
+def by_hand(params: Any, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
+    """The loss of one micro-batch, row by row, and its rewards [B, P]."""
+    hidden_RTD, _ = Toy().apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+    lengths = np.asarray(batch.segments_RT).sum(axis=1)
+    rewards = jnp.stack([hidden_RTD[r, lengths[r] - 1] @ params["head"]["weight"] for r in range(16)]).reshape(8, 2)
+    gaps = rewards[:, 0] - rewards[:, 1] - 0.3
+    return (jnp.log1p(jnp.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2).mean(), rewards
+
+
+def test_loss_gradients_and_metrics_by_hand(x64):
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
+    (loss, metrics, _), gradient = found_by(1)
+    wanted, slope = jax.value_and_grad(lambda params: by_hand(params, first_micro_batch(batch))[0])(toy_params())
+    assert loss == pytest.approx(float(wanted), rel=1e-9)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), gradient, slope)
+    assert all(np.any(gradient[name]) for name in ("read",)) and np.all(gradient["head"]["weight"])
+    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])
+    values = {name: float(value) for name, value in divide(metrics).items()}
+    assert values == pytest.approx(
+        {
+            "rewards/chosen": rewards[:, 0].mean(),
+            "rewards/rejected": rewards[:, 1].mean(),
+            "rewards/margins": (rewards[:, 0] - rewards[:, 1]).mean(),
+            "rewards/accuracies": (rewards[:, 0] > rewards[:, 1]).mean(),
+        },
+        rel=1e-9,
+    )
+
+
+def test_micro_batches_and_devices_change_nothing(x64):
+    wanted = found_by(1)
+    meshes = make_mesh(data=2, fsdp=2, tensor=2), make_mesh(fsdp=8)
+    for found in (found_by(4), *(found_by(4, mesh) for mesh in meshes)):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, wanted)
+
+
+def test_a_pair_without_weight_does_not_count(x64):
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
+    weight_AB = np.float32([[1, 0, 1, 1, 0, 1, 1, 1]])
+    (loss, metrics, _), _ = found_by(1, batch=batch._replace(weight_B=weight_AB))
+    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])[weight_AB[0] > 0]
+    gaps = rewards[:, 0] - rewards[:, 1] - 0.3
+    assert loss == pytest.approx((np.log1p(np.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2).mean(), rel=1e-9)
+    assert divide(metrics)["rewards/chosen"] == pytest.approx(rewards[:, 0].mean(), rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, 20 pairs and 6 held-out ones, and a reward model trained on them."""
+    folder = tmp_path_factory.mktemp("reward")
+    make_hf_folder(folder / "model")
+    make_gpt2_folder(folder / "gpt2", old=True)
+    write_rows(folder / "pairs.jsonl", 20)
+    write_rows(folder / "held.jsonl", 6, seed=1)
+    settings = {
+        "workdir": "runs/demo",
+        "model": {"weights": "model"},
+        "data": {
+            "train": [{"path": "pairs.jsonl"}],
+            "eval": [{"path": "held.jsonl"}],
+            "max_prompt_tokens": 32,
+            "max_tokens": 64,
+        },
+        "loss": {"name": "dpo"},
+        "reward": {
+            "options": {"center": 0.01, "margin": 2.0},
+            "optimizer": {"learning_rate": 3e-3},
+            "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6},
+        },
+        "evaluation": {"samples": 8, "max_new_tokens": 5, "judge": {"name": "reward"}},
+    }
+    (folder / "e.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.main(["reward", "e.yaml"])
+    return folder
+
+
+@pytest.fixture
+def inside(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(house)
+
+
+def opened(*arguments: str) -> Setup:
+    return Setup(*config.load("e.yaml", arguments), command="test")
+
+
+def metrics(workdir: str) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in Path(workdir, "reward/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+
+
+def judged(location: str | None, *arguments: str) -> np.ndarray:
+    """The rewards of the held-out pairs, [n, 2]."""
+    setup = opened(*arguments)
+    rows = [json.loads(line) for line in Path("held.jsonl").read_text().splitlines()]
+    with jax.set_mesh(setup.mesh):
+        judge = open_judge(setup, location)
+        columns = [
+            judge([row["prompt"] for row in rows], [row[side] for row in rows]) for side in ("chosen", "rejected")
+        ]
+    return np.stack(columns, axis=1)
+
+
+def test_it_learns_and_says_how_well(house: Path, inside: None):
+    rows = metrics("runs/demo")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] < 0.7 * rows[0]["loss"]
+    assert rows[0]["loss"] > np.log1p(np.exp(2.0 - rows[0]["rewards/margins"]))  # convex: above that of the mean
+    assert rows[-1]["rewards/accuracies"] > 0.9 and rows[-1]["rewards/margins"] > rows[0]["rewards/margins"]
+    assert not Path("runs/demo/checkpoints").exists() and not Path("runs/demo/config.yaml").exists()
+    found = json.loads(Path("runs/demo/reward/evaluation.json").read_text())["heldout"]
+    rewards = judged(None)
+    margins = rewards[:, 0] - rewards[:, 1]
+    assert found["pairs"] == 6 and found["accuracy"] == (margins > 0).mean()
+    assert found["margin"] == pytest.approx(margins.mean(), rel=1e-5)
+    assert found["loss"] == pytest.approx(
+        np.mean(np.log1p(np.exp(2.0 - margins)) + 0.01 * rewards.sum(axis=1) ** 2), rel=1e-4
+    )
+
+
+def test_run_workdir_and_exported_folder_judge_alike(inside: None):
+    wanted, short = judged(None), ("--data.max_tokens", "12", "--data.max_prompt_tokens", "4")
+    np.testing.assert_array_equal(judged("runs/demo", "--workdir", "runs/other", *short), wanted)
+    np.testing.assert_allclose(judged("runs/demo/reward/export", "--workdir", "runs/other"), wanted, rtol=1e-5)
+    assert np.all(judged("runs/demo/reward/export", *short) != wanted)  # a folder does not know how it was trained
+    exported = load_file("runs/demo/reward/export/model.safetensors")
+    assert exported["score.weight"].shape == (1, 32) and "lm_head.weight" not in exported
+    start = load_file("model/model.safetensors")
+    assert np.any(exported["model.layers.0.mlp.up_proj.weight"] != start["model.layers.0.mlp.up_proj.weight"])
+    settings = json.loads(Path("runs/demo/reward/export/config.json").read_text())
+    assert settings["architectures"] == ["LlamaForSequenceClassification"] and len(settings["id2label"]) == 1
+    assert settings["pad_token_id"] not in (None, settings["eos_token_id"])
+
+
+def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, capsys):
+    broken = ("--workdir", "runs/broken")
+    cli.main(["reward", "e.yaml", *broken, "--reward.train.steps", "4"])
+    cli.main(["reward", "e.yaml", *broken, "--loss.options", "{beta: 0.3}"])  # which is not the reward model's
+    assert metrics("runs/broken") == metrics("runs/demo")
+    files = [Path(f"runs/{name}/reward/export/model.safetensors").read_bytes() for name in ("broken", "demo")]
+    assert files[0] == files[1]
+    with pytest.raises(SystemExit):
+        cli.main(["reward", "e.yaml", *broken, "--reward.options.center", "0.5", "--reward.train.steps", "8"])
+    assert "reward.options.center: was 0.01, is 0.5" in capsys.readouterr().err
+
+
+def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):
+    lora = ("--workdir", "runs/lora", "--lora", "{rank: 4}", "--reward.optimizer.learning_rate", "0.01")
+    cli.main(["reward", "e.yaml", *lora])
+    assert "trains 4,128 numbers beside 29,472 frozen ones" in capsys.readouterr().err  # 4,096 and the head of 32
+    assert metrics("runs/lora")[-1]["loss"] < metrics("runs/lora")[0]["loss"]
+    saved = {path.parent.name: path.read_text() for path in Path("runs/lora/reward/checkpoints/6").glob("*/_METADATA")}
+    assert "adapter" in saved["params"] and "head" in saved["params"] and "embedding" not in saved["params"]
+    merged = judged("runs/lora/reward/export")
+    np.testing.assert_allclose(merged, judged(None, *lora), rtol=1e-4, atol=1e-4)
+    exported, start = load_file("runs/lora/reward/export/model.safetensors"), load_file("model/model.safetensors")
+    np.testing.assert_array_equal(exported["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
+    assert np.any(exported["model.layers.0.mlp.up_proj.weight"] != start["model.layers.0.mlp.up_proj.weight"])
+    untrained = opened(*lora)
+    from dpo_jax.stages.scoring import reward_model
+
+    first = reward_model(untrained).init_head(jax.random.split(jax.random.key(0))[0])["head"]["weight"]
+    assert np.all(exported["score.weight"][0] != first)
+
+
+def test_it_starts_from_the_fine_tuned_model_and_gpt2_has_one_too(inside: None):
+    sft = "{data: {train: [{path: pairs.jsonl, columns: {completion: chosen}}]}, train: {batch_pairs: 4, steps: 1}}"
+    still = ("--reward.train.steps", "1", "--reward.optimizer.learning_rate", "0")
+    gpt2 = ("--workdir", "runs/gpt2", "--model.weights", "gpt2", "--sft", sft, *still)
+    cli.main(["reward", "e.yaml", *gpt2])
+    setup, exported = opened(*gpt2), load_file("runs/gpt2/reward/export/model.safetensors")
+    with jax.set_mesh(setup.mesh):
+        tuned = setup.start_params()
+    np.testing.assert_array_equal(exported["transformer.wpe.weight"], tuned["positions"])
+    assert np.any(tuned["positions"] != load_file("gpt2/model.safetensors")["wpe.weight"])
+    np.testing.assert_allclose(judged("runs/gpt2/reward/export"), judged(None, *gpt2), rtol=1e-5, atol=1e-6)
+
+
+def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
+    setup = opened()
+    with jax.set_mesh(setup.mesh):
+        frozen = setup.start_params()
+        policy = jax.tree.map(lambda x: 0.5 * x, frozen)
+        found = evaluate.compare_samples(setup, policy, frozen)
+        judge = open_judge(setup, None)
+        again = {
+            name: judge([row["prompt"] for row in found["samples"]], [row[name] for row in found["samples"]])
+            for name in ("policy", "reference")
+        }
+    scores = {name: np.array([row[f"{name}_score"] for row in found["samples"]]) for name in again}
+    for name, rewards in again.items():  # those of the samples whose white space the report leaves out differ
+        assert np.isclose(scores[name], rewards, rtol=1e-4).mean() >= 0.5
+        assert found["judged"][name]["reward"] == pytest.approx(scores[name].mean())
+    assert found["judged"]["judge"] == "reward" and found["judged"]["samples"] == 8
+    assert found["judged"]["win_rate"] == (scores["policy"] > scores["reference"]).mean()
+    assert "the policy wins" in capsys.readouterr().err
+
+
+def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None, monkeypatch):
+    seen: list[str] = []
+
+    def judge(prompts: list[str], responses: list[str]) -> np.ndarray:
+        seen.extend(responses)
+        return np.arange(len(responses), dtype=float)
+
+    monkeypatch.setattr(evaluate, "open_judge", lambda setup, location: judge)
+    setup = opened("--evaluation.samples", "16")
+    with jax.set_mesh(setup.mesh):
+        frozen = setup.start_params()
+        found = evaluate.compare_samples(setup, frozen, frozen)
+    assert any(text != text.strip() for text in seen) and len(seen) == 32
+    assert [text.strip() for text in seen[:16]] == [row["policy"] for row in found["samples"]]
+    assert [row["reference_score"] for row in found["samples"]] == list(range(16, 32))
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "says"),
+    [
+        ("reward", ["--reward", "null"], "no `reward:` section"),
+        ("reward", ["--reward.options", "{centre: 1}"], "reward.options.centre: bradley_terry has no such option. Did"),
+        ("reward", ["--reward.options.center", "-1"], "command line: reward.options.center: a number in [0, inf) is"),
+        ("reward", ["--reward.train.step", "3"], "reward.train.step: the key is unknown. Did you mean 'steps'"),
+        ("reward", ["--reward.train.micro_batch_pairs", "3"], "reward.train.micro_batch_pairs: 3 does not divide"),
+        ("reward", ["--loss.name", "kto"], "a reward model learns from pairs, but with loss kto"),
+        ("evaluate", ["--evaluation.judge.name", "rewrad"], "'rewrad' is unknown. Did you mean 'reward'"),
+        ("evaluate", ["--evaluation.samples", "0"], "evaluation.judge: needs evaluation.samples"),
+        ("evaluate", ["--evaluation.judge.data", "[{path: a}]"], "a reward model has learned already"),
+        (
+            "evaluate",
+            ["--evaluation.judge", "{name: classifier, model: x, data: [{path: a}]}"],
+            "judge.model: a classifier learns from judge.data",
+        ),
+    ],
+)
+def test_nonsense(inside: None, capsys, command: str, arguments: list[str], says: str):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "e.yaml", "--workdir", "runs/nonsense", *arguments])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        (None, "runs/empty/reward/checkpoints: no reward model yet; run `dpo-jax reward`"),
+        ("model", "evaluation.judge.model: model: no reward model: there is no tensor score.weight"),
+        ("nowhere", "command line: evaluation.judge.model: weights 'nowhere': no such folder"),
+        ("gpt2", "no tensor score.weight"),
+    ],
+)
+def test_a_judge_that_is_none_is_refused_before_anything_is_sampled(inside: None, location: str | None, says: str):
+    setup = opened("--workdir", "runs/empty", "--evaluation.judge", f"{{name: reward, model: {location or 'null'}}}")
+    with pytest.raises(UserError) as refused:
+        evaluate.compare_samples(setup, {}, {})
+    assert says in str(refused.value)
+
+
+def test_a_family_without_such_a_class_is_refused_by_name(inside: None, monkeypatch, capsys):
+    monkeypatch.delitem(__import__("dpo_jax.weights.reward", fromlist=["_CLASSES"])._CLASSES, "llama")
+    with pytest.raises(SystemExit):
+        cli.main(["reward", "e.yaml"])
+    assert "reward export: model_type 'llama' has no such form" in capsys.readouterr().err
