@@ -184,7 +184,15 @@ class Setup:
         """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""
         found, model = self.resolved, self.model
         dtypes = model.held_dtypes() if held else None
-        return load_params(self.source, model, found.rules, self.mesh, dtypes=dtypes, skipped=found.skipped)
+        return load_params(
+            self.source,
+            model,
+            found.rules,
+            self.mesh,
+            dtypes=dtypes,
+            skipped=found.skipped,
+            told=lambda loaded: say("model", str(loaded)),
+        )
 
     def start_params(self, *, held: bool | None = None) -> Params:
         """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights.
