@@ -101,7 +101,7 @@ def _check(
     expected: dict[str, tuple[int, ...]] = {}
     for rule in rules:
         shape = tuple(leaf(model.shapes, rule.path).shape)
-        stored = rule.stored_shape(shape[1:] if is_stacked(rule) else shape)
+        stored = rule.tensor_shape(shape[1:] if is_stacked(rule) else shape)
         expected |= dict.fromkeys(tensor_names(rule, shape), stored)
     if missing := [name for name in expected if name not in source.shapes]:
         raise UserError(f"{source.where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
@@ -150,7 +150,8 @@ def _read_slice(
     """Reads a part of a parameter (of one layer) of this shape, and no more rows of the tensor than it needs."""
     axis = _first_stored(rule)
     taken, each = index[axis], rule.stored_shape(shape)[0] // shape[axis]
-    stored = source.read(name, slice(taken.start * each, taken.stop * each))
+    first = rule.part.first if rule.part else 0
+    stored = source.read(name, slice(first + taken.start * each, first + taken.stop * each))
     rows = (*shape[:axis], taken.stop - taken.start, *shape[axis + 1 :])
     view = _in_our_axes(stored, rule, rows)[(*index[:axis], slice(None), *index[axis + 1 :])]
     # Few rows at a time: to transpose many at once takes several times as long, a cache miss for every number.
