@@ -16,6 +16,7 @@ from tests.contracts.mutants import (
     stages,
     stages_train,
     training,
+    weights,
 )
 from tests.contracts.mutants.mutant import Mutant
 
@@ -33,4 +34,5 @@ LISTS: dict[str, list[Mutant]] = {
     "training": training.MUTANTS,
     "stages": stages.MUTANTS,
     "stages_train": stages_train.MUTANTS,
+    "weights": weights.MUTANTS,
 }
