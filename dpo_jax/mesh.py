@@ -5,11 +5,14 @@ A dimension that a mesh axis does not divide stays whole on every device (9 head
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -29,7 +32,11 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "rank": (),
 }
 
+BLOCK_BYTES = 4 * 2**20
+"""How much of a large array is on a host at a time while it is placed, for all its devices together."""
+
 Names = Sequence[str | None]
+Read = Callable[[tuple[slice, ...]], np.ndarray]
 
 
 def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1) -> Mesh:
@@ -89,8 +96,65 @@ def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def place_lazily(sharding: NamedSharding, shape: Sequence[int], read: Callable[[Any], np.ndarray]) -> jax.Array:
-    """The same from a function `index -> part`, one part at a time: a large array is never whole on the host."""
-    places = sharding.addressable_devices_indices_map(tuple(shape))
-    parts = [jax.device_put(read(index), device).block_until_ready() for device, index in places.items()]
-    return jax.make_array_from_single_device_arrays(tuple(shape), sharding, parts)
+def place_lazily(
+    sharding: NamedSharding, shape: Sequence[int], dtype: Any, read: Read, *, cut: Sequence[int] = ()
+) -> jax.Array:
+    """The same from a function `index -> part`, a new array of this dtype, of which a host never holds much.
+
+    What is larger than `BLOCK_BYTES` is filled block by block, cut along the first dimensions of `cut` (an order of
+    all; else as they come) that make it small enough. Every process of a run takes part in each block.
+    """
+    shape, own = tuple(shape), sharding.shard_shape(tuple(shape))
+    most = BLOCK_BYTES // np.dtype(dtype).itemsize // len(sharding.addressable_devices)
+    block = _block_shape(own, cut or range(len(shape)), most)
+    if block == own:
+        return _place_block(sharding, shape, block, (0,) * len(shape), read)
+    array = jnp.zeros(shape, dtype, device=sharding)
+    steps = [range(0, size, step) for size, step in zip(own, block, strict=True)]
+    for corner in itertools.product(*steps):
+        # The last block of a row lies over the one before it, so that all have one shape and are compiled once.
+        start = tuple(min(at, size - step) for at, size, step in zip(corner, own, block, strict=True))
+        part = _place_block(sharding, shape, block, start, read)
+        array = _write_block(array, part, np.array(start, np.int32), sharding=sharding).block_until_ready()
+    return array
+
+
+def _block_shape(shape: tuple[int, ...], cut: Sequence[int], most: int) -> tuple[int, ...]:
+    """The shape of equal blocks of at most `most` elements that together cover an array."""
+    block = list(shape)
+    for axis in cut:
+        rest = math.prod(block) // max(1, block[axis])
+        pieces = -(-shape[axis] // max(1, most // max(1, rest)))
+        block[axis] = -(-shape[axis] // max(1, pieces))
+    return tuple(block)
+
+
+def _place_block(
+    sharding: NamedSharding, shape: tuple[int, ...], block: tuple[int, ...], start: tuple[int, ...], read: Read
+) -> jax.Array:
+    """One block of every device's part, which begins at `start` of it; what several devices hold is read once."""
+    held: dict[tuple[int, ...], np.ndarray] = {}
+    parts = []
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        corner = tuple(part.indices(size)[0] + at for part, size, at in zip(index, shape, start, strict=True))
+        if corner not in held:
+            held[corner] = read(tuple(slice(at, at + size) for at, size in zip(corner, block, strict=True)))
+        parts.append(jax.device_put(held[corner], device).block_until_ready())
+    own = sharding.shard_shape(shape)
+    together = tuple(size * of // part for size, of, part in zip(block, shape, own, strict=True))
+    return jax.make_array_from_single_device_arrays(together, sharding, parts)
+
+
+@functools.partial(jax.jit, static_argnames="sharding", donate_argnums=0)
+def _write_block(array: jax.Array, part: jax.Array, start: jax.Array, *, sharding: NamedSharding) -> jax.Array:
+    """The array with a block of every device's part in it, in place."""
+    # Halves as integers: XLA's CPU backend would turn all of the array into float32 and back.
+    bits = jnp.uint16 if array.dtype.itemsize == 2 else array.dtype
+
+    def write(own: jax.Array, block: jax.Array, start: jax.Array) -> jax.Array:
+        written = jax.lax.dynamic_update_slice(own.view(bits), block.view(bits), list(start))
+        return written.view(array.dtype)
+
+    specs = (sharding.spec, sharding.spec, PartitionSpec())
+    return jax.shard_map(write, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec)(array, part, start)

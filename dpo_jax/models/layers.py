@@ -39,7 +39,7 @@ class View(NamedTuple):
     Where layers are of several kinds, angles and mask have a leading axis of kinds; `of_kind` takes one.
     """
 
-    sine_RTK: jax.Array  # K here is half the head size
+    sine_RTK: jax.Array  # K here is half of what is turned of a head
     cosine_RTK: jax.Array
     mask_RTS: jax.Array
     positions_RT: jax.Array
@@ -70,16 +70,17 @@ class Norm(nnx.Module):
 
 
 def rotary_angles(positions_RT: jax.Array, frequency_K: np.ndarray) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine of the rotary angles, float32 [R, T, K / 2]."""
+    """Sine and cosine of the rotary angles, float32 [R, T, K]."""
     angle_RTK = positions_RT[..., None].astype(jnp.float32) * jnp.asarray(frequency_K)[None, None]
     return jnp.sin(angle_RTK), jnp.cos(angle_RTK)
 
 
 def rotate(x_RTHK: jax.Array, view: View) -> jax.Array:
-    """Rotary position embedding on (first half, second half) pairs, in float32."""
-    first, second = jnp.split(x_RTHK.astype(jnp.float32), 2, axis=-1)
+    """Rotary position embedding on (first half, second half) pairs, in float32; what is behind them stays as it is."""
+    half = view.sine_RTK.shape[-1]
+    first, second, rest = jnp.split(x_RTHK.astype(jnp.float32), (half, 2 * half), axis=-1)
     sine, cosine = view.sine_RTK[:, :, None], view.cosine_RTK[:, :, None]
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
     return turned.astype(x_RTHK.dtype)
 
 

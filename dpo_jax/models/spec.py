@@ -28,10 +28,12 @@ class LayerKind(NamedTuple):
     rope_base: float
     window: int | None = None  # itself among them; None: all
     rope_scaling: RopeScaling | None = None
+    rotary_share: float = 1.0  # of each head; the rest has no position. The same for all layers of a model
 
     def frequencies(self, head_size: int) -> np.ndarray:
-        """Rotary angle per position, float32 [head_size / 2]."""
-        frequency_K = self.rope_base ** (-np.arange(0, head_size, 2, dtype=np.float64) / head_size)
+        """Rotary angle per position, float32 [turned numbers / 2]."""
+        turned = int(head_size * self.rotary_share)
+        frequency_K = self.rope_base ** (-np.arange(0, turned, 2, dtype=np.float64) / turned)
         scaling = self.rope_scaling
         if scaling is None:
             return frequency_K.astype(np.float32)

@@ -21,7 +21,7 @@ from dpo_jax.stages.progress import say
 from dpo_jax.stages.samples import as_text, make_sampling, sampled_logps
 from dpo_jax.stages.scoring import RewardJudge, open_judge
 from dpo_jax.stages.setup import Setup
-from dpo_jax.types import Params, TokenRow
+from dpo_jax.types import Params, Prompt, TokenRow
 
 
 def run(setup: Setup) -> None:
@@ -112,13 +112,16 @@ def _judge(options: EvaluationConfig, texts: dict[str, list[str]], samples: list
 
 
 def _judge_by_reward(
-    judge: RewardJudge, prompts: list[str], written: dict[str, list[str]], samples: list[dict[str, Any]]
+    judge: RewardJudge, prompts: list[Prompt], written: dict[str, list[str]], samples: list[dict[str, Any]]
 ) -> dict[str, Any]:
     both = [*written["policy"], *written["reference"]]
     policy_n, reference_n = np.split(judge([*prompts, *prompts], both), 2)
     for sample, after, before in zip(samples, policy_n.tolist(), reference_n.tolist(), strict=True):
         sample |= {"reference_score": before, "policy_score": after}
-    found = {"judge": "reward", **compare_rewards(policy_n, reference_n, prompts)}
+    found = {
+        "judge": "reward",
+        **compare_rewards(policy_n, reference_n, [as_text(prompt.prompt) for prompt in prompts]),
+    }
     low, high = found["win_rate_interval"]
     say(
         "evaluate",

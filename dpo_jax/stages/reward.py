@@ -108,6 +108,7 @@ def _train(setup: Setup, term: Term) -> None:
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
+        layout=config.data.layout,
     )
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
 

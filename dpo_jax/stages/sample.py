@@ -11,6 +11,7 @@ import jax
 from dpo_jax.data.sources import read_prompts
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_atomic, write_json
+from dpo_jax.stages.positions import check_new_tokens
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.samples import as_text, make_sampling
 from dpo_jax.stages.setup import Setup
@@ -33,6 +34,8 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
     options = setup.config.sampling
+    new, spec = options.max_new_tokens, setup.resolved.spec
+    check_new_tokens("sampling.max_new_tokens", new, setup.config, setup.origins, spec)
     asked = _read(setup, prompts)
     params = setup.trained_params() if chosen == "policy" else setup.start_params()
     rows = min(options.batch_rows, len(asked) * options.samples)

@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from dpo_jax.config import Config
-from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.models.lora import join, merge
 from dpo_jax.reading import locate, typed
+from dpo_jax.stages.rows import rules_of
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.types import Completion, Params, TokenRow
+from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow
 from dpo_jax.weights.reward import describe_reward, load_reward
 
-RewardJudge = Callable[[Sequence[str], Sequence[str]], np.ndarray]
+RewardJudge = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 """Prompts and responses, one each, to rewards [n]."""
 
 
@@ -55,7 +55,7 @@ def score_rewards(setup: Setup, model: RewardModel, params: Params, rows: Sequen
     """The rewards of rows, [n, P], in their order."""
     score = jax.jit(model.rewards)
     found: dict[str, np.ndarray] = {}
-    for batch in evaluation_batches(rows, pairs=setup.config.reference.batch_pairs, row_multiple=setup.row_multiple):
+    for batch in setup.scoring_batches(rows):
         rewards_BP = jax.device_get(score(params, setup.place(batch.arrays)))
         found |= zip(batch.row_ids, rewards_BP, strict=False)  # pairs that only fill the batch have no id
     return np.stack([found[row.row_id] for row in rows])
@@ -89,18 +89,18 @@ def open_judge(setup: Setup, location: str | None) -> RewardJudge:
 
 
 def _judge(
-    setup: Setup, model: RewardModel, params: Params, prompts: Sequence[str], responses: Sequence[str]
+    setup: Setup, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> np.ndarray:
-    texts = zip(prompts, responses, strict=True)
-    data = setup.config.data
-    rows = tokenize(
-        [Completion(f"{i}", *text, where=f"sample {i + 1}") for i, text in enumerate(texts)],
-        setup.tokenizer,
-        template=data.template,
-        max_prompt_tokens=data.max_prompt_tokens,
-        max_tokens=data.max_tokens,
-    ).rows
-    return score_rewards(setup, model, params, rows)[:, 0]
+    rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
+    # What a model wrote is judged whatever it is.
+    tokens = tokenize(rows, setup.tokenizer, **{**rules_of(setup.config), "special_tokens": "allow"}).rows
+    return score_rewards(setup, model, params, tokens)[:, 0]
+
+
+def _answered(number: str, prompt: Prompt, response: str) -> Completion:
+    """A prompt and a sampled response to it, in the form of the prompt."""
+    answer: Text = response if isinstance(prompt.prompt, str) else ({"role": "assistant", "content": response},)
+    return Completion(number, prompt.prompt, answer, f"sample {number}", prompt.tools, prompt.chat_template_kwargs)
 
 
 def _run_in(setup: Setup, folder: Path) -> Setup:

@@ -24,6 +24,7 @@ from dpo_jax.models.decoder import Described, Model, make_model
 from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
+from dpo_jax.stages.positions import check_rows, check_samples
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows, read_rows, rules_of
 from dpo_jax.stages.terms import Term, read_terms
@@ -100,12 +101,8 @@ class Setup:
     @cached_property
     def model(self) -> Model:
         """The model as pure functions."""
-        longest, limit = self.config.data.max_tokens, self.resolved.spec.max_positions
-        if limit is not None and longest > limit:
-            raise UserError(
-                f"{locate('data.max_tokens', self.origins)}: data.max_tokens is {longest}, but "
-                f"{self.config.model.weights} has learned only {limit} positions. Set it to {limit} or less."
-            )
+        check_rows(self.config, self.origins, self.resolved.spec)
+        check_samples(self.config, self.origins, self.resolved.spec, self.terms)
         return self._make_model(self.config.lora, "lora")
 
     @cached_property
@@ -192,7 +189,15 @@ class Setup:
         """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""
         found, model = self.resolved, self.model
         dtypes = model.held_dtypes() if held else None
-        return load_params(self.source, model, found.rules, self.mesh, dtypes=dtypes, skipped=found.skipped)
+        return load_params(
+            self.source,
+            model,
+            found.rules,
+            self.mesh,
+            dtypes=dtypes,
+            skipped=found.skipped,
+            told=lambda loaded: say("model", str(loaded)),
+        )
 
     def start_params(self, *, held: bool | None = None) -> Params:
         """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights.

@@ -33,15 +33,22 @@ def adapted_paths(rules: Sequence[TensorRule], targets: Sequence[str]) -> tuple[
     (`*.self_attn.*`), or `all-linear`: every linear map of every layer, as in PEFT.
 
     Raises:
-        ValueError: a target names no linear map of the layers.
+        ValueError: a target names no linear map of the layers, or a tensor that holds several.
     """
     maps = _linear_maps(rules)
+    fused = {rule.name.removesuffix(".weight"): None for rule in rules if rule.part}
     last = {name.rpartition(".")[2]: None for name in maps}
     found: set[str] = set()
     for target in targets:
         if target.rpartition(".")[2] in _NOT_YET:
             raise ValueError(
                 f"{target!r} is the embedding or the head, which have no adapters here. {nearest('', last)}"
+            )
+        if several := [name for name in fused if _is_named(name, target)]:
+            raise ValueError(
+                f"{target!r} names {', '.join(name.rpartition('.')[2] for name in several)}: one tensor of several "
+                "linear maps, which would share one adapter in PEFT and have one each here, so they have none. "
+                f"{nearest('', last)}"
             )
         named = {name for name in maps if _is_named(name, target)}
         if not named:
@@ -54,9 +61,11 @@ def adapted_paths(rules: Sequence[TensorRule], targets: Sequence[str]) -> tuple[
 
 
 def _linear_maps(rules: Sequence[TensorRule]) -> dict[str, tuple[str, ...]]:
-    """Module name in the checkpoint, with `{layer}` -> path of the map in the parameters."""
+    """Module name in the checkpoint, with `{layer}` -> path of the map that is alone in its tensor."""
     return {
-        rule.name.removesuffix(".weight"): rule.path[:-1] for rule in rules if rule.inputs and rule.path[0] == "layers"
+        rule.name.removesuffix(".weight"): rule.path[:-1]
+        for rule in rules
+        if rule.inputs and not rule.part and rule.path[0] == "layers"
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -32,10 +33,10 @@ EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 class _Tensor(NamedTuple):
-    """One tensor to write: which rule it comes from, and which slice of its parameter; without a rule, as it came."""
+    """One tensor to write: the rules of what is in it, and which slice of their parameters; without any, as it came."""
 
     name: str
-    rule: TensorRule | None
+    rules: tuple[TensorRule, ...]
     layer: int | None
     size: int  # elements
 
@@ -64,7 +65,7 @@ def export_folder(
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"export dtype {dtype!r} is not supported. {nearest(dtype, EXPORT_DTYPES)}")
     copied = [
-        _Tensor(name, None, None, math.prod(shape))
+        _Tensor(name, (), None, math.prod(shape))
         for name, shape in source.shapes.items()
         if name.startswith(tuple(skipped))
     ]
@@ -108,12 +109,13 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
 
 def _list_tensors(model: Described, rules: Sequence[TensorRule]) -> list[_Tensor]:
     tensors: list[_Tensor] = []
-    for rule in rules:
-        shape = leaf(model.shapes, rule.path).shape
-        names = tensor_names(rule, shape)
-        layers = range(len(names)) if is_stacked(rule) else (None,)
-        size = math.prod(shape) // len(names)
-        tensors += [_Tensor(name, rule, layer, size) for name, layer in zip(names, layers, strict=True)]
+    for _, parts in itertools.groupby(rules, lambda rule: rule.name):
+        held = tuple(parts)
+        shapes = [leaf(model.shapes, rule.path).shape for rule in held]
+        names = tensor_names(held[0], shapes[0])
+        layers = range(len(names)) if is_stacked(held[0]) else (None,)
+        size = sum(map(math.prod, shapes)) // len(names)
+        tensors += [_Tensor(name, held, layer, size) for name, layer in zip(names, layers, strict=True)]
     return tensors
 
 
@@ -157,13 +159,16 @@ def _write_tensors(
 
 def _gather(params: Params, source: WeightsSource, dtype: np.dtype, tensor: _Tensor) -> np.ndarray:
     """The whole tensor on this host, as a checkpoint holds it."""
-    if tensor.rule is None:
+    if not tensor.rules:
         return np.array(source.read(tensor.name))
-    array = leaf(params, tensor.rule.path)
-    rule, host = tensor.rule, on_host(array if tensor.layer is None else array[tensor.layer])
-    stored = rule.stored_shape(host.shape)
-    host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
-    return np.ascontiguousarray(host, dtype)
+    parts = []
+    for rule in tensor.rules:
+        array = leaf(params, rule.path)
+        host = on_host(array if tensor.layer is None else array[tensor.layer])
+        stored = rule.stored_shape(host.shape)
+        host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
+        parts.append(np.ascontiguousarray(host, dtype))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def on_host(array: jax.Array) -> np.ndarray:

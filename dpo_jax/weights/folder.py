@@ -43,9 +43,9 @@ def open_folder(folder: Path) -> WeightsSource:
     generation = folder / "generation_config.json"
     tensors = _map_tensors(folder)
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, rows: slice = slice(None), /) -> np.ndarray:
         tensor = tensors[name]
-        return tensor.data.view(tensor.dtype).reshape(tensor.shape)
+        return tensor.data.view(tensor.dtype).reshape(tensor.shape)[rows]
 
     return WeightsSource(
         where=str(folder),

@@ -64,18 +64,17 @@ def open_gguf(path: Path) -> WeightsSource:
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {_hugging_face_name(path, tensor.name): tensor for tensor in reader.tensors}
     config = _config(path, metadata, tied="lm_head.weight" not in tensors)
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
 
-    def read(name: str) -> np.ndarray:
+    def read(name: str, rows: slice = slice(None), /) -> np.ndarray:
         tensor = tensors[name]
         try:
-            array = dequantize(tensor.data, tensor.tensor_type)
+            array = dequantize(tensor.data[rows], tensor.tensor_type)
         except NotImplementedError:
             raise UserError(
                 f"{path}: {tensor.name} has type {tensor.tensor_type.name}, which gguf cannot read"
             ) from None
-        kind = name.split(".")[-2]
-        return _undo_permutation(array, heads[kind]) if kind in heads else array
+        turned = name.split(".")[-2] in ("q_proj", "k_proj")
+        return _undo_permutation(array, config["head_dim"]) if turned else array
 
     return WeightsSource(
         where=str(path),
@@ -97,10 +96,13 @@ def _hugging_face_name(path: Path, name: str) -> str:
     return f"{_NAMES[stem]}.weight".format(layer=layer and layer[1])
 
 
-def _undo_permutation(array: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF keeps the two numbers that rotate together side by side; here one stands in each half of the head."""
+def _undo_permutation(array: np.ndarray, head_size: int) -> np.ndarray:
+    """GGUF keeps the two numbers that rotate together side by side; here one stands in each half of the head.
+
+    The rows are those of whole heads.
+    """
     rows, columns = array.shape
-    return array.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
+    return array.reshape(-1, head_size // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
 def _config(path: Path, metadata: dict[str, Any], *, tied: bool) -> dict[str, Any]:

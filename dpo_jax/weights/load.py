@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import math
 import operator
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -15,11 +17,25 @@ from dpo_jax.mesh import named_sharding, place_lazily
 from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
+from dpo_jax.weights.memory import HostMemory
 from dpo_jax.weights.source import WeightsSource
 
 _HEAD = "lm_head.weight"
 # Old checkpoints store what the config already gives: rotary frequencies, and the causal mask of GPT-2.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class Loaded(NamedTuple):
+    """What loading took, as it was measured."""
+
+    tensors: int  # of the checkpoint
+    placed_bytes: int  # on the devices of this process
+    seconds: float
+    host_bytes: int | None  # the most that this host held beyond what was placed; None: its system does not tell
+
+    def __str__(self) -> str:
+        line = f"loaded {self.tensors} tensors, {self.placed_bytes / 1e6:.0f} MB placed in {self.seconds:.1f} s"
+        return line if self.host_bytes is None else f"{line}, at most {self.host_bytes / 1e6:.0f} MB more on the host"
 
 
 def load_params(
@@ -30,24 +46,37 @@ def load_params(
     *,
     dtypes: Params | None = None,
     skipped: Sequence[str] = (),
+    told: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Params:
     """The parameters of `model` in float32 or in `dtypes`, born with their sharding; a shard reads only its own slices.
 
-    Tensors whose names begin with one of `skipped` are none of the model's.
+    Tensors whose names begin with one of `skipped` are none of the model's. `told` hears what it took.
 
     Raises:
         UserError: a tensor is missing, unknown, or of another shape.
     """
-    _check(source, model, rules, tuple(skipped))
+    expected = _check(source, model, rules, tuple(skipped))
     params: Params = {}
-    for rule in rules:
-        shape = leaf(model.shapes, rule.path).shape
-        sharding = named_sharding(mesh, leaf(model.axes, rule.path), shape)
-        dtype = np.dtype(leaf(dtypes, rule.path) if dtypes else np.float32)
-        array = place_lazily(sharding, shape, functools.partial(_read_part, source, rule, shape, dtype))
-        branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), rule.path[:-1], params)
-        branch[rule.path[-1]] = array
+    placed, start = 0, time.perf_counter()
+    with HostMemory() as memory:
+        for rule in rules:
+            shape = leaf(model.shapes, rule.path).shape
+            sharding = named_sharding(mesh, leaf(model.axes, rule.path), shape)
+            dtype = np.dtype(leaf(dtypes, rule.path) if dtypes else np.float32)
+            size = len(sharding.addressable_devices) * math.prod(sharding.shard_shape(shape)) * dtype.itemsize
+            placed += size
+            memory.stays(size if _on_host(mesh) else 0)
+            read = functools.partial(_read_part, source, rule, shape, dtype)
+            array = place_lazily(sharding, shape, dtype, read, cut=_cut(rule, len(shape)))
+            branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), rule.path[:-1], params)
+            branch[rule.path[-1]] = array
+    told(Loaded(len(expected), placed, time.perf_counter() - start, memory.most))
     return params
+
+
+def _on_host(mesh: Mesh) -> bool:
+    """Whether the memory of the devices is the host's."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def leaf(tree: Params, path: tuple[str, ...]) -> Any:
@@ -65,11 +94,14 @@ def is_stacked(rule: TensorRule) -> bool:
     return "{layer}" in rule.name
 
 
-def _check(source: WeightsSource, model: Described, rules: Sequence[TensorRule], skipped: tuple[str, ...]) -> None:
+def _check(
+    source: WeightsSource, model: Described, rules: Sequence[TensorRule], skipped: tuple[str, ...]
+) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape as stored, of all that will be read."""
     expected: dict[str, tuple[int, ...]] = {}
     for rule in rules:
         shape = tuple(leaf(model.shapes, rule.path).shape)
-        stored = rule.stored_shape(shape[1:] if is_stacked(rule) else shape)
+        stored = rule.tensor_shape(shape[1:] if is_stacked(rule) else shape)
         expected |= dict.fromkeys(tensor_names(rule, shape), stored)
     if missing := [name for name in expected if name not in source.shapes]:
         raise UserError(f"{source.where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
@@ -81,6 +113,7 @@ def _check(source: WeightsSource, model: Described, rules: Sequence[TensorRule],
         elif name not in expected and not name.endswith(_DERIVED) and not name.startswith(skipped):
             known = nearest(name, [rule.name for rule in rules])
             raise UserError(f"{source.where}: tensor {name!r} is unknown ({model.spec.layers} layers). {known}")
+    return expected
 
 
 def _check_tied_head(source: WeightsSource, rules: Sequence[TensorRule]) -> None:
@@ -97,19 +130,53 @@ def _read_part(
     source: WeightsSource, rule: TensorRule, shape: tuple[int, ...], dtype: np.dtype, index: tuple[slice, ...]
 ) -> np.ndarray:
     """The part of a parameter at `index`, always a copy: a mapped file must not become device memory."""
+    part = np.empty([at.stop - at.start for at in index], dtype)
     if not is_stacked(rule):
-        return np.array(_in_our_axes(source.read(rule.name), rule, shape)[index], dtype, order="C")
-    names = tensor_names(rule, shape)[index[0]]
-    inner = [len(range(size)[part]) for size, part in zip(shape[1:], index[1:], strict=True)]
-    part = np.empty((len(names), *inner), dtype)
-    for layer, name in enumerate(names):
-        part[layer] = _in_our_axes(source.read(name), rule, shape[1:])[index[1:]]
+        _read_slice(part, source, rule.name, rule, shape, index)
+        return part
+    for own, name in zip(part, tensor_names(rule, shape)[index[0]], strict=True):
+        _read_slice(own, source, name, rule, shape[1:], index[1:])
     return part
+
+
+def _read_slice(
+    into: np.ndarray,
+    source: WeightsSource,
+    name: str,
+    rule: TensorRule,
+    shape: tuple[int, ...],
+    index: tuple[slice, ...],
+) -> None:
+    """Reads a part of a parameter (of one layer) of this shape, and no more rows of the tensor than it needs."""
+    axis = _first_stored(rule)
+    taken, each = index[axis], rule.stored_shape(shape)[0] // shape[axis]
+    first = rule.part.first if rule.part else 0
+    stored = source.read(name, slice(first + taken.start * each, first + taken.stop * each))
+    rows = (*shape[:axis], taken.stop - taken.start, *shape[axis + 1 :])
+    view = _in_our_axes(stored, rule, rows)[(*index[:axis], slice(None), *index[axis + 1 :])]
+    # Few rows at a time: to transpose many at once takes several times as long, a cache miss for every number.
+    step = max(1, 64 // each)
+    for start in range(0, view.shape[axis], step):
+        some = (*[slice(None)] * axis, slice(start, start + step))
+        into[some] = view[some]
+
+
+def _first_stored(rule: TensorRule) -> int:
+    """The dimension of a parameter (of one layer) along which the rows of the stored tensor follow each other."""
+    return rule.inputs if rule.transposed else 0
+
+
+def _cut(rule: TensorRule, rank: int) -> tuple[int, ...]:
+    """The dimensions of a parameter in the order in which they are cut: layers, then as the tensor is stored."""
+    layers = int(is_stacked(rule))
+    inner = range(rank - layers)
+    first = _first_stored(rule)
+    return (*range(layers), *(layers + axis for axis in (*inner[first:], *inner[:first])))
 
 
 def _in_our_axes(stored: np.ndarray, rule: TensorRule, shape: tuple[int, ...]) -> np.ndarray:
     """A view of a stored tensor as a parameter of this shape, input dimensions first."""
-    if not rule.inputs or not rule.transposed:
+    if not rule.transposed:
         return stored.reshape(shape)
     outputs = len(shape) - rule.inputs
     split = stored.reshape(shape[rule.inputs :] + shape[: rule.inputs])

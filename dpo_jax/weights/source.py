@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+
+class ReadTensor(Protocol):
+    """How a tensor is read."""
+
+    def __call__(self, name: str, rows: slice = slice(None), /) -> np.ndarray:
+        """One tensor, or some of its rows: mapped from the file where its format allows."""
+        ...
 
 
 class WeightsSource(NamedTuple):
@@ -18,7 +26,7 @@ class WeightsSource(NamedTuple):
     config: dict[str, Any]  # the content of config.json
     generation_config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]  # tensor name -> shape as stored
-    read: Callable[[str], np.ndarray]  # one tensor, mapped from the file where its format allows
+    read: ReadTensor
     tokenizer: Callable[[], PreTrainedTokenizerFast]
 
 

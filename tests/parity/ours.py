@@ -30,6 +30,7 @@ class Ours(NamedTuple):
     rules: tuple[TensorRule, ...]
     model: Model
     params: Params
+    skipped: tuple[str, ...] = ()  # prefixes of the tensors that are none of the decoder's
 
     def logits(self, ids_RT: np.ndarray) -> np.ndarray:
         """Logits [R, T, V] of rows without padding."""
@@ -56,7 +57,8 @@ class Ours(NamedTuple):
     def export(self, folder: Path, **options: Any) -> Path:
         """Writes the Hugging Face folder."""
         tokenizer = self.source.tokenizer()
-        export_folder(folder, self.params, self.model, self.rules, self.source, tokenizer=tokenizer, **options)
+        options = {"skipped": self.skipped, "tokenizer": tokenizer, **options}
+        export_folder(folder, self.params, self.model, self.rules, self.source, **options)
         return folder
 
     def _apply(self, params: Params, ids_RT: jax.Array) -> tuple:
@@ -67,9 +69,9 @@ class Ours(NamedTuple):
 def load(location: str | Path) -> Ours:
     """Opens the weights and places them on the mesh."""
     mesh, source = make_mesh(), open_weights(str(location))
-    spec, rules, *_ = resolve_spec(source)
+    spec, rules, skipped, _ = resolve_spec(source)
     model = make_model(spec)
-    return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh))
+    return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh, skipped=skipped), skipped)
 
 
 def their_logits(model: Any, ids_RT: np.ndarray) -> np.ndarray:

@@ -47,6 +47,11 @@ CASES: dict[str, dict[str, Any]] = {
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e4},
         },
     },
+    "phi3": {"num_key_value_heads": 2, **WINDOW},
+    "phi3, half of each head turned": {
+        "num_key_value_heads": 4,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e3, "partial_rotary_factor": 0.5},
+    },
     "gpt2": {"n_positions": 80, "n_inner": None, "layer_norm_epsilon": 1e-3},
     "gpt2, untied, inner width": {
         "n_inner": 40,
@@ -126,14 +131,15 @@ def test_gradients_of_the_dpo_loss(pair):
         value, gradient = jax.jit(jax.value_and_grad(loss))(ours.params)
     expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for name, array in some_by_name(jax.device_get(gradient)).items():
+    fused = any(rule.part for rule in ours.rules)
+    for name, array in some_by_name(jax.device_get(gradient), fused=fused).items():
         largest = np.abs(expected_gradient[name]).max()
         assert largest > 1e-3, name
         np.testing.assert_allclose(array, expected_gradient[name], rtol=1e-4, atol=1e-5 * largest, err_msg=name)
 
 
-def some_by_name(params: Params) -> dict[str, np.ndarray]:
-    """A few parameters under the names and in the axes of transformers."""
+def some_by_name(params: Params, *, fused: bool) -> dict[str, np.ndarray]:
+    """A few parameters under the names and in the axes of transformers; `fused` as Phi-3 has them."""
     attention, embedding = params["layers"]["attention"], params["embedding"]
     width = embedding.shape[1]
     if "qkv" in attention:
@@ -144,9 +150,11 @@ def some_by_name(params: Params) -> dict[str, np.ndarray]:
             "transformer.h.1.attn.c_attn.bias": attention["qkv"]["bias"][1].reshape(-1),
             "transformer.h.2.attn.c_proj.weight": attention["output"]["weight"][2].reshape(-1, width),
         }
+    maps = {f"{name[0]}_proj": attention[name]["weight"][1].reshape(width, -1).T for name in ("query", "key", "value")}
+    name, array = ("qkv_proj", np.concatenate(list(maps.values()))) if fused else ("k_proj", maps["k_proj"])
     return {
         "model.embed_tokens.weight": embedding,
-        "model.layers.1.self_attn.k_proj.weight": attention["key"]["weight"][1].reshape(width, -1).T,
+        f"model.layers.1.self_attn.{name}.weight": array,
         "model.layers.2.self_attn.o_proj.weight": attention["output"]["weight"][2].reshape(-1, width).T,
     }
 

@@ -4,6 +4,7 @@ from dpo_jax.models.families.family import HARMLESS, Family, TensorRule
 from dpo_jax.models.families.gemma import GEMMA2, GEMMA3, GEMMA3_TEXT
 from dpo_jax.models.families.gpt2 import GPT2
 from dpo_jax.models.families.llama import LLAMA, MISTRAL
+from dpo_jax.models.families.phi3 import PHI3
 from dpo_jax.models.families.qwen import QWEN2, QWEN3
 
 FAMILIES: dict[str, Family] = {
@@ -15,6 +16,7 @@ FAMILIES: dict[str, Family] = {
     "gemma3_text": GEMMA3_TEXT,
     "gemma3": GEMMA3,
     "gpt2": GPT2,
+    "phi3": PHI3,
 }
 
 __all__ = ["FAMILIES", "HARMLESS", "Family", "TensorRule"]

@@ -11,12 +11,20 @@ from dpo_jax.models.spec import DecoderSpec, LayerKind, RopeScaling, Spec
 Config = Mapping[str, Any]
 
 
+class Part(NamedTuple):
+    """Which rows of a tensor that fills several parameters are those of one."""
+
+    first: int
+    of: int  # rows of the whole tensor
+
+
 class TensorRule(NamedTuple):
     """One tensor of the checkpoint and the parameter that it fills.
 
     A name with `{layer}` fills one slice of a stacked parameter. A checkpoint holds a linear map as [out, in]; ours
     begins with its `inputs` input dimensions, so ours is the transpose, reshaped; not `transposed`, it is stored as
-    [in, out]. `inputs` 0 means stored as it is, its dimensions as one if `flat`.
+    [in, out]. `inputs` 0 means stored as it is, its dimensions as one if `flat`. The rules of a tensor with several
+    parameters have a `part` each.
     """
 
     name: str
@@ -24,6 +32,12 @@ class TensorRule(NamedTuple):
     inputs: int = 0
     flat: bool = False
     transposed: bool = True
+    part: Part | None = None
+
+    def tensor_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the tensor, the parts of others included, for a parameter (of one layer) of this shape."""
+        stored = self.stored_shape(shape)
+        return (self.part.of, *stored[1:]) if self.part else stored
 
     def stored_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape in the checkpoint of a parameter (of one layer) of this shape."""
@@ -119,18 +133,19 @@ def sizes(config: Config) -> dict[str, Any]:
     }
 
 
-def layer_kind(rope: Mapping[str, Any], window: int | None = None) -> LayerKind:
-    """A kind of layer from its `rope_parameters`.
+def layer_kind(rope: Mapping[str, Any], window: int | None = None, *, partial: bool = False) -> LayerKind:
+    """A kind of layer from its `rope_parameters`; `partial` says whether the family may turn a part of each head.
 
     Raises:
         ValueError: rotary positions of a type that this decoder does not compute.
     """
     kind = rope.get("rope_type", "default")
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"partial_rotary_factor is {rope['partial_rotary_factor']}; this decoder turns whole heads")
+    share = rope.get("partial_rotary_factor", 1.0)
+    if share != 1.0 and not partial:
+        raise ValueError(f"partial_rotary_factor is {share}; this decoder turns whole heads")
     base = float(rope["rope_theta"])
     if kind == "default":
-        return LayerKind(base, window)
+        return LayerKind(base, window, rotary_share=share)
     if kind == "linear":
         return LayerKind(base, window, RopeScaling(float(rope["factor"])))
     if kind == "llama3":

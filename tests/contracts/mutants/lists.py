@@ -19,6 +19,7 @@ from tests.contracts.mutants import (
     stages,
     stages_train,
     training,
+    weights,
 )
 from tests.contracts.mutants.mutant import Mutant
 
@@ -39,4 +40,5 @@ LISTS: dict[str, list[Mutant]] = {
     "training": training.MUTANTS,
     "stages": stages.MUTANTS,
     "stages_train": stages_train.MUTANTS,
+    "weights": weights.MUTANTS,
 }

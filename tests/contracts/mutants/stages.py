@@ -199,10 +199,16 @@ MUTANTS: list[Mutant] = [
         ("LD-DPO at alpha 0 is ignored", "    if term.ld_alpha is not None:", "    if term.ld_alpha:"),
         (
             "WPO weighs every term",
-            "if inputs.wpo_weight_B is None or not term.wpo else",
-            "if inputs.wpo_weight_B is None else",
+            "(inputs.wpo_weight_B if term.wpo else None, inputs.loss_weight_B)",
+            "(inputs.wpo_weight_B, inputs.loss_weight_B)",
         ),
-        ("WPO is ignored", "losses_B * inputs.wpo_weight_B), memory", "losses_B), memory"),
+        (
+            "WPO is ignored",
+            "inputs.wpo_weight_B if term.wpo else None, inputs.loss_weight_B",
+            "None, inputs.loss_weight_B",
+        ),
+        ("weights of pairs are ignored", "if term.wpo else None, inputs.loss_weight_B", "if term.wpo else None, None"),
+        ("soft labels are the other way round", "1.0 - inputs.soft_label_B", "inputs.soft_label_B"),
         (
             "the sft term divides by the micro-batch's tokens",
             'options["mean_tokens"] = inputs.mean_tokens',
