@@ -14,7 +14,7 @@ from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
 from dpo_jax.models.lora import Lora, join
 from dpo_jax.models.spec import DecoderSpec, LayerKind
-from dpo_jax.types import PairBatch, Params, TokenRow
+from dpo_jax.types import SEGMENT_PARTS, PairBatch, Params, TokenRow
 
 WIDTH = 16
 SIZES = {"vocabulary": 40, "width": WIDTH, "layers": 2, "heads": 4, "head_size": 4, "mlp_width": 24}
@@ -62,11 +62,13 @@ def packed(*, shared: bool) -> PairBatch:
                 begin = len(tokens)
                 tokens += row.prompt.tolist()
                 positions += range(len(row.prompt))
+                segments += [1 + SEGMENT_PARTS * (pair if shared else 2 * pair + slot)] * len(row.prompt)
             first = len(tokens)  # of the response; its prompt's last token predicts it
             before = [begin + len(row.prompt) - 1, *range(first, first + len(ids) - 1)]
             tokens += ids.tolist()
             positions += range(len(row.prompt), len(row.prompt) + len(ids))
-            segments += [1 + (pair if shared else 2 * pair + slot)] * (len(tokens) - len(segments))
+            part = 1 + SEGMENT_PARTS * pair + 1 + slot if shared else segments[-1]
+            segments += [part] * len(ids)
             source, target = source + before, target + ids.tolist()
             response += [2 * pair + slot] * len(ids)
     rest = {"response_tokens_BP": np.float32(RESPONSES), "weight_B": np.ones(len(ROWS), np.float32)}
@@ -110,7 +112,7 @@ def test_neither_padding_nor_packing_changes_a_reward(family: str):
     _, params = made(family, "float32")
     wanted = rewards(family, params, batch())
     assert wanted.shape == (3, 2) and np.ptp(wanted) > 1
-    for arrays in (batch(24, 16, pairs=5, row_multiple=16), packed(shared=False)):
+    for arrays in (batch(24, 16, pairs=5, row_multiple=16), packed(shared=False), packed(shared=True)):
         np.testing.assert_allclose(rewards(family, params, arrays)[:3], wanted, rtol=1e-4, atol=1e-4)
     turned = [row._replace(responses=row.responses[::-1]) for row in ROWS]
     swapped = rewards(family, params, padded(turned, length=16, scored=8))
