@@ -5,6 +5,7 @@ Dimension key: n rows, P slot in the pair.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
+from dpo_jax.losses import TOKEN_LEVEL
 from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
@@ -83,6 +85,13 @@ def run(setup: Setup) -> None:
         return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
 
     live = needs_reference(terms) and store is None
+
+    def check(state: TrainState) -> None:
+        if store:
+            check_start(setup, policy(state), store.lookup, str(store.folder))
+        elif live:
+            check_start(setup, policy(state), scored_by(setup, state.frozen or {}), "the reference beside it")
+
     fit(
         setup,
         stage="train",
@@ -98,7 +107,7 @@ def run(setup: Setup) -> None:
         train=config.train,
         knobs=lambda step: {"losses": [term.knobs(step) for term in terms]},
         memory=tuple(term.memory() for term in terms),
-        check=lambda state: check_start(setup, store, policy(state)) if store else None,
+        check=check,
         after=after,
     )
 
@@ -153,8 +162,16 @@ def _refresh(setup: Setup) -> Refresh | None:
     return refresh
 
 
-def check_start(setup: Setup, store: Store, params: Params) -> None:
-    """The invariant of step 0, where policy and reference are one: stored log-probs are today's, each loss is known.
+def scored_by(setup: Setup, frozen: Params) -> Callable[[Sequence[str]], Scores]:
+    """What `Store.lookup` gives, from the reference itself, for the rows that `check_start` looks at."""
+    rows = setup.train_data.rows[:_CHECKED_ROWS]
+    return lambda row_ids: score_rows(setup.score, frozen, setup.scoring_batches(rows), place=setup.place)[1]
+
+
+def check_start(setup: Setup, params: Params, lookup: Callable[[Sequence[str]], Scores], where: str) -> None:
+    """The invariant of step 0, where policy and reference are one: its log-probs are the policy's, each loss is known.
+
+    `lookup` gives what the reference says of rows, `where` says where that comes from.
 
     Raises:
         UserError: they do not; the message says what to check.
@@ -163,19 +180,19 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
     rows = data.rows[:_CHECKED_ROWS]
     batches = setup.scoring_batches(rows)
     row_ids, now = score_rows(setup.score, params, batches, place=setup.place)
-    stored = store.lookup(row_ids)
+    stored = lookup(row_ids)
     same = reference.agree(now, stored, setup.config.model.dtype)
     if not same.all():
         row = int(np.argmin(same))
         raise UserError(
             f"step 0: row {row_ids[row]} has log-probs {now.logps_nP[row].tolist()} under the policy, but "
-            f"{stored.logps_nP[row].tolist()} in {store.folder}. Before the first step they are the same model: check "
-            "that the weights did not change since `dpo-jax reference`, or delete that folder and score again."
+            f"{stored.logps_nP[row].tolist()} in {where}. Before the first step they are the same model: check "
+            "that the weights did not change since `dpo-jax reference`, or delete the store and score again."
         )
     absolute, relative = reference.TOLERANCE[setup.config.model.dtype]
     desirable = labels_of(rows, data.desirable, row_ids)
     for term in setup.terms:
-        if term.entry.at_reference is None:
+        if term.entry.at_reference is None or term.name in TOKEN_LEVEL:  # those read what is not scored here
             continue
         plain = term._replace(weight=1.0, ld_alpha=None, wpo=False)
         value = float(jnp.mean(loss_of_rows([plain], now, stored, desirable, None)))
@@ -183,7 +200,7 @@ def check_start(setup: Setup, store: Store, params: Params) -> None:
         if not abs(value - known) <= absolute + relative * abs(known):
             raise UserError(
                 f"step 0: the {term.name} loss is {value:.6f}; with policy and reference equal it is {known:.6f}. "
-                f"Check loss.options and the store {store.folder}."
+                f"Check loss.options and {where}."
             )
     off = np.abs(now.logps_nP - stored.logps_nP).max()
     say("train", f"step 0: policy and reference agree on {len(rows)} rows to {off:.1e} nats")

@@ -6,12 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
 
 from dpo_jax import cli
+from dpo_jax.stages.setup import Setup
 from dpo_jax.training.checkpoint import Checkpoints
 from tests.stages.test_pipeline import write_rows
 from tests.tiny import make_hf_folder
@@ -54,6 +56,7 @@ def untimed(rows: list[dict]) -> list[dict]:
 def test_the_base_is_the_reference_and_no_store_is_needed(house: Path, monkeypatch, capsys):
     found = run(house, monkeypatch, "train", "runs/plain")
     said = capsys.readouterr().err
+    assert "policy and reference agree on 4 rows to 0.0e+00 nats" in said
     assert "no store: the reference is the base under the adapter" in said and "trains 4,096 numbers beside 40" in said
     assert found[0]["log_ratios/chosen"] == 0.0 == found[0]["log_ratios/rejected"]  # exactly
     assert found[0]["loss"] == pytest.approx(np.log(2), abs=1e-6) and found[-1]["loss"] < 0.65
@@ -71,6 +74,14 @@ def test_a_store_gives_what_the_base_in_the_step_gives(house: Path, monkeypatch,
         for name in ("log_ratios/chosen_below_reference", "rewards/accuracies"):  # noise decides at step 0
             del ours[name], wanted[name]
         assert ours == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+def test_an_adapter_that_is_not_zero_at_first_is_refused(house: Path, monkeypatch, capsys):
+    fresh = Setup.fresh_adapter
+    monkeypatch.setattr(Setup, "fresh_adapter", lambda self, model: jax.tree.map(lambda x: x + 0.3, fresh(self, model)))
+    with pytest.raises(SystemExit) as stopped:
+        run(house, monkeypatch, "train", "runs/moved")
+    assert stopped.value.code == 2 and "in the reference beside it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tdpo1", "kto", "simpo", "aot"])

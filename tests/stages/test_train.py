@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,8 +47,7 @@ def start(*, at_reference: Any = None, **stored: np.ndarray) -> None:
         place=lambda batch: batch,
         terms=[term],
     )
-    store: Any = SimpleNamespace(lookup=lookup, folder=Path("stores/one"))
-    check_start(setup, store, {})
+    check_start(setup, {}, lookup, "stores/one")
 
 
 def test_step_zero_agrees(capsys):

@@ -119,8 +119,8 @@ MUTANTS: list[Mutant] = [
         ("tests/stages/test_train.py", "tests/stages/test_pipeline.py -k step_zero"),
         (
             "the check of step 0 is off",
-            "check=lambda state: check_start(setup, store, policy(state)) if store else None,",
-            "",
+            "        if store:\n            check_start",
+            "        if False:\n            check_start",
         ),
         (
             "the check of step 0 looks at no log-probs",
