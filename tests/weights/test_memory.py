@@ -122,8 +122,9 @@ def test_block_by_block_it_is_the_same(tmp_path: Path, monkeypatch, make, axes: 
     assert 0 < mesh._write_block._cache_size() - before <= len(kinds)
 
 
-def test_no_more_than_a_block_is_read_at_a_time_and_by_one_device_only(monkeypatch):
-    monkeypatch.setattr(mesh, "BLOCK_BYTES", 8 * 4 * 112)
+@pytest.mark.parametrize(("most", "block"), [(112, (1, 8, 8)), (32, (1, 8, 4))])
+def test_no_more_than_a_block_is_read_at_a_time_and_by_one_device_only(monkeypatch, most: int, block: tuple[int, ...]):
+    monkeypatch.setattr(mesh, "BLOCK_BYTES", 8 * 4 * most)
     whole = np.arange(5 * 8 * 16, dtype=np.float32).reshape(5, 8, 16)
     asked: list[tuple[slice, ...]] = []
 
@@ -135,10 +136,28 @@ def test_no_more_than_a_block_is_read_at_a_time_and_by_one_device_only(monkeypat
     array = mesh.place_lazily(sharding, whole.shape, np.float32, read, cut=(0, 2, 1))
     np.testing.assert_array_equal(array, whole)
     assert array.sharding == sharding
-    # A device holds [5, 8, 8], 64 numbers a layer, and a block is at most 112: each of the two shards reads layer by
-    # layer, and no other of the eight devices reads it again.
-    assert sorted((index[0].start, index[2].start) for index in asked) == [(n, at) for n in range(5) for at in (0, 8)]
-    assert {whole[index].shape for index in asked} == {(1, 8, 8)}
+    # A device holds [5, 8, 8], 64 numbers a layer, or half a layer if only 32 are allowed; both shards are read once,
+    # and not again for the other six of the eight devices.
+    expected = [(layer, at) for layer in range(5) for at in range(0, 16, block[2])]
+    assert sorted((index[0].start, index[2].start) for index in asked) == expected
+    assert {whole[index].shape for index in asked} == {block}
+
+
+def test_of_a_linear_map_no_more_rows_are_read_than_fill_a_block(tmp_path: Path, monkeypatch):
+    source = open_weights(str(make_hf_folder(tmp_path)))
+    spec, rules, *_ = resolve_spec(source)
+    sizes: dict[str, int] = {}
+
+    def read(name: str, rows: slice = slice(None)) -> np.ndarray:
+        found = source.read(name, rows)
+        sizes[name] = max(found.size, sizes.get(name, 0))
+        return found
+
+    monkeypatch.setattr(mesh, "BLOCK_BYTES", 8 * 4 * 130)
+    load_params(source._replace(read=read), make_model(spec), rules, mesh.make_mesh(data=8, fsdp=1))
+    assert sizes["model.layers.1.mlp.up_proj.weight"] == 4 * 32
+    assert sizes["model.layers.1.mlp.down_proj.weight"] == 2 * 64
+    assert sizes["model.layers.1.self_attn.q_proj.weight"] == 8 * 32  # whole heads
 
 
 def test_what_loading_took_in_words():

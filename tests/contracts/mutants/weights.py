@@ -55,6 +55,7 @@ MUTANTS: list[Mutant] = [
             "slice(first + taken.start * each, first + taken.stop * each)",
             "slice(first + taken.start, first + taken.stop)",
         ),
+        ("cut along the rows last", "(*inner[first:], *inner[:first])))", "inner))"),
     ),
     *planted(
         "models/families/phi3.py",
@@ -101,7 +102,7 @@ MUTANTS: list[Mutant] = [
         POSITIONS,
         ("samples are not checked", "if config.evaluation.samples:", "if False:"),
         ("checked where none is asked for", "if config.evaluation.samples:", "if True:"),
-        ("samples of a KL budget are not checked", "        if term.budget:\n", "        if False:\n"),
+        ("samples of a KL budget are not checked", "if term.budget:", "if False:"),
         ("the last token is looked up", "prompt + new - 1 <= limit", "prompt + new <= limit"),
         ("one position too many", "prompt + new - 1 <= limit", "prompt + new - 2 <= limit"),
     ),
