@@ -82,7 +82,7 @@ def open_judge(setup: Setup, location: str | None) -> RewardJudge:
     except UserError as error:
         raise UserError(f"{locate('evaluation.judge.model', setup.origins)}: evaluation.judge.model: {error}") from None
 
-    def judge(prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+    def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return _judge(own, model, load_reward(own.source, own.resolved, model, own.mesh), prompts, responses)
 
     return judge
