@@ -149,6 +149,9 @@ def _read_slice(
 ) -> None:
     """Reads a part of a parameter (of one layer) of this shape, and no more rows of the tensor than it needs."""
     axis = _first_stored(rule)
+    if axis == len(shape):  # one output, one stored row
+        into[...] = _in_our_axes(source.read(name), rule, shape)[index]
+        return
     taken, each = index[axis], rule.stored_shape(shape)[0] // shape[axis]
     first = rule.part.first if rule.part else 0
     stored = source.read(name, slice(first + taken.start * each, first + taken.stop * each))

@@ -24,7 +24,7 @@ from dpo_jax.stages.setup import Setup
 from dpo_jax.training.metrics import divide
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.step import gradients
-from dpo_jax.types import PairBatch
+from dpo_jax.types import PairBatch, Prompt
 from tests.stages.test_pipeline import write_rows
 from tests.stages.toy import WIDTH, Toy, first_micro_batch, make_batch, parameters, place
 from tests.tiny import make_hf_folder
@@ -168,7 +168,8 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
     with jax.set_mesh(setup.mesh):
         judge = open_judge(setup, location)
         columns = [
-            judge([row["prompt"] for row in rows], [row[side] for row in rows]) for side in ("chosen", "rejected")
+            judge([Prompt(row["prompt"], None, "") for row in rows], [row[side] for row in rows])
+            for side in ("chosen", "rejected")
         ]
     return np.stack(columns, axis=1)
 
@@ -282,7 +283,9 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
         found = evaluate.compare_samples(setup, policy, frozen)
         judge = open_judge(setup, None)
         again = {
-            name: judge([row["prompt"] for row in found["samples"]], [row[name] for row in found["samples"]])
+            name: judge(
+                [Prompt(row["prompt"], None, "") for row in found["samples"]], [row[name] for row in found["samples"]]
+            )
             for name in ("policy", "reference")
         }
     scores = {name: np.array([row[f"{name}_score"] for row in found["samples"]]) for name in again}
@@ -297,7 +300,7 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
 def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None, monkeypatch):
     seen: list[str] = []
 
-    def judge(prompts: list[str], responses: list[str]) -> np.ndarray:
+    def judge(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         seen.extend(responses)
         return np.arange(len(responses), dtype=float)
 

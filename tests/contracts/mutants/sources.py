@@ -45,12 +45,12 @@ MUTANTS: list[Mutant] = [
     *planted(
         "data/sources/messages.py",
         (MALFORMED, SOURCES + "test_rows.py"),
-        ("any role", "    if role not in ROLES:", "    if False:"),
+        ("any role is taken", "    if role not in ROLES:", "    if False:"),
         ("null content", "    if content is None:", '    if content == "":'),
         ("empty turns", "    if not content.strip() and", "    if False and"),
         ("NaN is a margin", "not math.isfinite(value) or ", ""),
         ("true is a number", "isinstance(value, bool) or not", "not"),
-        ("surrogates", "        text.encode()\n", '        text.encode(errors="replace")\n'),
+        ("surrogates are letters", "        text.encode()\n", '        text.encode(errors="replace")\n'),
         ("a response may begin with the user", '(response[0], "begins"), ', ""),
         ("a response may end with the user", '(response[-1], "ends")', '(response[0], "begins")'),
         ("a prompt may end with the assistant", 'not in ("user", "tool")', 'not in ("user", "tool", "assistant")'),
@@ -149,7 +149,7 @@ MUTANTS: list[Mutant] = [
             "turns, asks=False), tokenizer.eos_token)",
             "turns, asks=True), tokenizer.eos_token)",
         ),
-        ("two ends", "    return body.removesuffix(eos) + text[len(body) :]", "    return text"),
+        ("a response ends twice", "    return body.removesuffix(eos) + text[len(body) :]", "    return text"),
         ("users are scored", '        if turn["role"] != "assistant":\n            continue\n', ""),
         ("the header of a turn is scored", "spans.append((len(before), len(after)))", "spans.append((0, len(after)))"),
         (
@@ -163,7 +163,7 @@ MUTANTS: list[Mutant] = [
     *planted(
         "data/encoding.py",
         (CHAT, "tests/data/test_tokenize.py"),
-        ("BOS twice", "            start = 1\n", "            start = 0\n"),
+        ("BOS comes twice", "            start = 1\n", "            start = 0\n"),
         ("an EOS that the tokenizer adds", "        while end and added[end - 1]:\n            end -= 1\n", ""),
         ("masks are one token late", "(starts < end) & (ends > start)", "(starts < end) & (starts > start)"),
         (
