@@ -161,6 +161,7 @@ class PairBatch(NamedTuple):
     reference_heads_BP: jax.Array | None = None  # the same over each response's head, its first tokens (LD-DPO)
     desirable_B: jax.Array | None = None  # float32 1 or 0: the labels of unpaired completions (P = 1)
     loss_weight_B: jax.Array | None = None  # float32, what the losses of a pair are multiplied by
+    margin_B: jax.Array | None = None  # float32, by how much the chosen response is better
     soft_label_B: jax.Array | None = None  # float32, probability that the chosen response is the better one
     source_B: jax.Array | None = None  # float32, which source a pair is from
     mismatched: PairBatch | None = None  # for KTO: the same prompts with the mismatched completions (P = 1)

@@ -1,12 +1,13 @@
 """The scalar head: a reward in place of logits, read off the last token of a response.
 
-Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, D width.
+Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, V parts of segments, D width.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import chex
@@ -17,7 +18,7 @@ from dpo_jax.mesh import constrain
 from dpo_jax.models.decoder import Model, Tree, make_model
 from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import Spec
-from dpo_jax.types import PairBatch, Params
+from dpo_jax.types import SEGMENT_PARTS, PairBatch, Params
 
 _HEAD = "head"
 
@@ -91,26 +92,32 @@ def trunk_of(params: Params) -> Params:
 def last_rewards(hidden_RTD: jax.Array, weight_D: jax.Array, batch: PairBatch) -> jax.Array:
     """The product of the head and the hidden state of each response's last token, [B, P], in any layout."""
     chex.assert_shape(weight_D, hidden_RTD.shape[-1:])
-    place_RN, last_RN = _last_tokens(batch)
     wide_RTD = hidden_RTD.astype(jnp.promote_types(hidden_RTD.dtype, jnp.float32))
     # Multiplied and summed rather than a matmul, which some accelerators compute with short mantissas.
     rewards_RT = constrain((wide_RTD * weight_D[None, None]).sum(axis=-1), "rows", None)
-    rewards_RN = jnp.where(last_RN, jnp.take_along_axis(rewards_RT, place_RN, axis=1), 0.0)
+    rewards_RN = jnp.take_along_axis(rewards_RT, _ends(batch), axis=1)
+    # Each response once: its scored tokens stand side by side.
+    after_RN = jnp.pad(batch.response_RN[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
+    once_RN = jnp.where(batch.response_RN != after_RN, rewards_RN, 0.0)
     pairs, slots = batch.response_tokens_BP.shape
     # Ids outside [0, pairs * slots) are dropped, -1 among them.
-    sums = jax.ops.segment_sum(rewards_RN.ravel(), batch.response_RN.ravel(), num_segments=pairs * slots)
+    sums = jax.ops.segment_sum(once_RN.ravel(), batch.response_RN.ravel(), num_segments=pairs * slots)
     return sums.reshape(pairs, slots)
 
 
-def _last_tokens(batch: PairBatch) -> tuple[jax.Array, jax.Array]:
-    """Where in its row each scored token stands, int32 [R, N], and whether it is the last of its response.
+def _ends(batch: PairBatch) -> jax.Array:
+    """Where in its row the response of each scored token ends, int32 [R, N]; 0 on padding.
 
-    A token stands behind the position that predicts it. With a shared prompt the first rejected token does not: it
-    stands behind the chosen response. In every layout the tokens of a row lie in the order of their entries, and those
-    of a response side by side, so that a token stands behind both its source and the token before it.
+    That is the last token of its part of the segment, or, where a segment has one part, of the segment. Whether it is
+    scored does not matter: transformers reads it in any case.
     """
-    entry_RN = jax.lax.broadcasted_iota(jnp.int32, batch.source_RN.shape, 1)
-    place_RN = jax.lax.cummax(batch.source_RN - entry_RN, axis=1) + entry_RN + 1
-    after_RN = jnp.pad(batch.response_RN[:, 1:], ((0, 0), (0, 1)), constant_values=-1)
-    last_RN = (batch.response_RN >= 0) & (batch.response_RN != after_RN)
-    return jnp.where(last_RN, place_RN, 0), last_RN
+    length = batch.segments_RT.shape[1]
+    # The last position of every part, below 0 of those that are not there.
+    last_of_part = partial(jax.ops.segment_max, jnp.arange(length), num_segments=1 + SEGMENT_PARTS * length)
+    last_RV = jax.vmap(last_of_part)(batch.segments_RT)
+    source_part_RN = jnp.take_along_axis(batch.segments_RT, batch.source_RN, axis=1)
+    slot_RN = batch.response_RN % batch.response_tokens_BP.shape[1]
+    first_part_RN = source_part_RN - (source_part_RN - 1) % SEGMENT_PARTS
+    own_RN = jnp.take_along_axis(last_RV, first_part_RN + 1 + slot_RN, axis=1)
+    whole_RN = jnp.take_along_axis(last_RV, source_part_RN, axis=1)
+    return jnp.where(batch.response_RN < 0, 0, jnp.where(own_RN >= 0, own_RN, whole_RN))

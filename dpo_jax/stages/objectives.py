@@ -208,7 +208,11 @@ _OF_SOURCES = ("rewards/accuracies", "rewards/margins")
 
 
 def _pair_metrics(inputs: Inputs, batch: PairBatch, beta: Any, sources: Sequence[str]) -> Metrics:
-    watched = preference_metrics(inputs.policy, inputs.reference, beta=beta)
+    return pair_means(preference_metrics(inputs.policy, inputs.reference, beta=beta), batch, sources)
+
+
+def pair_means(watched: dict[str, jax.Array], batch: PairBatch, sources: Sequence[str]) -> Metrics:
+    """Means over the pairs of values [B] by name, and those of each source where there are several."""
     weights = {"": batch.weight_B}
     if batch.source_B is not None and len(sources) > 1:
         weights |= {f"/{name}": batch.weight_B * (batch.source_B == n) for n, name in enumerate(sources)}

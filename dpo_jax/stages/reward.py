@@ -5,10 +5,12 @@ Dimension key: B pairs, P slot in the pair, n rows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dpo_jax.config import file_bytes
 from dpo_jax.data.batches import Batches
@@ -22,13 +24,15 @@ from dpo_jax.models.lora import join
 from dpo_jax.reading import locate
 from dpo_jax.stages import reference
 from dpo_jax.stages.fit import fit
+from dpo_jax.stages.objectives import pair_means
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.scoring import merged_reward, reward_folder, reward_model, score_rewards, trained_reward
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import Term, is_unpaired, read_options
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.step import Counts, Knobs, Objective
-from dpo_jax.types import Mean, Metrics, PairBatch, Params
+from dpo_jax.types import Metrics, PairBatch, Params
 from dpo_jax.weights.reward import export_reward
 
 
@@ -67,8 +71,11 @@ def check(setup: Setup) -> Term:
     return Term("bradley_terry", Loss(bradley_terry), 1.0, static, numbers)
 
 
-def reward_objective(model: RewardModel) -> Objective:
-    """The Bradley-Terry loss, meant over the pairs of the batch."""
+def reward_objective(model: RewardModel, sources: Sequence[str] = ()) -> Objective:
+    """The Bradley-Terry loss, meant over the pairs of the batch; a pair's own margin is added to that of the options.
+
+    `sources` are the names of the data's sources, for metrics of each.
+    """
 
     def weigh(batch: PairBatch) -> Counts:
         return {"pairs": batch.weight_B.sum()}
@@ -81,20 +88,39 @@ def reward_objective(model: RewardModel) -> Objective:
         rewards_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
     ) -> tuple[jax.Array, Metrics, Any]:
         chosen_B, rejected_B = rewards_BP[:, 0], rewards_BP[:, 1]
-        losses_B = bradley_terry(chosen_B, rejected_B, **knobs["options"])
+        losses_B = bradley_terry(chosen_B, rejected_B, **_with_margins(knobs["options"], batch.margin_B))
+        if batch.loss_weight_B is not None:
+            losses_B *= batch.loss_weight_B
         watched = {
             "rewards/chosen": chosen_B,
             "rewards/rejected": rejected_B,
             "rewards/margins": chosen_B - rejected_B,
             "rewards/accuracies": (chosen_B > rejected_B).astype(chosen_B.dtype),
         }
-        metrics = {
-            name: Mean((value_B * batch.weight_B).sum(), batch.weight_B.sum())
-            for name, value_B in jax.lax.stop_gradient(watched).items()
-        }
+        metrics = pair_means(jax.lax.stop_gradient(watched), batch, sources)
         return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, memory
 
     return Objective(weigh, forward, loss)
+
+
+def _with_margins(options: dict[str, Any], margin_B: Any) -> dict[str, Any]:
+    return options if margin_B is None else {**options, "margin": options["margin"] + margin_B}
+
+
+def _columns(data: DataRows) -> dict[str, np.ndarray]:
+    """What rows bring, by its name in a batch.
+
+    Raises:
+        UserError: soft labels, which the loss cannot read.
+    """
+    if data.soft_label_B is not None:
+        raise UserError(
+            "reward: data.train has soft labels, which a reward model cannot read. Take the column soft_label out of "
+            "the rows."
+        )
+    several = data.source_B if len(data.sources) > 1 else None
+    given = {"loss_weight_B": data.weight_B, "margin_B": data.margin_B, "source_B": several}
+    return {name: values for name, values in given.items() if values is not None}
 
 
 def _train(setup: Setup, term: Term) -> None:
@@ -109,6 +135,7 @@ def _train(setup: Setup, term: Term) -> None:
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        columns=_columns(setup.train_data),
     )
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
 
@@ -123,7 +150,7 @@ def _train(setup: Setup, term: Term) -> None:
         model=model,
         start=start,
         frozen=(lambda: trunk_of(setup.start_params())) if model.lora else None,
-        objective=reward_objective(model),
+        objective=reward_objective(model, setup.train_data.sources),
         batches=batches,
         optimizer=config.reward.optimizer,
         train=train,
@@ -135,9 +162,10 @@ def _evaluate(setup: Setup, term: Term) -> None:
     if not setup.config.data.eval:
         say("reward", "no held-out accuracy: the configuration names no held-out pairs (data.eval)")
         return
-    rewards_nP = score_rewards(setup, reward_model(setup), trained_reward(setup), setup.eval_data.rows)
+    data = setup.eval_data
+    rewards_nP = score_rewards(setup, reward_model(setup), trained_reward(setup), data.rows)
     found = reward_metrics(rewards_nP)
-    losses_n = bradley_terry(jnp.asarray(rewards_nP[:, 0]), jnp.asarray(rewards_nP[:, 1]), **term.knobs(0))
+    losses_n = bradley_terry(*jnp.asarray(rewards_nP.T), **_with_margins(term.knobs(0), data.margin_B))
     path = reward_folder(setup) / "evaluation.json"
     write_json(path, {"heldout": {**found, "loss": float(losses_n.mean())}})
     low, high = found["accuracy_interval"]

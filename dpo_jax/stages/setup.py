@@ -50,6 +50,7 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
     "reference_heads_BP": (None, None),
     "desirable_B": (None,),
     "loss_weight_B": (None,),
+    "margin_B": (None,),
     "soft_label_B": (None,),
     "source_B": (None,),
 }

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import padded
+from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
 from dpo_jax.models.lora import Lora, join
 from dpo_jax.models.spec import DecoderSpec, LayerKind
-from dpo_jax.types import SEGMENT_PARTS, PairBatch, Params, TokenRow
+from dpo_jax.types import PairBatch, Params, TokenRow
 
 WIDTH = 16
 SIZES = {"vocabulary": 40, "width": WIDTH, "layers": 2, "heads": 4, "head_size": 4, "mlp_width": 24}
@@ -53,31 +55,16 @@ def rewards(family: str, params: Params, arrays: PairBatch) -> np.ndarray:
     return np.asarray(jitted(params, arrays, (family, "float32")))
 
 
-def packed(*, shared: bool) -> PairBatch:
-    """All pairs in one row: each response behind its prompt, or (`shared`) both behind one prompt."""
-    tokens, positions, segments, source, target, response = ([] for _ in range(6))
-    for pair, row in enumerate(ROWS):
-        for slot, ids in enumerate(row.responses):
-            if not shared or not slot:
-                begin = len(tokens)
-                tokens += row.prompt.tolist()
-                positions += range(len(row.prompt))
-                segments += [1 + SEGMENT_PARTS * (pair if shared else 2 * pair + slot)] * len(row.prompt)
-            first = len(tokens)  # of the response; its prompt's last token predicts it
-            before = [begin + len(row.prompt) - 1, *range(first, first + len(ids) - 1)]
-            tokens += ids.tolist()
-            positions += range(len(row.prompt), len(row.prompt) + len(ids))
-            part = 1 + SEGMENT_PARTS * pair + 1 + slot if shared else segments[-1]
-            segments += [part] * len(ids)
-            source, target = source + before, target + ids.tolist()
-            response += [2 * pair + slot] * len(ids)
-    rest = {"response_tokens_BP": np.float32(RESPONSES), "weight_B": np.ones(len(ROWS), np.float32)}
+def laid_out(name: str, rows: list[TokenRow] = ROWS, length: int = 24) -> PairBatch:
+    """The rows in a layout; several in a row of the batch where it packs."""
+    layout = LAYOUTS[name]
+    places = place_runs(layout, *layout.lengths(sizes_of(rows)), length=length)
+    return fill(layout, rows, places, shape=Shape(places.rows, length, places.scored + 2), pairs=len(rows))
 
-    def row(values: list[int], size: int, pad: int = 0) -> np.ndarray:
-        return np.array([[*values, *[pad] * (size - len(values))]], np.int32)
 
-    arrays = (row(tokens, 48), row(positions, 48), row(segments, 48), row(source, 20), row(target, 20))
-    return PairBatch(*arrays, row(response, 20, -1), **rest)
+def masked() -> list[TokenRow]:
+    """Rows of which only the first token of each response is scored."""
+    return [row._replace(masks=tuple(np.arange(len(ids)) < 1 for ids in row.responses)) for row in ROWS]
 
 
 def test_it_is_the_head_times_the_last_hidden_state():
@@ -93,18 +80,20 @@ def test_it_is_the_head_times_the_last_hidden_state():
     np.testing.assert_array_equal(slope, wanted_RTD)
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_the_last_token_is_found_in_packed_rows_and_behind_a_shared_prompt(shared: bool):
-    arrays = packed(shared=shared)
-    hidden_RTD = jnp.asarray(RANDOM.normal(size=(1, 48, WIDTH)), jnp.float32)
-    weight_D = jnp.ones(WIDTH)
-    ends, end = [], -1
-    for prompt, of_pair in zip(PROMPTS, RESPONSES, strict=True):
-        for slot, tokens in enumerate(of_pair):
-            end += tokens + (0 if shared and slot else prompt)
-            ends.append(end)
-    wanted = hidden_RTD[0, np.array(ends)].sum(axis=1).reshape(3, 2)
-    np.testing.assert_allclose(last_rewards(hidden_RTD, weight_D, arrays), wanted, rtol=1e-5)
+@pytest.mark.parametrize("rows", [ROWS, masked()], ids=["scored", "masked"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_last_token_is_found_in_every_layout(layout: str, rows: list[TokenRow]):
+    """Each response ends in a token of its own, whose hidden state is its number."""
+    ends = [ids.copy() for row in rows for ids in row.responses]
+    for number, response in enumerate(ends):
+        response[-1] = 100 + number
+    pairs = [row._replace(responses=tuple(ends[2 * n : 2 * n + 2])) for n, row in enumerate(rows)]
+    arrays = laid_out(layout, pairs)
+    assert len(arrays.tokens_RT) == {"padded": 6, "packed": 2, "shared": 2}[layout]
+    if layout == "packed":  # the longest stands first, not the first
+        assert np.any(np.diff(arrays.source_RN[0][arrays.response_RN[0] >= 0]) < 0)
+    hidden_RTD = jnp.asarray(arrays.tokens_RT, jnp.float32)[..., None]
+    np.testing.assert_array_equal(last_rewards(hidden_RTD, jnp.ones(1), arrays), 100 + np.arange(6).reshape(3, 2))
 
 
 @pytest.mark.parametrize("family", SPECS)
@@ -112,7 +101,7 @@ def test_neither_padding_nor_packing_changes_a_reward(family: str):
     _, params = made(family, "float32")
     wanted = rewards(family, params, batch())
     assert wanted.shape == (3, 2) and np.ptp(wanted) > 1
-    for arrays in (batch(24, 16, pairs=5, row_multiple=16), packed(shared=False), packed(shared=True)):
+    for arrays in (batch(24, 16, pairs=5, row_multiple=16), laid_out("packed"), laid_out("shared")):
         np.testing.assert_allclose(rewards(family, params, arrays)[:3], wanted, rtol=1e-4, atol=1e-4)
     turned = [row._replace(responses=row.responses[::-1]) for row in ROWS]
     swapped = rewards(family, params, padded(turned, length=16, scored=8))

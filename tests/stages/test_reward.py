@@ -31,6 +31,7 @@ from tests.tiny import make_hf_folder
 from tests.tiny_gpt2 import make_gpt2_folder
 
 KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
+SOURCES = ("one", "other")
 TIMED = ("tokens_per_second", "pairs_per_second")
 
 
@@ -40,7 +41,7 @@ def toy_params() -> dict[str, Any]:
 
 
 def found_by(micro_batches: int, mesh: Any = None, batch: PairBatch | None = None) -> Any:
-    objective = reward_objective(RewardModel(Toy()))  # type: ignore[arg-type]
+    objective = reward_objective(RewardModel(Toy()), SOURCES)  # type: ignore[arg-type]
     plain = make_batch(unpaired=False, mismatched=False, micro_batches=micro_batches, reference=False)
 
     def run(params: Any, batch: PairBatch, knobs: Any) -> Any:
@@ -97,6 +98,21 @@ def test_a_pair_without_weight_does_not_count(x64):
     gaps = rewards[:, 0] - rewards[:, 1] - 0.3
     assert loss == pytest.approx((np.log1p(np.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2).mean(), rel=1e-9)
     assert divide(metrics)["rewards/chosen"] == pytest.approx(rewards[:, 0].mean(), rel=1e-9)
+
+
+def test_pairs_bring_weights_margins_and_sources(x64):
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
+    weight_B, margin_B, source_B = np.arange(8) / 4, np.linspace(-1, 2, 8), np.arange(8) % 2
+    brought = {"loss_weight_B": weight_B[None], "margin_B": margin_B[None], "source_B": source_B[None]}
+    (loss, metrics, _), _ = found_by(1, batch=batch._replace(**brought))
+    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])
+    gaps = rewards[:, 0] - rewards[:, 1] - 0.3 - margin_B
+    wanted = weight_B * (np.log1p(np.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2)
+    assert loss == pytest.approx(wanted.mean(), rel=1e-9)
+    means = divide(metrics)
+    for number, name in enumerate(SOURCES):
+        margins = (rewards[:, 0] - rewards[:, 1])[number::2]
+        assert means[f"rewards/margins/{name}"] == pytest.approx(margins.mean(), rel=1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +214,33 @@ def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, caps
     with pytest.raises(SystemExit):
         cli.main(["reward", "e.yaml", *broken, "--reward.options.center", "0.5", "--reward.train.steps", "8"])
     assert "reward.options.center: was 0.01, is 0.5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["packed", "shared"])
+def test_layouts_change_nothing(inside: None, layout: str):
+    chosen = ("--workdir", f"runs/{layout}", "--data.layout", layout, "--reward.train.steps", "2")
+    cli.main(["reward", "e.yaml", *chosen])
+    for found, wanted in zip(metrics(f"runs/{layout}"), metrics("runs/demo")[:2], strict=True):
+        assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+
+
+def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: None, capsys):
+    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+
+    def first_loss(**more: float) -> float:
+        Path("more.jsonl").write_text("".join(json.dumps({**row, **more}) + "\n" for row in rows))
+        workdir = f"runs/{'-'.join(more)}"
+        data = ("--data.train", "[{path: more.jsonl}]", "--data.eval", "[{path: more.jsonl}]")
+        cli.main(["reward", "e.yaml", "--workdir", workdir, *data, "--reward.train.steps", "1"])
+        return metrics(workdir)[0]["loss"]
+
+    first = metrics("runs/demo")[0]
+    assert first_loss(margin=3.0, weight=2.0) > 2 * np.log1p(np.exp(5.0 - first["rewards/margins"]))
+    heldout = json.loads(Path("runs/margin-weight/reward/evaluation.json").read_text())["heldout"]
+    assert heldout["loss"] > np.log1p(np.exp(5.0 - heldout["margin"]))
+    with pytest.raises(SystemExit):
+        first_loss(soft_label=0.8)
+    assert "soft labels, which a reward model cannot read" in capsys.readouterr().err
 
 
 def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):

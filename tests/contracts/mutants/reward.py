@@ -5,8 +5,8 @@ from __future__ import annotations
 from tests.contracts.mutants.mutant import Mutant, planted
 
 BY_VALUE = ("tests/models/test_heads.py -k 'last or head or bfloat16'",)
-OBJECTIVE = ("tests/stages/test_reward.py -k 'by_hand or devices or weight'",)
-LEARNS = ("tests/stages/test_reward.py -k 'learns or alike or resuming'",)
+OBJECTIVE = ("tests/stages/test_reward.py -k 'by_hand or devices or weight_does or bring'",)
+LEARNS = ("tests/stages/test_reward.py -k 'learns or alike or resuming or margins_and'",)
 ADAPTER = ("tests/stages/test_reward.py -k adapter",)
 SAMPLES = ("tests/stages/test_reward.py -k 'white_space or judges_samples'",)
 FOLDER = ("tests/weights/test_reward.py",)
@@ -16,21 +16,27 @@ MUTANTS: list[Mutant] = [
     *planted(
         "models/heads.py",
         BY_VALUE,
-        ("reads the token before the last", "+ entry_RN + 1\n", "+ entry_RN\n"),
+        ("reads the token before the last", "jnp.where(own_RN >= 0, own_RN, whole_RN))", "whole_RN - 1)"),
+        ("reads the last scored token", "jnp.where(own_RN >= 0, own_RN, whole_RN))", "batch.source_RN + 1)"),
         (
-            "behind a shared prompt: reads the chosen response",
-            "jax.lax.cummax(batch.source_RN - entry_RN, axis=1) + entry_RN + 1",
-            "batch.source_RN + 1",
+            "behind a shared prompt: reads the end of the prompt",
+            "jnp.where(own_RN >= 0, own_RN, whole_RN))",
+            "whole_RN)",
         ),
         (
-            "reads the first token of a response",
-            "batch.response_RN[:, 1:], ((0, 0), (0, 1))",
-            "batch.response_RN[:, :-1], ((0, 0), (1, 0))",
+            "behind a shared prompt: reads the other response",
+            "first_part_RN + 1 + slot_RN",
+            "first_part_RN + 2 - slot_RN",
+        ),
+        (
+            "packed: reads the end of the row",
+            "jnp.take_along_axis(last_RV, source_part_RN, axis=1)",
+            "last_RV[:, 1:].max(axis=1)[:, None]",
         ),
         (
             "sums over all tokens of a response",
-            "(batch.response_RN >= 0) & (batch.response_RN != after_RN)",
-            "(batch.response_RN >= 0)",
+            "jnp.where(batch.response_RN != after_RN, rewards_RN, 0.0)",
+            "rewards_RN",
         ),
         (
             "computes in the dtype of the trunk",
@@ -59,7 +65,10 @@ MUTANTS: list[Mutant] = [
             "rewards_BP[:, 0], rewards_BP[:, 1]\n        losses_B",
             "rewards_BP[:, 1], rewards_BP[:, 0]\n        losses_B",
         ),
-        ("the options are ignored", ', **knobs["options"])', ")"),
+        ("the options are ignored", ', **_with_margins(knobs["options"], batch.margin_B))', ")"),
+        ("margins of pairs are ignored", '_with_margins(knobs["options"], batch.margin_B)', 'knobs["options"]'),
+        ("a pair's margin takes the place of the option's", 'options["margin"] + margin_B}', "margin_B}"),
+        ("weights of pairs are ignored", "losses_B *= batch.loss_weight_B", "pass"),
         ("the mean over a micro-batch", '/ counts["pairs"], metrics', "/ batch.weight_B.sum(), metrics"),
         ("pairs without weight count", "(losses_B * batch.weight_B).sum()", "losses_B.sum()"),
         ("a tie is right", "(chosen_B > rejected_B)", "(chosen_B < rejected_B)"),
@@ -72,7 +81,20 @@ MUTANTS: list[Mutant] = [
     *planted(
         "stages/reward.py",
         LEARNS,
-        ("the held-out loss without its options", ", **term.knobs(0))", ")"),
+        ("the held-out loss without its options", ", **_with_margins(term.knobs(0), data.margin_B))", ")"),
+        (
+            "the held-out loss without the pairs' margins",
+            "_with_margins(term.knobs(0), data.margin_B)",
+            "term.knobs(0)",
+        ),
+        ("margins do not reach the batch", '"margin_B": data.margin_B, "source_B"', '"source_B"'),
+        ("weights do not reach the batch", '{"loss_weight_B": data.weight_B, "margin_B"', '{"margin_B"'),
+        ("soft labels are ignored", "if data.soft_label_B is not None:", "if False:"),
+        (
+            "sources are not told apart in metrics",
+            "reward_objective(model, setup.train_data.sources)",
+            "reward_objective(model)",
+        ),
         ("it learns by the optimizer of the policy", "optimizer=config.reward.optimizer", "optimizer=config.optimizer"),
         ("it lies where the policy lies", "folder=reward_folder(setup)", "folder=setup.workdir"),
         ("options do not reach the step", '{"options": term.knobs(step)}', '{"options": {}}'),
