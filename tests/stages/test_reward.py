@@ -228,14 +228,16 @@ def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: No
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
 
     def first_loss(**more: float) -> float:
-        Path("more.jsonl").write_text("".join(json.dumps({**row, **more}) + "\n" for row in rows))
+        for name in ("more.jsonl", "twin.jsonl"):
+            Path(name).write_text("".join(json.dumps({**row, **more}) + "\n" for row in rows))
         workdir = f"runs/{'-'.join(more)}"
-        data = ("--data.train", "[{path: more.jsonl}]", "--data.eval", "[{path: more.jsonl}]")
+        data = ("--data.train", "[{path: more.jsonl}, {path: twin.jsonl}]", "--data.eval", "[{path: more.jsonl}]")
         cli.main(["reward", "e.yaml", "--workdir", workdir, *data, "--reward.train.steps", "1"])
         return metrics(workdir)[0]["loss"]
 
     first = metrics("runs/demo")[0]
     assert first_loss(margin=3.0, weight=2.0) > 2 * np.log1p(np.exp(5.0 - first["rewards/margins"]))
+    assert sum(name.startswith("rewards/margins/") for name in metrics("runs/margin-weight")[0]) == 2
     heldout = json.loads(Path("runs/margin-weight/reward/evaluation.json").read_text())["heldout"]
     assert heldout["loss"] > np.log1p(np.exp(5.0 - heldout["margin"]))
     with pytest.raises(SystemExit):
