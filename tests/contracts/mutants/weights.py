@@ -67,7 +67,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("gate and up are the same rows", "Part(width, 2 * width)", "Part(0, 2 * width)"),
         ("half a pair is turned", "if turned % 2 or not turned:", "if False:"),
-        ("no window", 'config["sliding_window"], partial', "None, partial"),
+        ("no window at all", 'config["sliding_window"], partial', "None, partial"),
     ),
     *planted(
         "weights/load.py",
