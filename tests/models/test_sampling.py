@@ -90,7 +90,7 @@ class CountingModel(Model):
 
 
 def test_the_loop_ends_when_every_row_is_done(params):
-    model = CountingModel(MODEL.spec, MODEL.graphdef, MODEL.shapes, MODEL.axes, MODEL.dtype)
+    model = CountingModel(MODEL.spec, MODEL.graphdef, MODEL.tree, MODEL.dtype, MODEL.build)
     sampler = make_sampler(model, max_new_tokens=50, stop_tokens=tuple(range(300)))
     assert [len(row) for row in generate(sampler, params, PROMPTS, key=KEY, batch_rows=4)] == [1] * 4
     jax.effects_barrier()
