@@ -80,10 +80,10 @@ def read_rows(config: Config, tokenizer: Any, name: str, sources: Sequence[Sourc
     losses, reading = config.loss, {"on_error": config.data.on_error, "seed": config.seed}
     skipped: Counter[str] = Counter()
     if not is_unpaired(losses):
-        return as_tokens(config, tokenizer, name, stream(PAIRS, sources, **reading, skipped=skipped), skipped)
+        return as_tokens(config, tokenizer, name, sources, stream(PAIRS, sources, **reading, skipped=skipped), skipped)
     labelled = read_unpaired(sources, **reading, mismatched=needs_mismatched(losses))
     skipped.update(labelled.skipped)
-    found = as_tokens(config, tokenizer, name, labelled.rows, skipped)
+    found = as_tokens(config, tokenizer, name, sources, labelled.rows, skipped)
     desirable = found.desirable
     assert desirable is not None
     if desirable.all() or not desirable.any():
@@ -91,7 +91,9 @@ def read_rows(config: Config, tokenizer: Any, name: str, sources: Sequence[Sourc
     return found
 
 
-def as_tokens(config: Config, tokenizer: Any, name: str, rows: Iterable[Any], skipped: Counter[str]) -> DataRows:
+def as_tokens(
+    config: Config, tokenizer: Any, name: str, sources: Sequence[Source], rows: Iterable[Any], skipped: Counter[str]
+) -> DataRows:
     """The rows as tokens, on disk, and what they bring; what was changed or left out is said.
 
     `skipped` counts what `rows` left out so far.
@@ -114,7 +116,8 @@ def as_tokens(config: Config, tokenizer: Any, name: str, rows: Iterable[Any], sk
     notes = [f"{count} skipped ({reason})" for reason, count in left_out.items()]
     notes += [f"{count} {field.replace('_', ' ')}" for field, count in changes._asdict().items() if count]
     if not len(table):
-        raise UserError(f"{name}: no rows are left: {', '.join(notes) or 'the sources are empty'}.")
+        reasons = ", ".join(notes) or "the sources are empty"
+        raise UserError(f"{name}: no rows are left of {[dict(source) for source in sources]}: {reasons}.")
     say("data", f"{name}: {len(table)} rows" + "".join(f", {note}" for note in notes))
     return DataRows(table, **beside.arrays(), counts=changes, skipped=dict(left_out))
 

@@ -21,7 +21,7 @@ def run(setup: Setup) -> None:
     skipped: Counter[str] = Counter()
     reading = {"on_error": config.data.on_error, "seed": config.seed, "skipped": skipped}
     completions = stream(COMPLETIONS, config.sft.data.train, **reading)
-    rows = as_tokens(config, setup.tokenizer, "sft.data.train", completions, skipped).rows
+    rows = as_tokens(config, setup.tokenizer, "sft.data.train", config.sft.data.train, completions, skipped).rows
     train, model = config.sft.train, setup.sft_model
     batches = Batches(
         rows,

@@ -95,7 +95,7 @@ def zstd() -> bytes:
 LINE = json.dumps(PAIR).encode() + b"\n"
 WHOLE = gzip.compress(LINE * 50)
 FILES: list[tuple[str, Any, str]] = [
-    ("empty.jsonl", b"", "no rows are left: the sources are empty"),
+    ("empty.jsonl", b"", ": the sources are empty"),
     ("cut.jsonl.gz", WHOLE[:-9], "cut.jsonl.gz cannot be read to its end"),
     ("flipped.jsonl.gz", WHOLE[:-6] + bytes([WHOLE[-6] ^ 1]) + WHOLE[-5:], "cannot be read to its end"),
     ("text.jsonl.gz", LINE, "text.jsonl.gz cannot be read to its end"),
