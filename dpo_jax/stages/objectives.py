@@ -45,7 +45,7 @@ class Scored(NamedTuple):
 
 
 def completion_objective(model: Model) -> Objective:
-    """Negative log-likelihood of the responses, a mean over all scored tokens of the batch."""
+    """Negative log-likelihood of the responses, a mean over all scored tokens; a row's weight multiplies its own."""
     policy = _policy(model)
 
     def weigh(batch: PairBatch) -> Counts:
@@ -57,8 +57,10 @@ def completion_objective(model: Model) -> Objective:
     def loss(
         logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
     ) -> tuple[jax.Array, Metrics, Any]:
-        total = -logps_BP.sum()
-        return total / counts["tokens"], {"nll": Mean(total, batch.response_tokens_BP.sum())}, memory
+        nll_B = -logps_BP.sum(axis=1)
+        weighted_B = nll_B if batch.loss_weight_B is None else nll_B * batch.loss_weight_B
+        metrics = {"nll": Mean(nll_B.sum(), batch.response_tokens_BP.sum())}
+        return weighted_B.sum() / counts["tokens"], metrics, memory
 
     return Objective(weigh, forward, loss)
 

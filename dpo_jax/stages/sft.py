@@ -21,16 +21,17 @@ def run(setup: Setup) -> None:
     skipped: Counter[str] = Counter()
     reading = {"on_error": config.data.on_error, "seed": config.seed, "skipped": skipped}
     completions = stream(COMPLETIONS, config.sft.data.train, **reading)
-    rows = as_tokens(config, setup.tokenizer, "sft.data.train", config.sft.data.train, completions, skipped).rows
+    found = as_tokens(config, setup.tokenizer, "sft.data.train", config.sft.data.train, completions, skipped)
     train, model = config.sft.train, setup.sft_model
     batches = Batches(
-        rows,
+        found.rows,
         batch_pairs=train.batch_pairs,
         micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        columns={} if found.weight_B is None else {"loss_weight_B": found.weight_B},
     )
     fit(
         setup,

@@ -86,11 +86,6 @@ def needs_reference(terms: Sequence[Term]) -> bool:
     return any(term.name not in REFERENCE_FREE for term in terms)
 
 
-def needs_live_reference(terms: Sequence[Term]) -> bool:
-    """Whether any term reads the reference's whole distribution, which no store holds."""
-    return any(term.name in TOKEN_LEVEL for term in terms)
-
-
 def soft_labelled() -> list[str]:
     """The losses that read soft labels: as label smoothing of 1 - p, which each pair may have of its own."""
     found = []

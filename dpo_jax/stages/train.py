@@ -131,6 +131,8 @@ def _columns(setup: Setup) -> dict[str, np.ndarray]:
         UserError: soft labels, and a loss that cannot read them.
     """
     data = setup.train_data
+    if data.margin_B is not None:
+        say("train", "data.train: the column margin is read by `dpo-jax reward` alone, and by no loss here")
     if data.soft_label_B is not None:
         deaf = [term.name for term in setup.terms if not reads_soft_labels(term)]
         if deaf:

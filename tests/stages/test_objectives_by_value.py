@@ -191,6 +191,13 @@ def test_supervised_completions_are_a_mean_over_tokens(x64):
     (loss, metrics, _), _ = gradients(objective, state, jax.tree.map(jnp.asarray, whole), {}, jax.random.key(0))
     np.testing.assert_allclose([loss, shown(metrics)["nll"]], [nats / tokens] * 2, rtol=1e-9)
 
+    weights_B = np.array([0, 1, 2, 0.5, 1, 1, 3, 1], np.float32)
+    nats_B = -np.concatenate([sums_BP(parameters(0), part)[:, 0] for part in parts])
+    batch = jax.tree.map(jnp.asarray, whole._replace(loss_weight_B=weights_B.reshape(2, 4)))
+    (loss, metrics, _), _ = gradients(objective, state, batch, {}, jax.random.key(0))
+    np.testing.assert_allclose(loss, (weights_B * nats_B).sum() / tokens, rtol=1e-9)
+    np.testing.assert_allclose(shown(metrics)["nll"], nats / tokens, rtol=1e-9)
+
 
 def shown(metrics: Any) -> dict[str, float]:
     return {name: float(mean.total / mean.weight) for name, mean in metrics.items()}

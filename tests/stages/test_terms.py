@@ -15,7 +15,6 @@ from dpo_jax.stages.terms import (
     Ramp,
     Term,
     is_unpaired,
-    needs_live_reference,
     needs_mismatched,
     needs_reference,
     read_terms,
@@ -66,7 +65,6 @@ def test_what_is_remembered_before_the_first_batch():
 def test_what_a_loss_asks_of_the_trainer(name: str):
     terms, config = [term(name)], [LossConfig(name=name)]
     assert needs_reference(terms) == (name not in ("simpo", "cpo", "orpo", "slic_hf", "alpha_po", "sft"))
-    assert needs_live_reference(terms) == name.startswith("tdpo")
     assert is_unpaired(config) == (name in ("kto", "bco", "apo_zero_unpaired"))
     assert needs_mismatched(config) == (name == "kto")
 

@@ -44,6 +44,7 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
             return {split: enumerate(_examples(pairs)) for split, pairs in splits.items()}
 
         def _generate_examples(self) -> Any:
+            """Never called: the base class asks for it, but `_split_generators` gives the examples themselves."""
             raise NotImplementedError
 
     Corpus.name = name

@@ -137,9 +137,10 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "sft: a mean over responses",
-            'return total / counts["tokens"], {"nll"',
-            'return total / batch.response_tokens_BP.shape[0], {"nll"',
+            'weighted_B.sum() / counts["tokens"]',
+            "weighted_B.sum() / batch.response_tokens_BP.shape[0]",
         ),
+        ("sft: the weights of rows are ignored", "else nll_B * batch.loss_weight_B", "else nll_B"),
         (
             "metrics: rewards take the beta of the last loss",
             'next((options["beta"] for options in knobs["losses"] if',

@@ -33,7 +33,6 @@ MUTANTS: list[Mutant] = [
         ("BCO's level is an option", 'specs.pop("delta", None)', 'specs.get("delta", None)'),
         ("pairs and labelled completions in one objective", "    if apart:", "    if False:"),
         ("no loss needs a reference", "any(term.name not in REFERENCE_FREE for term in terms)", "False"),
-        ("TDPO needs no live reference", "any(term.name in TOKEN_LEVEL for term in terms)", "False"),
         ("steering begins at 0", "np.float32(self.budget.alpha_start)", "np.float32(0.0)"),
         ("steering options without `alpha: auto` are ignored", "        if asked:", "        if False:"),
         ("steering without a budget", '    if "kl_budget" not in asked:', "    if False:"),
