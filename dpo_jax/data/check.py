@@ -1,22 +1,27 @@
 """What is odd about rows of tokens: what was cut, what is there twice, what was labelled both ways, which is longer.
 
-Reads each row once and remembers a few digests of it, so that it goes through any number of rows.
+Reads each row once and remembers three digests of it, 24 bytes, so that it goes through any number of rows.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.types import TokenRow
 
 PERCENTILES = (50, 90, 99, 100)
 NEAR = 0.9
 """Two responses of which a longer share of tokens than this is the same at both ends are nearly identical."""
+
+
+_ODD = 0x9E3779B97F4A7C15
 
 
 class Findings(NamedTuple):
@@ -33,11 +38,11 @@ class Findings(NamedTuple):
 
 
 class Split(NamedTuple):
-    """The findings of one split, and what it takes to compare it with another."""
+    """The findings of one split, and what it takes to compare it with another: digests, uint64, each once."""
 
     findings: Findings
-    rows: frozenset[int]
-    prompts: frozenset[int]
+    rows: np.ndarray
+    prompts: np.ndarray
 
 
 class Overlap(NamedTuple):
@@ -48,7 +53,7 @@ class Overlap(NamedTuple):
 
 
 def check_rows(
-    rows: Iterable[TokenRow], *, eos: int | None, bos: int | None, desirable: np.ndarray | None = None
+    rows: Sequence[TokenRow], *, eos: int | None, bos: int | None, desirable: np.ndarray | None = None
 ) -> Split:
     """Goes through the rows of one split.
 
@@ -57,43 +62,47 @@ def check_rows(
         bos: the token that begins a text, if there is one.
         desirable: the labels of unpaired completions, bool [rows]; only the first response of such a row is looked at.
     """
-    lengths: list[list[int]] = []
+    sizes = sizes_of(rows)
+    names = ("prompt", "completion") if desirable is not None else ("prompt", "chosen", "rejected")
+    counts = np.column_stack([sizes.prompt, sizes.responses])[:, : len(names)]
     found: Counter[str] = Counter()
-    seen: dict[int, set[int]] = {}  # what is compared -> how it was labelled
-    prompts: set[int] = set()
+    texts, labels, prompts = array("Q"), array("Q"), array("Q")  # what is compared, how it is labelled
     for number, row in enumerate(rows):
-        responses = row.responses if desirable is None else row.responses[:1]
-        lengths.append([len(row.prompt), *map(len, responses)])
+        responses = row.responses[: len(names) - 1]
         found["without eos"] += sum(eos not in response[-2:] for response in responses)
         found["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
         found["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
-        prompt = xxhash.xxh3_64_intdigest(row.prompt.tobytes())
-        prompts.add(prompt)
-        digests = [xxhash.xxh3_64_intdigest(np.ascontiguousarray(response).tobytes(), prompt) for response in responses]
-        compared = hash(tuple(sorted(digests)))
-        label = hash(tuple(digests)) if desirable is None else int(desirable[number])
-        before = seen.setdefault(compared, set())
-        found["repeated"] += label in before
-        found["both"] += bool(before - {label}) and label not in before
-        before.add(label)
-    counts = np.array(lengths)
-    names = ("prompt", "completion") if counts.shape[1] == 2 else ("prompt", "chosen", "rejected")
+        prompts.append(xxhash.xxh3_64_intdigest(row.prompt.tobytes()))
+        digests = [_digest(response, prompts[-1]) for response in responses]
+        texts.append(sum(digests) % 2**64)  # the same in either order
+        labels.append(digests[0] if desirable is None else int(desirable[number]))
+    different, labelled = _different(texts), _different(texts, labels)
     findings = Findings(
         rows=len(counts),
-        lengths={name: _percentiles(column) for name, column in zip(names, counts.T, strict=False)},
+        lengths={name: _percentiles(column) for name, column in zip(names, counts.T, strict=True)},
         nearly_identical=found["near"],
         responses_without_eos=found["without eos"],
         prompts_with_two_bos=found["two bos"],
-        repeated=found["repeated"],
-        both_orders=found["both"],
-        longer_chosen=None if len(names) == 2 else _longer(*counts.T[1:3]),
+        repeated=len(counts) - len(labelled),
+        both_orders=len(labelled) - len(different),
+        longer_chosen=_longer(*counts.T[1:]) if desirable is None else None,
     )
-    return Split(findings, frozenset(seen), frozenset(prompts))
+    return Split(findings, different, _different(prompts))
 
 
 def overlap(one: Split, other: Split) -> Overlap:
     """How many different rows, and prompts, stand in both."""
-    return Overlap(len(one.rows & other.rows), len(one.prompts & other.prompts))
+    return Overlap(*(len(np.intersect1d(*both, assume_unique=True)) for both in zip(one[1:], other[1:], strict=True)))
+
+
+def _digest(response: np.ndarray, prompt: int) -> int:
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(response).tobytes(), prompt)
+
+
+def _different(digests: array[int], labels: array[int] | None = None) -> np.ndarray:
+    """Each digest once, or with labels each that stands for a digest with its label."""
+    found = np.frombuffer(digests, np.uint64)
+    return np.unique(found if labels is None else found ^ np.frombuffer(labels, np.uint64) * np.uint64(_ODD))
 
 
 def _percentiles(counts: np.ndarray) -> list[int]:

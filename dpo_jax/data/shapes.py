@@ -5,7 +5,8 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
@@ -19,17 +20,17 @@ Part = tuple[np.ndarray, slice]
 """What goes into one micro-batch: rows, and which of their responses."""
 
 _MULTIPLE = 8
-_HALVES = 3
-_QUANTILES = (0.5, 0.9, 1.0)
+_LENGTHS = 8  # T is so many eighths of the limit of the data set
+_MOST = 8  # shapes that are compiled for a data set, but for batches that are larger than all examples
+_GAIN = 0.01  # share of what a further shape must save
 EXAMPLES = 256
 
 
 class Shapes:
     """Chooses the shape of each batch, and places its runs.
 
-    Padded, T and N are the limit of the data set, its half or its quarter, and R is always the same. Packed, T is the
-    limit, and R and N are what half, nine tenths or all of some example batches need; a batch that needs more gets the
-    next multiple of the largest.
+    A few shapes are drawn from example batches so that those make the fewest tokens, in rows and scored. A batch gets
+    the smallest that holds it; one that none holds gets its own, in multiples of the largest number of rows.
 
     Args:
         pairs: how many a part may hold.
@@ -50,49 +51,68 @@ class Shapes:
             raise UserError(f"data.layout is {layout!r}. {nearest(str(layout), LAYOUTS)}")
         self.layout, self.sizes = LAYOUTS[layout], sizes_of(rows)
         self._pairs, self._row_multiple = pairs, row_multiple
-        tokens, scored = self.layout.lengths(self.sizes)
-        self._length_sizes, self._scored_sizes = _halves(tokens.max()), _halves(scored.max())
-        self._row_sizes: tuple[int, ...] = ()
-        if self.layout.packs:
-            self._length_sizes = self._length_sizes[-1:]
-            needed = [self._place(parts)[1] for parts in islice(examples, EXAMPLES)]
-            self._row_sizes = _quantiles([shape.rows for shape in needed], row_multiple)
-            self._scored_sizes = _quantiles([shape.scored for shape in needed], _MULTIPLE)
+        longest = self.layout.lengths(self.sizes)[0].max()
+        eighths = (round_up(math.ceil(longest * part / _LENGTHS), _MULTIPLE) for part in range(1, _LENGTHS + 1))
+        self._lengths = tuple(sorted(set(eighths)))
+        needed = [[shape for _, shape in self._places(parts)] for parts in islice(examples, EXAMPLES)]
+        self._known = sorted(_chosen(needed), key=_cost) if needed else []
 
     def of(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         """The places of the runs of each part, and the shape that holds every part."""
-        places, (rows, length, scored) = self._place(parts)
-        return places, Shape(
-            _at_least(self._row_sizes or (rows,), rows, self._row_multiple),
-            length,
-            _at_least(self._scored_sizes, scored, _MULTIPLE),
-        )
+        found = list(self._places(parts))
+        for known in self._known:
+            for places, need in found:
+                if need.length == known.length and _holds(known, need):
+                    return places, known
+        places, need = min(found, key=lambda each: _cost(each[1]))
+        most = max((known.rows for known in self._known), default=self._row_multiple)
+        return places, need._replace(rows=round_up(need.rows, most))
 
-    def _place(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
-        """The places, and what they need."""
+    def _places(self, parts: Sequence[Part]) -> Iterator[tuple[list[Places], Shape]]:
+        """For each length of rows that is enough: the places, and what they need."""
         lengths = [self.layout.lengths(self.sizes.of(picks, slots)) for picks, slots in parts]
-        length = _at_least(self._length_sizes, max(int(tokens.max()) for tokens, _ in lengths), _MULTIPLE)
-        places = [place_runs(self.layout, *each, length=length) for each in lengths]
-        rows = max(place.rows for place in places)
-        if not self.layout.packs:  # as many as in a full batch
-            rows = max(place.rows * self._pairs // len(picks) for place, (picks, _) in zip(places, parts, strict=True))
-        return places, Shape(rows, length, max(place.scored for place in places))
+        longest = max(int(tokens.max()) for tokens, _ in lengths)
+        for length in self._lengths:
+            if length < longest:
+                continue
+            places = [place_runs(self.layout, *each, length=length) for each in lengths]
+            rows = max(place.rows for place in places)
+            if not self.layout.packs:  # as many as in a full batch
+                both = zip(places, parts, strict=True)
+                rows = max(place.rows * self._pairs // len(picks) for place, (picks, _) in both)
+            scored = max(place.scored for place in places)
+            yield places, Shape(round_up(rows, self._row_multiple), length, round_up(scored, _MULTIPLE))
 
 
-def _halves(longest: int) -> tuple[int, ...]:
-    """The longest, a half and a quarter of it, the smallest first."""
-    limit = round_up(longest, _MULTIPLE)
-    return tuple(round_up(-(-limit // (1 << halving)), _MULTIPLE) for halving in reversed(range(_HALVES)))
+def _cost(shape: Shape) -> int:
+    return shape.rows * (shape.length + shape.scored)
 
 
-def _quantiles(needed: Sequence[int], multiple: int) -> tuple[int, ...]:
-    found = np.quantile(needed or [1], _QUANTILES, method="higher")
-    return tuple(sorted({round_up(int(need), multiple) for need in found}))
+def _holds(shape: Shape, need: Shape) -> bool:
+    return need.rows <= shape.rows and need.scored <= shape.scored
 
 
-def _at_least(sizes: Sequence[int], wanted: int, multiple: int) -> int:
-    """The smallest of the sizes that holds what is wanted, or a multiple of the largest."""
-    return round_up(next((size for size in sizes if size >= wanted), round_up(wanted, sizes[-1])), multiple)
+def _chosen(needed: Sequence[Sequence[Shape]]) -> list[Shape]:
+    """Few shapes, one of which holds each example in some length of rows; each is the one that then saves the most."""
+    whole = [shapes[-1] for shapes in needed]  # the limit, which every example has
+    chosen = [Shape(max(s.rows for s in whole), whole[0].length, max(s.scored for s in whole))]
+    least = np.full(len(needed), _cost(chosen[0]))
+    candidates = sorted({shape for shapes in needed for shape in shapes})
+    costs = np.array([_costs(candidate, needed) for candidate in candidates])
+    while len(chosen) < _MOST:
+        totals = np.minimum(costs, least).sum(axis=1)
+        best = int(totals.argmin())
+        if totals[best] > (1 - _GAIN) * least.sum():
+            break
+        chosen.append(candidates[best])
+        least = np.minimum(least, costs[best])
+    return chosen
+
+
+def _costs(shape: Shape, needed: Sequence[Sequence[Shape]]) -> list[float]:
+    """What each example costs in this shape, which is infinite where it does not fit."""
+    fits = (any(need.length == shape.length and _holds(shape, need) for need in shapes) for shapes in needed)
+    return [_cost(shape) if fit else math.inf for fit in fits]
 
 
 def round_up(size: int, multiple: int) -> int:
