@@ -123,6 +123,7 @@ def _render(
     tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, turns: Sequence[Message], *, asks: bool
 ) -> str:
     template = source(tokenizer)
+    _variables(template)  # a template that cannot be read is no fault of the row
     try:
         text = tokenizer.apply_chat_template(
             turns,  # type: ignore[arg-type]
@@ -157,12 +158,17 @@ _MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers
 
 @functools.lru_cache(maxsize=8)
 def _variables(template: str) -> frozenset[str]:
-    """The names that a template reads without setting them."""
+    """The names that a template reads without setting them; raises UserError where it is not jinja."""
     import jinja2
     from jinja2 import meta
 
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    return frozenset(meta.find_undeclared_variables(environment.parse(_MARKER.sub("", template))))
+    try:
+        return frozenset(meta.find_undeclared_variables(environment.parse(_MARKER.sub("", template))))
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(
+            f"the chat template, line {error.lineno}: {error.message}. Mend it, or name another in data.chat_template."
+        ) from None
 
 
 def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns: Sequence[Message]) -> list[Span]:

@@ -33,26 +33,35 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
     row_ids, now = score_rows(setup.score, policy, setup.scoring_batches(data.rows), place=setup.place)
     frozen = store.lookup(row_ids)
     beta = next((term.options["beta"] for term in setup.terms if "beta" in term.options), 1.0)
-    desirable = labels_of(data.rows, data.desirable, row_ids)
+    desirable = values_of(data.rows, data.desirable, row_ids)
     if desirable is None:
         found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
     else:
         found = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
     if any(term.name in TOKEN_LEVEL or term.wpo for term in setup.terms):
         return found
-    return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory).mean())}
+    brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
+    beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
+    return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory, **beside).mean())}
 
 
-def labels_of(rows: Sequence[TokenRow], desirable: np.ndarray | None, row_ids: Sequence[str]) -> np.ndarray | None:
-    """The labels of rows, which begin with those of `rows`, in the order of their ids; None of pairs."""
-    if desirable is None:
+def values_of(rows: Sequence[TokenRow], values: np.ndarray | None, row_ids: Sequence[str]) -> np.ndarray | None:
+    """The values, [n], of rows, which begin with those of `rows`, in the order of these ids; None if none."""
+    if values is None:
         return None
-    labels = dict(zip((row.row_id for row in rows), desirable[: len(rows)], strict=True))
-    return np.array([labels[row_id] for row_id in row_ids])
+    found = dict(zip((row.row_id for row in rows), values[: len(rows)], strict=True))
+    return np.array([found[row_id] for row_id in row_ids])
 
 
 def loss_of_rows(
-    terms: Sequence[Term], now: Scores, frozen: Scores, desirable: np.ndarray | None, memory: Sequence[Any] | None
+    terms: Sequence[Term],
+    now: Scores,
+    frozen: Scores,
+    desirable: np.ndarray | None,
+    memory: Sequence[Any] | None,
+    *,
+    loss_weight_B: np.ndarray | None = None,
+    soft_label_B: np.ndarray | None = None,
 ) -> jax.Array:
     """The weighted losses of scored rows, [n], every loss without a past."""
     policy, reference = as_pair(now), as_pair(frozen)
@@ -62,6 +71,8 @@ def loss_of_rows(
         policy_heads=as_pair(now._replace(logps_nP=now.heads_nP)),
         reference_heads=as_pair(frozen._replace(logps_nP=frozen.heads_nP)),
         desirable_B=None if desirable is None else jnp.asarray(desirable),
+        loss_weight_B=None if loss_weight_B is None else jnp.asarray(loss_weight_B),
+        soft_label_B=None if soft_label_B is None else jnp.asarray(soft_label_B),
     )
     if desirable is not None and now.logps_nP.shape[1] > 1:
         inputs = inputs._replace(mismatched_kl=mismatched_kl(policy.rejected, reference.rejected))

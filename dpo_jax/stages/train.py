@@ -22,7 +22,7 @@ from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import check_data, reference
 from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit, planned_steps
-from dpo_jax.stages.heldout import heldout, known_loss, labels_of, loss_of_rows
+from dpo_jax.stages.heldout import heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
@@ -192,7 +192,7 @@ def check_start(setup: Setup, params: Params, lookup: Callable[[Sequence[str]], 
             "that the weights did not change since `dpo-jax reference`, or delete the store and score again."
         )
     absolute, relative = reference.TOLERANCE[setup.config.model.dtype]
-    desirable = labels_of(rows, data.desirable, row_ids)
+    desirable = values_of(rows, data.desirable, row_ids)
     for term in setup.terms:
         if term.entry.at_reference is None or term.name in TOKEN_LEVEL:  # those read what is not scored here
             continue

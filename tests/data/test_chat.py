@@ -269,11 +269,17 @@ def test_chunks_are_made_as_they_are_asked_for(tokenizer, monkeypatch):
 
 
 def test_a_template_that_fails_as_a_program_is_a_bad_row(tokenizer):
-    for broken in ("{{ messages[0].content + 1 }}", "{{ messages[9].content.x }}", "{% for"):
+    for broken in ("{{ messages[0].content + 1 }}", "{{ messages[9].content.x }}"):
         with pytest.raises(BadRow, match="f:1: the tokenizer's chat template refuses a message or is broken"):
             one(TALK, tokenizer, chat_template=broken)
     with pytest.raises(BadRow, match="broken"):  # the sandbox
         one(TALK, tokenizer, chat_template="{{ messages.__class__.__mro__ }}{{ ''.__class__.__subclasses__() }}")
+
+
+def test_a_template_that_cannot_be_read_is_no_bad_row(tokenizer):
+    with pytest.raises(UserError, match="the chat template, line 2: .*data.chat_template") as caught:
+        one(TALK, tokenizer, chat_template="x\n{% for")
+    assert not isinstance(caught.value, BadRow)
 
 
 def test_rules_that_there_are_not_are_refused(tokenizer):

@@ -13,7 +13,7 @@ from dpo_jax.config import LossConfig
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.losses import AlphaDPOState, PairLogps, alpha_dpo, bco, bco_pair, dpo, implicit_rewards, kto
 from dpo_jax.reference.store import Scores
-from dpo_jax.stages.heldout import as_pair, heldout, known_loss, labels_of, loss_of_rows
+from dpo_jax.stages.heldout import as_pair, heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.types import TokenRow
@@ -79,7 +79,7 @@ def test_what_is_known_of_each_loss_where_policy_and_reference_agree():
     np.testing.assert_allclose(known_loss(longer, NOW, None), np.log1p(np.exp(-margin)), rtol=1e-5)
 
 
-def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None) -> dict[str, Any]:
+def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought: np.ndarray) -> dict[str, Any]:
     """`heldout` of rows of which policy and reference say NOW and FROZEN."""
     slots = 2 if labels is None else 1
     rows = [TokenRow(f"{i}", np.zeros(1 + i, np.int32), (np.zeros(2, np.int32),) * slots) for i in range(ROWS)]
@@ -93,7 +93,7 @@ def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None) -> dict[st
         return Scores(*(field[[int(row_id) for row_id in row_ids], :slots] for field in FROZEN))
 
     setup: Any = SimpleNamespace(
-        eval_data=DataRows(rows, [], labels),
+        eval_data=DataRows(rows, [], labels, **brought),
         config=SimpleNamespace(reference=SimpleNamespace(batch_pairs=2)),
         scoring_batches=lambda rows: evaluation_batches(rows, pairs=2),
         score=score,
@@ -120,7 +120,14 @@ def test_labels_go_with_their_rows():
     expected = bco(POLICY.chosen, REFERENCE.chosen, good, 0.1 * ratios.mean()).mean()
     assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
     data = DataRows([TokenRow(f"{i}", np.zeros(1), ()) for i in range(ROWS)], [], LABELS)
-    np.testing.assert_array_equal(labels_of(data.rows, data.desirable, ["4", "1", "0"]), [True, False, True])
+    np.testing.assert_array_equal(values_of(data.rows, data.desirable, ["4", "1", "0"]), [True, False, True])
+
+
+def test_soft_labels_and_weights_count_as_in_training():
+    soft, weights = np.linspace(0.5, 1, ROWS, dtype=np.float32), np.arange(ROWS, dtype=np.float32)
+    found = evaluated({"name": "dpo"}, soft_label_B=soft, weight_B=weights)
+    expected = weights * dpo(POLICY, REFERENCE, label_smoothing=1 - soft)
+    assert found["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [{"name": "tdpo1"}, {"name": "dpo", "wpo": True}])

@@ -166,7 +166,7 @@ SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"special_tokens": "ignore"}, "data.special_tokens: 'ignore' is unknown"),
     ({"chat_template": "x.jinja"}, "data.chat_template: is read with data.template: tokenizer only"),
     ({"template": "tokenizer", "chat_template": "x.jinja"}, "the file x.jinja cannot be read"),
-    ({"template": "tokenizer", "chat_template": "{% for"}, "chat template"),
+    ({"template": "tokenizer", "chat_template": "{% for"}, "the chat template, line 1"),
     ({"on_error": "ignore"}, "data.on_error: 'ignore' is unknown"),
 ]
 
