@@ -113,10 +113,11 @@ class TrainConfig:
 class MeshConfig:
     """Devices along each axis; one may be -1 and takes the rest."""
 
-    data: int = 1
-    fsdp: int = -1
-    tensor: int = 1
-    sequence: int = 1
+    slice: int = 1  # parts that only a slow network joins: each holds all parameters
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # parts of the parameters; rows are split over slice, data and fsdp
+    tensor: int = 1  # parts of heads, MLP and vocabulary
+    sequence: int = 1  # parts of long rows
 
 
 @dataclass(frozen=True, kw_only=True)

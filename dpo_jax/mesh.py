@@ -14,12 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-MESH_AXES = ("data", "fsdp", "tensor", "sequence")
+MESH_AXES = ("slice", "data", "fsdp", "tensor", "sequence")
 
+# A slice is what one fast network joins; slices hold all parameters each, so that only gradients cross the slow one.
 LOGICAL_AXES: dict[str, tuple[str, ...]] = {
-    "rows": ("data", "fsdp"),
+    "rows": ("slice", "data", "fsdp"),
     "length": ("sequence",),
     "embed": ("fsdp",),
     "vocab": ("tensor",),
@@ -39,14 +41,15 @@ Names = Sequence[str | None]
 Read = Callable[[tuple[slice, ...]], np.ndarray]
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1) -> Mesh:
-    """A mesh of all devices; one axis may be -1 and takes what the others leave.
+def mesh_sizes(
+    devices: int, *, slice: int = 1, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1
+) -> tuple[int, ...]:
+    """How many devices lie along each mesh axis; one axis may be -1 and takes what the others leave.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, which the message states.
     """
-    sizes = [data, fsdp, tensor, sequence]
-    devices = jax.device_count()
+    sizes = [slice, data, fsdp, tensor, sequence]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh axes are positive, and one may be -1: {dict(zip(MESH_AXES, sizes, strict=True))}")
     if -1 in sizes:
@@ -54,7 +57,24 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int =
     if math.prod(sizes) != devices:
         shape = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
         raise ValueError(f"the mesh {shape} wants {math.prod(sizes)} devices, this machine has {devices}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return tuple(sizes)
+
+
+def make_mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+    """A mesh of all devices, or of those given; the axes as in `mesh_sizes`.
+
+    Raises:
+        ValueError: as there, or the devices are in several slices and the axis of that name does not say how many.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes, types = mesh_sizes(len(devices), **axes), (AxisType.Auto,) * len(MESH_AXES)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:  # one network joins all
+        return jax.make_mesh(sizes, MESH_AXES, axis_types=types, devices=devices)
+    if sizes[0] != slices:
+        raise ValueError(f"the devices are in {slices} slices, and the axis slice is {sizes[0]}")
+    ones = (1,) * (len(sizes) - 1)
+    return Mesh(create_hybrid_device_mesh((1, *sizes[1:]), (slices, *ones), devices=devices), MESH_AXES, types)
 
 
 def partition_spec(names: Names, shape: Sequence[int], mesh: Any) -> PartitionSpec:
@@ -89,6 +109,11 @@ def axis_splits(name: str) -> int:
     """Into how many parts the mesh in use splits a dimension with this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
+
+
+def splits(mesh: Mesh, name: str) -> int:
+    """Into how many parts a mesh splits a dimension with this logical name."""
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name])
 
 
 def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:

@@ -19,7 +19,7 @@ from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
-from dpo_jax.mesh import make_mesh, named_sharding, place, replicated
+from dpo_jax.mesh import make_mesh, named_sharding, place, replicated, splits
 from dpo_jax.models.decoder import Described, Model, make_model
 from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
@@ -163,7 +163,7 @@ class Setup:
     @property
     def row_multiple(self) -> int:
         """Into how many parts the mesh splits the rows of a batch."""
-        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        return splits(self.mesh, "rows")
 
     def scoring_batches(self, rows: Sequence[TokenRow]) -> Iterator[HostBatch]:
         """Every row once, in batches of `reference.batch_pairs`."""

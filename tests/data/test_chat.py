@@ -277,7 +277,7 @@ def test_a_template_that_fails_as_a_program_is_a_bad_row(tokenizer):
 
 
 def test_a_template_that_cannot_be_read_is_no_bad_row(tokenizer):
-    with pytest.raises(UserError, match="the chat template, line 2: .*data.chat_template") as caught:
+    with pytest.raises(UserError, match=r"the chat template, line 2: .*data\.chat_template") as caught:
         one(TALK, tokenizer, chat_template="x\n{% for")
     assert not isinstance(caught.value, BadRow)
 

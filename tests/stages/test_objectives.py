@@ -28,10 +28,24 @@ MIXTURES = {
 CASES = {name: [LossConfig(name=name)] for name in TRAINED} | MIXTURES
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_micro_batches_on_eight_devices_equal_one_batch_on_one(x64, name: str):
+MESHES = {
+    "data": {"data": 8, "fsdp": 1},
+    "fsdp": {"fsdp": 8},
+    "tensor": {"fsdp": 1, "tensor": 8},
+    "sequence": {"fsdp": 1, "sequence": 8},
+    "data, fsdp, tensor": {"data": 2, "fsdp": 2, "tensor": 2},
+    "slice, fsdp, sequence": {"slice": 2, "fsdp": 2, "sequence": 2},
+}
+
+
+EVERY = [pytest.param(name, mesh, marks=[pytest.mark.slow, pytest.mark.full]) for name in CASES for mesh in MESHES]
+IN_TURN = [(name, list(MESHES)[number % len(MESHES)]) for number, name in enumerate(CASES)]
+
+
+@pytest.mark.parametrize(("name", "mesh"), IN_TURN + EVERY)
+def test_micro_batches_on_eight_devices_equal_one_batch_on_one(x64, name: str, mesh: str):
     whole = found_by(CASES[name], micro_batches=1)
-    parts = found_by(CASES[name], micro_batches=4, mesh=make_mesh(data=2, fsdp=4))
+    parts = found_by(CASES[name], micro_batches=4, mesh=make_mesh(**MESHES[mesh]))
     assert whole[0][0].dtype == np.float64
     for ours, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-11)

@@ -19,7 +19,7 @@ from dpo_jax.training.state import TrainState
 from dpo_jax.training.step import Objective, gradients
 from dpo_jax.types import PairBatch, TokenRow, Unembedding
 
-VOCABULARY, WIDTH, PAIRS = 13, 6, 8
+VOCABULARY, WIDTH, PAIRS = 16, 8, 8
 
 
 class Toy(NamedTuple):
@@ -107,8 +107,10 @@ def found_by(losses: list[LossConfig], *, micro_batches: int, mesh: Any = None, 
     arguments = (parameters(0), parameters(1) if live else None, batch, knobs, memory)
     if mesh is None:
         return jax.device_get(jax.jit(run)(*arguments))
+    split = named_sharding(mesh, ("vocab", "embed"), (VOCABULARY, WIDTH))
+    params, frozen = (jax.device_put(tree, split) for tree in arguments[:2])
     with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(run)(*arguments[:2], place(batch, mesh), knobs, memory))
+        return jax.device_get(jax.jit(run)(params, frozen, place(batch, mesh), knobs, memory))
 
 
 def all_logps(params: Any, batch: PairBatch) -> jax.Array:
