@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dpo_jax import __version__
 from dpo_jax.config import load
@@ -62,11 +63,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         _dispatch(arguments)
     except UserError as error:
-        print(f"dpo-jax: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _leave(2, str(error))
     except KeyboardInterrupt:
-        print("dpo-jax: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        raise SystemExit(130) from None
+        _leave(130, "interrupted; the same command goes on from the last checkpoint")
+
+
+def _leave(code: int, message: str) -> NoReturn:
+    if "jax" not in sys.modules:  # a mistake that was found at once
+        print(f"dpo-jax: {message}", file=sys.stderr)
+        raise SystemExit(code)
+    from dpo_jax.stages.hosts import leave
+
+    leave(code, message)
 
 
 def _dispatch(arguments: Sequence[str]) -> None:
@@ -103,15 +111,22 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells there of its every move
     import jax
 
+    from dpo_jax.stages import hosts
     from dpo_jax.stages.setup import Setup
 
-    if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
-        jax.distributed.initialize()
-    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
-    setup.begin()
-    stage = STAGES[known.command]
-    with jax.set_mesh(setup.mesh):
-        stage.run(setup, **{flag: getattr(known, flag) for flag in stage.flags})
+    hosts.join_run()
+    try:
+        setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
+        setup.begin()
+        hosts.check_shared(setup.workdir)
+        stage = STAGES[known.command]
+        with jax.set_mesh(setup.mesh):
+            stage.run(setup, **{flag: getattr(known, flag) for flag in stage.flags})
+    except (UserError, KeyboardInterrupt):
+        raise
+    except BaseException:
+        hosts.crash()
+        raise
 
 
 if __name__ == "__main__":

@@ -10,6 +10,13 @@ from typing import Any
 import xxhash
 
 _BLOCK_BYTES = 1 << 24
+_writes = True
+
+
+def leave_to_the_first() -> None:
+    """From now on nothing is written here: the first process of the run holds the same and writes it."""
+    global _writes
+    _writes = False
 
 
 def digest(data: bytes) -> str:
@@ -33,7 +40,12 @@ def digest_folder(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes a whole file: a reader, and a crash, see the old content or the new, never a part."""
+    """Writes a whole file: a reader, and a crash, see the old content or the new, never a part.
+
+    Of the processes of a run only the first one does.
+    """
+    if not _writes:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:

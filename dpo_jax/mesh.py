@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -109,6 +110,12 @@ def axis_splits(name: str) -> int:
     """Into how many parts the mesh in use splits a dimension with this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
+
+
+def meet(what: str) -> None:
+    """Waits for all processes of the run to come here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
 
 
 def splits(mesh: Mesh, name: str) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.files import digest
+from dpo_jax.mesh import constrain
 from dpo_jax.reference.rows import RowIds, as_ids
 from dpo_jax.types import Params
 
@@ -38,11 +39,16 @@ def _mixed(leaf: jax.Array) -> jax.Array:
     return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
 
 
+@jax.jit
+def _sums(leaves: list[jax.Array]) -> jax.Array:
+    return constrain(jnp.stack([_mixed(leaf) for leaf in leaves]), None, None)  # every host reads them
+
+
 def weights_digest(params: Params) -> str:
     """A digest of the parameters, computed where they lie; it does not depend on the mesh."""
     paths_leaves = jax.tree_util.tree_leaves_with_path(params)
     names = [f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}" for path, leaf in paths_leaves]
-    sums = jax.jit(lambda leaves: jnp.stack([_mixed(leaf) for leaf in leaves]))([leaf for _, leaf in paths_leaves])
+    sums = _sums([leaf for _, leaf in paths_leaves])
     return digest("\n".join(names).encode() + np.asarray(sums).tobytes())
 
 

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from dpo_jax.logprobs import batch_scores
+from dpo_jax.mesh import constrain
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import HostBatch, PairBatch, Params
 
@@ -28,7 +29,8 @@ def make_scorer(apply: Apply) -> Score:
     @jax.jit
     def score(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
         hidden_RTD, unembedding = apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-        return batch_scores(hidden_RTD, unembedding, batch)
+        logps_BP, heads_BP = batch_scores(hidden_RTD, unembedding, batch)
+        return constrain(logps_BP, None, None), constrain(heads_BP, None, None)  # every host reads them
 
     return score
 

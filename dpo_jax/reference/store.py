@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.mesh import meet
 from dpo_jax.reference.fingerprint import Fingerprint, differences
 from dpo_jax.reference.rows import RowIds, RowIndex, as_ids
 
@@ -122,8 +124,9 @@ class Store:
             raise FloatingPointError(f"the reference's log-prob of row {bad} is not finite; check the weights")
         name = f"shard_{len(self._shards):05d}"
         target = self.folder / name
-        if target.exists():  # the manifest does not name it: left by a killed pass
+        if target.exists() and jax.process_index() == 0:  # the manifest does not name it: left by a killed pass
             shutil.rmtree(target)
+        meet(f"room for {name}")
         arrays = {
             "row_id": ids,
             "logps": scores.logps_nP.astype(np.float32),
@@ -132,6 +135,7 @@ class Store:
         }
         with ocp.StandardCheckpointer() as writer:
             writer.save(target.absolute(), arrays)
+        meet(f"{name} written")
         entry = {
             "name": name,
             "rows": len(ids),

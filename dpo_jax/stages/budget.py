@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.mesh import place
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.samples import make_sampling, sampled_logps
 from dpo_jax.stages.setup import Setup
@@ -68,7 +68,7 @@ def steer_alpha(
         kl = float(np.mean(sampled_logps(setup, rows, policy(state)) - sampled_logps(setup, rows, frozen(state))))
         own = state.memory[index]
         found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
-        moved = {key: jax.device_put(jnp.float32(value), own[key].sharding) for key, value in found.items()}
+        moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in found.items()}
         memory = (*state.memory[:index], {**own, **moved}, *state.memory[index + 1 :])
         return state._replace(memory=memory), {f"{name}/kl": kl}
 

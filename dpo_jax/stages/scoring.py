@@ -15,6 +15,7 @@ import numpy as np
 from dpo_jax.config import Config
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError
+from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.models.lora import join, merge
 from dpo_jax.reading import locate, typed
@@ -53,7 +54,7 @@ def merged_reward(setup: Setup) -> Params:
 
 def score_rewards(setup: Setup, model: RewardModel, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
     """The rewards of rows, [n, P], in their order."""
-    score = jax.jit(model.rewards)
+    score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))
     found: dict[str, np.ndarray] = {}
     for batch in setup.scoring_batches(rows):
         rewards_BP = jax.device_get(score(params, setup.place(batch.arrays)))

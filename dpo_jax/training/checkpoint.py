@@ -14,6 +14,7 @@ import jax
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.mesh import meet
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
 
@@ -47,11 +48,13 @@ class Checkpoints:
         self.wait()
         target = self._folder / str(step)
         try:
-            if target.exists():  # not sealed: left by a killed run
-                shutil.rmtree(target)
-            target.mkdir(parents=True)  # here, where it fails at once: Orbax would wait ten minutes
+            if jax.process_index() == 0:
+                if target.exists():  # not sealed: left by a killed run
+                    shutil.rmtree(target)
+                target.mkdir(parents=True)  # here, where it fails at once: Orbax would wait ten minutes
         except OSError as error:
             raise UserError(f"{target}: the checkpoint cannot be written: {error.strerror}.") from error
+        meet(f"folder of step {step}")
         for name, tree in _trees(state).items():
             self._writers[name].save(target / name, tree)
         self._pending = (step, record)
@@ -74,6 +77,7 @@ class Checkpoints:
             raise UserError(f"{self._folder / str(step)}: the checkpoint could not be written: {error}") from error
         finally:
             self._pending = None
+        meet(f"step {step} sealed")
 
     def close(self) -> None:
         """Seals what is being written and stops the writer."""

@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, write_atomic, write_json
+from dpo_jax.mesh import meet
 from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
@@ -103,8 +104,7 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
     if writes:
         write_json(partial / DIGESTS_FILE, digest_folder(partial))
         _put_in_place(partial, folder)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"exported {folder}")
+    meet(f"exported {folder}")
 
 
 def _list_tensors(model: Described, rules: Sequence[TensorRule]) -> list[_Tensor]:
