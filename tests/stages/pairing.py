@@ -32,7 +32,7 @@ def make_rows() -> list[TokenRow]:
 
 
 def expected(row_id: str) -> list[float]:
-    """The log-probs of the chosen and of the rejected response: of 0 and 1, behind tokens that say how likely they are."""
+    """The log-probs of both responses: of 0 and 1, behind tokens that say how likely they are."""
 
     def logp(target: int, token: int) -> float:
         return -float(np.logaddexp(0, -score(token) if target == 0 else score(token)))
