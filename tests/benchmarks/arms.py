@@ -1,0 +1,140 @@
+"""The two arms of `against_trl.py`, each a process that trains when it is told to: `python arms.py JSON`.
+
+A worker trains its real loop, stops before a step and says `{"ready": ...}`; each line `N` that it reads lets it go on
+for N steps, after which it says what they took; `end` ends it. So the arms can take turns in one run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+
+class Turns:
+    """Stops a training loop after each turn of steps and says what the turn took."""
+
+    def __init__(self, **about: Any):
+        self._left, self._about, self._said = 0, about, sys.stdout
+        sys.stdout = sys.stderr  # what libraries print is no answer
+
+    def after_step(self, compiled: int) -> None:
+        """Called when a step and all that it did are done; `compiled` counts compilations so far."""
+        if self._left > 1:
+            self._left -= 1
+            return
+        if self._left == 1:
+            wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+            self._say({"wall": wall, "cpu": cpu, "compiled": compiled - self._compiled})
+        else:
+            self._say({"ready": True, **self._about})
+        told = sys.stdin.readline().strip()
+        if told in ("end", ""):
+            self._say({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+            os._exit(0)
+        self._left, self._compiled = int(told), compiled
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def is_last(self) -> bool:
+        """Whether the step that is done ends the turn."""
+        return self._left <= 1
+
+    def _say(self, answer: dict[str, Any]) -> None:
+        print(json.dumps(answer), file=self._said, flush=True)
+
+
+def train_ours(work: dict[str, Any], workdir: Path) -> None:
+    """`dpo-jax train`, with our defaults: the layout that shares prompts, the reference from the store."""
+    import jax
+    import yaml
+
+    from dpo_jax import cli
+    from dpo_jax.training import loop
+
+    compiled = 0
+
+    def count(name: str, *_: Any, **__: Any) -> None:
+        nonlocal compiled
+        compiled += name.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    turns, run = Turns(version=f"jax {jax.__version__}"), loop.run
+
+    def gated(step: Any, state: Any, *arguments: Any, **options: Any) -> Any:
+        def after(done: int, state: Any) -> tuple[Any, dict[str, float]]:
+            if turns.is_last():
+                jax.block_until_ready(state)
+            turns.after_step(compiled)
+            return state, {}
+
+        return run(step, state, *arguments, **{**options, "after": after})
+
+    loop.run = gated
+    config = {
+        "workdir": str(workdir),
+        "model": {"weights": work["model"]},
+        "data": {
+            "train": [{"path": work["rows"]}],
+            "max_tokens": work["tokens"],
+            "max_prompt_tokens": work["tokens"] - 1,
+        },
+        "loss": {"name": "dpo"},
+        "train": {"batch_pairs": work["pairs"], "steps": 1_000_000, "log_every": 1000},
+        **work.get("settings", {}),
+    }
+    path = workdir.with_suffix(".yaml")
+    path.write_text(yaml.safe_dump(config))
+    cli.main(["train", str(path)])
+
+
+def train_trl(work: dict[str, Any], workdir: Path) -> None:
+    """TRL's DPOTrainer in float32 without gradient checkpointing, with the settings that the arm asks for."""
+    import datasets
+    import torch
+    import trl
+    from transformers import TrainerCallback
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(os.cpu_count() or 1)
+    turns = Turns(version=f"trl {trl.__version__}, torch {torch.__version__}")
+
+    class Gate(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            turns.after_step(0)
+
+    rows = [json.loads(line) for line in Path(work["rows"]).read_text().splitlines()]
+    if work.get("sorted"):
+        rows.sort(
+            key=lambda row: len(row["prompt"].split()) + max(len(row[name].split()) for name in ("chosen", "rejected"))
+        )
+    config = DPOConfig(
+        output_dir=str(workdir),
+        max_length=work["tokens"],
+        per_device_train_batch_size=work["pairs"],
+        max_steps=1_000_000,
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        precompute_ref_log_probs=work["cached"],
+        train_sampling_strategy="sequential" if work.get("sorted") else "random",
+        logging_steps=1000,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    DPOTrainer(work["model"], args=config, train_dataset=datasets.Dataset.from_list(rows), callbacks=[Gate()]).train()
+
+
+ARMS = {"ours": train_ours, "trl": train_trl}
+
+if __name__ == "__main__":
+    asked = json.loads(sys.argv[1])
+    ARMS[asked["arm"]](asked, Path(asked["workdir"]))
