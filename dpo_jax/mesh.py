@@ -106,6 +106,25 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, partition_spec(names, array.shape, mesh))
 
 
+def by_shards(
+    function: Callable[..., Any], *arrays: Any, names: Sequence[Names | None], out: Names, out_shape: Sequence[int]
+) -> Any:
+    """`function(*arrays)` of each device on its own parts, by logical names; of the whole where no Auto mesh is set.
+
+    XLA does not look inside: what the parts of a device do not hold, the function does not see. An argument may be a
+    tree of arrays of one rank that have the same names.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
+        return function(*arrays)
+    specs = tuple(
+        jax.tree.map(lambda array, of=of: partition_spec(of, array.shape, mesh), tree)
+        for tree, of in zip(arrays, names, strict=True)
+    )
+    out_spec = partition_spec(out, out_shape, mesh)
+    return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
+
+
 def axis_splits(name: str) -> int:
     """Into how many parts the mesh in use splits a dimension with this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()

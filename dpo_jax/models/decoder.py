@@ -6,7 +6,7 @@ Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -16,7 +16,7 @@ from flax import nnx
 
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import cached_mask, causal_mask
+from dpo_jax.models.attention import Seen
 from dpo_jax.models.gpt2 import Gpt2, Gpt2Spec
 from dpo_jax.models.layers import Block, Cache, Norm, View, rotary_angles
 from dpo_jax.models.linear import Here, matrix
@@ -40,14 +40,13 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens_RT: jax.Array,
-        positions_RT: jax.Array,
-        masks: Sequence[jax.Array],
+        seen: Seen,
         cache: Cache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
 
-        `masks` are [R, T, S], one for each kind of layer; `key` draws dropout.
+        `key` draws dropout.
         """
         spec = self.spec
         # The table is gathered over fsdp once; looking tokens up in a split table makes XLA recompute everything.
@@ -57,11 +56,10 @@ class Decoder(nnx.Module):
             hidden_RTD *= jnp.asarray(
                 spec.embedding_scale, self.dtype
             )  # rounded to the dtype, as Gemma's own code does
-        angles = [rotary_angles(positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
+        angles = [rotary_angles(seen.positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
         several = len(spec.kinds) > 1
-        parts = [(*angle, mask) for angle, mask in zip(angles, masks, strict=True)]
-        sine, cosine, mask = (jnp.stack(of_kinds) if several else of_kinds[0] for of_kinds in zip(*parts, strict=True))
-        view = View(sine, cosine, mask, positions_RT)
+        sine, cosine = (jnp.stack(of_kinds) if several else of_kinds[0] for of_kinds in zip(*angles, strict=True))
+        view = View(sine, cosine, seen)
         kind_of_layer = jnp.asarray(spec.kind_of_layer or (0,) * spec.layers)
 
         def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
@@ -114,6 +112,7 @@ class Model:
     tree: Tree
     dtype: Any
     build: Callable[..., Any]  # the module from `nnx.Rngs`, its adapter included
+    attention: str = "blocks"  # a name of `attention.BACKENDS`
     lora: Lora | None = None
     adapted: Any = None  # the graphdef with the adapter
     adapter: Tree | None = None
@@ -147,8 +146,7 @@ class Model:
         """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing."""
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         module = self._module(params)
-        masks = [causal_mask(segments_RT, positions_RT, window=window) for window in self.spec.windows]
-        hidden_RTD, _ = module(tokens_RT, positions_RT, masks, key=key)
+        hidden_RTD, _ = module(tokens_RT, self._seen(positions_RT, segments_RT), key=key)
         return hidden_RTD, module.unembed()
 
     def extend(
@@ -156,9 +154,11 @@ class Model:
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
         module = self._module(params)
-        masks = [cached_mask(positions_RT, cache.key.shape[2], window=window) for window in self.spec.windows]
-        hidden_RTD, cache = module(tokens_RT, positions_RT, masks, cache)
+        hidden_RTD, cache = module(tokens_RT, self._seen(positions_RT, None), cache)
         return hidden_RTD, module.unembed(), cache
+
+    def _seen(self, positions_RT: jax.Array, segments_RT: jax.Array | None) -> Seen:
+        return Seen(positions_RT, segments_RT, self.attention, self.spec.windows)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for `rows` rows of at most `length` tokens.
@@ -194,7 +194,14 @@ class Model:
         )
 
 
-def make_model(spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none", lora: Lora | None = None) -> Model:
+def make_model(
+    spec: Spec,
+    *,
+    dtype: Any = jnp.float32,
+    remat: str = "none",
+    attention: str = "blocks",
+    lora: Lora | None = None,
+) -> Model:
     """Describes a model without allocating anything."""
 
     def plain(rngs: nnx.Rngs) -> Any:
@@ -202,14 +209,14 @@ def make_model(spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none", lor
 
     graphdef, tree = _describe(plain)
     if lora is None:
-        return Model(spec, graphdef, tree, jnp.dtype(dtype), plain)
+        return Model(spec, graphdef, tree, jnp.dtype(dtype), plain, attention)
 
     def with_adapter(rngs: nnx.Rngs) -> Any:
         return attach(plain(rngs), rngs, lora)
 
     adapted, whole = _describe(with_adapter)
     adapter = Tree(*map(adapter_of, whole))
-    return Model(spec, graphdef, tree, jnp.dtype(dtype), with_adapter, lora, adapted, adapter)
+    return Model(spec, graphdef, tree, jnp.dtype(dtype), with_adapter, attention, lora, adapted, adapter)
 
 
 def _describe(build: Callable[..., Any]) -> tuple[Any, Tree]:

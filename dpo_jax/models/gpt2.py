@@ -6,7 +6,6 @@ Dimension key: L layers, R rows, T tokens, S cached tokens, V vocabulary, D widt
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import attend
+from dpo_jax.models.attention import Seen, attend
 from dpo_jax.models.layers import ACTIVATIONS, Cache
 from dpo_jax.models.linear import Here, Linear, bias, matrix
 from dpo_jax.models.spec import Spec
@@ -56,15 +55,13 @@ class Attention(nnx.Module):
         self.qkv = Linear(rngs, spec.layers, embed, {"qkv": 3, **heads}, with_bias=True)
         self.output = Linear(rngs, spec.layers, heads, embed, with_bias=True)
 
-    def __call__(
-        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, here: Here
-    ) -> tuple:
+    def __call__(self, x_RTD: jax.Array, seen: Seen, cache: Cache | None, here: Here) -> tuple:
         query, key, value = jnp.moveaxis(self.qkv(x_RTD, here), 2, 0)
         if cache is not None:
-            cache = cache.write(here.layer, positions_RT, key, value)
+            cache = cache.write(here.layer, seen.positions_RT, key, value)
             key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
-        return self.output(attend(query, key, value, mask_RTS), here), cache
+        return self.output(attend(query, key, value, seen), here), cache
 
 
 class MLP(nnx.Module):
@@ -90,10 +87,8 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
         self.mlp = MLP(rngs, spec)
 
-    def __call__(
-        self, x_RTD: jax.Array, mask_RTS: jax.Array, positions_RT: jax.Array, cache: Cache | None, here: Here
-    ) -> tuple:
-        mixed, cache = self.attention(self.attention_norm(x_RTD), mask_RTS, positions_RT, cache, here)
+    def __call__(self, x_RTD: jax.Array, seen: Seen, cache: Cache | None, here: Here) -> tuple:
+        mixed, cache = self.attention(self.attention_norm(x_RTD), seen, cache, here)
         x_RTD = x_RTD + mixed
         x_RTD = x_RTD + self.mlp(self.mlp_norm(x_RTD), here)
         return constrain(x_RTD, "rows", "length", None), cache
@@ -114,26 +109,23 @@ class Gpt2(nnx.Module):
     def __call__(
         self,
         tokens_RT: jax.Array,
-        positions_RT: jax.Array,
-        masks: Sequence[jax.Array],
+        seen: Seen,
         cache: Cache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
         """Hidden states [R, T, D] after the final norm, and the cache with these tokens written into it.
 
-        `masks` holds one mask [R, T, S]; `key` draws dropout. A position beyond the table gives NaN, never the last row
-        instead.
+        `key` draws dropout. A position beyond the table gives NaN, never the last row instead.
         """
-        (mask_RTS,) = masks
         # The tables are gathered over fsdp once; looking up in a split table makes XLA recompute everything.
         table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
         places_SD = constrain(self.positions[...].astype(self.dtype), None, None)
         hidden_RTD = jnp.take(table_VD, tokens_RT, axis=0)
-        hidden_RTD += jnp.take(places_SD, positions_RT, axis=0, mode="fill")
+        hidden_RTD += jnp.take(places_SD, seen.positions_RT, axis=0, mode="fill")
         hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
 
         def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
-            return block(hidden_RTD, mask_RTS, positions_RT, cache, Here(layer, key))
+            return block(hidden_RTD, seen, cache, Here(layer, key))
 
         spec = self.spec
         hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)

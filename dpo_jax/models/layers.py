@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import attend
+from dpo_jax.models.attention import Seen, attend
 from dpo_jax.models.linear import Here, Linear
 from dpo_jax.models.spec import DecoderSpec
 
@@ -34,19 +34,18 @@ class Cache(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a block needs to know of the rows: rotary angles, the attention mask, where to write the cache.
+    """What a block needs to know of the rows: rotary angles, and what attention must know.
 
-    Where layers are of several kinds, angles and mask have a leading axis of kinds; `of_kind` takes one.
+    Where layers are of several kinds, angles have a leading axis of kinds; `of_kind` takes one.
     """
 
     sine_RTK: jax.Array  # K here is half of what is turned of a head
     cosine_RTK: jax.Array
-    mask_RTS: jax.Array
-    positions_RT: jax.Array
+    seen: Seen
 
     def of_kind(self, kind: jax.Array) -> View:
         """The view of a layer of this kind."""
-        return self._replace(**{name: getattr(self, name)[kind] for name in ("sine_RTK", "cosine_RTK", "mask_RTS")})
+        return View(self.sine_RTK[kind], self.cosine_RTK[kind], self.seen._replace(kind=kind))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -107,11 +106,11 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, view), rotate(key, view)
         if cache is not None:
-            cache = cache.write(here.layer, view.positions_RT, key, value)
+            cache = cache.write(here.layer, view.seen.positions_RT, key, value)
             key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
         scale, soft_cap = self.spec.query_scale, self.spec.attention_soft_cap
-        mixed = attend(query, key, value, view.mask_RTS, scale=scale, soft_cap=soft_cap)
+        mixed = attend(query, key, value, view.seen, scale=scale, soft_cap=soft_cap)
         return self.output(mixed, here), cache
 
 

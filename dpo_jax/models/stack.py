@@ -12,14 +12,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dpo_jax.models.attention.blocks import SAVED
 from dpo_jax.models.layers import Cache
 
 REMAT_POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        # With it nothing in front is needed: else the scores of attention would be kept.
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
 }
-"""What the backward pass keeps of each layer: everything, its input alone, or the results of its matmuls."""
+"""What the backward pass keeps of each layer: everything, its input alone, or the results of matmuls and attention."""
 
 
 def scan_layers(

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import attend, causal_mask
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.models.stack import REMAT_POLICIES
@@ -44,18 +43,6 @@ def model():
 @pytest.fixture(scope="module")
 def params(model):
     return model.init(jax.random.key(0))
-
-
-def test_attention_by_hand():
-    # One query over two keys with scores 0 and log 3 (head size 1): weights 1/4 and 3/4 over the values 8 and 4.
-    query, key = jnp.ones((1, 1, 1, 1)), jnp.array([0.0, np.log(3.0)]).reshape(1, 2, 1, 1)
-    value = jnp.array([8.0, 4.0]).reshape(1, 2, 1, 1)
-    np.testing.assert_allclose(attend(query, key, value, jnp.ones((1, 1, 2), bool)).ravel(), [5.0], rtol=1e-6)
-
-
-def test_mask_is_causal_inside_a_segment():
-    mask = causal_mask(jnp.array([[1, 1, 4, 4]]), jnp.array([[0, 1, 0, 1]]))[0]
-    np.testing.assert_array_equal(mask, [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]])
 
 
 def test_a_token_does_not_see_what_comes_after_it(model, params):

@@ -229,14 +229,14 @@ MUTANTS: list[Mutant] = [
         ("packed: runs over each other", "used[at] += int(lengths[run])", "used[at] += int(lengths[run]) - 1"),
     ),
     *planted(
-        "models/attention.py",
-        ("tests/logprobs/test_layouts.py",),
-        ("responses to one prompt see each other", "& same_RTS & open_RTS", "& same_RTS"),
-        ("a response does not see its prompt", "(part_RT[:, None, :] == 0) | (", "("),
+        "models/attention/seen.py",
+        ("tests/logprobs/test_layouts.py", "tests/models/attention/test_dense.py"),
+        ("responses to one prompt see each other", "key.segment == query.segment", "key.segment >= shared"),
+        ("a response does not see its prompt", " | (key.segment == shared))", ")"),
         (
             "windows by the place in the row",
-            "mask_RTS & (positions_RT[:, None, :] > positions_RT[:, :, None] - window)",
-            "mask_RTS & (order_T[None, :] > order_T[:, None] - window)[None]",
+            "key.position > query.position - window",
+            "key.order > query.order - window",
         ),
     ),
     *planted(

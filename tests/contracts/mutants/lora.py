@@ -48,7 +48,11 @@ MUTANTS: list[Mutant] = [
             'leaf.dtype if "norm" in jax.tree_util.keystr(path) else self.dtype',
             "leaf.dtype",
         ),
-        ("the key of the dropout is lost", "positions_RT, masks, key=key)", "positions_RT, masks)"),
+        (
+            "the key of the dropout is lost",
+            "self._seen(positions_RT, segments_RT), key=key)",
+            "self._seen(positions_RT, segments_RT))",
+        ),
     ),
     *planted(
         "weights/adapter.py",

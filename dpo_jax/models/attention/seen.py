@@ -1,0 +1,55 @@
+"""Which tokens of its row a token may look at.
+
+Dimension key: R rows, T queries, S keys.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.types import SEGMENT_PARTS
+
+EVERYTHING = np.iinfo(np.int32).max // 2
+"""A window that nothing is outside of, for a layer without one beside layers that have one."""
+
+Window = int | jax.Array | None
+
+
+class Seen(NamedTuple):
+    """What attention must know of the rows, and of the layer; see `PairBatch` for who sees whom.
+
+    `windows` are those of each kind of layer, `kind` which of them this layer is. A window is how many positions a
+    token sees, its own among them.
+    """
+
+    positions_RT: jax.Array
+    segments_RT: jax.Array | None  # None: the keys are a cache, whose place s holds position s
+    backend: str
+    windows: tuple[int | None, ...] = (None,)
+    kind: jax.Array | int = 0
+
+    @property
+    def window(self) -> Window:
+        """The window of this layer; traced where layers differ."""
+        if len(self.windows) == 1 or set(self.windows) == {None}:
+            return self.windows[0]
+        return jnp.asarray([EVERYTHING if window is None else window for window in self.windows])[self.kind]
+
+
+class Places(NamedTuple):
+    """Tokens, whatever the shape: their number in the row, segment and position."""
+
+    order: jax.Array
+    segment: jax.Array
+    position: jax.Array
+
+
+def sees(query: Places, key: Places, window: Window) -> jax.Array:
+    """Whether the one may look at the other: at itself and before, inside its segment and window. Bool, broadcast."""
+    shared = query.segment - (query.segment - 1) % SEGMENT_PARTS  # part 0 of its segment; of padding one that is not
+    seen = (query.order >= key.order) & ((key.segment == query.segment) | (key.segment == shared))
+    return seen if window is None else seen & (key.position > query.position - window)

@@ -1,0 +1,109 @@
+"""Blocks of queries give what the dense form gives, and never hold all scores of a row."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax.mesh import make_mesh
+from dpo_jax.models.attention import Seen, attend, blocks
+from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.stack import REMAT_POLICIES
+from dpo_jax.types import Params
+from tests.models.attention.cases import LAYOUTS, LENGTH, assert_like_dense, heads, make_rows, mixed_and_gradients
+from tests.models.test_decoder import SPEC
+
+
+@pytest.mark.parametrize(("layout", "groups"), list(zip(LAYOUTS, (1, 2, 4), strict=True)))
+def test_like_dense(layout: str, groups: int):
+    rows = make_rows(layout)
+    assert_like_dense(heads(4, groups=groups), rows, Seen(*rows, "blocks"))
+
+
+def test_scale_and_soft_cap():
+    rows = make_rows("shared")
+    assert_like_dense(heads(4), rows, Seen(*rows, "blocks"), scale=0.7, soft_cap=3.0)
+
+
+@pytest.mark.parametrize(("windows", "kind"), [((40,), 0), ((None, 40), 1), ((40, None), 1)])
+def test_windows(windows: tuple, kind: int):
+    rows = make_rows("shared")
+    assert_like_dense(heads(4), rows, Seen(*rows, "blocks", windows, jnp.asarray(kind)))
+
+
+def test_bfloat16():
+    """Weights, results and gradients of scores are rounded to it, once each; the dense form keeps the last in float32."""
+    rows = make_rows("shared")
+    qkv = heads(4, dtype=jnp.bfloat16)
+    assert attend(*qkv, Seen(*rows, "blocks")).dtype == jnp.bfloat16
+    exact = mixed_and_gradients([x.astype(jnp.float32) for x in qkv], rows, Seen(*rows, "dense"))
+    dense, ours = (mixed_and_gradients(qkv, rows, Seen(*rows, backend)) for backend in ("dense", "blocks"))
+    for wanted, theirs, found, most in zip(exact, dense, ours, (1.1, 2.5, 2.5, 1.1), strict=True):
+        assert ((found - wanted) ** 2).mean() ** 0.5 < most * ((theirs - wanted) ** 2).mean() ** 0.5
+
+
+def test_all_heads_at_once_as_accelerators_do():
+    """The other branch of `platform_dependent`: the functions of one head under vmap."""
+    rows = make_rows("packed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
+        assert_like_dense(heads(4), rows, Seen(*rows, "blocks", (40,)))
+
+
+@pytest.mark.parametrize(
+    ("axes", "groups", "part"),
+    [
+        ({"data": 4, "tensor": 2}, 2, (1, LENGTH, 2)),
+        ({"fsdp": 2, "tensor": 4}, 2, (2, LENGTH, 1)),
+        ({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH // 2, 2)),
+    ],
+)
+def test_on_a_mesh_each_device_has_its_rows_heads_and_queries(
+    monkeypatch: pytest.MonkeyPatch, axes: dict[str, int], groups: int, part: tuple[int, ...]
+):
+    """With fewer groups than tensor shards too."""
+    rows = make_rows("shared")
+    qkv, seen = heads(4, groups=groups), Seen(*rows, "blocks", (40, None), jnp.asarray(0))
+    wanted = mixed_and_gradients(qkv, rows, seen)
+    attend_part, parts = blocks._attend, []
+    monkeypatch.setattr(blocks, "_attend", lambda q, *rest: parts.append(q.shape[:3]) or attend_part(q, *rest))
+    with jax.set_mesh(make_mesh(**{"fsdp": 1, **axes})):
+        found = mixed_and_gradients(qkv, rows, seen)
+    assert set(parts) == {part}
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+
+
+def gradient(model: Model) -> Callable[[Params], Params]:
+    """The gradient of a sum over rows of `LENGTH` tokens."""
+    tokens_RT = jnp.zeros((2, LENGTH), jnp.int32)
+    return jax.grad(lambda params: model.apply(params, tokens_RT, tokens_RT, tokens_RT + 1)[0].sum())
+
+
+@pytest.mark.parametrize(("backend", "held"), [("dense", True), ("blocks", False)])
+def test_no_array_of_length_by_length(backend: str, held: bool):
+    model = make_model(SPEC, attention=backend)
+    text = jax.jit(gradient(model)).lower(model.shapes).as_text()
+    assert bool(re.search(rf"tensor<(\d+x)*{LENGTH}x{LENGTH}x\w+>", text)) == held
+
+
+@pytest.mark.parametrize("remat", REMAT_POLICIES)
+def test_no_policy_keeps_scores_for_the_backward_pass(remat: str):
+    """Where matmuls are kept, what attention gives is kept in place of what it is made of."""
+    model = make_model(SPEC, remat=remat)
+    tokens_RT = jnp.zeros((2, LENGTH), jnp.int32)
+
+    def forward(params: Params) -> tuple:
+        return jax.vjp(lambda params: model.apply(params, tokens_RT, tokens_RT, tokens_RT + 1)[0], params)
+
+    kept = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(forward, model.shapes)[1])]
+    assert any(LENGTH in shape for shape in kept)
+    assert not [shape for shape in kept if sum(size >= 128 for size in shape) > 1]
+    # [L, R, T, H, K], what attention gave
+    of_heads = [shape for shape in kept if shape == (SPEC.layers, 2, LENGTH, SPEC.heads, SPEC.head_size)]
+    assert bool(of_heads) == (remat != "full")
