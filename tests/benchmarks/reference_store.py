@@ -1,0 +1,106 @@
+"""The reference pass and its store: rows a second scored, written and read, and what a second run computes.
+
+    python tests/benchmarks/reference_store.py [--rows 512] [--json FILE]
+
+`dpo-jax reference` on a random Llama (4 layers, width 256) and rows as long as HH's; then a training with another loss,
+beta and seed from the same store. Forwards are counted where the scorer calls the model, on arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+from work import drawn_lengths, make_model, make_rows
+
+from dpo_jax import cli
+from dpo_jax.files import read_json
+from dpo_jax.reference import score
+from dpo_jax.reference.store import Scores, Store
+from dpo_jax.stages import setup
+
+STORED = 1_000_000
+
+
+def counted() -> list[int]:
+    """A list whose one number grows with each forward pass of a scorer."""
+    made, calls = score.make_scorer, [0]
+
+    def make(apply: Any) -> Any:
+        inner = made(apply)
+
+        def call(params: Any, batch: Any) -> Any:
+            calls[0] += 1
+            return inner(params, batch)
+
+        return call
+
+    setup.make_scorer = make  # where it is called by its name
+    return calls
+
+
+def store_rates(folder: Path) -> dict[str, float]:
+    """Rows a second written in shards of 65,536, and read by a store that is opened anew."""
+    ids = np.random.default_rng(0).integers(0, 256, (STORED, 16), dtype=np.uint8)
+    ones, fingerprint = np.ones((STORED, 2), np.float32), {"weights": "made up"}
+    store, start = Store(folder, fingerprint), time.perf_counter()
+    for first in range(0, STORED, 65536):
+        part = slice(first, first + 65536)
+        store.append(ids[part], Scores(-ones[part], ones[part].astype(np.int32), -ones[part]))
+    written, start = STORED / (time.perf_counter() - start), time.perf_counter()
+    Store(folder, fingerprint).lookup(ids)
+    return {"rows_written_per_second": written, "rows_read_per_second": STORED / (time.perf_counter() - start)}
+
+
+def main() -> None:
+    """Prints each figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    calls, found = counted(), {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        config = {
+            "workdir": str(folder / "one"),
+            "model": {"weights": str(make_model(folder / "model", vocabulary=32_000))},
+            "data": {
+                "train": [
+                    {"path": str(make_rows(folder / "rows.jsonl", drawn_lengths(options.rows), vocabulary=32_000))}
+                ],
+            },
+            "reference": {"store": str(folder / "stores")},
+            "loss": {"name": "dpo"},
+            "train": {"batch_pairs": 8, "steps": 1},
+        }
+        (folder / "e.yaml").write_text(yaml.safe_dump(config))
+        for run in ("first, compiling", "first, compiled"):
+            command = ["reference", str(folder / "e.yaml"), "--reference.store", str(folder / run)]
+            start = time.perf_counter()
+            cli.main(command)
+            found[f"seconds of the whole command, {run}"] = time.perf_counter() - start
+        found["forwards of a pass"], calls[0] = calls[0] / 2, 0
+        store = next((folder / "first, compiled").iterdir())
+        found["bytes a row in the store"] = (
+            sum(f.stat().st_size for f in store.rglob("*") if f.is_file()) / options.rows
+        )
+        assert len(read_json(store / "manifest.json")["shards"]) == 1
+        changes = ["--loss.name", "ipo", "--loss.options.beta", "0.5", "--seed", "7", "--workdir", str(folder / "two")]
+        cli.main(["reference", str(folder / "e.yaml"), "--reference.store", str(folder / "first, compiled"), *changes])
+        found["forwards for another loss, beta and seed"] = calls[0]
+        found |= store_rates(folder / "many")
+    for title, value in found.items():
+        print(f"{title}: {value:,.3g}" if value < 100 else f"{title}: {value:,.0f}")
+    if options.json:
+        options.json.write_text(json.dumps(found | {"jax": jax.__version__}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
