@@ -22,6 +22,7 @@ REMAT_POLICIES = {
 """What the backward pass keeps of each layer: everything, its input alone, or the results of its matmuls."""
 
 
+@jax.named_scope("layers")
 def scan_layers(
     stacked: nnx.Module,
     step: Callable[..., tuple],
