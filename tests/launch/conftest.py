@@ -37,7 +37,9 @@ class Fakes:
     def run(self, script: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """`bash launch/SCRIPT ARGUMENTS` in the repository's folder."""
         command = ["bash", f"launch/{script}", *arguments]
-        return subprocess.run(command, cwd=ROOT, env=self.environment(extra), capture_output=True, text=True)
+        return subprocess.run(
+            command, cwd=ROOT, env=self.environment(extra), capture_output=True, text=True, timeout=60
+        )
 
     def calls(self) -> list[list[str]]:
         """Program and arguments of each call, in order."""
