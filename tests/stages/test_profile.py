@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 import yaml
 
@@ -33,6 +35,15 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("e.yaml").write_text(yaml.safe_dump(config))
 
 
+@pytest.fixture
+def _compiled_anew() -> Iterator[None]:
+    """The compile cache takes programs that differ in names alone for one."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+@pytest.mark.usefixtures("_compiled_anew")
 def test_a_traced_run_names_its_parts_and_goes_on_untraced():
     cli.main(["train", "e.yaml"])
     (space,) = Path("run/profile").rglob("plugins/profile/*/*.xplane.pb")
