@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dpo_jax import __version__
+from dpo_jax import __version__, xla_flags
 from dpo_jax.config import load
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.stages import STAGES
@@ -109,6 +109,7 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells there of its every move
+    xla_flags.apply(os.environ)
     import jax
 
     from dpo_jax.stages import hosts

@@ -110,6 +110,14 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A trace of a few steps of each training, in the folder of its metrics, for TensorBoard and Perfetto."""
+
+    start_step: Count = 2  # the last step before the trace, by its number in the metrics; the first steps compile
+    num_steps: Count = 0  # steps traced; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeshConfig:
     """Devices along each axis; one may be -1 and takes the rest."""
 
@@ -202,6 +210,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    profile: ProfileConfig = ProfileConfig()
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -241,6 +250,12 @@ def _check(config: Config, origins: Origins) -> None:
                 f"{locate(key + '.micro_batch_pairs', origins)}: {key}.micro_batch_pairs: {micro} does not divide "
                 f"{key}.batch_pairs, {train.batch_pairs}."
             )
+    profile = config.profile
+    if profile.num_steps and config.train.steps is not None and profile.start_step >= config.train.steps:
+        raise UserError(
+            f"{locate('profile.start_step', origins)}: profile.start_step: {profile.start_step} steps before the trace "
+            f"leave none of train.steps, {config.train.steps}, to be traced."
+        )
     try:
         file_bytes(config.export.max_shard_size)
     except ValueError as error:

@@ -56,7 +56,7 @@ def mesh_sizes(
     if -1 in sizes:
         sizes[sizes.index(-1)] = max(1, devices // math.prod(size for size in sizes if size != -1))
     if math.prod(sizes) != devices:
-        shape = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
+        shape = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True) if size != 1)
         raise ValueError(f"the mesh {shape} wants {math.prod(sizes)} devices, this machine has {devices}")
     return tuple(sizes)
 

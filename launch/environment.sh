@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by local.sh, test.sh and parity.sh: finds Python, makes the virtual environment, installs what is missing.
+# Sourced by the other scripts: finds Python, makes the virtual environment, installs what is missing.
 #
 # prepare_environment FOLDER EXTRA    makes or completes the environment; EXTRA is an extra of pyproject.toml, or nothing
 # find_accelerator                    prints the extra that this machine's accelerator needs, or nothing
@@ -13,6 +13,16 @@ say() { printf '%s\n' "$*" >&2; }
 fail() {
     say "$*"
     exit 2
+}
+
+# The words as one line that a shell reads back.
+quoted() {
+    local word line=""
+    for word in "$@"; do
+        [[ "$word" =~ ^[A-Za-z0-9_./:=,@%+-]+$ ]] || word="'${word//\'/\'\\\'\'}'"
+        line+="$word "
+    done
+    printf '%s\n' "${line% }"
 }
 
 # Exit code 0 for Python 3.11 or later that can make virtual environments, 1 for an older one, 3 without ensurepip.
@@ -80,12 +90,12 @@ PYTHON
 }
 
 install() {
-    local python="$1" lock="$2" extra="$3" project=(--no-deps -e .)
-    [[ -z "$extra" ]] || project=(-e ".[$extra]")
+    local python="$1" lock="$2" extra="$3" package=(--no-deps -e .)
+    [[ -z "$extra" ]] || package=(-e ".[$extra]")
     cd "$REPO" &&
         pip_install "$python" --require-hashes -r "$lock" &&
         pip_install "$python" --require-hashes --no-deps -r launch/quickstart.txt &&
-        pip_install "$python" "${project[@]}"
+        pip_install "$python" "${package[@]}"
 }
 
 pip_install() { "$1" -m pip --disable-pip-version-check --no-input -qq install "${@:2}"; }

@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": set(),
     "config": {"reading"},
     "mesh": set(),
+    "xla_flags": set(),
     "losses": {"types"},
     "logprobs": {"types", "mesh"},
     "models": {"types", "mesh"},
@@ -40,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {"types"},
 }
 MAY_IMPORT["stages"] = set(MAY_IMPORT)
-MAY_IMPORT["cli"] = {"stages", "config"}
+MAY_IMPORT["cli"] = {"stages", "config", "xla_flags"}
 MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 
 # Package of others -> where alone in dpo_jax it may be imported.

@@ -78,6 +78,11 @@ def test_nonsense(capsys, arguments: list[str], says: str):
     assert re.search(says, refused(capsys, *arguments), re.DOTALL)
 
 
+def test_xla_is_told_before_jax_starts(capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DPO_JAX_XLA_FLAGS", "maybe")
+    assert "DPO_JAX_XLA_FLAGS=maybe is not understood" in refused(capsys, "train", "e.yaml")
+
+
 @pytest.mark.parametrize(
     ("row", "says"),
     [

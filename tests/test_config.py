@@ -101,6 +101,10 @@ MISTAKES = {
     "missing key": ("sft: {train: {steps: 3}}", r"c\.yaml:5: sft: the key sft\.data is missing"),
     "steps and epochs": ("train: {steps: 3, epochs: 1}", r"give steps or epochs"),
     "micro batch": ("train: {batch_pairs: 8, micro_batch_pairs: 3}", r"3 does not divide train\.batch_pairs, 8"),
+    "no step left to trace": (
+        "train: {steps: 3}\nprofile: {start_step: 3, num_steps: 1}",
+        r"c\.yaml:6: profile\.start_step: 3 steps before the trace leave none of train\.steps, 3",
+    ),
     "evaluation of nothing": ("evaluation: {every: 5}", r"c\.yaml:5: evaluation\.every: needs held-out rows"),
     "samples of nothing": ("evaluation: {samples: 5}", r"evaluation\.samples: needs held-out rows"),
     "nothing to judge": ("evaluation: {judge: {data: [{path: x}]}}", r"evaluation\.judge: needs evaluation\.samples"),

@@ -46,6 +46,7 @@ def batch_logps(hidden_RTD: jax.Array, unembedding: Unembedding, batch: PairBatc
     return batch_scores(hidden_RTD, unembedding, batch, **tiles)[0]
 
 
+@jax.named_scope("logprobs")
 def batch_scores(
     hidden_RTD: jax.Array, unembedding: Unembedding, batch: PairBatch, **tiles: int
 ) -> tuple[jax.Array, jax.Array]:

@@ -50,8 +50,9 @@ class Decoder(nnx.Module):
         """
         spec = self.spec
         # The table is gathered over fsdp once; looking tokens up in a split table makes XLA recompute everything.
-        table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
-        hidden_RTD = constrain(jnp.take(table_VD, tokens_RT, axis=0), "rows", "length", None)
+        with jax.named_scope("embed"):
+            table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
+            hidden_RTD = constrain(jnp.take(table_VD, tokens_RT, axis=0), "rows", "length", None)
         if spec.embedding_scale != 1.0:
             hidden_RTD *= jnp.asarray(
                 spec.embedding_scale, self.dtype

@@ -55,6 +55,7 @@ class Attention(nnx.Module):
         self.qkv = Linear(rngs, spec.layers, embed, {"qkv": 3, **heads}, with_bias=True)
         self.output = Linear(rngs, spec.layers, heads, embed, with_bias=True)
 
+    @jax.named_scope("attention")
     def __call__(self, x_RTD: jax.Array, seen: Seen, cache: Cache | None, here: Here) -> tuple:
         query, key, value = jnp.moveaxis(self.qkv(x_RTD, here), 2, 0)
         if cache is not None:
@@ -72,6 +73,7 @@ class MLP(nnx.Module):
         self.up = Linear(rngs, spec.layers, embed, mlp, with_bias=True)
         self.down = Linear(rngs, spec.layers, mlp, embed, with_bias=True)
 
+    @jax.named_scope("mlp")
     def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
         hidden_RTF = constrain(ACTIVATIONS["gelu_tanh"](self.up(x_RTD, here)), "rows", "length", "mlp")
         return self.down(hidden_RTF, here)
@@ -118,11 +120,12 @@ class Gpt2(nnx.Module):
         `key` draws dropout. A position beyond the table gives NaN, never the last row instead.
         """
         # The tables are gathered over fsdp once; looking up in a split table makes XLA recompute everything.
-        table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
-        places_SD = constrain(self.positions[...].astype(self.dtype), None, None)
-        hidden_RTD = jnp.take(table_VD, tokens_RT, axis=0)
-        hidden_RTD += jnp.take(places_SD, seen.positions_RT, axis=0, mode="fill")
-        hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
+        with jax.named_scope("embed"):
+            table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
+            places_SD = constrain(self.positions[...].astype(self.dtype), None, None)
+            hidden_RTD = jnp.take(table_VD, tokens_RT, axis=0)
+            hidden_RTD += jnp.take(places_SD, seen.positions_RT, axis=0, mode="fill")
+            hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
 
         def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
             return block(hidden_RTD, seen, cache, Here(layer, key))

@@ -100,6 +100,7 @@ class Attention(nnx.Module):
             self.query_norm = Norm(shape, "layers head_size", **norm)
             self.key_norm = Norm(shape, "layers head_size", **norm)
 
+    @jax.named_scope("attention")
     def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, here: Here) -> tuple:
         query, key, value = self.query(x_RTD, here), self.key(x_RTD, here), self.value(x_RTD, here)
         if self.spec.qk_norm:
@@ -124,6 +125,7 @@ class MLP(nnx.Module):
         self.down = Linear(rngs, spec.layers, mlp, embed)
         self.activation = ACTIVATIONS[spec.activation]
 
+    @jax.named_scope("mlp")
     def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
         gated_RTF = self.activation(self.gate(x_RTD, here)) * self.up(x_RTD, here)
         return self.down(constrain(gated_RTF, "rows", "length", "mlp"), here)

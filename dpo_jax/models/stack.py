@@ -27,6 +27,7 @@ REMAT_POLICIES = {
 """What the backward pass keeps of each layer: everything, its input alone, or the results of matmuls and attention."""
 
 
+@jax.named_scope("layers")
 def scan_layers(
     stacked: nnx.Module,
     step: Callable[..., tuple],

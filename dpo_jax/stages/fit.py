@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
+from dpo_jax.training.profile import traced
 from dpo_jax.training.state import TrainState, create_state, param_shardings, state_shardings
 from dpo_jax.training.step import Knobs, Objective, make_step
 from dpo_jax.types import Params
@@ -34,6 +36,7 @@ _MAY_CHANGE = (
     "evaluation",
     "export",
     "model.remat",
+    "profile",
     "train.epochs",
     "train.keep",
     "train.log_every",
@@ -130,7 +133,11 @@ def fit(
         tokens = int(np.count_nonzero(arrays.segments_RT))
         return loop.Placed(setup.place(arrays, micro_batches=True), int(arrays.weight_B.sum()), tokens)
 
-    with Progress(stage, steps, done=done or 0) as progress:
+    profile = setup.config.profile
+    if profile.num_steps and profile.start_step >= steps:
+        say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
+    tracing = traced(step, folder / "profile", done=done or 0, **dataclasses.asdict(profile))
+    with Progress(stage, steps, done=done or 0) as progress, tracing as step:
 
         def log(number: int, values: dict[str, float]) -> None:
             for sink in sinks:

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from dpo_jax import files
 from dpo_jax.errors import UserError
 from dpo_jax.stages.progress import console
+from dpo_jax.xla_flags import find_platform
 
 _HEARTBEAT_SECONDS = 10  # by default a dead process is noticed after 100 s
 _SHUTDOWN_SECONDS = 30
@@ -36,7 +37,9 @@ def join_run(environment: Mapping[str, str] = os.environ) -> None:
     Raises:
         UserError: the variables contradict each other, or the others cannot be reached.
     """
-    arguments = _arguments(environment)
+    arguments, may_be_alone = _arguments(environment), False
+    if arguments is None and find_platform(environment) == "tpu":
+        arguments, may_be_alone = {}, True  # only the pod itself knows
     if arguments is None:
         return
     try:
@@ -46,6 +49,8 @@ def join_run(environment: Mapping[str, str] = os.environ) -> None:
             shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
         )
     except (ValueError, RuntimeError) as error:
+        if may_be_alone and isinstance(error, ValueError):  # JAX found no pod around this TPU
+            return
         said, run = str(error).splitlines()[0], arguments or "found by JAX"
         raise UserError(f"this process cannot join the others of its run ({run}): {said}") from error
     if jax.process_index():

@@ -121,11 +121,12 @@ def preference_objective(
             return found
         assert frozen is not None
         still = jax.lax.stop_gradient(frozen)
-        if batch.mismatched is not None:
-            seen = _hidden(model, still, batch.mismatched)
-            found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched))
-        frozen_RTD, frozen_unembedding = _hidden(model, still, batch)
-        frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch)
+        with jax.named_scope("reference"):
+            if batch.mismatched is not None:
+                seen = _hidden(model, still, batch.mismatched)
+                found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched))
+            frozen_RTD, frozen_unembedding = _hidden(model, still, batch)
+            frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch)
         found = found._replace(reference_BP=frozen_BP, reference_heads_BP=frozen_heads_BP)
         if token_level:
             policy_RND, frozen_RND = scored_hidden(hidden_RTD, batch), scored_hidden(frozen_RTD, batch)

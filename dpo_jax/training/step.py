@@ -44,6 +44,7 @@ class Objective(NamedTuple):
 
 def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:
     """(loss, metrics, memory), gradient of a batch whose arrays have a leading axis of micro-batches."""
+    objective = objective._replace(loss=jax.named_scope("loss")(objective.loss))
     counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weigh)(batch))
     micro_batches = jax.tree.leaves(batch)[0].shape[0]
 
@@ -117,9 +118,10 @@ def make_step(
     def step(state: TrainState, batch: Any, knobs: Knobs) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (loss, metrics, memory), gradient = gradients(objective, state, batch, knobs, key)
-        direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
-        learning_rate = knobs["learning_rate"] * schedule(state.step)
-        params = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
+        with jax.named_scope("optimizer"):
+            direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+            learning_rate = knobs["learning_rate"] * schedule(state.step)
+            params = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
         numbers = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
         frozen = state.frozen
         if objective.refresh and frozen is not None:

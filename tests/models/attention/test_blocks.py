@@ -37,7 +37,7 @@ def test_windows(windows: tuple, kind: int):
 
 
 def test_bfloat16():
-    """Weights, results and gradients of scores are rounded to it, once each; the dense form keeps the last in float32."""
+    """Weights, results and gradients of scores are rounded to it once; dense keeps the last in float32."""
     rows = make_rows("shared")
     qkv = heads(4, dtype=jnp.bfloat16)
     assert attend(*qkv, Seen(*rows, "blocks")).dtype == jnp.bfloat16
