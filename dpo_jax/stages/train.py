@@ -29,6 +29,7 @@ from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import needs_reference, reads_soft_labels, soft_labelled
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
+from dpo_jax.training.step import Knobs, Objective
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
@@ -84,7 +85,7 @@ def run(setup: Setup) -> None:
         found = heldout(setup, held_out[0], policy(state), state.memory)
         return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
 
-    live = needs_reference(terms) and store is None
+    live = runs_beside(setup)
 
     def check(state: TrainState) -> None:
         if store:
@@ -99,17 +100,31 @@ def run(setup: Setup) -> None:
         model=model,
         start=(lambda: setup.fresh_adapter(model)) if model.lora else base_once,
         frozen=base_once if model.lora else setup.start_params if live else None,
-        objective=preference_objective(
-            model, terms, live=live, refresh=_refresh(setup), sources=setup.train_data.sources
-        ),
+        objective=policy_objective(setup, setup.train_data.sources),
         batches=batches,
         optimizer=config.optimizer,
         train=config.train,
-        knobs=lambda step: {"losses": [term.knobs(step) for term in terms]},
+        knobs=lambda step: loss_knobs(setup, step),
         memory=tuple(term.memory() for term in terms),
         check=check,
         after=after,
     )
+
+
+def runs_beside(setup: Setup) -> bool:
+    """Whether the reference runs in every step, where its log-probs do not come from a store."""
+    return needs_reference(setup.terms) and not reference.reads_store(setup)
+
+
+def policy_objective(setup: Setup, sources: Sequence[str]) -> Objective:
+    """What training on preferences minimises; of several `sources` each has metrics of its own."""
+    live, refresh = runs_beside(setup), _refresh(setup)
+    return preference_objective(setup.model, setup.terms, live=live, refresh=refresh, sources=sources)
+
+
+def loss_knobs(setup: Setup, step: int) -> Knobs:
+    """The losses' numbers in a step, counted from 0."""
+    return {"losses": [term.knobs(step) for term in setup.terms]}
 
 
 def _say_what_is_unusual(setup: Setup) -> None:

@@ -152,8 +152,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "knobs stay those of the first step",
-            '{"losses": [term.knobs(step) for term in terms]}',
-            '{"losses": [term.knobs(0) for term in terms]}',
+            '{"losses": [term.knobs(step) for term in setup.terms]}',
+            '{"losses": [term.knobs(0) for term in setup.terms]}',
         ),
         (
             "what was steered is lost",
@@ -167,8 +167,8 @@ MUTANTS: list[Mutant] = [
         ("tests/stages/test_losses.py -k 'where_no_store_will_do'",),
         (
             "a live reference where a store would do",
-            "live = needs_reference(terms) and store is None",
-            "live = needs_reference(terms)",
+            "return needs_reference(setup.terms) and not reference.reads_store(setup)",
+            "return needs_reference(setup.terms)",
         ),
     ),
 ]
