@@ -45,6 +45,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
+        for flag, text in stage.switches.items():
+            command.add_argument(f"--{flag}", action="store_true", help=text)
         for flag, key in stage.settings.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), dest=key, help=f"short for --{key}")
     show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
@@ -105,13 +107,17 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
 
     from dpo_jax.stages.setup import Setup
 
+    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
+    stage = STAGES[known.command]
+    flags = {flag: getattr(known, flag) for flag in (*stage.flags, *stage.switches)}
+    if stage.dry:
+        stage.run(setup, **flags)
+        return
     if "JAX_COORDINATOR_ADDRESS" in os.environ or "TPU_WORKER_HOSTNAMES" in os.environ:
         jax.distributed.initialize()
-    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
     setup.begin()
-    stage = STAGES[known.command]
     with jax.set_mesh(setup.mesh):
-        stage.run(setup, **{flag: getattr(known, flag) for flag in stage.flags})
+        stage.run(setup, **flags)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,7 @@ class OptimizerConfig:
     beta1: Share = 0.9
     beta2: Share = 0.999
     epsilon: NotNegative = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,14 @@ class MeshConfig:
     fsdp: int = -1
     tensor: int = 1
     sequence: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilesConfig:
+    """How large a part of the logits exists at one time on one device; small ones are slow, large ones need memory."""
+
+    tokens: Positive = 2048
+    vocabulary: Positive = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,6 +210,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    tiles: TilesConfig = TilesConfig()
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()

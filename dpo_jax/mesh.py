@@ -39,14 +39,13 @@ Names = Sequence[str | None]
 Read = Callable[[tuple[slice, ...]], np.ndarray]
 
 
-def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1) -> Mesh:
-    """A mesh of all devices; one axis may be -1 and takes what the others leave.
+def mesh_sizes(devices: int, *, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1) -> tuple[int, ...]:
+    """How many devices lie along each mesh axis; one axis may be -1 and takes what the others leave.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, which the message states.
     """
     sizes = [data, fsdp, tensor, sequence]
-    devices = jax.device_count()
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
         raise ValueError(f"mesh axes are positive, and one may be -1: {dict(zip(MESH_AXES, sizes, strict=True))}")
     if -1 in sizes:
@@ -54,7 +53,13 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int =
     if math.prod(sizes) != devices:
         shape = " x ".join(f"{name} {size}" for name, size in zip(MESH_AXES, sizes, strict=True))
         raise ValueError(f"the mesh {shape} wants {math.prod(sizes)} devices, this machine has {devices}")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+    return tuple(sizes)
+
+
+def make_mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
+    """A mesh of all devices, or of those given; the axes as in `mesh_sizes`."""
+    sizes = mesh_sizes(jax.device_count() if devices is None else len(devices), **axes)
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
 
 
 def partition_spec(names: Names, shape: Sequence[int], mesh: Any) -> PartitionSpec:

@@ -32,6 +32,7 @@ _MAY_CHANGE = (
     "evaluation",
     "export",
     "model.remat",
+    "tiles",
     "train.epochs",
     "train.keep",
     "train.log_every",

@@ -65,4 +65,5 @@ def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTrans
         epsilon=config.epsilon,
         weight_decay=config.weight_decay,
         clip_norm=config.clip_norm,
+        moment_dtype=config.moment_dtype,
     )

@@ -135,7 +135,12 @@ class Setup:
     @cached_property
     def score(self) -> Score:
         """Response log-probs of a batch, compiled once for all stages."""
-        return make_scorer(self.model.apply)
+        return make_scorer(self.model.apply, **self.tiles)
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """How large the tiles of logits are."""
+        return {f"tile_{name}": size for name, size in dataclasses.asdict(self.config.tiles).items()}
 
     @cached_property
     def terms(self) -> list[Term]:

@@ -22,12 +22,14 @@ def adamw(
     epsilon: float = 1e-8,
     weight_decay: float = 0.0,
     clip_norm: float = 0.0,
+    moment_dtype: str = "float32",
 ) -> optax.GradientTransformation:
     """AdamW for a learning rate of 1: the step multiplies by the real one.
 
     Args:
         axes: the logical axis names of each parameter; weight decay acts on matrices, not on norms and biases.
         clip_norm: the global gradient norm is clipped to this; 0 turns clipping off.
+        moment_dtype: of the first moment; the second, whose square root divides, stays as wide as the parameters.
     """
 
     def is_matrix(names: tuple[str, ...]) -> bool:
@@ -36,7 +38,7 @@ def adamw(
     mask = jax.tree.map(is_matrix, axes, is_leaf=lambda names: isinstance(names, tuple))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon),
+        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon, mu_dtype=jnp.dtype(moment_dtype)),
         optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity(),
         optax.scale(-1.0),
     )

@@ -160,7 +160,7 @@ MUTANTS: list[Mutant] = [
             "state, numbers = steer(done, state) if steer else (state, {})",
             "numbers = steer(done, state)[1] if steer else {}",
         ),
-        ("labels are not given to the batches", "desirable=setup.train_data.desirable,", "desirable=None,"),
+        ("labels are not given to the batches", "desirable=data.desirable,", "desirable=None,"),
     ),
     *planted(
         "stages/train.py",
