@@ -54,7 +54,6 @@ class TooLarge(NamedTuple):
 
     needs: int | None  # bytes of one chip; None where the compiler does not say
     has: int | None
-    buffers: tuple[Buffer, ...]
     seconds: float
     says: str  # what the compiler said first
 
@@ -107,12 +106,10 @@ def largest_buffers(program: Mapping[str, Computation], *, count: int = 8) -> li
     return sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count]
 
 
+# The first counts arguments and results too, whatever it says; the second is of older compilers.
 _NEEDS = (
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
     re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
-    re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
-)
-_ALLOCATION = re.compile(
-    r"Size: ([\d.]+)([KMGT]?)\n(?:\s+Operator: op_name=\"([^\"]*)\".*\n)?(?:.*\n)*?\s+Shape: (\S+)", re.MULTILINE
 )
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
@@ -120,13 +117,8 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 def too_large(message: str, seconds: float = 0.0) -> TooLarge:
     """What a RESOURCE_EXHAUSTED of the TPU compiler says."""
     found = next((match for pattern in _NEEDS if (match := pattern.search(message))), None)
-    needs, has = (_bytes(*found.group(1, 2)), _bytes(*found.group(3, 4))) if found else (None, None)
-    buffers = [
-        Buffer(shape.partition("{")[0], _bytes(size, unit), label or "")
-        for size, unit, label, shape in _ALLOCATION.findall(message)
-    ]
-    return TooLarge(needs, has, tuple(buffers[:8]), seconds, message.splitlines()[0])
-
-
-def _bytes(number: str, unit: str) -> int:
-    return int(float(number) * _UNITS[unit])
+    says = message.splitlines()[0]
+    if not found:
+        return TooLarge(None, None, seconds, says)
+    needs, has = (int(float(found[place]) * _UNITS[found[place + 1]]) for place in (1, 3))
+    return TooLarge(needs, has, seconds, says)

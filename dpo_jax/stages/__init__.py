@@ -124,7 +124,7 @@ STAGES: dict[str, Stage] = {
         "compile the reference pass and the step for a machine that is not here, and say what they need",
         _plan,
         {
-            "topology": "the machine: v5e:16x16, v5p:4x4x4, v6e:4x4 or v4:2x2x2 (with libtpu); gpu:8 or h200:8 by analysis",
+            "topology": "the machine: v5e:16x16, v5p:4x4x4, v6e:4x4, v4:2x2x2 (with libtpu); gpu:8, h200:8 by analysis",
             "json": "also write the figures to this file",
             "mfu": "share of the chips' peak for which pairs per second are said; default 0.4",
             "seconds": "no alternative is begun that would end later; default 180, 0 for none",

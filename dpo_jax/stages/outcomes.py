@@ -51,7 +51,6 @@ def measure(planned: Planned, call: Call, *, full: bool) -> dict[str, Any]:
         "rows": {"shape": list(shape), "scored": call.arguments[1].target_RN.shape[-1]},
         "bytes": {**_held(call), "gradients": gradients},
         "compile_seconds": found.seconds,
-        "buffers": [buffer._asdict() for buffer in found.buffers],
     }
     if not isinstance(found, Compiled):
         return known | {"fits": False, "needs": found.needs, "has": found.has or capacity, "says": found.says}
@@ -69,6 +68,7 @@ def measure(planned: Planned, call: Call, *, full: bool) -> dict[str, Any]:
         "fits": memory.peak <= capacity,
         "needs": memory.peak,
         "has": capacity,
+        "buffers": [buffer._asdict() for buffer in found.buffers],
         "collectives": [each._asdict() for each in traffic.found],
         "collectives_in_unknown_loops": traffic.uncounted,
     }

@@ -52,7 +52,7 @@ def show(plan: dict[str, Any]) -> None:
     for name, program in programs.items():
         if program.get("collectives"):
             console.print(_collectives_table(name, program))
-        if program["buffers"]:
+        if program.get("buffers"):
             console.print(_buffers_table(name, program))
     console.print(_work_table(lengths, work, settings, machine))
     if plan.get("alternatives"):
@@ -92,7 +92,7 @@ def _collectives_table(name: str, program: dict[str, Any]) -> Table:
 def _buffers_table(name: str, program: dict[str, Any]) -> Table:
     table = Table("array", "bytes", "where", title=f"Largest arrays of {name} on a chip", title_justify="left")
     for each in program["buffers"]:
-        table.add_row(each["shape"], gib(each["bytes"]), each["label"][-90:])
+        table.add_row(each["shape"], gib(each["bytes"]), each["label"].replace("\\'", "'")[-90:])
     return table
 
 

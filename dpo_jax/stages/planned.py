@@ -23,6 +23,7 @@ from dpo_jax.planning.topologies import Machine
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.store import Scores
 from dpo_jax.stages import reference
+from dpo_jax.stages.fit import planned_steps
 from dpo_jax.stages.program import make_program
 from dpo_jax.stages.rows import DataRows, read_rows
 from dpo_jax.stages.setup import Setup
@@ -143,7 +144,7 @@ def train_call(setup: Setup, data: DataRows) -> Call:
         objective=policy_objective(setup, data.sources),
         optimizer=setup.config.optimizer,
         batch=batch,
-        steps=max(1, batches.steps(1)),
+        steps=planned_steps(setup.config.train, batches),
         memory=memory,
         has_frozen=has_frozen,
     )
