@@ -84,7 +84,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
             overrides += [f"--{key}", value]
     config, origins = load(known.config, overrides)
     if known.command == "config":
-        from dpo_jax.stages.setup import render
+        from dpo_jax.stages.rendering import render
 
         print(render(config, origins, comments=True), end="")
         return

@@ -190,9 +190,8 @@ def _wpo_weight(scored: Scored, batch: PairBatch) -> jax.Array | None:
     if scored.log_sum_sq_BP is None:
         return None
     tokens_BP = jnp.maximum(batch.response_tokens_BP, 1)
-    typical_BP1 = ((scored.policy_BP - scored.log_sum_sq_BP) / tokens_BP)[
-        ..., None
-    ]  # the mean over the tokens is taken already
+    # The mean over the tokens is taken already.
+    typical_BP1 = ((scored.policy_BP - scored.log_sum_sq_BP) / tokens_BP)[..., None]
     zeros_BP1 = jnp.zeros_like(typical_BP1)
     weights_BP = wpo_weights(typical_BP1, zeros_BP1, jnp.ones(zeros_BP1.shape, bool), clamp=jnp.inf)
     return jnp.minimum(weights_BP.prod(axis=1), 1.0)

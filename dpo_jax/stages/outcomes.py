@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.models.costs import activation_bytes
+from dpo_jax.models.costs import activation_bytes, matmul_parameters
 from dpo_jax.planning.compiled import Compiled, compile_program
 from dpo_jax.stages.planned import Call, Planned, train_call
 from dpo_jax.stages.rows import DataRows
@@ -74,6 +74,15 @@ def measure(planned: Planned, call: Call, *, full: bool) -> dict[str, Any]:
     }
 
 
+def _gathered(planned: Planned) -> int:
+    """What fsdp gathers at one time: the embedding, the head and the matrices of one layer, in the compute dtype."""
+    mesh, model = planned.mesh.shape, planned.model
+    if mesh["fsdp"] == 1:
+        return 0
+    tables, layer = 2 * model.spec.vocabulary * model.spec.width, matmul_parameters(model.tree) // model.spec.layers
+    return (tables + layer) * jnp.dtype(model.dtype).itemsize // mesh["tensor"]
+
+
 def analyse_train(planned: Planned, data: DataRows) -> dict[str, Any]:
     """The training step by arithmetic: sizes of arrays are exact, activations are a formula's."""
     call = train_call(planned, data)
@@ -89,7 +98,13 @@ def analyse_train(planned: Planned, data: DataRows) -> dict[str, Any]:
         tensor=mesh["tensor"],
         tile=(config.tiles.tokens, config.tiles.vocabulary),
     )
-    found = {**_held(call), "gradients": _gradients(call), "activations": activations.total}
+    at_once = 1 if batch.tokens_RT.shape[0] == 1 else 2  # of a micro-batch, beside the sum of those before
+    found = {
+        **_held(call),
+        "gradients": at_once * _gradients(call),
+        "gathered": _gathered(planned),
+        "activations": activations.total,
+    }
     capacity = planned.machine.chip.memory_bytes
     needs = sum(found.values())
     return {

@@ -98,6 +98,7 @@ def _header(planned: Planned, lengths: Lengths, share: float) -> dict[str, Any]:
             "weights": config.model.weights,
             "architecture": planned.outline.origin,
             "parameters": sum(x.size for x in jax.tree.leaves(model.shapes)),
+            "vocabulary": model.spec.vocabulary,
             "trained": sum(x.size for x in jax.tree.leaves(model.trained.shapes)),
         },
         "machine": {

@@ -13,6 +13,7 @@ _LABELS = {
     "frozen": "frozen reference or base",
     "batch": "batch",
     "gradients": "gradients",
+    "gathered": "gathered parameters",
     "activations": "activations and workspace",
     "outputs": "results",
     "code": "program",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,10 +39,24 @@ def adamw(
     mask = jax.tree.map(is_matrix, axes, is_leaf=lambda names: isinstance(names, tuple))
     return optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=beta1, b2=beta2, eps=epsilon, mu_dtype=jnp.dtype(moment_dtype)),
+        _adam(moment_dtype, b1=beta1, b2=beta2, eps=epsilon),
         optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity(),
         optax.scale(-1.0),
     )
+
+
+def _adam(moment_dtype: str, **numbers: Any) -> optax.GradientTransformation:
+    """Adam whose first moment is kept in this dtype and moved in float32: optax alone would round the decay too."""
+    wide, narrow = optax.scale_by_adam(**numbers), optax.scale_by_adam(**numbers, mu_dtype=jnp.dtype(moment_dtype))
+    if moment_dtype == "float32":
+        return wide
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        direction, found = wide.update(updates, state._replace(mu=optax.tree.cast(state.mu, jnp.float32)), params)
+        assert isinstance(found, optax.ScaleByAdamState)
+        return direction, found._replace(mu=optax.tree.cast(found.mu, jnp.dtype(moment_dtype)))
+
+    return optax.GradientTransformation(narrow.init, update)
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {"adamw": adamw}

@@ -75,6 +75,9 @@ def test_by_analysis_and_nothing_else_is_written(capsys, folder: Path):
     assert found["machine"]["chip"] == CHIPS["h100"].name and found["mesh"]["fsdp"] == 8
     assert found["lengths"]["origin"] == "the first 20 rows of data.train"
     assert found["analysis"]["bytes"]["optimizer"] == 2 * found["analysis"]["bytes"]["parameters"] + 4
+    # the table of 344 or so tokens twice, and one layer, in float32
+    layer = 64 * 32 + 2 * 64 * 16 + 32 * 64 + 3 * 64 * 64
+    assert found["analysis"]["bytes"]["gathered"] == 4 * (2 * 64 * found["model"]["vocabulary"] + layer)
     assert found["analysis"]["needs"] == sum(found["analysis"]["bytes"].values())
 
 
