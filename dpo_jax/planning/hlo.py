@@ -1,7 +1,8 @@
 """Reading the text of an optimized XLA program: its computations, and how often each of them runs.
 
 A program is a set of computations that call each other; what stands in the body of a loop runs as often as the loop
-turns. XLA writes that number beside a loop, or it is the constant that the loop's condition compares its counter with.
+turns. XLA writes that number beside a loop, or it follows from the constant that the loop's condition compares its
+counter with, which begins at 0, and from what its body adds to that.
 """
 
 from __future__ import annotations
@@ -136,11 +137,32 @@ def _turns(program: Mapping[str, Computation], loop: Instruction) -> int | None:
     """How often a loop turns; None where neither XLA nor its condition says."""
     if said := _TRIPS.search(loop.rest):
         return int(said[1])
-    condition = program.get(_attribute(loop, "condition"))
-    if condition is None:
+    condition, body = (program.get(_attribute(loop, name)) for name in ("condition", "body"))
+    if condition is None or body is None:
         return None
-    bounds = [line for line in condition.lines if line.opcode == "constant" and line.type.startswith("s32[]")]
-    compares = "direction=LT" in condition.root.rest and condition.root.opcode == "compare"
-    if not compares or len(bounds) != 1 or bounds[0].name not in condition.root.operands:
+    lines = {line.name: line for line in condition.lines}
+    compared = [lines[name] for name in condition.root.operands if name in lines]
+    if condition.root.opcode != "compare" or "direction=LT" not in condition.root.rest or len(compared) != 2:
         return None
-    return int(bounds[0].operands[0])
+    counter, bound = compared
+    if bound.opcode != "constant" or counter.opcode != "get-tuple-element":
+        return None
+    step = _step(body, int(_attribute(counter, "index")))
+    return step and -(-int(bound.operands[0]) // step)
+
+
+def _step(body: Computation, place: int) -> int | None:
+    """By how much a loop's body moves the counter at this place of its state; None where it is not plain."""
+    lines = {line.name: line for line in body.lines}
+
+    def behind_copies(name: str) -> Instruction | None:
+        line = lines.get(name)
+        return behind_copies(line.operands[0]) if line and line.opcode == "copy" else line
+
+    if body.root.opcode != "tuple":
+        return None
+    moved = behind_copies(body.root.operands[place])
+    if moved is None or moved.opcode != "add":
+        return None
+    by = [line for name in moved.operands if (line := behind_copies(name)) and line.opcode == "constant"]
+    return int(by[0].operands[0]) if len(by) == 1 else None

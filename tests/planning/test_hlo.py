@@ -27,7 +27,11 @@ HloModule jit_f, entry_computation_layout={(f32[16,8]{1,0})->f32[]}
   %t.1 = (s32[], f32[4]{0:T(128)}) parameter(0)
   %g.1 = f32[4]{0:T(128)} get-tuple-element(%t.1), index=1
   %ar.1 = f32[4]{0:T(128)} all-reduce(%g.1), replica_groups={{0,1,2,3},{4,5,6,7}}, to_apply=%add
-  ROOT %r.1 = (s32[], f32[4]) tuple(%g.1, %ar.1)
+  %i.1 = s32[] get-tuple-element(%t.1), index=0
+  %copy.1 = s32[] copy(%i.1)
+  %one.1 = s32[] constant(1)
+  %next.1 = s32[] add(%copy.1, %one.1)
+  ROOT %r.1 = (s32[], f32[4]) tuple(%next.1, %ar.1)
 }
 
 %inner_condition (t.2: (s32[], f32[4])) -> pred[] {
@@ -107,12 +111,19 @@ def test_a_loop_of_unknown_turns_counts_once_and_is_told():
 
 
 @pytest.mark.parametrize(
-    ("condition", "known"),
-    [("%c.2, %i.2), direction=GT", False), ("%i.2, %c.2), direction=NE", False), ("%i.2, %c.2), direction=LT", True)],
+    ("old", "new", "turns"),
+    [
+        ("%one.1 = s32[] constant(1)", "%one.1 = s32[] constant(2)", 3),  # to 5 by 2
+        ("%i.2, %c.2), direction=LT", "%i.2, %c.2), direction=NE", None),
+        ("%i.2, %c.2), direction=LT", "%c.2, %i.2), direction=LT", None),
+        ("add(%copy.1, %one.1)", "add(%copy.1, %copy.1)", None),
+        ("add(%copy.1, %one.1)", "multiply(%copy.1, %one.1)", None),
+        ("tuple(%next.1, %ar.1)", "custom-call(%next.1, %ar.1)", None),
+    ],
 )
-def test_only_a_counter_below_a_constant_is_a_known_number_of_turns(condition: str, known: bool):
-    text = TEXT.replace("%i.2, %c.2), direction=LT", condition)
-    assert ("inner" in runs(parse(text))[1]) is not known
+def test_turns_are_known_of_a_counter_that_is_added_to_until_a_constant(old: str, new: str, turns: int | None):
+    times, unsure = runs(parse(TEXT.replace(old, new)))
+    assert (times["inner"], "inner" in unsure) == (3 * (turns or 1), turns is None)
 
 
 @pytest.mark.parametrize(
