@@ -80,7 +80,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "stages/planned.py",
-        (STAGE,),
+        (STAGE + " -k 'very_ones or longest or bytes_are'",),
         ("the schedule of another run", "planned_steps(setup.config.train, batches)", "batches.steps(1)"),
         ("rows of half the length", "np.zeros(longest - 1, np.int32)", "np.zeros(longest // 2, np.int32)"),
         (
@@ -92,7 +92,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "stages/plan.py",
-        (STAGE,),
+        (STAGE + " -k 'analysis or longest'",),
         ("what does not fit is a success", "    _refuse_too_large(plan)\n", ""),
         ("the mfu is ignored", "share * machine.chip.peak_flops", "_MFU * machine.chip.peak_flops"),
         ("tokens are written into the working directory", "workdir=scratch)", "workdir=setup.config.workdir)"),
