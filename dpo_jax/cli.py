@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
+        for flag, text in stage.switches.items():
+            command.add_argument(f"--{flag}", action="store_true", help=text)
         for flag, key in stage.settings.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), dest=key, help=f"short for --{key}")
     show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
@@ -90,7 +92,7 @@ def _dispatch(arguments: Sequence[str]) -> None:
             overrides += [f"--{key}", value]
     config, origins = load(known.config, overrides)
     if known.command == "config":
-        from dpo_jax.stages.setup import render
+        from dpo_jax.stages.rendering import render
 
         print(render(config, origins, comments=True), end="")
         return
@@ -115,14 +117,18 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
     from dpo_jax.stages import hosts
     from dpo_jax.stages.setup import Setup
 
+    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
+    stage = STAGES[known.command]
+    flags = {flag: getattr(known, flag) for flag in (*stage.flags, *stage.switches)}
+    if stage.dry:
+        stage.run(setup, **flags)
+        return
     hosts.join_run()
     try:
-        setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
         setup.begin()
         hosts.check_shared(setup.workdir)
-        stage = STAGES[known.command]
         with jax.set_mesh(setup.mesh):
-            stage.run(setup, **{flag: getattr(known, flag) for flag in stage.flags})
+            stage.run(setup, **flags)
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException:

@@ -94,6 +94,7 @@ class OptimizerConfig:
     beta1: Share = 0.9
     beta2: Share = 0.999
     epsilon: NotNegative = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +127,14 @@ class MeshConfig:
     fsdp: int = -1  # parts of the parameters; rows are split over slice, data and fsdp
     tensor: int = 1  # parts of heads, MLP and vocabulary
     sequence: int = 1  # parts of long rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilesConfig:
+    """How large a part of the logits exists at one time on one device; small ones are slow, large ones need memory."""
+
+    tokens: Positive = 2048
+    vocabulary: Positive = 16384
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +220,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     profile: ProfileConfig = ProfileConfig()
+    tiles: TilesConfig = TilesConfig()
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()

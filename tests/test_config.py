@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -169,4 +171,9 @@ def test_a_file_that_is_not_text(tmp_path: Path):
 
 @pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("configs/*.yaml")), ids=lambda path: path.name)
 def test_every_shipped_configuration_loads(path: Path):
-    load(str(path))
+    config, _ = load(str(path))
+    assert config.workdir == f"runs/{path.stem}"
+    assert re.search(r"^# date +\d{4}-\d\d-\d\d$", path.read_text(encoding="utf8"), re.MULTILINE), "no lab record"
+    project = tomllib.loads((path.parents[1] / "pyproject.toml").read_text(encoding="utf8"))
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    assert wheel[f"configs/{path.name}"] == f"dpo_jax/configs/{path.name}"

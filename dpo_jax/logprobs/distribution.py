@@ -48,7 +48,7 @@ def token_kl(
         unembedding: the policy's; its soft cap is differentiated.
         reference_hidden_RND: the reference's at the same tokens; its width may differ.
         reference_unembedding: of the same vocabulary and as many columns.
-        tile_tokens: tokens (over all rows) whose logits exist at one time.
+        tile_tokens: tokens (over all rows of a device) whose logits exist at one time.
         tile_vocabulary: columns of the vocabulary that exist at one time.
     """
     chex.assert_equal_shape_prefix([hidden_RND, reference_hidden_RND], 2)

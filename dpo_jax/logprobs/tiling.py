@@ -81,17 +81,26 @@ def cut_vocabulary(unembedding: Unembedding, tile_vocabulary: int) -> tuple[Tili
     per_shard = columns // shards
     count = -(-columns // tile_vocabulary)
     tiling = Tiling(unembedding.vocabulary, shards, per_shard, -(-per_shard // count), count)
-    weight_SVD = constrain(unembedding.weight_VD, "vocab", None).reshape(shards, per_shard, -1)
+    weight_SVD = unembedding.weight_VD.reshape(shards, per_shard, -1)
     return tiling, Bend(unembedding.scale, unembedding.soft_cap), weight_SVD
 
 
 def cut_tokens(array: jax.Array, tile_tokens: int) -> jax.Array:
-    """[R, N, ...] to [tiles, n, ...]; tiles cut the N axis only, so that rows sharded over devices stay there."""
+    """[R, N, ...] to [tiles, n, ...]; tiles cut the N axis only, so that rows sharded over devices stay there.
+
+    `tile_tokens` are those of one device.
+    """
     rows, scored, *rest = array.shape
-    tile = max(1, min(scored, tile_tokens // max(1, rows)))
+    tile = max(1, min(scored, tile_tokens * _row_splits(rows) // max(1, rows)))
     tiles = -(-scored // tile)
     array = jnp.pad(array, [(0, 0), (0, tiles * tile - scored), *((0, 0) for _ in rest)])
     return array.reshape(rows, tiles, tile, *rest).swapaxes(0, 1).reshape(tiles, rows * tile, *rest)
+
+
+def _row_splits(rows: int) -> int:
+    """Into how many parts the mesh splits the rows, or tokens row after row."""
+    splits = axis_splits("rows")
+    return splits if rows % splits == 0 else 1
 
 
 def join_tokens(array: jax.Array, rows: int, scored: int) -> jax.Array:
@@ -115,11 +124,11 @@ def fold(tiling: Tiling, update: Callable, carry: Any, tokens: Any, *sides: Side
         tokens: what else `update` knows of each token, a tree of arrays [tiles, n].
         sides: the distributions.
     """
-    dtype = wide(*sides)
+    dtype, whole = wide(*sides), [_gathered(side) for side in sides]
 
     def over_vocabulary(carry: Any, index: jax.Array) -> tuple[Any, None]:
         start, token_v = _columns(tiling, index)
-        weights = [_cut(tiling, side.weight_SVD, start) for side in sides]
+        weights = [_cut(tiling, weight_SVD, start) for weight_SVD in whole]
 
         def over_tokens(tile: tuple) -> Any:
             carry, tokens, *hiddens = tile
@@ -142,33 +151,50 @@ def pull_back(tiling: Tiling, d_logits: Callable, tokens: Any, side: Side, *othe
         side: the distribution that is differentiated.
         others: distributions whose logits `d_logits` needs.
     """
-    dtype = wide(side, *others)
+    dtype, whole = wide(side, *others), [_gathered(one) for one in (side, *others)]
+    # Each part of the rows has a sum of its own until a vocabulary tile is done: devices then speak once, not per tile.
+    parts = _row_splits(side.hidden.shape[1])
 
     def over_vocabulary(carry: tuple, index: jax.Array) -> tuple[tuple, None]:
         d_hidden, d_weight_SVD = carry
         start, token_v = _columns(tiling, index)
-        weight_vD, *weights = (_cut(tiling, one.weight_SVD, start) for one in (side, *others))
+        weight_vD, *weights = (_cut(tiling, weight_SVD, start) for weight_SVD in whole)
 
-        def over_tokens(d_weight_vD: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
+        def over_tokens(d_weight_PvD: jax.Array, tile: tuple) -> tuple[jax.Array, jax.Array]:
             d_hidden_nD, tokens, hidden_nD, *hiddens = tile
-            parts = zip(others, hiddens, weights, strict=True)
-            known = [_logits(other.bend, hidden, weight, token_v, dtype)[0] for other, hidden, weight in parts]
+            each = zip(others, hiddens, weights, strict=True)
+            known = [_logits(other.bend, hidden, weight, token_v, dtype)[0] for other, hidden, weight in each]
             logits, slope = _logits(side.bend, hidden_nD, weight_vD, token_v, dtype)
             d_raw = (d_logits(tokens, token_v, logits, *known) * slope).astype(weight_vD.dtype)
             d_hidden_nD += jnp.einsum("nv,vd->nd", d_raw, weight_vD, preferred_element_type=dtype)
-            d_weight_vD += jnp.einsum("nv,nd->vd", d_raw, hidden_nD, preferred_element_type=dtype)
-            return d_weight_vD, d_hidden_nD
+            return d_weight_PvD + _products(d_raw, hidden_nD, parts, dtype), d_hidden_nD
 
-        # The tile's slice of the sum goes in and comes out whole: the last tile overlaps columns already summed.
-        before = jax.lax.dynamic_slice_in_dim(d_weight_SVD, start, tiling.width, axis=1)
+        zeros = constrain(jnp.zeros((parts, *weight_vD.shape), dtype), "rows", "vocab", None)
         tiles = (d_hidden, tokens, side.hidden, *(other.hidden for other in others))
-        after_vD, d_hidden = jax.lax.scan(over_tokens, before.reshape(weight_vD.shape), tiles)
-        after = after_vD.reshape(before.shape)
+        d_weight_PvD, d_hidden = jax.lax.scan(over_tokens, zeros, tiles)
+        found_vD = constrain(d_weight_PvD.sum(axis=0), "vocab", "embed")
+        # Added to what is there: the last tile overlaps columns already summed, and gives 0 for them.
+        before = jax.lax.dynamic_slice_in_dim(d_weight_SVD, start, tiling.width, axis=1)
+        after = before + found_vD.reshape(before.shape)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_weight_SVD, after, start, axis=1)), None
 
-    zeros = (jnp.zeros(side.hidden.shape, dtype), jnp.zeros(side.weight_SVD.shape, dtype))
+    d_weight = constrain(jnp.zeros(side.weight_SVD.shape, dtype), "vocab", None, "embed")
+    zeros = (jnp.zeros(side.hidden.shape, dtype), d_weight)
     (d_hidden, d_weight_SVD), _ = jax.lax.scan(over_vocabulary, zeros, jnp.arange(tiling.count))
     return d_hidden.astype(side.hidden.dtype), d_weight_SVD.astype(side.weight_SVD.dtype)
+
+
+def _products(d_raw_nv: jax.Array, hidden_nD: jax.Array, parts: int, dtype: Any) -> jax.Array:
+    """The weight's gradient from one tile, [P, v, D]: apart for each part of the rows."""
+    if parts == 1:
+        return jnp.einsum("nv,nd->vd", d_raw_nv, hidden_nD, preferred_element_type=dtype)[None]
+    d_raw_Pnv, hidden_PnD = (x.reshape(parts, -1, x.shape[1]) for x in (d_raw_nv, hidden_nD))
+    return jnp.einsum("pnv,pnd->pvd", d_raw_Pnv, hidden_PnD, preferred_element_type=dtype)
+
+
+def _gathered(side: Side) -> jax.Array:
+    """The weight as the tiles need it, gathered over fsdp once: here, as its gradient is not to be gathered."""
+    return constrain(side.weight_SVD, "vocab", None, None)
 
 
 def _columns(tiling: Tiling, index: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -43,7 +43,7 @@ def token_logps(
         hidden_RND: the hidden states that predict the targets.
         target_RN: token ids.
         unembedding: see `Unembedding`; its soft cap is differentiated.
-        tile_tokens: tokens (over all rows) whose logits exist at one time.
+        tile_tokens: tokens (over all rows of a device) whose logits exist at one time.
         tile_vocabulary: columns of the vocabulary that exist at one time.
     """
     chex.assert_equal_shape_prefix([hidden_RND, target_RN], 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from dpo_jax.stages.setup import Setup
@@ -12,13 +12,16 @@ if TYPE_CHECKING:
 class Stage(NamedTuple):
     """One command: what it does, the function that runs it, its own flags, and short names of settings.
 
-    A flag has its help; a short name the key of the configuration that it sets.
+    A flag, and a switch, which takes no value, has its help; a short name the key of the configuration that it sets.
+    What is `dry` makes no working directory and touches no device of this machine.
     """
 
     help: str
     run: Callable[..., None]
     flags: Mapping[str, str] = {}
     settings: Mapping[str, str] = {}
+    switches: Mapping[str, str] = {}
+    dry: bool = False
 
 
 # The imports happen when a stage is called, so that `dpo-jax --help` needs none of them.
@@ -70,6 +73,12 @@ def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str
     sample.run(setup, prompts=prompts, output=output, model=model)
 
 
+def _plan(setup: Setup, **flags: Any) -> None:
+    from dpo_jax.stages import plan
+
+    plan.run(setup, **flags)
+
+
 def _export(setup: Setup) -> None:
     from dpo_jax.stages import export
 
@@ -110,6 +119,21 @@ STAGES: dict[str, Stage] = {
         "write the trained model as a Hugging Face folder, WORKDIR/export",
         _export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
+    ),
+    "plan": Stage(
+        "compile the reference pass and the step for a machine that is not here, and say what they need",
+        _plan,
+        {
+            "topology": "the machine: v5e:16x16, v5p:4x4x4, v6e:4x4, v4:2x2x2 (with libtpu); gpu:8, h200:8 by analysis",
+            "json": "also write the figures to this file",
+            "mfu": "share of the chips' peak for which pairs per second are said; default 0.4",
+            "seconds": "no alternative is begun that would end later; default 180, 0 for none",
+        },
+        switches={
+            "search": "find the largest train.micro_batch_pairs that fits, by bisection",
+            "full": "compile at full effort: minutes instead of seconds, and a little less memory",
+        },
+        dry=True,
     ),
     "report": Stage("write WORKDIR/report.html", _report),
 }

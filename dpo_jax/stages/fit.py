@@ -8,23 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import Described
+from dpo_jax.stages.program import make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink
-from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.profile import traced
-from dpo_jax.training.state import TrainState, create_state, param_shardings, state_shardings
-from dpo_jax.training.step import Knobs, Objective, make_step
+from dpo_jax.training.state import TrainState, create_state
+from dpo_jax.training.step import Knobs, Objective
 from dpo_jax.types import Params
 
 _MAY_CHANGE = (
@@ -37,6 +35,7 @@ _MAY_CHANGE = (
     "export",
     "model.remat",
     "profile",
+    "tiles",
     "train.epochs",
     "train.keep",
     "train.log_every",
@@ -102,30 +101,30 @@ def fit(
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
-    transform = _optimizer(optimizer, model.trained.axes)
-    beside = param_shardings(setup.mesh, *model.tree) if frozen else None
-    shardings = state_shardings(setup.mesh, *model.trained, transform, memory=memory, frozen=beside)
+    program = make_program(
+        setup,
+        model=model,
+        objective=objective,
+        optimizer=optimizer,
+        batch=batches.batch(done or 0).arrays,
+        steps=steps,
+        memory=memory,
+        has_frozen=frozen is not None,
+    )
     # Frozen parameters that never move are read again where they came from; a checkpoint holds what has changed.
     keeps_frozen = objective.refresh is not None
     still = frozen() if frozen and (done is None or not keeps_frozen) else None
     if done is None:
-        state = create_state(start(), transform, shardings, seed=setup.config.seed, memory=memory, frozen=still)
+        seed, shardings = setup.config.seed, program.shardings
+        state = create_state(start(), program.optimizer, shardings, seed=seed, memory=memory, frozen=still)
         check(state)
         _say_what_is_trained(stage, state)
     else:
-        saved = shardings if keeps_frozen else shardings._replace(frozen=None)
-        state = _restore(model, checkpoints, done, transform, saved, memory)
+        saved = program if keeps_frozen else program._replace(shardings=program.shardings._replace(frozen=None))
+        state = checkpoints.restore(done, saved.state_shapes(model, memory))
         state = state if keeps_frozen else state._replace(frozen=still)
         say(stage, f"resumes at step {done} of {steps}")
     del still
-    first = batches.batch(done or 0).arrays
-    step = make_step(
-        objective,
-        transform,
-        make_schedule(optimizer.schedule, warmup_steps=optimizer.warmup_steps, steps=steps),
-        shardings=shardings,
-        batch_shardings=setup.batch_shardings(first, micro_batches=True),
-    )
     sinks = _sinks(folder, resume_step=done)
 
     def read(number: int) -> loop.Placed:
@@ -136,7 +135,7 @@ def fit(
     profile = setup.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
-    tracing = traced(step, folder / "profile", done=done or 0, **dataclasses.asdict(profile))
+    tracing = traced(program.step, folder / "profile", done=done or 0, **dataclasses.asdict(profile))
     with Progress(stage, steps, done=done or 0) as progress, tracing as step:
 
         def log(number: int, values: dict[str, float]) -> None:
@@ -182,24 +181,6 @@ def _say_what_is_trained(stage: str, state: TrainState) -> None:
     )
 
 
-def _restore(
-    model: Described,
-    checkpoints: Checkpoints,
-    done: int,
-    transform: optax.GradientTransformation,
-    shardings: TrainState,
-    memory: Any,
-) -> TrainState:
-    def blank(params: Params, memory: Any) -> TrainState:
-        key = jax.random.key_data(jax.random.key(0))
-        frozen = None if shardings.frozen is None else params
-        return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), key, memory, frozen)
-
-    shapes = jax.eval_shape(blank, model.trained.shapes, memory)
-    like = jax.tree.map(lambda s, to: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=to), shapes, shardings)
-    return checkpoints.restore(done, like)
-
-
 def _sinks(folder: Path, *, resume_step: int | None) -> list[Sink]:
     """One process writes the metrics; every process has the same ones."""
     if jax.process_index():
@@ -208,17 +189,6 @@ def _sinks(folder: Path, *, resume_step: int | None) -> list[Sink]:
         JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
         TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
     ]
-
-
-def _optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:
-    return OPTIMIZERS[config.name](
-        axes,
-        beta1=config.beta1,
-        beta2=config.beta2,
-        epsilon=config.epsilon,
-        weight_decay=config.weight_decay,
-        clip_norm=config.clip_norm,
-    )
 
 
 def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class Scored(NamedTuple):
     reference_mismatched_BP: jax.Array | None = None  # the reference on them, where it runs in the step
 
 
-def completion_objective(model: Model) -> Objective:
+def completion_objective(model: Model, **tiles: int) -> Objective:
     """Negative log-likelihood of the responses, a mean over all scored tokens; a row's weight multiplies its own."""
     policy = _policy(model)
 
@@ -52,7 +52,7 @@ def completion_objective(model: Model) -> Objective:
         return {"tokens": batch.response_tokens_BP.sum()}
 
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> jax.Array:
-        return batch_logps(*policy(params, frozen, batch, key), batch)
+        return batch_logps(*policy(params, frozen, batch, key), batch, **tiles)
 
     def loss(
         logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
@@ -90,11 +90,12 @@ def preference_objective(
     live: bool = False,
     refresh: Refresh | None = None,
     sources: Sequence[str] = (),
+    **tiles: int,
 ) -> Objective:
     """A weighted sum of losses, meant over the pairs of the batch.
 
     The reference's log-probs come with the batch, or, `live`, from the frozen parameters. Rewards take the beta of the
-    first loss that has one. Of several `sources` each has metrics of its own.
+    first loss that has one. Of several `sources` each has metrics of its own; `tiles` as in `batch_scores`.
     """
     policy = _policy(model)
     token_level = any(term.name in TOKEN_LEVEL for term in terms)
@@ -109,14 +110,14 @@ def preference_objective(
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> Scored:
         hidden_RTD, unembedding = policy(params, frozen, batch, key)
         pairs, slots = batch.response_tokens_BP.shape
-        found = Scored(*batch_scores(hidden_RTD, unembedding, batch))
+        found = Scored(*batch_scores(hidden_RTD, unembedding, batch, **tiles))
         if wpo:
-            squares_RN = token_log_sum_sq(scored_hidden(hidden_RTD, batch), unembedding)
+            squares_RN = token_log_sum_sq(scored_hidden(hidden_RTD, batch), unembedding, **tiles)
             sums_BP = response_logps(squares_RN, batch.response_RN, pairs=pairs, slots=slots)
             found = found._replace(log_sum_sq_BP=sums_BP)
         if batch.mismatched is not None:  # measured, not trained on
             seen = policy(jax.lax.stop_gradient(params), frozen, batch.mismatched, key)
-            found = found._replace(mismatched_BP=batch_logps(*seen, batch.mismatched))
+            found = found._replace(mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
         if not live:
             return found
         assert frozen is not None
@@ -124,13 +125,13 @@ def preference_objective(
         with jax.named_scope("reference"):
             if batch.mismatched is not None:
                 seen = _hidden(model, still, batch.mismatched)
-                found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched))
+                found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
             frozen_RTD, frozen_unembedding = _hidden(model, still, batch)
-            frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch)
+            frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch, **tiles)
         found = found._replace(reference_BP=frozen_BP, reference_heads_BP=frozen_heads_BP)
         if token_level:
             policy_RND, frozen_RND = scored_hidden(hidden_RTD, batch), scored_hidden(frozen_RTD, batch)
-            kl_RN = token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding)
+            kl_RN = token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)
             sums_BP = response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots)
             found = found._replace(token_kl_BP=sums_BP)
         return found
@@ -190,9 +191,8 @@ def _wpo_weight(scored: Scored, batch: PairBatch) -> jax.Array | None:
     if scored.log_sum_sq_BP is None:
         return None
     tokens_BP = jnp.maximum(batch.response_tokens_BP, 1)
-    typical_BP1 = ((scored.policy_BP - scored.log_sum_sq_BP) / tokens_BP)[
-        ..., None
-    ]  # the mean over the tokens is taken already
+    # The mean over the tokens is taken already.
+    typical_BP1 = ((scored.policy_BP - scored.log_sum_sq_BP) / tokens_BP)[..., None]
     zeros_BP1 = jnp.zeros_like(typical_BP1)
     weights_BP = wpo_weights(typical_BP1, zeros_BP1, jnp.ones(zeros_BP1.shape, bool), clamp=jnp.inf)
     return jnp.minimum(weights_BP.prod(axis=1), 1.0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -73,17 +74,23 @@ def _chat_template(given: str | None) -> str | None:
         ) from None
 
 
-def read_rows(config: Config, tokenizer: Any, name: str, sources: Sequence[Source]) -> DataRows:
-    """Reads, checks and tokenizes; `name` is the key of the configuration, for what is said of the rows."""
+def read_rows(
+    config: Config, tokenizer: Any, name: str, sources: Sequence[Source], *, limit: int | None = None
+) -> DataRows:
+    """Reads, checks and tokenizes; `name` is the key of the configuration, for what is said of the rows.
+
+    No more than `limit` rows, the first ones, if that is given.
+    """
     if not sources:
         return DataRows([], [])
     losses, reading = config.loss, {"on_error": config.data.on_error, "seed": config.seed}
     skipped: Counter[str] = Counter()
     if not is_unpaired(losses):
-        return as_tokens(config, tokenizer, name, sources, stream(PAIRS, sources, **reading, skipped=skipped), skipped)
+        pairs = islice(stream(PAIRS, sources, **reading, skipped=skipped), limit)
+        return as_tokens(config, tokenizer, name, sources, pairs, skipped)
     labelled = read_unpaired(sources, **reading, mismatched=needs_mismatched(losses))
     skipped.update(labelled.skipped)
-    found = as_tokens(config, tokenizer, name, sources, labelled.rows, skipped)
+    found = as_tokens(config, tokenizer, name, sources, islice(labelled.rows, limit), skipped)
     desirable = found.desirable
     assert desirable is not None
     if desirable.all() or not desirable.any():

@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax import config as configuration
 from dpo_jax.config import Config, LoraConfig
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
@@ -26,6 +25,7 @@ from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.score import Score, make_scorer
 from dpo_jax.stages.positions import check_rows, check_samples
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.rendering import render
 from dpo_jax.stages.rows import DataRows, read_rows, rules_of
 from dpo_jax.stages.terms import Term, read_terms
 from dpo_jax.training.checkpoint import Checkpoints
@@ -135,7 +135,12 @@ class Setup:
     @cached_property
     def score(self) -> Score:
         """Response log-probs of a batch, compiled once for all stages."""
-        return make_scorer(self.model.apply)
+        return make_scorer(self.model.apply, **self.tiles)
+
+    @property
+    def tiles(self) -> dict[str, int]:
+        """How large the tiles of logits are."""
+        return {f"tile_{name}": size for name, size in dataclasses.asdict(self.config.tiles).items()}
 
     @cached_property
     def terms(self) -> list[Term]:
@@ -254,27 +259,3 @@ class Setup:
         if step is None:
             raise UserError(f"{folder / 'checkpoints'}: no checkpoint yet; run `dpo-jax {command}` first.")
         return checkpoints, step
-
-
-def render(config: Config, origins: Origins, *, comments: bool) -> str:
-    """The merged configuration as YAML; with comments, each value says where it came from."""
-    import yaml
-
-    mapping = configuration.as_mapping(config)
-    if not comments:
-        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
-    lines: list[str] = []
-
-    def walk(value: Any, key: str, depth: int) -> None:
-        for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-            below = f"{key}.{name}" if key else str(name)
-            label = f"{'  ' * depth}{name}:" if isinstance(value, dict) else f"{'  ' * depth}-"
-            if isinstance(item, dict | list) and item:
-                lines.append(label)
-                walk(item, below, depth + 1)
-            else:
-                text = yaml.safe_dump(item, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
-                lines.append(f"{label} {text}".ljust(48) + f"  # {origins.get(below, 'default')}")
-
-    walk(mapping, "", 0)
-    return "\n".join(lines) + "\n"

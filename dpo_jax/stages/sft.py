@@ -40,7 +40,7 @@ def run(setup: Setup) -> None:
         model=model,
         start=(lambda: setup.fresh_adapter(model)) if model.lora else setup.pretrained,
         frozen=(lambda: setup.pretrained(held=True)) if model.lora else None,
-        objective=completion_objective(model),
+        objective=completion_objective(model, **setup.tiles),
         batches=batches,
         optimizer=config.sft.optimizer,
         train=train,

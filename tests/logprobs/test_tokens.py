@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 from dpo_jax.logprobs import token_logps
-from dpo_jax.mesh import make_mesh
+from dpo_jax.logprobs.tiling import cut_tokens
+from dpo_jax.mesh import make_mesh, named_sharding
+from dpo_jax.planning.hlo import parse
+from dpo_jax.planning.traffic import Collective, collectives
 from dpo_jax.types import Unembedding
 from tests.logprobs import naive
 from tests.logprobs.naive import LOGITS_BYTES, TOKENS, VOCABULARY, assert_trees_close, example, temporary_bytes
@@ -76,3 +79,38 @@ def test_no_array_of_tokens_by_vocabulary_exists():
     assert plain > LOGITS_BYTES
     assert ours < plain / 5, f"{ours / 2**20:.0f} MiB against {plain / 2**20:.0f} MiB"
     print(f"peak temporary memory: {ours / 2**20:.0f} MiB tiled, {plain / 2**20:.0f} MiB naive")
+
+
+def test_tiles_are_those_of_one_device():
+    hidden_RND = jnp.zeros((8, 64, 4))
+    assert cut_tokens(hidden_RND, 32).shape == (16, 8 * 4, 4)
+    with jax.set_mesh(make_mesh(fsdp=8)):
+        assert cut_tokens(hidden_RND, 32).shape == (2, 8 * 32, 4)
+        assert cut_tokens(hidden_RND[:6], 32).shape == (13, 6 * 5, 4)  # rows that are not split
+
+
+@pytest.mark.parametrize(("axes", "tensor"), [({"fsdp": 8}, 1), ({"data": 2, "fsdp": 2, "tensor": 2}, 2)])
+def test_devices_add_the_gradient_of_the_head_up_once_a_tile_of_the_vocabulary(axes, tensor):
+    """However many tiles of tokens there are: a sum over devices for each took 2 TiB of a step of an 8B model."""
+    mesh, (rows, scored, width, columns) = make_mesh(**axes), (8, 256, 64, 512)
+    struct = lambda shape, dtype, *names: jax.ShapeDtypeStruct(  # noqa: E731
+        shape, dtype, sharding=named_sharding(mesh, names, shape)
+    )
+    hidden = struct((rows, scored, width), jnp.float32, "rows", None, None)
+    target = struct((rows, scored), jnp.int32, "rows", None)
+    weight = struct((columns, width), jnp.float32, "vocab", "embed")
+
+    def found(tile_tokens: int) -> dict[str, Collective]:
+        def total(hidden, weight, target):
+            unembedding = Unembedding(weight, columns)
+            return token_logps(hidden, target, unembedding, tile_tokens=tile_tokens, tile_vocabulary=128).sum()
+
+        with jax.set_mesh(mesh):
+            text = jax.jit(jax.grad(total, (0, 1))).lower(hidden, weight, target).compile().as_text()
+        traffic = collectives(parse(text), devices=8)
+        assert not traffic.uncounted
+        return {f"{each.kind} {each.chips}": each for each in traffic.found}
+
+    few, many = found(256), found(8)
+    over_rows = f"all-reduce {8 // tensor}"
+    assert few[over_rows].bytes == many[over_rows].bytes < 2.1 * 4 * columns * width

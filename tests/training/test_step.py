@@ -271,3 +271,21 @@ def test_the_old_state_is_donated():
 def test_schedules_by_hand(name, warmup, wanted):
     schedule = make_schedule(name, warmup_steps=warmup, steps=5)
     np.testing.assert_allclose([schedule(jnp.asarray(step)) for step in range(5)], wanted, atol=1e-6)
+
+
+def test_a_bfloat16_first_moment_by_hand():
+    """mu is kept rounded, nu is not; the update itself is computed from what is not rounded yet."""
+    gradient = np.linspace(0.1, 0.9, 128).astype(np.float32).reshape(8, 16)
+    optimizer = adamw({"matrix": AXES["matrix"]}, beta1=0.9, beta2=0.99, moment_dtype="bfloat16")
+    params = {"matrix": jnp.zeros((8, 16))}
+    state = optimizer.init(params)
+    mu = nu = np.zeros((8, 16), np.float32)
+    for step in (1, 2):
+        direction, state = optimizer.update({"matrix": jnp.asarray(gradient)}, state, params)
+        wide, nu = 0.9 * mu + 0.1 * gradient, 0.99 * nu + 0.01 * gradient**2
+        wanted = -(wide / (1 - 0.9**step)) / (np.sqrt(nu / (1 - 0.99**step)) + 1e-8)
+        mu = wide.astype(jnp.bfloat16).astype(np.float32)
+        np.testing.assert_allclose(direction["matrix"], wanted, rtol=1e-5)
+    (moments,) = (part for part in state if isinstance(part, optax.ScaleByAdamState))
+    assert moments.mu["matrix"].dtype == jnp.bfloat16 and moments.nu["matrix"].dtype == jnp.float32
+    np.testing.assert_array_equal(moments.mu["matrix"].astype(jnp.float32), mu)

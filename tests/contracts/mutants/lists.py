@@ -12,6 +12,7 @@ from tests.contracts.mutants import (
     losses_parts,
     losses_tables,
     losses_unpaired,
+    planning,
     reference,
     reward,
     sampling,
@@ -41,4 +42,5 @@ LISTS: dict[str, list[Mutant]] = {
     "stages": stages.MUTANTS,
     "stages_train": stages_train.MUTANTS,
     "weights": weights.MUTANTS,
+    "planning": planning.MUTANTS,
 }

@@ -101,12 +101,12 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "TDPO's KL is of the reference with itself",
-            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding)",
-            "token_kl(frozen_RND, frozen_unembedding, frozen_RND, frozen_unembedding)",
+            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)",
+            "token_kl(frozen_RND, frozen_unembedding, frozen_RND, frozen_unembedding, **tiles)",
         ),
         (
             "TDPO's KL is of the reference to the policy",
-            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding)",
+            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)",
             "token_kl(frozen_RND, frozen_unembedding, policy_RND, unembedding)",
         ),
         (

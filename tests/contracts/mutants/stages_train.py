@@ -152,23 +152,23 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "knobs stay those of the first step",
-            '{"losses": [term.knobs(step) for term in terms]}',
-            '{"losses": [term.knobs(0) for term in terms]}',
+            '{"losses": [term.knobs(step) for term in setup.terms]}',
+            '{"losses": [term.knobs(0) for term in setup.terms]}',
         ),
         (
             "what was steered is lost",
             "state, numbers = steer(done, state) if steer else (state, {})",
             "numbers = steer(done, state)[1] if steer else {}",
         ),
-        ("labels are not given to the batches", "desirable=setup.train_data.desirable,", "desirable=None,"),
+        ("labels are not given to the batches", "desirable=data.desirable,", "desirable=None,"),
     ),
     *planted(
         "stages/train.py",
         ("tests/stages/test_losses.py -k 'where_no_store_will_do'",),
         (
             "a live reference where a store would do",
-            "live = needs_reference(terms) and store is None",
-            "live = needs_reference(terms)",
+            "return needs_reference(setup.terms) and not reference.reads_store(setup)",
+            "return needs_reference(setup.terms)",
         ),
     ),
 ]

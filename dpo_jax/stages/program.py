@@ -1,0 +1,69 @@
+"""A training step before any array exists: `fit` runs it, `plan` compiles it for a machine that is not here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from dpo_jax.config import OptimizerConfig
+from dpo_jax.models.decoder import Described
+from dpo_jax.stages.setup import Setup
+from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
+from dpo_jax.training.state import TrainState, param_shardings, state_shapes, state_shardings
+from dpo_jax.training.step import Objective, make_step
+from dpo_jax.types import PairBatch, Params
+
+
+class Program(NamedTuple):
+    """The jitted step, its optimizer, and where its state and its batch lie."""
+
+    step: Callable[..., tuple]
+    optimizer: optax.GradientTransformation
+    shardings: TrainState
+    batch_shardings: PairBatch
+
+    def state_shapes(self, model: Described, memory: Any, frozen: Params | None = None) -> TrainState:
+        """The state as shapes with shardings; `frozen` are the shapes of frozen parameters, else as the model's."""
+        beside = None if self.shardings.frozen is None else frozen or model.tree.shapes
+        return state_shapes(model.trained.shapes, self.optimizer, self.shardings, memory=memory, frozen=beside)
+
+
+def make_program(
+    setup: Setup,
+    *,
+    model: Described,
+    objective: Objective,
+    optimizer: OptimizerConfig,
+    batch: PairBatch,
+    steps: int,
+    memory: Any,
+    has_frozen: bool,
+) -> Program:
+    """The step that trains `model` on batches like this one. `memory` and `steps` as in `fit`."""
+    transform = make_optimizer(optimizer, model.trained.axes)
+    beside = param_shardings(setup.mesh, *model.tree) if has_frozen else None
+    shardings = state_shardings(setup.mesh, *model.trained, transform, memory=memory, frozen=beside)
+    batch_shardings = setup.batch_shardings(batch, micro_batches=True)
+    step = make_step(
+        objective,
+        transform,
+        make_schedule(optimizer.schedule, warmup_steps=optimizer.warmup_steps, steps=steps),
+        shardings=shardings,
+        batch_shardings=batch_shardings,
+    )
+    return Program(step, transform, shardings, batch_shardings)
+
+
+def make_optimizer(config: OptimizerConfig, axes: Params) -> optax.GradientTransformation:
+    """The optimizer of a configuration, for parameters with these logical axis names."""
+    return OPTIMIZERS[config.name](
+        axes,
+        beta1=config.beta1,
+        beta2=config.beta2,
+        epsilon=config.epsilon,
+        weight_decay=config.weight_decay,
+        clip_norm=config.clip_norm,
+        moment_dtype=config.moment_dtype,
+    )
