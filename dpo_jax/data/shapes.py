@@ -5,12 +5,13 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
 from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs
+from dpo_jax.data.sequences import Held, SequenceShapes, spread
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import TokenRow
@@ -31,9 +32,12 @@ class Shapes:
     limit, and R and N are what half, nine tenths or all of some example batches need; a batch that needs more gets the
     next multiple of the largest.
 
+    Where the sequences of the layout are wanted, rows are dealt out to the `row_multiple` parts of a batch.
+
     Args:
         pairs: how many a part may hold.
         row_multiple: what divides R.
+        unpack: the layouts whose sequences are wanted; None: nobody asks for them.
         examples: batches as they may come; the first few hundred are looked at.
     """
 
@@ -44,6 +48,7 @@ class Shapes:
         *,
         pairs: int,
         row_multiple: int,
+        unpack: Collection[str] | None = None,
         examples: Iterable[Sequence[Part]] = (),
     ):
         if layout not in LAYOUTS:
@@ -55,18 +60,35 @@ class Shapes:
         self._row_sizes: tuple[int, ...] = ()
         if self.layout.packs:
             self._length_sizes = self._length_sizes[-1:]
-            needed = [self._place(parts)[1] for parts in islice(examples, EXAMPLES)]
+            examples = list(islice(examples, EXAMPLES))
+            needed = [self._place(parts)[1] for parts in examples]
             self._row_sizes = _quantiles([shape.rows for shape in needed], row_multiple)
             self._scored_sizes = _quantiles([shape.scored for shape in needed], _MULTIPLE)
+        self._unpacked = None if unpack is None else ()
+        self._sequences: SequenceShapes | None = None
+        self._deals = bool(unpack) and layout in unpack
+        if self._deals:
+            tokens = self.layout.sequences(self.sizes)
+            held = (each for parts in examples for each in self._held(parts, *self.of(parts)))
+            self._sequences = SequenceShapes(tokens.ravel(), _halves(tokens.max()), parts=row_multiple, examples=held)
 
     def of(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         """The places of the runs of each part, and the shape that holds every part."""
-        places, (rows, length, scored) = self._place(parts)
-        return places, Shape(
-            _at_least(self._row_sizes or (rows,), rows, self._row_multiple),
-            length,
-            _at_least(self._scored_sizes, scored, _MULTIPLE),
-        )
+        places, (rows, length, scored, _) = self._place(parts)
+        rows = _at_least(self._row_sizes or (rows,), rows, self._row_multiple)
+        shape = Shape(rows, length, _at_least(self._scored_sizes, scored, _MULTIPLE), self._unpacked)
+        if self._deals:
+            places = [place._replace(row=spread(place.row, rows=rows, parts=self._row_multiple)) for place in places]
+        if self._sequences:
+            shape = shape._replace(sequences=self._sequences.of(self._held(parts, places, shape)))
+        return places, shape
+
+    def _held(self, parts: Sequence[Part], places: Sequence[Places], shape: Shape) -> Iterator[Held]:
+        """The sequences of each part, at these places."""
+        for (picks, slots), place in zip(parts, places, strict=True):
+            tokens = self.layout.sequences(self.sizes.of(picks, slots))
+            of_run = place.row // (shape.rows // self._row_multiple)
+            yield Held(tokens.ravel(), np.repeat(of_run, tokens.shape[1]))
 
     def _place(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         """The places, and what they need."""

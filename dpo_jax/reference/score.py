@@ -22,12 +22,13 @@ def make_scorer(apply: Apply) -> Score:
     """`score(params, batch) -> (logps_BP, heads_BP)`, jitted once for each shape.
 
     Args:
-        apply: `(params, tokens_RT, positions_RT, segments_RT) -> (hidden_RTD, unembedding)`.
+        apply: `(params, tokens_RT, positions_RT, segments_RT, sequences=) -> (hidden_RTD, unembedding)`.
     """
 
     @jax.jit
     def score(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
-        hidden_RTD, unembedding = apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        rows = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        hidden_RTD, unembedding = apply(params, *rows, sequences=batch.sequences)
         return batch_scores(hidden_RTD, unembedding, batch)
 
     return score

@@ -51,6 +51,7 @@ def run(setup: Setup) -> None:
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        unpack=setup.unpack,
         reference=_attached(store.lookup(row_ids_of(rows))) if store else None,
         columns=_columns(setup),
         desirable=setup.train_data.desirable,
