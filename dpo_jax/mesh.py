@@ -27,6 +27,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
     "embed": ("fsdp",),
     "vocab": ("tensor",),
     "heads": ("tensor",),
+    "whole_rows_heads": ("tensor", "sequence"),  # inside attention, where length is not split
     "mlp": ("tensor",),
     "layers": (),
     "qkv": (),
@@ -107,18 +108,17 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 
 def by_shards(
-    function: Callable[..., Any], *arrays: Any, names: Sequence[Names | None], out: Names, out_shape: Sequence[int]
+    function: Callable[..., Any], *arrays: Any, names: Sequence[Names], out: Names, out_shape: Sequence[int]
 ) -> Any:
     """`function(*arrays)` of each device on its own parts, by logical names; of the whole where no Auto mesh is set.
 
-    XLA does not look inside: what the parts of a device do not hold, the function does not see. An argument may be a
-    tree of arrays of one rank that have the same names.
+    An argument may be a tree, all of whose arrays have these names, and dimensions behind them that are not split.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return function(*arrays)
     specs = tuple(
-        jax.tree.map(lambda array, of=of: partition_spec(of, array.shape, mesh), tree)
+        jax.tree.map(lambda array, of=of: partition_spec(of, array.shape[: len(of)], mesh), tree)
         for tree, of in zip(arrays, names, strict=True)
     )
     out_spec = partition_spec(out, out_shape, mesh)

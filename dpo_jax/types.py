@@ -147,6 +147,11 @@ class PairBatch(NamedTuple):
     `source_RN` is the position in the row whose hidden state predicts `target_RN`; `response_RN` says which response
     the token belongs to (P * pair + slot, -1 on padding). A training batch has a leading axis A of micro-batches on
     every array, and `response_RN` counts inside its micro-batch.
+
+    `sequences` is for forms of attention that know no segments. It says where each sequence stands, a prompt and one
+    response: rows are divided into U equal parts, M sequences of a part have up to L tokens, and an entry is a place
+    among all tokens of the part, -1 behind the end; an array for each L. Empty: rows may be attended as they are;
+    None: nobody has looked.
     """
 
     tokens_RT: jax.Array  # int32 token ids
@@ -164,6 +169,7 @@ class PairBatch(NamedTuple):
     margin_B: jax.Array | None = None  # float32, by how much the chosen response is better
     soft_label_B: jax.Array | None = None  # float32, probability that the chosen response is the better one
     source_B: jax.Array | None = None  # float32, which source a pair is from
+    sequences: tuple[jax.Array, ...] | None = None  # int32 [U, M, L] each, see above
     mismatched: PairBatch | None = None  # for KTO: the same prompts with the mismatched completions (P = 1)
 
 

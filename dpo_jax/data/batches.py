@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from dpo_jax.data.layouts import LAYOUTS, Shape, cut_slots, fill, place_runs
@@ -29,6 +30,8 @@ class Batches:
 
     With the labels of unpaired completions, `desirable`, bool [rows], every batch holds both labels; its arrays are of
     the first response of each row, and `mismatched` is the same batch of the second, where rows have one.
+
+    `unpack` names the layouts whose `sequences` are wanted; None: nobody asks for them.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class Batches:
         order: str = "shuffle",
         row_multiple: int = 1,
         layout: str = "padded",
+        unpack: Collection[str] | None = None,
         reference: Mapping[str, np.ndarray] | None = None,
         columns: Mapping[str, np.ndarray] | None = None,
         desirable: np.ndarray | None = None,
@@ -60,7 +64,9 @@ class Batches:
         slots = len(rows[0].responses)
         self._slots = [slice(None)] if desirable is None else [slice(slot, slot + 1) for slot in range(slots)]
         examples = (self._parts(self._picks(step)) for step in range(self.steps(1)))
-        self._shapes = Shapes(rows, layout, pairs=micro_batch_pairs, row_multiple=row_multiple, examples=examples)
+        self._shapes = Shapes(
+            rows, layout, pairs=micro_batch_pairs, row_multiple=row_multiple, unpack=unpack, examples=examples
+        )
 
     def steps(self, epochs: float) -> int:
         """How many steps pass over the data `epochs` times; the last may reach into the next epoch."""
@@ -101,11 +107,17 @@ class Batches:
 
 
 def evaluation_batches(
-    rows: Sequence[TokenRow], *, pairs: int, row_multiple: int = 1, layout: str = "padded"
+    rows: Sequence[TokenRow],
+    *,
+    pairs: int,
+    row_multiple: int = 1,
+    layout: str = "padded",
+    unpack: Collection[str] | None = None,
 ) -> Iterator[HostBatch]:
     """Every row once, longest first, `pairs` at a time; the last batch is filled up with pairs of weight 0.
 
-    `row_ids` holds real rows only. Longest first pads little, and what does not fit in memory fails at once.
+    `row_ids` holds real rows only. Longest first pads little, and what does not fit in memory fails at once. `unpack`
+    is that of `Batches`.
     """
     if not rows:
         return
@@ -113,7 +125,7 @@ def evaluation_batches(
     by_length = np.argsort(-(sizes.prompt + sizes.responses.max(axis=1)), kind="stable")
     batches = [[(by_length[start : start + pairs], slice(None))] for start in range(0, len(rows), pairs)]
     examples = batches[:: -(-len(batches) // EXAMPLES)]
-    shapes = Shapes(rows, layout, pairs=pairs, row_multiple=row_multiple, examples=examples)
+    shapes = Shapes(rows, layout, pairs=pairs, row_multiple=row_multiple, unpack=unpack, examples=examples)
     for parts in batches:
         (places,), shape = shapes.of(parts)
         chosen = [rows[pick] for pick in parts[0][0]]
@@ -122,8 +134,7 @@ def evaluation_batches(
 
 
 def _stacked(batches: Sequence[PairBatch]) -> PairBatch:
-    stacked: list[Any] = [None if arrays[0] is None else np.stack(arrays) for arrays in zip(*batches, strict=True)]
-    return PairBatch(*stacked)
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
 
 
 def padded(

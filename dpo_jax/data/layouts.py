@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.data.sequences import find_sequences
 from dpo_jax.data.tokens import Sizes, sizes_of
 from dpo_jax.types import SEGMENT_PARTS, PairBatch, TokenRow
 
@@ -40,21 +41,24 @@ class Places(NamedTuple):
 
 
 class Shape(NamedTuple):
-    """The static sizes of one batch: R rows of T tokens and N scored tokens."""
+    """The static sizes of one batch: R rows of T tokens and N scored tokens, and the shapes of its sequences."""
 
     rows: int
     length: int
     scored: int
+    sequences: tuple[tuple[int, int, int], ...] | None = None  # see `PairBatch`
 
 
 class Layout(NamedTuple):
     """How runs are made of rows, how long they are, and how they are placed in rows of a length.
 
-    `runs(rows)` and `lengths(sizes) -> (tokens, scored)`, int [runs], name the same runs in the same order.
+    `runs(rows)` and `lengths(sizes) -> (tokens, scored)`, int [runs], name the same runs in the same order, and
+    `sequences(sizes)`, int [runs, S], the tokens of the sequences in them.
     """
 
     runs: Callable[[Sequence[TokenRow]], list[Run]]
     lengths: Callable[[Sizes], tuple[np.ndarray, np.ndarray]]
+    sequences: Callable[[Sizes], np.ndarray]
     packs: bool  # several runs in a row
 
 
@@ -79,6 +83,10 @@ def _apart_lengths(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     return (sizes.prompt[:, None] + sizes.responses).ravel(), sizes.scored.ravel()
 
 
+def _apart_sequences(sizes: Sizes) -> np.ndarray:
+    return _apart_lengths(sizes)[0][:, None]
+
+
 def _shared(rows: Sequence[TokenRow]) -> list[Run]:
     """The prompt once, then its responses: each sees the prompt and itself, and begins where the prompt ends."""
     runs, responses = [], 0
@@ -101,6 +109,10 @@ def _shared_lengths(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     return sizes.prompt + sizes.responses.sum(axis=1), sizes.scored.sum(axis=1)
 
 
+def _shared_sequences(sizes: Sizes) -> np.ndarray:
+    return sizes.prompt[:, None] + sizes.responses
+
+
 def _scored(row: TokenRow, slot: int, start: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sources, targets and response number of the scored tokens of a response that begins at `start` of its run."""
     response = row.responses[slot]
@@ -111,9 +123,9 @@ def _scored(row: TokenRow, slot: int, start: int, number: int) -> tuple[np.ndarr
 
 
 LAYOUTS: dict[str, Layout] = {
-    "padded": Layout(_apart, _apart_lengths, packs=False),
-    "packed": Layout(_apart, _apart_lengths, packs=True),
-    "shared": Layout(_shared, _shared_lengths, packs=True),
+    "padded": Layout(_apart, _apart_lengths, _apart_sequences, packs=False),
+    "packed": Layout(_apart, _apart_lengths, _apart_sequences, packs=True),
+    "shared": Layout(_shared, _shared_lengths, _shared_sequences, packs=True),
 }
 
 
@@ -147,7 +159,7 @@ def fill(
         pairs: B; those beyond the rows get weight 0.
         extra: more arrays of the batch by their names, float32 [len(rows), P].
     """
-    count, length, scored = shape
+    count, length, scored, sequences = shape
     tokens_RT = np.full((count, length), PAD_TOKEN, np.int32)
     positions_RT, segments_RT = np.zeros((2, count, length), np.int32)
     source_RN, target_RN = np.zeros((2, count, scored), np.int32)
@@ -170,6 +182,7 @@ def fill(
         "response_RN": response_RN,
         "response_tokens_BP": _filled(sizes_of(rows).scored, pairs),
         "weight_B": _filled(np.ones(len(rows)), pairs),
+        "sequences": find_sequences(segments_RT, sequences) if sequences else sequences,
     }
     return PairBatch(**arrays, **{name: _filled(values, pairs) for name, values in (extra or {}).items()})
 

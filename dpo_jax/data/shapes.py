@@ -6,12 +6,13 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 
 import numpy as np
 
 from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs
+from dpo_jax.data.sequences import Held, SequenceShapes, spread
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import TokenRow
@@ -21,6 +22,7 @@ Part = tuple[np.ndarray, slice]
 
 _MULTIPLE = 8
 _LENGTHS = 8  # T is so many eighths of the limit of the data set
+_SEQUENCE_LENGTHS = 4
 _MOST = 8  # shapes that are compiled for a data set, but for batches that are larger than all examples
 _GAIN = 0.01  # share of what a further shape must save
 EXAMPLES = 256
@@ -32,9 +34,12 @@ class Shapes:
     A few shapes are drawn from example batches so that those make the fewest tokens, in rows and scored. A batch gets
     the smallest that holds it; one that none holds gets its own, in multiples of the largest number of rows.
 
+    Where the sequences of the layout are wanted, rows are dealt out to the `row_multiple` parts of a batch.
+
     Args:
         pairs: how many a part may hold.
         row_multiple: what divides R.
+        unpack: the layouts whose sequences are wanted; None: nobody asks for them.
         examples: batches as they may come; the first few hundred are looked at.
     """
 
@@ -45,6 +50,7 @@ class Shapes:
         *,
         pairs: int,
         row_multiple: int,
+        unpack: Collection[str] | None = None,
         examples: Iterable[Sequence[Part]] = (),
     ):
         if layout not in LAYOUTS:
@@ -52,13 +58,29 @@ class Shapes:
         self.layout, self.sizes = LAYOUTS[layout], sizes_of(rows)
         self._pairs, self._row_multiple = pairs, row_multiple
         longest = self.layout.lengths(self.sizes)[0].max()
-        eighths = (round_up(math.ceil(longest * part / _LENGTHS), _MULTIPLE) for part in range(1, _LENGTHS + 1))
-        self._lengths = tuple(sorted(set(eighths)))
-        needed = [[shape for _, shape in self._places(parts)] for parts in islice(examples, EXAMPLES)]
+        self._lengths = _shares(longest, _LENGTHS)
+        examples = list(islice(examples, EXAMPLES))
+        needed = [[shape for _, shape in self._places(parts)] for parts in examples]
         self._known = sorted(_chosen(needed), key=_cost) if needed else []
+        self._unpacked = None if unpack is None else ()
+        self._sequences: SequenceShapes | None = None
+        self._deals = bool(unpack) and layout in unpack
+        if self._deals:
+            tokens = self.layout.sequences(self.sizes)
+            held = (each for parts in examples for each in self._held(parts, *self.of(parts)))
+            sizes = _shares(tokens.max(), _SEQUENCE_LENGTHS)
+            self._sequences = SequenceShapes(tokens.ravel(), sizes, parts=row_multiple, examples=held)
 
     def of(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         """The places of the runs of each part, and the shape that holds every part."""
+        places, shape = self._smallest(parts)
+        if self._deals:
+            dealt = (spread(place.row, rows=shape.rows, parts=self._row_multiple) for place in places)
+            places = [place._replace(row=row) for place, row in zip(places, dealt, strict=True)]
+        sequences = self._sequences.of(self._held(parts, places, shape)) if self._sequences else self._unpacked
+        return places, shape._replace(sequences=sequences)
+
+    def _smallest(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         found = list(self._places(parts))
         for known in self._known:
             for places, need in found:
@@ -67,6 +89,13 @@ class Shapes:
         places, need = min(found, key=lambda each: _cost(each[1]))
         most = max((known.rows for known in self._known), default=self._row_multiple)
         return places, need._replace(rows=round_up(need.rows, most))
+
+    def _held(self, parts: Sequence[Part], places: Sequence[Places], shape: Shape) -> Iterator[Held]:
+        """The sequences of each part, at these places."""
+        for (picks, slots), place in zip(parts, places, strict=True):
+            tokens = self.layout.sequences(self.sizes.of(picks, slots))
+            of_run = place.row // (shape.rows // self._row_multiple)
+            yield Held(tokens.ravel(), np.repeat(of_run, tokens.shape[1]))
 
     def _places(self, parts: Sequence[Part]) -> Iterator[tuple[list[Places], Shape]]:
         """For each length of rows that is enough: the places, and what they need."""
@@ -82,6 +111,12 @@ class Shapes:
                 rows = max(place.rows * self._pairs // len(picks) for place, (picks, _) in both)
             scored = max(place.scored for place in places)
             yield places, Shape(round_up(rows, self._row_multiple), length, round_up(scored, _MULTIPLE))
+
+
+def _shares(longest: int, count: int) -> tuple[int, ...]:
+    """So many equal steps up to the longest, rounded up; the shortest first."""
+    shares = {round_up(math.ceil(longest * part / count), _MULTIPLE) for part in range(1, count + 1)}
+    return tuple(sorted(shares))
 
 
 def _cost(shape: Shape) -> int:

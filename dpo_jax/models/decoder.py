@@ -6,7 +6,7 @@ Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -17,6 +17,7 @@ from flax import nnx
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import Seen
+from dpo_jax.models.attention.apart import apart_of
 from dpo_jax.models.gpt2 import Gpt2, Gpt2Spec
 from dpo_jax.models.layers import Block, Cache, Norm, View, rotary_angles
 from dpo_jax.models.linear import Here, matrix
@@ -143,11 +144,19 @@ class Model:
         positions_RT: jax.Array,
         segments_RT: jax.Array,
         key: jax.Array | None = None,
+        *,
+        sequences: Sequence[jax.Array] | None = None,
     ) -> tuple[jax.Array, Unembedding]:
-        """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing."""
+        """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing.
+
+        `sequences` are those of the batch, which some forms of attention must know.
+        """
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         module = self._module(params)
-        hidden_RTD, _ = module(tokens_RT, self._seen(positions_RT, segments_RT), key=key)
+        rows, length = tokens_RT.shape
+        apart = None if sequences is None else apart_of(sequences, rows=rows, length=length)
+        seen = self._seen(positions_RT, segments_RT)._replace(apart=apart)
+        hidden_RTD, _ = module(tokens_RT, seen, key=key)
         return hidden_RTD, module.unembed()
 
     def extend(

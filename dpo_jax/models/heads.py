@@ -72,16 +72,15 @@ class RewardModel:
         """The reward of each response, [B, P], at least float32. `key` draws dropout; None drops nothing."""
         trunk = {name: branch for name, branch in params.items() if name != _HEAD}
         lots = () if key is None else (key,)
-        hidden_RTD, _ = self.trunk.apply(trunk, batch.tokens_RT, batch.positions_RT, batch.segments_RT, *lots)
+        rows = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        hidden_RTD, _ = self.trunk.apply(trunk, *rows, *lots, sequences=batch.sequences)
         return last_rewards(hidden_RTD, params[_HEAD]["weight"], batch)
 
 
-def make_reward_model(
-    spec: Spec, *, dtype: Any = jnp.float32, remat: str = "none", lora: Lora | None = None
-) -> RewardModel:
-    """Describes the reward model of this trunk without allocating anything."""
+def make_reward_model(spec: Spec, **options: Any) -> RewardModel:
+    """Describes the reward model of this trunk without allocating anything; `options` are those of `make_model`."""
     # A tied model has no unembedding of its own: neither the mesh nor the optimizer holds one that nobody reads.
-    return RewardModel(make_model(dataclasses.replace(spec, tied=True), dtype=dtype, remat=remat, lora=lora))
+    return RewardModel(make_model(dataclasses.replace(spec, tied=True), **options))
 
 
 def trunk_of(params: Params) -> Params:

@@ -27,6 +27,12 @@ class Chip(NamedTuple):
     peak_flops: float  # bfloat16, dense, a second
     dimensions: int = 0  # of a TPU slice
     options: Mapping[str, Any] = MappingProxyType({})  # for the topology
+    compute_capability: str = ""  # of a GPU
+
+    @property
+    def platform(self) -> str:
+        """As JAX calls it."""
+        return "gpu" if self.compute_capability else "tpu"
 
 
 CHIPS: dict[str, Chip] = {
@@ -34,8 +40,8 @@ CHIPS: dict[str, Chip] = {
     "v5e": Chip("TPU v5e", int(15.75 * GIB), 197e12, 2),
     "v5p": Chip("TPU v5p", int(95.74 * GIB), 459e12, 3),
     "v6e": Chip("TPU v6e (Trillium)", int(31.25 * GIB), 918e12, 2),
-    "h100": Chip("NVIDIA H100 SXM, 80 GB", 81559 * 2**20, 989e12),
-    "h200": Chip("NVIDIA H200 SXM, 141 GB", 143771 * 2**20, 989e12),
+    "h100": Chip("NVIDIA H100 SXM, 80 GB", 81559 * 2**20, 989e12, compute_capability="9.0"),
+    "h200": Chip("NVIDIA H200 SXM, 141 GB", 143771 * 2**20, 989e12, compute_capability="9.0"),
 }
 """Name -> chip."""
 

@@ -23,13 +23,14 @@ def make_scorer(apply: Apply, **tiles: int) -> Score:
     """`score(params, batch) -> (logps_BP, heads_BP)`, jitted once for each shape.
 
     Args:
-        apply: `(params, tokens_RT, positions_RT, segments_RT) -> (hidden_RTD, unembedding)`.
+        apply: `(params, tokens_RT, positions_RT, segments_RT, sequences=) -> (hidden_RTD, unembedding)`.
         tiles: as in `batch_scores`.
     """
 
     @jax.jit
     def score(params: Params, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
-        hidden_RTD, unembedding = apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        rows = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        hidden_RTD, unembedding = apply(params, *rows, sequences=batch.sequences)
         logps_BP, heads_BP = batch_scores(hidden_RTD, unembedding, batch, **tiles)
         return constrain(logps_BP, None, None), constrain(heads_BP, None, None)  # every host reads them
 

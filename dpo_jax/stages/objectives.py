@@ -66,7 +66,8 @@ def completion_objective(model: Model, **tiles: int) -> Objective:
 
 
 def _hidden(model: Model, params: Params, batch: PairBatch, *key: jax.Array) -> tuple[jax.Array, Unembedding]:
-    return model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT, *key)
+    rows = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+    return model.apply(params, *rows, *key, sequences=batch.sequences)
 
 
 def _policy(model: Model) -> Apply:

@@ -96,6 +96,7 @@ def analyse_train(planned: Planned, data: DataRows) -> dict[str, Any]:
         width_bytes=jnp.dtype(config.model.dtype).itemsize,
         remat=config.model.remat,
         tensor=mesh["tensor"],
+        dense_attention=planned.attention == "dense",
         tile=(config.tiles.tokens, config.tiles.vocabulary),
     )
     at_once = 1 if batch.tokens_RT.shape[0] == 1 else 2  # of a micro-batch, beside the sum of those before

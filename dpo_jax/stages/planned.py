@@ -66,6 +66,11 @@ class Planned(Setup):
             raise UserError(f"{locate('mesh', self.origins)}: mesh: {error}.") from None
         return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
+    @property
+    def device(self) -> Any:
+        """One of the machine, or what is known of it."""
+        return self.machine.devices[0] if self.machine.devices is not None else self.machine.chip
+
     @cached_property
     def outline(self) -> Outline:
         """The architecture, and where it comes from."""

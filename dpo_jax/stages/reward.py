@@ -135,6 +135,7 @@ def _train(setup: Setup, term: Term) -> None:
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        unpack=setup.unpack,
         columns=_columns(setup.train_data),
     )
     head_key, adapter_key = jax.random.split(jax.random.key(config.seed))

@@ -19,6 +19,8 @@ from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, replicated, splits
+from dpo_jax.models.attention import BACKENDS
+from dpo_jax.models.attention.choice import choose_attention
 from dpo_jax.models.decoder import Described, Model, make_model
 from dpo_jax.models.lora import Lora, join, merge
 from dpo_jax.reading import Origins, locate
@@ -53,6 +55,7 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
     "margin_B": (None,),
     "soft_label_B": (None,),
     "source_B": (None,),
+    "sequences": ("rows", None, None),
 }
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
@@ -106,6 +109,23 @@ class Setup:
         check_samples(self.config, self.origins, self.resolved.spec, self.terms)
         return self._make_model(self.config.lora, "lora")
 
+    @property
+    def device(self) -> Any:
+        """One device of the mesh; all are of a kind."""
+        return self.mesh.devices.flat[0]
+
+    @cached_property
+    def attention(self) -> str:
+        """The form of attention: what is asked for, or the fastest that this machine and model can do."""
+        spec, options = self.resolved.spec, self.config.model
+        try:
+            found = choose_attention(options.attention, spec, options.dtype, self.device)
+        except ValueError as error:
+            raise UserError(f"{locate('model.attention', self.origins)}: model.attention: {error}") from None
+        if found.why:
+            say("model", f"attention: {found.name}, because {found.why}")
+        return found.name
+
     @cached_property
     def sft_model(self) -> Model:
         """The same model with the adapter of the fine-tuning."""
@@ -117,6 +137,7 @@ class Setup:
             self.resolved.spec,
             dtype=options.dtype,
             remat=options.remat,
+            attention=self.attention,
             lora=lora and self._adapter(lora, key),
         )
 
@@ -170,10 +191,15 @@ class Setup:
         """Into how many parts the mesh splits the rows of a batch."""
         return splits(self.mesh, "rows")
 
+    @property
+    def unpack(self) -> tuple[str, ...] | None:
+        """The layouts whose sequences attention must be told; None: of none."""
+        return BACKENDS[self.attention].unpacks
+
     def scoring_batches(self, rows: Sequence[TokenRow]) -> Iterator[HostBatch]:
         """Every row once, in batches of `reference.batch_pairs`."""
         pairs, layout = self.config.reference.batch_pairs, self.config.data.layout
-        return evaluation_batches(rows, pairs=pairs, row_multiple=self.row_multiple, layout=layout)
+        return evaluation_batches(rows, pairs=pairs, row_multiple=self.row_multiple, layout=layout, unpack=self.unpack)
 
     def batch_shardings(self, batch: PairBatch, *, micro_batches: bool) -> PairBatch:
         """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""
@@ -183,7 +209,7 @@ class Setup:
                 shardings[name] = array and self.batch_shardings(array, micro_batches=micro_batches)
                 continue
             names = (None, *BATCH_AXES[name]) if micro_batches else BATCH_AXES[name]
-            shardings[name] = None if array is None else named_sharding(self.mesh, names, array.shape)
+            shardings[name] = jax.tree.map(lambda leaf, of=names: named_sharding(self.mesh, of, leaf.shape), array)
         return PairBatch(**shardings)
 
     def place(self, batch: PairBatch, *, micro_batches: bool = False) -> PairBatch:

@@ -31,6 +31,7 @@ def run(setup: Setup) -> None:
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        unpack=setup.unpack,
         columns={} if found.weight_B is None else {"loss_weight_B": found.weight_B},
     )
     fit(

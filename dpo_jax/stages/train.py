@@ -112,6 +112,7 @@ def training_batches(setup: Setup, data: DataRows, reference: Scores | None) -> 
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
+        unpack=setup.unpack,
         reference=_attached(reference) if reference else None,
         columns=_columns(setup, data),
         desirable=data.desirable,

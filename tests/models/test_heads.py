@@ -11,7 +11,9 @@ import pytest
 
 from dpo_jax.data.batches import padded
 from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
+from dpo_jax.data.sequences import find_sequences
 from dpo_jax.data.tokens import sizes_of
+from dpo_jax.models.attention import cudnn
 from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
 from dpo_jax.models.lora import Lora, join
@@ -94,6 +96,15 @@ def test_the_last_token_is_found_in_every_layout(layout: str, rows: list[TokenRo
         assert np.any(np.diff(arrays.source_RN[0][arrays.response_RN[0] >= 0]) < 0)
     hidden_RTD = jnp.asarray(arrays.tokens_RT, jnp.float32)[..., None]
     np.testing.assert_array_equal(last_rewards(hidden_RTD, jnp.ones(1), arrays), 100 + np.arange(6).reshape(3, 2))
+
+
+def test_attention_that_must_know_the_sequences_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")  # jax.nn's own form, with the same arguments
+    arrays = laid_out("shared")
+    arrays = arrays._replace(sequences=find_sequences(np.asarray(arrays.segments_RT), [(1, 6, 16)]))
+    model, (_, params) = make_reward_model(SPECS["window"], attention="cudnn"), made("window", "float32")
+    found = jax.jit(model.rewards)(params, arrays)
+    np.testing.assert_allclose(found, rewards("window", params, arrays), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", SPECS)

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dpo_jax.mesh import axis_splits, by_shards
 from dpo_jax.models.attention.seen import Places, Seen, Window, sees
 
 SAVED = "attention"
@@ -28,10 +28,9 @@ _MASKED = float(jnp.finfo(jnp.float32).min)
 
 
 class Row(NamedTuple):
-    """One row, or an axis of rows: its queries, its keys, and the window. A device may hold a part of the queries."""
+    """One row, or an axis of rows: its tokens, and the window."""
 
-    query: Places
-    key: Places
+    tokens: Places
     window: Window
 
 
@@ -53,21 +52,12 @@ def attend_blocks(
 ) -> jax.Array:
     """Softmax attention over whole rows, [R, T, H, K]; scores in float32."""
     assert seen.segments_RT is not None
-    rows, length, heads, _ = query_RTHK.shape
-    if key_RSGK.shape[2] % axis_splits("heads"):  # each device has keys for the heads that it has
-        key_RSGK, value_RSGK = (jnp.repeat(x, heads // x.shape[2], axis=2) for x in (key_RSGK, value_RSGK))
+    rows, length = query_RTHK.shape[:2]
     order_RT = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    tokens = Places(order_RT, seen.segments_RT, seen.positions_RT)
     window = seen.window
     window_R = None if window is None else jnp.broadcast_to(jnp.asarray(window), (rows,))
-
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array, *row: Any) -> jax.Array:
-        return _attend(query, key, value, Row(*row), Bend(scale, soft_cap))
-
-    queries, keys = ("rows", "length", "heads", None), ("rows", None, "heads", None)
-    names = (queries, keys, keys, queries[:2], keys[:2], ("rows",))
-    arrays = (query_RTHK, key_RSGK, value_RSGK, tokens, tokens, window_R)
-    return by_shards(attend, *arrays, names=names, out=queries, out_shape=query_RTHK.shape)
+    row = Row(Places(order_RT, seen.segments_RT, seen.positions_RT), window_R)
+    return _attend(query_RTHK, key_RSGK, value_RSGK, row, Bend(scale, soft_cap))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -79,7 +69,7 @@ def _forward(
     query_RTHK: jax.Array, key_RSGK: jax.Array, value_RSGK: jax.Array, row: Row, bend: Bend
 ) -> tuple[jax.Array, tuple]:
     def of_head(keys: tuple, row: Row, query_TK: jax.Array) -> tuple:
-        return _mix(query_TK, *keys, row, bend)
+        return _mix(row, bend, query_TK, *keys)
 
     queries = (_by_head(query_RTHK, key_RSGK.shape[2]),)
     keys = (_by_group(key_RSGK), _by_group(value_RSGK).mT)
@@ -94,7 +84,7 @@ def _backward(bend: Bend, saved: tuple, grad_RTHK: jax.Array) -> tuple:
     groups = key_RSGK.shape[2]
 
     def of_head(keys: tuple, row: Row, query_TK: jax.Array, *rest: jax.Array) -> tuple:
-        return _mix_gradients(query_TK, *keys, *rest, row, bend)
+        return _mix_gradients(row, bend, query_TK, *keys, *rest)
 
     products_RTHK = grad_RTHK.astype(jnp.float32) * mixed_RTHK.astype(jnp.float32)
     drift_RGMT = _by_head(products_RTHK.sum(axis=-1, keepdims=True), groups)[..., 0]
@@ -110,11 +100,11 @@ _attend.defvjp(_forward, _backward)
 
 
 def _mix(
-    query_TK: jax.Array, key_SK: jax.Array, value_KS: jax.Array, row: Row, bend: Bend
+    row: Row, bend: Bend, query_TK: jax.Array, key_SK: jax.Array, value_KS: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """The mixed values of one head, [K, T], and the log-sum-exp of its scores, [T]."""
     mixed, totals = [], []
-    for here, end in _blocks(query_TK, key_SK):
+    for here, end in _blocks(len(query_TK)):
         scores_ST, _ = _scores(key_SK[:end], query_TK[here], bend)
         scores_ST = jnp.where(_mask(row, here, end), scores_ST, _MASKED)
         most_T = scores_ST.max(axis=0)
@@ -126,6 +116,8 @@ def _mix(
 
 
 def _mix_gradients(
+    row: Row,
+    bend: Bend,
     query_TK: jax.Array,
     key_SK: jax.Array,
     key_KS: jax.Array,
@@ -133,13 +125,11 @@ def _mix_gradients(
     grad_TK: jax.Array,
     drift_T: jax.Array,
     total_T: jax.Array,
-    row: Row,
-    bend: Bend,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of one head by its queries, [K, T], and by keys and values, [S, K], in float32."""
     to_key, to_value = jnp.zeros((2, *key_SK.shape), jnp.float32)
     to_query = []
-    for here, end in _blocks(query_TK, key_SK):
+    for here, end in _blocks(len(query_TK)):
         scores_ST, slope_ST = _scores(key_SK[:end], query_TK[here], bend)
         weights_ST = jnp.where(_mask(row, here, end), jnp.exp(scores_ST - total_T[None, here]), 0.0)
         to_score_ST = weights_ST * (_dot(value_SK[:end], grad_TK[here].mT) - drift_T[None, here])
@@ -150,13 +140,12 @@ def _mix_gradients(
     return jnp.concatenate(to_query, axis=1), to_key, to_value
 
 
-def _blocks(query_TK: jax.Array, key_SK: jax.Array) -> Iterator[tuple[slice, int]]:
+def _blocks(length: int) -> Iterator[tuple[slice, int]]:
     """Where each block of queries lies, and the end of the keys that it sees."""
-    length = query_TK.shape[0]
     block = -(-length // _MOST_BLOCKS // _LEAST_BLOCK) * _LEAST_BLOCK
     for start in range(0, length, block):
         end = min(start + block, length)
-        yield slice(start, end), end if length == key_SK.shape[0] else key_SK.shape[0]
+        yield slice(start, end), end
 
 
 def _scores(key_SK: jax.Array, query_TK: jax.Array, bend: Bend) -> tuple[jax.Array, jax.Array | float]:
@@ -170,7 +159,7 @@ def _scores(key_SK: jax.Array, query_TK: jax.Array, bend: Bend) -> tuple[jax.Arr
 
 def _mask(row: Row, here: slice, end: int) -> jax.Array:
     """True where a query of the block sees a key, bool [S, T]."""
-    query, key = (Places(*(x[None, here] for x in row.query)), Places(*(x[:end, None] for x in row.key)))
+    query, key = (Places(*(x[at] for x in row.tokens)) for at in (np.s_[None, here], np.s_[:end, None]))
     return sees(query, key, row.window)
 
 

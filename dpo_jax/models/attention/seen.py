@@ -1,16 +1,19 @@
-"""Which tokens of its row a token may look at.
+"""What attention must know of rows and layer, and which tokens of its row a token may look at.
 
-Dimension key: R rows, T queries, S keys.
+Dimension key: R rows, T tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.models.attention.apart import Apart
 from dpo_jax.types import SEGMENT_PARTS
 
 EVERYTHING = np.iinfo(np.int32).max // 2
@@ -28,16 +31,23 @@ class Seen(NamedTuple):
 
     positions_RT: jax.Array
     segments_RT: jax.Array | None  # None: the keys are a cache, whose place s holds position s
-    backend: str
+    backend: str  # a name of `BACKENDS`
     windows: tuple[int | None, ...] = (None,)
     kind: jax.Array | int = 0
+    apart: Apart | None = None  # where the sequences of the rows stand; None: nobody has said
 
     @property
     def window(self) -> Window:
         """The window of this layer; traced where layers differ."""
-        if len(self.windows) == 1 or set(self.windows) == {None}:
+        if len(set(self.windows)) == 1:
             return self.windows[0]
         return jnp.asarray([EVERYTHING if window is None else window for window in self.windows])[self.kind]
+
+    def of_window(self, attend: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+        """`attend(*arrays, window=)` for forms to which a window is static: layers choose between the kinds."""
+        if len(set(self.windows)) == 1:
+            return attend(*arrays, window=self.windows[0])
+        return jax.lax.switch(self.kind, [partial(attend, window=window) for window in self.windows], *arrays)
 
 
 class Places(NamedTuple):

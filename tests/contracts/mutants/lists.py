@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.contracts.mutants import (
+    attention,
     data,
     logprobs,
     lora,
@@ -36,6 +37,7 @@ LISTS: dict[str, list[Mutant]] = {
     "sources": sources.MUTANTS,
     "reference": reference.MUTANTS,
     "sampling": sampling.MUTANTS,
+    "attention": attention.MUTANTS,
     "lora": lora.MUTANTS,
     "reward": reward.MUTANTS,
     "training": training.MUTANTS,

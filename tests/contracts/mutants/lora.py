@@ -50,8 +50,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "the key of the dropout is lost",
-            "self._seen(positions_RT, segments_RT), key=key)",
-            "self._seen(positions_RT, segments_RT))",
+            "module(tokens_RT, seen, key=key)",
+            "module(tokens_RT, seen)",
         ),
     ),
     *planted(

@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.models.attention import Seen, attend
+from dpo_jax.data.sequences import find_sequences
+from dpo_jax.models.attention import BACKENDS, Seen, attend
+from dpo_jax.models.attention.apart import apart_of
 from dpo_jax.types import SEGMENT_PARTS
 
 LAYOUTS: dict[str, list[list[tuple[int, ...]]]] = {
@@ -75,3 +77,22 @@ def assert_like_dense(qkv: list[jax.Array], rows: Rows, seen: Seen, *, near: flo
     wanted = mixed_and_gradients(wide, rows, plain, **knobs)
     for ours, theirs in zip(mixed_and_gradients(qkv, rows, seen, **knobs), wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=near * np.abs(theirs).max())
+
+
+def sequences_of(rows: Rows, *, parts: int, sizes: tuple[int, ...] = (32, 80, 152)) -> tuple[jax.Array, ...]:
+    """The sequences of the rows by length, with room for one more of each."""
+    longest = find_sequences(np.asarray(rows.segments_RT), [(parts, 30, LENGTH)])[0]
+    tokens = (longest >= 0).sum(axis=2)
+    most = [
+        ((tokens > low) & (tokens <= size)).sum(axis=1).max() for low, size in zip((0, *sizes), sizes, strict=False)
+    ]
+    shapes = [(parts, int(count) + 1, size) for count, size in zip(most, sizes, strict=True)]
+    return tuple(map(jnp.asarray, find_sequences(np.asarray(rows.segments_RT), shapes)))
+
+
+def told(layout: str, backend: str, *, parts: int = 1, **options: Any) -> tuple[Rows, Seen]:
+    """Rows of a layout, and what a backend that wants its sequences is told of them."""
+    rows = make_rows(layout)
+    wanted = layout in (BACKENDS[backend].unpacks or ())
+    places = sequences_of(rows, parts=parts) if wanted else ()
+    return rows, Seen(*rows, backend, apart=apart_of(places, rows=len(rows.segments_RT), length=LENGTH), **options)

@@ -37,7 +37,7 @@ def test_windows(windows: tuple, kind: int):
 
 
 def test_bfloat16():
-    """Weights, results and gradients of scores are rounded to it once; dense keeps the last in float32."""
+    """Weights, results and gradients of scores are rounded; in the dense form the last are float32 to the end."""
     rows = make_rows("shared")
     qkv = heads(4, dtype=jnp.bfloat16)
     assert attend(*qkv, Seen(*rows, "blocks")).dtype == jnp.bfloat16
@@ -60,10 +60,11 @@ def test_all_heads_at_once_as_accelerators_do():
     [
         ({"data": 4, "tensor": 2}, 2, (1, LENGTH, 2)),
         ({"fsdp": 2, "tensor": 4}, 2, (2, LENGTH, 1)),
-        ({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH // 2, 2)),
+        ({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH, 1)),  # heads by the axis that splits the length
+        ({"sequence": 8}, 2, (4, LENGTH, 4)),  # which four heads are not
     ],
 )
-def test_on_a_mesh_each_device_has_its_rows_heads_and_queries(
+def test_on_a_mesh_each_device_has_its_rows_and_heads(
     monkeypatch: pytest.MonkeyPatch, axes: dict[str, int], groups: int, part: tuple[int, ...]
 ):
     """With fewer groups than tensor shards too."""
@@ -85,10 +86,11 @@ def gradient(model: Model) -> Callable[[Params], Params]:
     return jax.grad(lambda params: model.apply(params, tokens_RT, tokens_RT, tokens_RT + 1)[0].sum())
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
 @pytest.mark.parametrize(("backend", "held"), [("dense", True), ("blocks", False)])
-def test_no_array_of_length_by_length(backend: str, held: bool):
+def test_no_array_of_length_by_length(backend: str, held: bool, platform: str):
     model = make_model(SPEC, attention=backend)
-    text = jax.jit(gradient(model)).lower(model.shapes).as_text()
+    text = jax.jit(gradient(model)).trace(model.shapes).lower(lowering_platforms=(platform,)).as_text()
     assert bool(re.search(rf"tensor<(\d+x)*{LENGTH}x{LENGTH}x\w+>", text)) == held
 
 

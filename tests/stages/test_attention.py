@@ -1,0 +1,78 @@
+"""The form of attention from the experiment file to the step: chosen, told what it must know, and the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from dpo_jax import cli, config
+from dpo_jax.errors import UserError
+from dpo_jax.models.attention import cudnn, splash
+from dpo_jax.models.attention.choice import Choice
+from dpo_jax.stages import setup as stage
+from dpo_jax.stages.setup import Setup
+from tests.stages.test_pipeline import write_rows
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    make_hf_folder(tmp_path / "model")
+    write_rows(tmp_path / "pairs.jsonl", 16)
+    settings = {
+        "workdir": "run",
+        "model": {"weights": "model"},
+        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
+        "loss": {"name": "dpo"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 2},
+        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(settings))
+    return "e.yaml"
+
+
+def opened(experiment: str, *arguments: str) -> Setup:
+    return Setup(*config.load(experiment, arguments), command="train")
+
+
+def test_auto_is_blocks_on_a_cpu(experiment: str, capsys: pytest.CaptureFixture):
+    setup = opened(experiment)
+    assert setup.model.attention == setup.attention == "blocks" and setup.unpack is None
+    assert "attention" not in capsys.readouterr().err
+    assert opened(experiment, "--model.attention", "dense").model.attention == "dense"
+
+
+def test_what_the_machine_cannot_do_is_refused_where_it_was_asked_for(experiment: str):
+    says = r"command line: model.attention: splash attention needs a TPU, and this is a cpu. Possible here: auto, dense"
+    with pytest.raises(UserError, match=says):
+        _ = opened(experiment, "--model.attention", "splash").model
+
+
+def test_what_auto_falls_back_from_is_said_once(experiment: str, monkeypatch, capsys: pytest.CaptureFixture):
+    monkeypatch.setattr(stage, "choose_attention", lambda *_: Choice("blocks", "cudnn attention has no soft cap"))
+    setup = opened(experiment)
+    _ = setup.model, setup.sft_model, setup.unpack
+    said = "".join(capsys.readouterr())
+    assert said.count("attention: blocks, because cudnn attention has no soft cap") == 1
+
+
+@pytest.mark.parametrize(("name", "layout"), [("cudnn", "packed"), ("splash", "shared")])
+def test_training_is_the_same_whatever_the_form(experiment: str, name: str, layout: str, monkeypatch):
+    """With jax.nn's own form in place of cuDNN, and the splash kernel interpreted: four parts of rows, two of heads."""
+    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
+    monkeypatch.setattr(splash, "INTERPRET", True)
+    losses = []
+    for form in ("blocks", name):
+        monkeypatch.setattr(stage, "choose_attention", lambda *_, form=form: Choice(form))
+        cli.main(
+            ["train", experiment, "--workdir", form, "--data.layout", layout, "--reference.store", f"{form}/store"]
+        )
+        rows = [json.loads(line) for line in Path(form, "metrics.jsonl").read_text().splitlines()]
+        losses.append([(row["loss"], row["grad_norm"]) for row in rows])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
