@@ -33,6 +33,8 @@ _MAY_CHANGE = (
     "reference.rows_per_shard",
     "evaluation",
     "export",
+    "data.layout",
+    "model.attention",
     "model.remat",
     "profile",
     "tiles",

@@ -186,24 +186,24 @@ def test_a_batch_gets_the_smallest_shape_that_the_examples_left():
     rows = [row(str(n), [1], [1] * (n - 1)) for n in (16, 40, 80)]
     picks = [np.array([0])] * 9 + [np.array([2, 2, 2])]
     shapes = Shapes(rows, "packed", pairs=3, row_multiple=1, examples=[[(pick, slice(None))] for pick in picks])
-    assert shape_of(shapes, [0]) == (1, 16, 16)  # T: an eighth of 80 is 10, which becomes 16
-    assert shape_of(shapes, [0, 0, 0]) == (3, 80, 80)  # one row of 48 would hold it, but no example needed that
-    assert shape_of(shapes, [1]) == shape_of(shapes, [2, 1, 1]) == (3, 80, 80)
-    assert shape_of(shapes, [2] * 4) == (6, 80, 80)  # more than any example: the next multiple
+    assert shape_of(shapes, [0]) == Shape(1, 16, 16)  # T: an eighth of 80 is 10, which becomes 16
+    assert shape_of(shapes, [0, 0, 0]) == Shape(3, 80, 80)  # one row of 48 would hold it, but no example needed that
+    assert shape_of(shapes, [1]) == shape_of(shapes, [2, 1, 1]) == Shape(3, 80, 80)
+    assert shape_of(shapes, [2] * 4) == Shape(6, 80, 80)  # more than any example: the next multiple
 
 
 def test_a_shape_that_saves_little_is_not_made():
     rows = [row(str(n), [1], [1] * (n - 1)) for n in (792, 800)]
     picks = [np.array([0]), np.array([1])]
     shapes = Shapes(rows, "packed", pairs=1, row_multiple=1, examples=[[(pick, slice(None))] for pick in picks])
-    assert shape_of(shapes, [0]) == shape_of(shapes, [1]) == (1, 800, 800)  # N 792 would save half a per cent
+    assert shape_of(shapes, [0]) == shape_of(shapes, [1]) == Shape(1, 800, 800)  # N 792 would save half a per cent
 
 
 def test_padded_rows_are_as_many_as_in_a_full_batch():
     rows = [row("l", [1] * 20, [1] * 30, [1]), row("s", [1] * 5, [1] * 5, [1])]
     shapes = Shapes(rows, "padded", pairs=2, row_multiple=3, examples=[[(np.array([0, 1]), slice(None))]])
-    assert shape_of(shapes, [0]) == shape_of(shapes, [0, 1]) == (6, 56, 32)  # four rows, in threes
-    assert Shapes(rows, "padded", pairs=2, row_multiple=3).of([(np.array([1]), slice(None))])[1] == (6, 16, 8)
+    assert shape_of(shapes, [0]) == shape_of(shapes, [0, 1]) == Shape(6, 56, 32)  # four rows, in threes
+    assert Shapes(rows, "padded", pairs=2, row_multiple=3).of([(np.array([1]), slice(None))])[1] == Shape(6, 16, 8)
 
 
 @settings(max_examples=25, deadline=None)
