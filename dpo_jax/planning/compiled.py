@@ -61,7 +61,7 @@ class TooLarge(NamedTuple):
 def compile_program(function: Any, *arguments: Any, devices: int, full: bool = False) -> Compiled | TooLarge:
     """Compiles a jitted function for the machine on which its arguments, shapes with shardings, lie.
 
-    At low effort, unless `full`, it takes seconds instead of minutes; memory then comes out a little otherwise than in a run.
+    At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little otherwise.
     """
     start = time.perf_counter()
     lowered = function.lower(*arguments)

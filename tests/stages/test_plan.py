@@ -113,7 +113,17 @@ def test_without_libtpu_it_says_what_to_install_and_still_prints(monkeypatch: py
 def test_too_large_by_analysis_exits_with_two_after_the_tables(capsys):
     out, err = refused(capsys, "--topology", "gpu:2", "--model.weights", "meta-llama/Llama-3.1-70B")
     assert "meta-llama/Llama-3.1-70B: 70,553,706,496 parameters" in out and "table of published" in out
-    assert "by analysis needs" in err and "too much" in err and "micro_batch_pairs" in err
+    assert "by analysis needs" in err and "too much" in err and "Nothing that was tried fits" in err
+
+
+def test_what_fits_by_analysis_is_said(capsys):
+    Path("pairs.jsonl").unlink()
+    long = ["--data.max_tokens", "8192", "--train.batch_pairs", "64", "--train.micro_batch_pairs", "64"]
+    out, err = refused(capsys, "--topology", "gpu:8", *long)
+    assert "Alternatives, by analysis" in out and "What fits, by analysis: --" in err
+    change = err.split("by analysis: ", 1)[1].split(" or ")[0].rstrip(".\n").split()
+    found = planning("--topology", "gpu:8", *long, *change)
+    assert found["analysis"]["fits"]
 
 
 @pytest.mark.parametrize(
