@@ -13,7 +13,7 @@ from dpo_jax.planning.hlo import Computation, array_bytes, called_by, parse
 from dpo_jax.planning.topologies import GIB
 from dpo_jax.planning.traffic import Collectives, collectives
 
-_LOW_EFFORT = {"exec_time_optimization_effort": -1.0}
+_LOW_EFFORT = {"optimization_level": 19}  # O1, by its number: so every jax knows it
 _LABEL = re.compile(r'op_name="([^"]*)"')
 
 
@@ -61,7 +61,7 @@ class TooLarge(NamedTuple):
 def compile_program(function: Any, *arguments: Any, devices: int, full: bool = False) -> Compiled | TooLarge:
     """Compiles a jitted function for the machine on which its arguments, shapes with shardings, lie.
 
-    At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little larger.
+    At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little otherwise.
     """
     start = time.perf_counter()
     lowered = function.lower(*arguments)

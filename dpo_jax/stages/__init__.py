@@ -131,7 +131,7 @@ STAGES: dict[str, Stage] = {
         },
         switches={
             "search": "find the largest train.micro_batch_pairs that fits, by bisection",
-            "full": "compile at full effort: minutes instead of seconds, and a little less memory",
+            "full": "compile at full effort, as a run does: minutes instead of seconds",
         },
         dry=True,
     ),

@@ -60,10 +60,14 @@ def run(
         if compiles:
             plan["programs"] = _programs(planned, lengths, full=full)
             train = plan["programs"]["train"]
-            plan["alternatives"] = try_alternatives(planned, lengths.data, train, seconds=limit, full=full)
+            compiled = lambda other: measure(other, train_call(other, lengths.data), full=full)  # noqa: E731
+            plan["alternatives"] = try_alternatives(planned, compiled, train, seconds=limit)
             if search:
                 plan["search"] = try_micro_batches(planned, lengths.data, full=full)
-        elif search:
+        else:
+            analysed = lambda other: analyse_train(other, lengths.data)  # noqa: E731
+            plan["alternatives"] = try_alternatives(planned, analysed, plan["analysis"], seconds=limit)
+        if search and not compiles:
             say("plan", f"--search compiles, and here that cannot be done: {machine.why_not}")
     show(plan)
     if json:
@@ -159,11 +163,11 @@ def _refuse_too_large(plan: dict[str, Any]) -> None:
         )
         helps = [each["change"] for each in plan.get("alternatives", []) if each["fits"]]
         change = (
-            f"What fits, as it was compiled: {' or '.join(helps[:3])}."
+            f"What fits, {'as it was compiled' if plan.get('programs') else 'by analysis'}: {' or '.join(helps[:3])}."
             if name == "train" and helps
             else "Try a smaller reference.batch_pairs."
             if name == "reference"
-            else "Try a smaller train.micro_batch_pairs, model.remat full, mesh.tensor above 1, lora, or more chips."
+            else "Nothing that was tried fits. Take more chips, lora, or a smaller data.max_tokens."
         )
         analysed = "" if plan.get("programs") else " by analysis"
         raise UserError(f"plan: {name}{analysed} {by_how_much} ({machine['name']}). {change}")

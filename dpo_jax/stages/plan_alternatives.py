@@ -1,9 +1,9 @@
-"""Other settings, compiled: what fits where the asked ones do not, and what else would fit where they do."""
+"""Other settings: what fits where the asked ones do not, and what else would fit where they do."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dpo_jax.errors import UserError
@@ -13,35 +13,37 @@ from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows
 
 Changes = Mapping[str, Any]
+Weigh = Callable[[Planned], dict[str, Any]]
+"""What the training step takes, as in `outcomes`: compiled, or by analysis."""
 
 
 def try_alternatives(
-    planned: Planned, data: DataRows, train: Mapping[str, Any], *, seconds: float, full: bool
+    planned: Planned, weigh: Weigh, train: Mapping[str, Any], *, seconds: float
 ) -> list[dict[str, Any]]:
-    """Compiles alternatives to the step `train`, as long as the next one is likely to end within `seconds`."""
-    start, longest, found = time.perf_counter(), float(train["compile_seconds"]), []
+    """Weighs alternatives to the step `train`, as long as the next one is likely to end within `seconds`."""
+    start, longest, found = time.perf_counter(), float(train.get("compile_seconds", 0.0)), []
     for changes in _saving(planned) if not train["fits"] else _spending(planned):
         if time.perf_counter() - start + longest > seconds:
             say("plan", f"no time left for alternatives (--seconds {seconds:g})")
             break
-        if each := _try(planned, data, changes, full=full):
+        if each := _try(planned, weigh, changes):
             found.append(each)
-            longest = max(longest, each["compile_seconds"])
+            longest = max(longest, each.get("compile_seconds", 0.0))
             if each["fits"] and not train["fits"] and len([one for one in found if one["fits"]]) == 2:
                 break
     return found
 
 
-def _try(planned: Planned, data: DataRows, changes: Changes, *, full: bool) -> dict[str, Any] | None:
+def _try(planned: Planned, weigh: Weigh, changes: Changes) -> dict[str, Any] | None:
     """One alternative; None where it cannot be, such as a mesh that does not go with the machine."""
     change = " ".join(f"--{key} {value}" for key, value in changes.items())
     try:
-        other = planned.but(changes)
-        say("plan", f"compiles the training step with {change}")
-        found = measure(other, train_call(other, data), full=full)
+        say("plan", f"tries the training step with {change}")
+        found = weigh(planned.but(changes))
     except UserError:
         return None
-    return {"change": change, **{key: found[key] for key in ("fits", "needs", "has", "compile_seconds")}}
+    kept = ("fits", "needs", "has", "compile_seconds")
+    return {"change": change, **{key: found[key] for key in kept if key in found}}
 
 
 def _micro(planned: Planned) -> int:
@@ -87,7 +89,8 @@ def try_micro_batches(planned: Planned, data: DataRows, *, full: bool) -> dict[s
     def fits(pairs: int) -> bool:
         changes = {"train.micro_batch_pairs": pairs} | ({"train.batch_pairs": pairs} if pairs > whole else {})
         rows = data if len(data.rows) >= pairs else data._replace(rows=[data.rows[0]] * pairs)
-        tried[pairs] = _try(planned, rows, changes, full=full) or {"fits": False, "needs": None}
+        weigh = lambda other: measure(other, train_call(other, rows), full=full)  # noqa: E731
+        tried[pairs] = _try(planned, weigh, changes) or {"fits": False, "needs": None}
         return tried[pairs]["fits"]
 
     low, high = -1, len(sizes)  # the largest known to fit, the smallest known not to

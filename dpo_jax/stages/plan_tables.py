@@ -57,7 +57,7 @@ def show(plan: dict[str, Any]) -> None:
             console.print(_buffers_table(name, program))
     console.print(_work_table(lengths, work, settings, machine))
     if plan.get("alternatives"):
-        console.print(_alternatives_table(plan["alternatives"]))
+        console.print(_alternatives_table(plan["alternatives"], "compiled" if programs else "by analysis"))
     _say_what_fits(console, plan)
 
 
@@ -110,8 +110,8 @@ def _work_table(lengths: dict, work: dict, settings: dict, machine: dict) -> Tab
     return table
 
 
-def _alternatives_table(alternatives: list[dict[str, Any]]) -> Table:
-    table = Table("training step with", "peak", "fits", title="Alternatives, compiled", title_justify="left")
+def _alternatives_table(alternatives: list[dict[str, Any]], how: str) -> Table:
+    table = Table("training step with", "peak", "fits", title=f"Alternatives, {how}", title_justify="left")
     for each in alternatives:
         table.add_row(each["change"], gib(each["needs"]), "yes" if each["fits"] else "no")
     return table

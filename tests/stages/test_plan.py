@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 from dpo_jax import cli
@@ -15,7 +17,7 @@ from dpo_jax.config import load
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
 from dpo_jax.stages import fit, plan, train
 from dpo_jax.stages.outcomes import bytes_per_chip, measure
-from dpo_jax.stages.planned import Planned, find_lengths, largest_rows, reference_call, train_call
+from dpo_jax.stages.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
 from dpo_jax.stages.setup import Setup
 from tests.tiny import make_hf_folder
 
@@ -111,7 +113,17 @@ def test_without_libtpu_it_says_what_to_install_and_still_prints(monkeypatch: py
 def test_too_large_by_analysis_exits_with_two_after_the_tables(capsys):
     out, err = refused(capsys, "--topology", "gpu:2", "--model.weights", "meta-llama/Llama-3.1-70B")
     assert "meta-llama/Llama-3.1-70B: 70,553,706,496 parameters" in out and "table of published" in out
-    assert "by analysis needs" in err and "too much" in err and "micro_batch_pairs" in err
+    assert "by analysis needs" in err and "too much" in err and "Nothing that was tried fits" in err
+
+
+def test_what_fits_by_analysis_is_said(capsys):
+    Path("pairs.jsonl").unlink()
+    long = ["--data.max_tokens", "8192", "--train.batch_pairs", "64", "--train.micro_batch_pairs", "64"]
+    out, err = refused(capsys, "--topology", "gpu:8", *long)
+    assert "Alternatives, by analysis" in out and "What fits, by analysis: --" in err
+    change = err.split("by analysis: ", 1)[1].split(" or ")[0].rstrip(".\n").split()
+    found = planning("--topology", "gpu:8", *long, *change)
+    assert found["analysis"]["fits"]
 
 
 @pytest.mark.parametrize(
@@ -128,7 +140,10 @@ def test_mistakes(capsys, arguments: list[str], says: str):
     assert says in refused(capsys, *arguments)[1]
 
 
-def test_the_programs_are_the_very_ones_that_train_and_reference_call(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("overrides", [[], ["--lora", "{rank: 2}", "--model.dtype", "bfloat16"]], ids=["all", "lora"])
+def test_the_programs_are_the_very_ones_that_train_and_reference_call(
+    monkeypatch: pytest.MonkeyPatch, overrides: list[str]
+):
     called: dict[str, str] = {}
 
     def instead(step, state, read, knobs, **options):
@@ -146,18 +161,33 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(monkeypatc
 
         return scoring
 
-    config, origins = load("e.yaml", [])
+    config, origins = load("e.yaml", overrides)
     setup = Setup(config, origins, command="")
     setup.begin()
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
         patched.setattr(fit.loop, "run", instead)
         patched.setattr(Setup, "score", property(watched))
         train.run(setup)
-    ours = planned()
+    ours = planned(*overrides)
     data = find_lengths(ours).data
+    calls = {"train": train_call(ours, data)} | ({} if overrides else {"reference": reference_call(ours, data)})
     with jax.set_mesh(ours.mesh):
-        for name, call in (("train", train_call(ours, data)), ("reference", reference_call(ours, data))):
+        for name, call in calls.items():
             assert call.function.lower(*call.arguments).as_text() == called[name], name
+
+
+def test_the_largest_of_the_first_batches_is_planned_for():
+    sizes = [(2, 8), (4, 8), (4, 16), (1, 24)]
+
+    class Some:
+        def steps(self, epochs):
+            return len(sizes)
+
+        def batch(self, step):
+            tokens_RT, target_RN = (np.zeros(shape) for shape in (sizes[step], (sizes[step][0], 3)))
+            return SimpleNamespace(arrays=SimpleNamespace(tokens_RT=tokens_RT, target_RN=target_RN))
+
+    assert _largest(Some()).tokens_RT.shape == (4, 16)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +209,7 @@ def test_bytes_are_those_of_the_state(overrides: list[str]):
     read = bytes_per_chip((state, batch))
     assert found["fits"] and found["bytes"]["arguments"] == pytest.approx(read, rel=0.02)  # a loss reads not all
     assert found["bytes"]["donated"] == pytest.approx(bytes_per_chip(state), rel=0.02)
+    assert found["bytes"]["outputs"] < 0.02 * read
     assert found["bytes"]["parameters"] == bytes_per_chip(state.params)
     assert {each["kind"] for each in found["collectives"]} >= {"all-gather"}
     assert found["buffers"] and not found["collectives_in_unknown_loops"]

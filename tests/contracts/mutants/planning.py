@@ -80,7 +80,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "stages/planned.py",
-        (STAGE + " -k 'very_ones or longest or bytes_are'",),
+        (STAGE + " -k 'very_ones or longest or largest or bytes_are'",),
         ("the schedule of another run", "planned_steps(setup.config.train, batches)", "batches.steps(1)"),
         ("rows of half the length", "np.zeros(longest - 1, np.int32)", "np.zeros(longest // 2, np.int32)"),
         (
