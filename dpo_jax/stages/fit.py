@@ -33,6 +33,7 @@ _MAY_CHANGE = (
     "reference.rows_per_shard",
     "evaluation",
     "export",
+    "model.attention",
     "model.remat",
     "train.epochs",
     "train.keep",
