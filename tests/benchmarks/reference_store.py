@@ -33,8 +33,8 @@ def counted() -> list[int]:
     """A list whose one number grows with each forward pass of a scorer."""
     made, calls = score.make_scorer, [0]
 
-    def make(apply: Any) -> Any:
-        inner = made(apply)
+    def make(apply: Any, **tiles: int) -> Any:
+        inner = made(apply, **tiles)
 
         def call(params: Any, batch: Any) -> Any:
             calls[0] += 1

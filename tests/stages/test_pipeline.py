@@ -81,8 +81,8 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     calls = [0]
     make = score.make_scorer
 
-    def counting(apply):
-        inner = make(apply)
+    def counting(apply, **tiles):
+        inner = make(apply, **tiles)
 
         def scored(params, batch):
             calls[0] += 1
