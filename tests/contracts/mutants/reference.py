@@ -14,8 +14,8 @@ MUTANTS: list[Mutant] = [
         (HELDOUT,),
         (
             "labels of other rows",
-            "return np.array([labels[row_id] for row_id in row_ids])",
-            "return np.array(data.desirable)",
+            "return np.array([found[row_id] for row_id in row_ids])",
+            "return np.array(values)",
         ),
         (
             "a loss on held-out rows goes on from training",
