@@ -9,4 +9,4 @@ venv="$(environment_folder .venv)-parity"
 prepare_environment "$venv" parity
 cd "$REPO"
 export DPO_JAX_PARITY=1 # missing libraries are then an error, not a reason to skip
-exec "$venv/bin/python" -m pytest tests/parity "$@"
+exec "$venv/bin/python" -m pytest -n auto tests/parity "$@"

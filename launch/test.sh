@@ -9,4 +9,5 @@ venv="$(environment_folder .venv)"
 extra="$(find_accelerator)"
 prepare_environment "$venv" "$extra"
 cd "$REPO"
-exec "$venv/bin/python" -m pytest "$@"
+# A worker for each core; `-n 0` takes them away.
+exec "$venv/bin/python" -m pytest -n auto "$@"
