@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,31 +129,19 @@ def fit(
     del still
     sinks = _sinks(folder, resume_step=done)
 
-    def read(number: int) -> loop.Placed:
-        arrays = batches.batch(number).arrays
-        tokens = int(np.count_nonzero(arrays.segments_RT))
-        return loop.Placed(setup.place(arrays, micro_batches=True), int(arrays.weight_B.sum()), tokens)
-
     profile = setup.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
     tracing = traced(program.step, folder / "profile", done=done or 0, **dataclasses.asdict(profile))
     with Progress(stage, steps, done=done or 0) as progress, tracing as step:
-
-        def log(number: int, values: dict[str, float]) -> None:
-            for sink in sinks:
-                sink.write(number, {"loss": values["loss"], **values})  # the loss first, for who reads the file
-            rates = f"{values['pairs_per_second']:.2f} pairs/s  {values['tokens_per_second']:.0f} tokens/s"
-            progress.update(number, f"loss {values['loss']:.4f}  {rates}")
-
         try:
             loop.run(
                 step,
                 state,
-                read,
+                lambda number: _placed(setup, batches, number),
                 lambda number: {"learning_rate": optimizer.learning_rate, **knobs(number)},
                 steps=steps,
-                log=log,
+                log=lambda number, values: _log(sinks, progress, number, values),
                 log_every=train.log_every,
                 save=lambda number, state: checkpoints.save(
                     number, state if keeps_frozen else state._replace(frozen=None), record
@@ -166,6 +154,19 @@ def fit(
             for sink in sinks:
                 sink.close()
     say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
+
+
+def _placed(setup: Setup, batches: Batches, number: int) -> loop.Placed:
+    arrays = batches.batch(number).arrays
+    tokens = int(np.count_nonzero(arrays.segments_RT))
+    return loop.Placed(setup.place(arrays, micro_batches=True), int(arrays.weight_B.sum()), tokens)
+
+
+def _log(sinks: Sequence[Sink], progress: Progress, number: int, values: dict[str, float]) -> None:
+    for sink in sinks:
+        sink.write(number, {"loss": values["loss"], **values})  # the loss first, for who reads the file
+    rates = f"{values['pairs_per_second']:.2f} pairs/s  {values['tokens_per_second']:.0f} tokens/s"
+    progress.update(number, f"loss {values['loss']:.4f}  {rates}")
 
 
 def _say_what_is_trained(stage: str, state: TrainState) -> None:

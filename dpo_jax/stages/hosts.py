@@ -25,7 +25,8 @@ from dpo_jax.xla_flags import find_platform
 _HEARTBEAT_SECONDS = 10  # by default a dead process is noticed after 100 s
 _SHUTDOWN_SECONDS = 30
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_STARTED_BY = {"SLURM_NTASKS": "SLURM", "OMPI_COMM_WORLD_SIZE": "Open MPI"}
+# Of the step that `srun` starts; SLURM_NTASKS is there in the batch script as well, which runs alone.
+_TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def join_run(environment: Mapping[str, str] = os.environ) -> None:
@@ -69,7 +70,7 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
                 "of the first process), JAX_NUM_PROCESSES, and JAX_PROCESS_ID, from 0 to one less than that."
             )
         return {"coordinator_address": address, "num_processes": int(numbers[0]), "process_id": int(numbers[1])}
-    if any(int(environment.get(name) or 1) > 1 for name in _STARTED_BY):
+    if any(int(environment.get(name) or 1) > 1 for name in _TASKS):
         return {}
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") or environment.get("MEGASCALE_COORDINATOR_ADDRESS"):
         return {}

@@ -127,15 +127,14 @@ def preference_objective(
             if batch.mismatched is not None:
                 seen = _hidden(model, still, batch.mismatched)
                 found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
-            frozen_RTD, frozen_unembedding = _hidden(model, still, batch)
-            frozen_BP, frozen_heads_BP = batch_scores(frozen_RTD, frozen_unembedding, batch, **tiles)
-        found = found._replace(reference_BP=frozen_BP, reference_heads_BP=frozen_heads_BP)
-        if token_level:
-            policy_RND, frozen_RND = scored_hidden(hidden_RTD, batch), scored_hidden(frozen_RTD, batch)
-            kl_RN = token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)
-            sums_BP = response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots)
-            found = found._replace(token_kl_BP=sums_BP)
-        return found
+            reference_RTD, reference_unembedding = _hidden(model, still, batch)
+            logps_BP, heads_BP = batch_scores(reference_RTD, reference_unembedding, batch, **tiles)
+        found = found._replace(reference_BP=logps_BP, reference_heads_BP=heads_BP)
+        if not token_level:
+            return found
+        policy_RND, reference_RND = scored_hidden(hidden_RTD, batch), scored_hidden(reference_RTD, batch)
+        kl_RN = token_kl(policy_RND, unembedding, reference_RND, reference_unembedding, **tiles)
+        return found._replace(token_kl_BP=response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots))
 
     def loss(
         scored: Scored, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array

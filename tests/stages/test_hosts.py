@@ -155,12 +155,13 @@ HOST = {"JAX_COORDINATOR_ADDRESS": "host:1"}
     ("environment", "arguments"),
     [
         ({}, None),
-        ({"SLURM_NTASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
-        ({"SLURM_NTASKS": "2"}, {}),
+        ({"SLURM_STEP_NUM_TASKS": "1", "TPU_WORKER_HOSTNAMES": "localhost"}, None),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, None),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, {}),
         ({"OMPI_COMM_WORLD_SIZE": "8"}, {}),
         ({"TPU_WORKER_HOSTNAMES": "one,two"}, {}),
         (
-            {**HOST, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3", "SLURM_NTASKS": "2"},
+            {**HOST, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3", "SLURM_STEP_NUM_TASKS": "2"},
             {"coordinator_address": "host:1", "num_processes": 4, "process_id": 3},
         ),
     ],

@@ -101,13 +101,13 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "TDPO's KL is of the reference with itself",
-            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)",
-            "token_kl(frozen_RND, frozen_unembedding, frozen_RND, frozen_unembedding, **tiles)",
+            "token_kl(policy_RND, unembedding, reference_RND, reference_unembedding, **tiles)",
+            "token_kl(reference_RND, reference_unembedding, reference_RND, reference_unembedding, **tiles)",
         ),
         (
             "TDPO's KL is of the reference to the policy",
-            "token_kl(policy_RND, unembedding, frozen_RND, frozen_unembedding, **tiles)",
-            "token_kl(frozen_RND, frozen_unembedding, policy_RND, unembedding)",
+            "token_kl(policy_RND, unembedding, reference_RND, reference_unembedding, **tiles)",
+            "token_kl(reference_RND, reference_unembedding, policy_RND, unembedding)",
         ),
         (
             "WPO: each response is held to 1, not the pair",
