@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+_SETTINGS = ("PYTHON", "DPO_JAX_VENV", "DPO_JAX_ACCELERATOR")
 _HEAD = """\
 #!/bin/bash
 (IFS=$'\\x1f'; printf '%s\\n' "${0##*/}$IFS$*") >>"$FAKES/calls"
@@ -30,9 +31,10 @@ class Fakes:
         program.chmod(0o755)
 
     def environment(self, extra: Mapping[str, str] = {}) -> dict[str, str]:
-        """That of a launcher."""
+        """That of a launcher: nothing of the settings under which these tests were themselves launched."""
+        mine = {name: value for name, value in os.environ.items() if name not in _SETTINGS}
         path = f"{self.folder}{os.pathsep}{os.environ['PATH']}"
-        return {**os.environ, "PATH": path, "FAKES": str(self.folder), "POLL_SECONDS": "0", **extra}
+        return {**mine, "PATH": path, "FAKES": str(self.folder), "POLL_SECONDS": "0", **extra}
 
     def run(self, script: str, *arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         """`bash launch/SCRIPT ARGUMENTS` in the repository's folder."""
