@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from work import drawn_lengths, make_model, make_rows
+from work import SHAPES, drawn_lengths, make_model, make_rows
 
 HERE = Path(__file__).parent
 TRIES = 20
@@ -34,6 +34,8 @@ class Case(NamedTuple):
     pairs: int
     vocabulary: int
     arms: tuple[str, ...]
+    shape: str = "small"
+    dtype: str = "float32"
 
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -97,10 +99,10 @@ class Arm:
 def measure(case: Case, folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
     """All arms of a case, in turns."""
     folder.mkdir()
-    model = make_model(folder / "model", vocabulary=case.vocabulary)
+    model = make_model(folder / "model", SHAPES[case.shape], vocabulary=case.vocabulary)
     rows = make_rows(folder / "rows.jsonl", case.lengths, vocabulary=case.vocabulary)
     tokens = max(prompt + max(responses) for prompt, *responses in case.lengths)
-    work = {"model": str(model), "rows": str(rows), "tokens": tokens, "pairs": case.pairs}
+    work = {"model": str(model), "rows": str(rows), "tokens": tokens, "pairs": case.pairs, "dtype": case.dtype}
     arms = {}
     for number, name in enumerate(case.arms):
         one = {**work, **ARMS[name], "workdir": str(folder / f"arm{number}")}

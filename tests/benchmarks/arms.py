@@ -12,15 +12,16 @@ import resource
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 class Turns:
-    """Stops a training loop after each turn of steps and says what the turn took."""
+    """Stops a training loop after each turn of steps and says what the turn took; at its end, the memory it needed."""
 
-    def __init__(self, **about: Any):
-        self._left, self._about, self._said = 0, about, sys.stdout
+    def __init__(self, peak_bytes: Callable[[], int], **about: Any):
+        self._left, self._about, self._said, self._peak_bytes = 0, about, sys.stdout, peak_bytes
         sys.stdout = sys.stderr  # what libraries print is no answer
 
     def after_step(self, compiled: int) -> None:
@@ -35,7 +36,7 @@ class Turns:
             self._say({"ready": True, **self._about})
         told = sys.stdin.readline().strip()
         if told in ("end", ""):
-            self._say({"peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024})
+            self._say({"peak_bytes": self._peak_bytes()})
             os._exit(0)
         self._left, self._compiled = int(told), compiled
         self._wall, self._cpu = time.perf_counter(), time.process_time()
@@ -46,6 +47,11 @@ class Turns:
 
     def _say(self, answer: dict[str, Any]) -> None:
         print(json.dumps(answer), file=self._said, flush=True)
+
+
+def resident_bytes() -> int:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def train_ours(work: dict[str, Any], workdir: Path) -> None:
@@ -63,7 +69,13 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
         compiled += name.endswith("backend_compile_duration")
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    turns, run = Turns(version=f"jax {jax.__version__}"), loop.run
+    device = jax.devices()[0]
+    on_device = device.platform != "cpu"
+    turns = Turns(
+        lambda: device.memory_stats()["peak_bytes_in_use"] if on_device else resident_bytes(),
+        version=f"jax {jax.__version__}, {device.device_kind}",
+    )
+    run = loop.run
 
     def gated(step: Any, state: Any, *arguments: Any, **options: Any) -> Any:
         def after(done: int, state: Any) -> tuple[Any, dict[str, float]]:
@@ -77,7 +89,7 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
     loop.run = gated
     config = {
         "workdir": str(workdir),
-        "model": {"weights": work["model"]},
+        "model": {"weights": work["model"], "dtype": work.get("dtype", "float32")},
         "data": {
             "train": [{"path": work["rows"]}],
             "max_tokens": work["tokens"],
@@ -93,7 +105,10 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
 
 
 def train_trl(work: dict[str, Any], workdir: Path) -> None:
-    """TRL's DPOTrainer in float32 without gradient checkpointing, with the settings that the arm asks for."""
+    """TRL's DPOTrainer without gradient checkpointing, with the settings that the arm asks for.
+
+    Parameters are float32, as ours are; with `dtype: bfloat16` it computes under autocast.
+    """
     import datasets
     import torch
     import trl
@@ -103,10 +118,16 @@ def train_trl(work: dict[str, Any], workdir: Path) -> None:
 
     warnings.simplefilter("ignore")
     torch.set_num_threads(os.cpu_count() or 1)
-    turns = Turns(version=f"trl {trl.__version__}, torch {torch.__version__}")
+    on_device = torch.cuda.is_available()
+    turns = Turns(
+        torch.cuda.max_memory_allocated if on_device else resident_bytes,
+        version=f"trl {trl.__version__}, torch {torch.__version__}",
+    )
 
     class Gate(TrainerCallback):
         def on_step_end(self, *_: Any, **__: Any) -> None:
+            if on_device and turns.is_last():
+                torch.cuda.synchronize()
             turns.after_step(0)
 
     rows = [json.loads(line) for line in Path(work["rows"]).read_text().splitlines()]
@@ -119,8 +140,9 @@ def train_trl(work: dict[str, Any], workdir: Path) -> None:
         max_length=work["tokens"],
         per_device_train_batch_size=work["pairs"],
         max_steps=1_000_000,
-        bf16=False,
-        use_cpu=True,
+        bf16=work.get("dtype") == "bfloat16",
+        use_cpu=not on_device,
+        model_init_kwargs={"dtype": "float32"},
         gradient_checkpointing=False,
         precompute_ref_log_probs=work["cached"],
         train_sampling_strategy="sequential" if work.get("sorted") else "random",

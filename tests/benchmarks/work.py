@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-WIDTH, LAYERS, HEADS, MLP = 256, 4, 4, 1024
+
+class Shape(NamedTuple):
+    """A Llama with tied embeddings; `dtype` is that of the checkpoint."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    dtype: str = "float32"
 
 
-def make_model(folder: Path, *, vocabulary: int) -> Path:
+SHAPES = {
+    "small": Shape(256, 4, 4, 4, 1024),
+    "1b": Shape(2048, 16, 32, 8, 8192, "bfloat16"),  # Llama 3.2
+    "3b": Shape(3072, 28, 24, 8, 8192, "bfloat16"),
+}
+
+
+def make_model(folder: Path, shape: Shape, *, vocabulary: int) -> Path:
     """Config, random weights, and a tokenizer whose words are `w3`, `w4`, ... and one token each."""
     folder.mkdir()
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, vocabulary)}}
@@ -27,11 +45,11 @@ def make_model(folder: Path, *, vocabulary: int) -> Path:
             "architectures": ["LlamaForCausalLM"],
             "model_type": "llama",
             "vocab_size": vocabulary,
-            "hidden_size": WIDTH,
-            "intermediate_size": MLP,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "num_key_value_heads": HEADS,
+            "hidden_size": shape.width,
+            "intermediate_size": shape.mlp,
+            "num_hidden_layers": shape.layers,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
             "hidden_act": "silu",
             "max_position_embeddings": 4096,
             "rms_norm_eps": 1e-5,
@@ -39,23 +57,33 @@ def make_model(folder: Path, *, vocabulary: int) -> Path:
             "tie_word_embeddings": True,
             "bos_token_id": 1,
             "eos_token_id": 2,
-            "dtype": "float32",
+            "dtype": shape.dtype,
         },
     }
     for name, content in files.items():
         (folder / name).write_text(json.dumps(content))
-    draw = np.random.default_rng(0).standard_normal
-    shapes = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"}
-    shapes |= {"mlp.gate_proj": (MLP, WIDTH), "mlp.up_proj": (MLP, WIDTH), "mlp.down_proj": (WIDTH, MLP)}
-    tensors = {"model.embed_tokens.weight": 0.02 * draw((vocabulary, WIDTH)), "model.norm.weight": np.ones(WIDTH)}
-    for layer in range(LAYERS):
-        for name, shape in shapes.items():
-            tensors[f"model.layers.{layer}.{name}.weight"] = 0.02 * draw(shape)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = np.ones(WIDTH)
-    arrays = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-    save_file(arrays, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(_weights(shape, vocabulary), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
+
+
+def _weights(shape: Shape, vocabulary: int) -> dict[str, np.ndarray]:
+    random, width = np.random.default_rng(0), shape.width
+    keys = width // shape.heads * shape.kv_heads
+    shapes = {"self_attn.q_proj": (width, width), "self_attn.o_proj": (width, width)}
+    shapes |= {"self_attn.k_proj": (keys, width), "self_attn.v_proj": (keys, width)}
+    shapes |= {"mlp.gate_proj": (shape.mlp, width), "mlp.up_proj": (shape.mlp, width)}
+    shapes |= {"mlp.down_proj": (width, shape.mlp)}
+    dtype = np.dtype(getattr(ml_dtypes, shape.dtype, shape.dtype))
+
+    def draw(size: tuple[int, ...]) -> np.ndarray:
+        return (0.02 * random.standard_normal(size, np.float32)).astype(dtype)
+
+    tensors = {"model.embed_tokens.weight": draw((vocabulary, width)), "model.norm.weight": np.ones(width, dtype)}
+    for layer in range(shape.layers):
+        tensors |= {f"model.layers.{layer}.{name}.weight": draw(size) for name, size in shapes.items()}
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            tensors[f"model.layers.{layer}.{name}.weight"] = np.ones(width, dtype)
+    return tensors
 
 
 def make_rows(path: Path, lengths: list[tuple[int, int, int]], *, vocabulary: int) -> Path:
@@ -73,11 +101,12 @@ def make_rows(path: Path, lengths: list[tuple[int, int, int]], *, vocabulary: in
     return path
 
 
-def drawn_lengths(count: int) -> list[tuple[int, int, int]]:
-    """Token counts of prompt, chosen and rejected as in HH's harmless dialogues: means 111, 38 and 48, long tails."""
-    random = np.random.default_rng(2)
+def drawn_lengths(
+    count: int, means: tuple[int, int, int] = (111, 38, 48), longest: int = 512
+) -> list[tuple[int, int, int]]:
+    """Token counts of prompt, chosen and rejected with these means and long tails; as a rule HH's."""
+    random, spread = np.random.default_rng(2), 0.9
     columns = [
-        np.clip(random.lognormal(np.log(mean) - spread**2 / 2, spread, count), 4, 512).astype(int)
-        for mean, spread in ((111, 0.9), (38, 0.9), (48, 0.9))
+        np.clip(random.lognormal(np.log(mean) - spread**2 / 2, spread, count), 4, longest).astype(int) for mean in means
     ]
     return [(int(p), int(c), int(r)) for p, c, r in zip(*columns, strict=True)]
