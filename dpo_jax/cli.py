@@ -46,6 +46,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
+        for flag, text in stage.lists.items():
+            command.add_argument(f"--{flag}", metavar=flag.upper(), help=text, action="append")
         for flag, text in stage.switches.items():
             command.add_argument(f"--{flag}", action="store_true", help=text)
         for flag, key in stage.settings.items():
@@ -119,7 +121,7 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
 
     setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
     stage = STAGES[known.command]
-    flags = {flag: getattr(known, flag) for flag in (*stage.flags, *stage.switches)}
+    flags = {flag: getattr(known, flag) for flag in (*stage.flags, *stage.lists, *stage.switches)}
     if stage.dry:
         stage.run(setup, **flags)
         return

@@ -231,7 +231,19 @@ class Config:
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[Config, Origins]:
     """Reads one experiment file, applies the overrides, checks everything. Raises `UserError`."""
-    mapping, origins = read_yaml(_find(path))
+    return _finished(*read_yaml(_find(path)), overrides)
+
+
+def changed(config: Config, origins: Origins, overrides: Sequence[str]) -> tuple[Config, Origins]:
+    """The same experiment with overrides on top, checked like a file's. Raises `UserError`."""
+    mapping = as_mapping(config)
+    if len(mapping["loss"]) == 1:  # as most files have it
+        mapping["loss"] = mapping["loss"][0]
+        origins = {key.replace("loss.0.", "loss.", 1): at for key, at in origins.items()}
+    return _finished(mapping, dict(origins), overrides)
+
+
+def _finished(mapping: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> tuple[Config, Origins]:
     override(mapping, origins, overrides)
     if isinstance(mapping.get("loss"), dict):
         mapping["loss"] = [mapping["loss"]]

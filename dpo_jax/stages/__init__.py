@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 class Stage(NamedTuple):
     """One command: what it does, the function that runs it, its own flags, and short names of settings.
 
-    A flag, and a switch, which takes no value, has its help; a short name the key of the configuration that it sets.
+    A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
+    name has the key of the configuration that it sets.
     What is `dry` makes no working directory and touches no device of this machine.
     """
 
@@ -21,6 +22,7 @@ class Stage(NamedTuple):
     flags: Mapping[str, str] = {}
     settings: Mapping[str, str] = {}
     switches: Mapping[str, str] = {}
+    lists: Mapping[str, str] = {}
     dry: bool = False
 
 
@@ -71,6 +73,12 @@ def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str
     from dpo_jax.stages import sample
 
     sample.run(setup, prompts=prompts, output=output, model=model)
+
+
+def _sweep(setup: Setup, *, grid: list[str] | None, lean: bool) -> None:
+    from dpo_jax.stages import sweep
+
+    sweep.run(setup, grid=grid, lean=lean)
 
 
 def _plan(setup: Setup, **flags: Any) -> None:
@@ -134,6 +142,12 @@ STAGES: dict[str, Stage] = {
             "full": "compile at full effort, as a run does: minutes instead of seconds",
         },
         dry=True,
+    ),
+    "sweep": Stage(
+        "train and evaluate every combination of some settings, into one table and one plot",
+        _sweep,
+        lists={"grid": "KEY=VALUE,VALUE,... to vary, such as loss.options.beta=0.05,0.1,0.5; once for each key"},
+        switches={"lean": "delete the checkpoints of each point once it is evaluated"},
     ),
     "report": Stage("write WORKDIR/report.html", _report),
 }

@@ -25,7 +25,7 @@ def run(setup: Setup) -> None:
         return
     base = setup.config.model.weights
     if setup.config.sft:
-        base = str((setup.workdir / "sft" / "export").resolve())
+        base = str((setup.sft_folder / "export").resolve())
         write_weights(setup, Path(base), setup.start_params(held=False), card=None)
     rules = setup.resolved.rules
     card = model_card(report.gather(setup))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,14 +196,8 @@ def _sinks(folder: Path, *, resume_step: int | None) -> list[Sink]:
 
 def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
     """Refuses to go on with another experiment under the same name."""
-    old, new = _flat(saved["config"]), _flat(current["config"])
-    changed = [
-        key
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-        and (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
-        and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
-    ]
+    old, new = deciding(stage, saved["config"]), deciding(stage, current["config"])
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     # A schedule that ends at the last step is another schedule when that step moves.
     section = current["config"] if stage == "train" else current["config"][stage]
     schedule = section["optimizer"]["schedule"]
@@ -224,8 +218,18 @@ def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) 
         )
 
 
+def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what a stage computes, by their dotted names."""
+    return {
+        key: value
+        for key, value in _flat(config).items()
+        if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
+        and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+    }
+
+
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         return {key: value}
     flat: dict[str, Any] = {}

@@ -116,7 +116,7 @@ def store_folder(setup: Setup, *, heldout_only: bool = False) -> Path:
     """The store of this model on these sources: named by what the user calls them; what they hold is fingerprinted."""
     config = setup.config
     root = Path(config.reference.store) if config.reference.store else setup.workdir / "stores"
-    weights = str(setup.workdir / "sft") if config.sft else config.model.weights
+    weights = str(setup.sft_folder) if config.sft else config.model.weights
     train = () if heldout_only else config.data.train
     named: list[Any] = [weights, [dict(source) for source in (*train, *config.data.eval)]]
     if any("weight" in source for source in (*train, *config.data.eval)):  # the seed draws the rows

@@ -30,7 +30,7 @@ def gather(setup: Setup) -> RunReport:
     """All that is known of a run."""
     workdir = setup.workdir
     metrics = _rows(workdir / "metrics.jsonl")
-    sft_metrics = _rows(workdir / "sft" / "metrics.jsonl")
+    sft_metrics = _rows(setup.sft_folder / "metrics.jsonl")
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
     evaluation = workdir / "evaluation.json"

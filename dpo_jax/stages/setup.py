@@ -66,6 +66,7 @@ class Setup:
     def __init__(self, config: Config, origins: Origins, *, command: str):
         self.config, self.origins, self.command = config, origins, command
         self.workdir = Path(config.workdir)
+        self.sft_folder = self.workdir / "sft"
 
     def begin(self) -> None:
         """Makes the working directory and turns the compile cache on."""
@@ -239,7 +240,7 @@ class Setup:
         held = self.config.lora is not None if held is None else held
         if not self.config.sft:
             return self.pretrained(held=held)
-        found = self.restored(self.workdir / "sft", "sft", self.sft_model)
+        found = self.restored(self.sft_folder, "sft", self.sft_model)
         if self.sft_model.lora:
             merged = merge(self.pretrained(), found, self.sft_model.lora)
             found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))

@@ -14,7 +14,7 @@ from dpo_jax.stages.setup import Setup
 
 
 def run(setup: Setup) -> None:
-    """Trains into WORKDIR/sft; does nothing where that is done."""
+    """Trains into the folder of the fine-tuning, WORKDIR/sft; does nothing where that is done."""
     config = setup.config
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
@@ -37,7 +37,7 @@ def run(setup: Setup) -> None:
     fit(
         setup,
         stage="sft",
-        folder=setup.workdir / "sft",
+        folder=setup.sft_folder,
         model=model,
         start=(lambda: setup.fresh_adapter(model)) if model.lora else setup.pretrained,
         frozen=(lambda: setup.pretrained(held=True)) if model.lora else None,

@@ -58,7 +58,7 @@ def cases(lengths: Path | None) -> dict[str, list[tuple[str, Case]]]:
         "fixed": [("P = C = R = 256, 2 pairs", fixed(256))],
         "hh": [(f"HH lengths{'' if lengths else ', drawn'}, 8 pairs", Case(hh, 8, 32_000, ("ours", *list(ARMS)[2:])))],
         "vocabulary": [("P = C = R = 128, 2 pairs, V = 128,000", fixed(128, vocabulary=128_000))],
-        "length": [(f"T = {size}, 2 pairs", fixed(size // 2)) for size in (512, 1024, 2048)],
+        "length": [(f"T = {size}, 2 pairs", fixed(size // 2)) for size in (1024, 2048)],
     }
 
 

@@ -106,7 +106,7 @@ def main() -> None:
     print("| | state, MiB | beside it, MiB | GFLOP | CPU-seconds | CPU-s to the first | GFLOP to the first |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name, points in POINTS.items():
-        for place, point in enumerate(points):
+        for point in points:
             with tempfile.TemporaryDirectory() as folder:
                 found = cost_of(point, Path(folder), options.repeats)
             results.setdefault(name, []).append({**point._asdict(), **found})

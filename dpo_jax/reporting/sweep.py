@@ -1,0 +1,161 @@
+"""A sweep on one page: a table of its points, and one plot of what was gained against what it cost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from typing import Any, NamedTuple, Protocol
+
+from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
+from dpo_jax.reporting.plots import COLOURS, INK, STYLE, as_inline_svg
+
+FORMATS: dict[str, Format] = {
+    "judged positive": percent,
+    "mean reward": plain,
+    "win rate": percent,
+    "sequence KL": nats,
+    "held-out accuracy": percent,
+    "held-out margin": nats,
+}
+"""Measure -> how its numbers are written; in this order they are columns."""
+
+_GAINED = ("judged positive", "win rate", "mean reward", "held-out accuracy")
+_COST = ("sequence KL", "held-out margin")
+_MARKS = "os^DvPX*"
+
+
+class Line(Protocol):
+    """Runs that differ by their seed alone."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """Dotted key -> value."""
+        ...
+
+    @property
+    def runs(self) -> int:
+        """How many they are."""
+        ...
+
+    @property
+    def measures(self) -> Mapping[str, tuple[float, tuple[float, float] | None]]:
+        """Name -> value and 95 % interval."""
+        ...
+
+
+class Table(NamedTuple):
+    """Names of the columns; of each row its cells, each a value and what stands small below it."""
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[tuple[str, str]]]
+    left_out: Sequence[tuple[str, str]]  # the point, and why
+
+
+def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Table:
+    """What was found at each point."""
+    keys = list(lines[0].settings) if lines else []
+    measures = [name for name in FORMATS if any(name in line.measures for line in lines)]
+    several = any(line.runs > 1 for line in lines)
+    rows = []
+    for line in lines:
+        cells = [(str(line.settings[key]), "") for key in keys]
+        cells += [(str(line.runs), "")] if several else []
+        for name in measures:
+            value, bounds = line.measures.get(name, (None, None))
+            form = FORMATS[name]
+            cells.append(("", "") if value is None else (form(value), interval(bounds, form) if bounds else ""))
+        rows.append(cells)
+    heads = [key.rpartition(".")[2] for key in keys]
+    heads = heads if len(set(heads)) == len(heads) else keys
+    return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out)
+
+
+def as_markdown(table: Table) -> str:
+    """The table for a README; intervals in brackets."""
+    lines = [f"| {' | '.join(table.heads)} |", f"|{' --- |' * len(table.heads)}"]
+    for row in table.rows:
+        cells = [f"{value} ({below})" if below else value for value, below in row]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\nLeft out: {point}: {why}" for point, why in table.left_out]
+    return "\n".join(lines) + "\n"
+
+
+def as_html(title: str, command: str, table: Table, lines: Sequence[Line]) -> str:
+    """The page; it needs nothing beside itself."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    source = resources.files("dpo_jax.reporting").joinpath("sweep.html.jinja").read_text(encoding="utf8")
+    return environment.from_string(source).render(title=title, command=command, table=table, plot=draw(lines))
+
+
+class Frontier(NamedTuple):
+    """The plot, and what its axes are."""
+
+    svg: str
+    gained: str
+    cost: str
+    series: Sequence[str]
+
+
+def draw(lines: Sequence[Line]) -> Frontier | None:
+    """What was gained against what it cost, a curve for each loss; None where no two measures were taken everywhere."""
+    gained, cost = (_first(names, lines) for names in (_GAINED, _COST))
+    if not lines or gained is None or cost is None:
+        return None
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    series: dict[str, list[Line]] = {}
+    for line in lines:
+        series.setdefault(_series_of(line), []).append(line)
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        axes = figure.add_subplot()
+        for number, (name, members) in enumerate(series.items()):
+            members = sorted(members, key=lambda line: line.measures[cost][0])
+            x, y = ([line.measures[measure][0] for line in members] for measure in (cost, gained))
+            colour, mark = COLOURS[number % 2], _MARKS[number % len(_MARKS)]
+            dash = "-" if number < 2 * len(_MARKS) else "--"
+            axes.errorbar(
+                x,
+                y,
+                xerr=_bars(members, cost),
+                yerr=_bars(members, gained),
+                color=colour,
+                marker=mark,
+                linestyle=dash,
+                linewidth=1.0,
+                elinewidth=0.5,
+                markersize=5,
+                label=name or None,
+            )
+        axes.set_xlabel(cost + (", nats" if FORMATS[cost] is nats else ""))
+        axes.set_ylabel(gained)
+        axes.grid(color=INK, alpha=0.12, linewidth=0.5)
+        if len(series) > 1:
+            axes.legend(frameon=False, labelcolor=INK)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date")))
+    return Frontier(as_inline_svg(buffer.getvalue(), "frontier"), gained, cost, list(series))
+
+
+def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:
+    return next((name for name in names if all(name in line.measures for line in lines)), None)
+
+
+def _series_of(line: Line) -> str:
+    """What stays the same along a curve: all that is no number."""
+    return " ".join(str(value) for value in line.settings.values() if isinstance(value, str | bool))
+
+
+def _bars(members: Sequence[Line], measure: str) -> list[list[float]] | None:
+    """How far the intervals reach below and above."""
+    found = [line.measures[measure] for line in members]
+    if any(bounds is None for _, bounds in found):
+        return None
+    return [
+        [max(0.0, value - bounds[0]) for value, bounds in found if bounds],
+        [max(0.0, bounds[1] - value) for value, bounds in found if bounds],
+    ]

@@ -1,0 +1,156 @@
+"""A grid of experiments over one fine-tuning and one store, each point trained and evaluated in its own folder."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import yaml
+
+from dpo_jax.config import as_mapping, changed
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.seeds import lines_of
+from dpo_jax.files import digest, read_json, write_atomic, write_json
+from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
+from dpo_jax.stages import evaluate, train
+from dpo_jax.stages.fit import deciding
+from dpo_jax.stages.progress import say
+from dpo_jax.stages.setup import Setup
+
+Settings = dict[str, Any]
+"""Dotted key -> value, of one point of the grid."""
+
+
+def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
+    """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
+
+    `grid` holds `KEY=VALUE,VALUE,...`; every combination is a point. A point whose settings make no experiment is left
+    out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
+    """
+    if not setup.config.data.eval:
+        raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
+    points = read_grid(grid or ())
+    compiled = _count_compilations()
+    results: list[dict[str, Any]] = []
+    for number, settings in enumerate(points, 1):
+        label = label_of(settings, points)
+        say("sweep", f"{number} of {len(points)}: {label}")
+        results.append({"label": label, "settings": settings, **_result(setup, label, settings, compiled, lean=lean)})
+        write_json(setup.workdir / "sweep.json", results)
+        lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
+        table = make_table(lines, left_out)
+        write_atomic(setup.workdir / "sweep.md", as_markdown(table))
+        write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
+    note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
+    say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
+    if not lines:
+        raise UserError(f"sweep: no point could be run. The first: {results[0]['failed']}")
+
+
+def read_grid(grid: Sequence[str]) -> list[Settings]:
+    """Every combination of the values; the last key turns fastest.
+
+    Raises:
+        UserError: there is no grid, or it cannot be read.
+    """
+    axes: dict[str, list[Any]] = {}
+    for text in grid:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not values:
+            raise UserError(f"command line: --grid {text!r}: write a key and its values, `loss.options.beta=0.1,0.5`.")
+        if key in axes:
+            raise UserError(f"command line: --grid {key}: is given twice; write all its values behind one `=`.")
+        axes[key] = _values(key, values)
+    if not axes:
+        raise UserError("command line: sweep: name what varies, such as `--grid loss.options.beta=0.05,0.1,0.5`.")
+    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+
+
+def _values(key: str, text: str) -> list[Any]:
+    try:
+        found = yaml.safe_load(f"[{text}]")
+    except yaml.YAMLError:
+        raise UserError(f"command line: --grid {key}={text}: these are no values; separate them by commas.") from None
+    if len(found) != len({json.dumps(value) for value in found}):
+        raise UserError(f"command line: --grid {key}={text}: a value is there twice.")
+    return found
+
+
+def label_of(settings: Settings, points: Sequence[Settings]) -> str:
+    """The name of a point, and of its folder: the last part of each key where that says which, and the value."""
+    last = [key.rpartition(".")[2] for key in points[0]]
+    names = last if len(set(last)) == len(last) else list(points[0])
+    label = ",".join(f"{name}={value}" for name, value in zip(names, settings.values(), strict=True))
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", label)[:100]
+    return plain if plain == label else f"{plain}-{digest(label.encode())[:8]}"
+
+
+def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> dict[str, Any]:
+    """What came of a point: `config`, `evaluation`, `seconds`, `compiled`; or `failed`, why it could not be run."""
+    try:
+        point = point_of(base, label, settings)
+        kept = point.workdir / "point.json"
+        if kept.exists():
+            result = read_json(kept)
+            if result["config"] == json.loads(json.dumps(as_mapping(point.config))):
+                say("sweep", "is done already")
+                return result
+        start, before = time.perf_counter(), compiled()
+        point.begin()
+        train.run(point)
+        evaluate.run(point)
+    except UserError as error:
+        say("sweep", f"left out: {error}")
+        return {"failed": str(error)}
+    result = {
+        "config": as_mapping(point.config),
+        "evaluation": read_json(point.workdir / "evaluation.json"),
+        "seconds": time.perf_counter() - start,
+        "compiled": compiled() - before,
+    }
+    write_json(kept, result)
+    if lean and jax.process_index() == 0:
+        shutil.rmtree(point.workdir / "checkpoints")
+    return result
+
+
+def point_of(base: Setup, label: str, settings: Settings) -> Setup:
+    """The experiment of a point. What it has in common with the others, fine-tuning and store, it shares with them.
+
+    Raises:
+        UserError: the settings make none.
+    """
+    store = base.config.reference.store or str(base.workdir / "stores")
+    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}"]
+    overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+    config, origins = changed(base.config, base.origins, [*own, *overrides])
+    point = Setup(config, origins, command=base.command)
+    point.sft_folder = _sft_folder(base, as_mapping(config))
+    return point
+
+
+def _sft_folder(base: Setup, config: Mapping[str, Any]) -> Path:
+    """Where the fine-tuning of a point lies: points that differ in what decides it have their own."""
+    wanted = deciding("sft", config)
+    if wanted == deciding("sft", as_mapping(base.config)):
+        return base.sft_folder
+    return base.workdir / f"sft-{digest(json.dumps(wanted, sort_keys=True).encode())[:8]}"
+
+
+def _count_compilations() -> Callable[[], int]:
+    """How many programs were compiled so far, those left out that came from the cache."""
+    found = {"compiled": 0, "cached": 0}
+
+    def count(name: str, *_: Any, **__: Any) -> None:
+        found["compiled"] += name.endswith("backend_compile_duration")
+        found["cached"] += name.endswith("cache_retrieval_time_sec")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return lambda: found["compiled"] - found["cached"]

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from dpo_jax.evaluation.seeds import across_seeds, lines_of
+
+
+def evaluation(accuracy: float, kl: float) -> dict:
+    return {
+        "heldout": {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.1, accuracy + 0.1]},
+        "kl": {"sequence_kl": kl, "interval": [kl - 1, kl + 1]},
+    }
+
+
+def test_three_seeds_by_hand() -> None:
+    mean, (low, high) = across_seeds([1.0, 2.0, 6.0])
+    # Deviations -2, -1, 3: variance 7; t(0.975, 2) = 4.30265; half = 4.30265 * sqrt(7 / 3).
+    assert mean == 3.0
+    assert high - mean == pytest.approx(4.302653 * math.sqrt(7 / 3), rel=1e-6)
+    assert mean - low == pytest.approx(high - mean)
+
+
+def test_one_run_says_nothing_of_seeds() -> None:
+    assert across_seeds([2.0]) == (2.0, (-math.inf, math.inf))
+    with pytest.raises(ValueError, match="no runs"):
+        across_seeds([])
+
+
+def test_seeds_of_a_setting_are_one_line() -> None:
+    results = [
+        {"settings": {"loss.options.beta": beta, "seed": seed}, "evaluation": evaluation(accuracy, seed)}
+        for beta, seed, accuracy in ((0.1, 0, 0.5), (0.1, 1, 0.7), (0.5, 0, 0.6), (0.5, 1, 0.6))
+    ]
+    results.append({"settings": {"loss.options.beta": 0.9, "seed": 0}, "failed": "no"})
+    lines = lines_of(results)
+    assert [dict(line.settings) for line in lines] == [{"loss.options.beta": 0.1}, {"loss.options.beta": 0.5}]
+    assert [line.runs for line in lines] == [2, 2]
+    assert lines[0].measures["held-out accuracy"][0] == pytest.approx(0.6)
+    assert lines[1].measures["held-out accuracy"] == (0.6, (0.6, 0.6))
+    assert "win rate" not in lines[0].measures
+
+
+def test_a_single_run_has_its_own_interval() -> None:
+    (line,) = lines_of([{"settings": {"seed": 3}, "evaluation": evaluation(0.5, 2.0)}])
+    assert line.measures["sequence KL"] == (2.0, (1.0, 3.0))
+    assert line.measures["held-out accuracy"] == (0.5, (0.4, 0.6))

@@ -1,0 +1,138 @@
+"""`dpo-jax sweep`, as a user runs it, on a tiny Llama folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_jax import cli
+from dpo_jax.errors import UserError
+from dpo_jax.stages import sft, sweep, train
+from dpo_jax.stages.sweep import label_of, read_grid
+from tests.stages.test_pipeline import write_rows
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    make_hf_folder(tmp_path / "model")
+    write_rows(tmp_path / "pairs.jsonl", 8)
+    write_rows(tmp_path / "eval.jsonl", 6, seed=1)
+    config = {
+        "workdir": "runs/demo",
+        "model": {"weights": "model"},
+        "data": {
+            "train": [{"path": "pairs.jsonl"}],
+            "eval": [{"path": "eval.jsonl"}],
+            "max_prompt_tokens": 32,
+            "max_tokens": 64,
+        },
+        "loss": {"name": "dpo", "options": {"beta": 0.1}},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"batch_pairs": 8, "steps": 2},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
+    return "e.yaml"
+
+
+def results() -> list[dict[str, Any]]:
+    return json.loads(Path("runs/demo/sweep.json").read_text())
+
+
+def losses_of(label: str) -> list[float]:
+    lines = Path("runs/demo/sweep", label, "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def test_every_combination_over_one_store(
+    experiment: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    trained = []
+    run_train = train.run
+    monkeypatch.setattr(train, "run", lambda setup: (trained.append(str(setup.workdir)), run_train(setup)))
+    grid = ["--grid", "loss.name=dpo,sppo_hard,unknown", "--grid", "loss.options.beta=0.1,0.5"]
+    cli.main(["sweep", experiment, *grid])
+    labels = [f"name={name},beta={beta}" for name in ("dpo", "sppo_hard", "unknown") for beta in (0.1, 0.5)]
+    found = results()
+    assert [each["label"] for each in found] == labels
+    assert all("evaluation" in each for each in found[:4])
+    assert all("'unknown' is unknown" in each["failed"] for each in found[4:])
+    assert len(list(Path("runs/demo/stores").iterdir())) == 1
+    assert found[1]["compiled"] < found[0]["compiled"]  # another beta compiles nothing of size again
+    assert losses_of(labels[0])[1] != losses_of(labels[1])[1]
+    assert Path("runs/demo/sweep.md").read_text().count("\n| ") == 4 + 1
+    assert "<svg" in Path("runs/demo/sweep.html").read_text()
+
+    before, trained[:] = found, []
+    monkeypatch.setattr(train, "run", lambda setup: pytest.fail(f"{setup.workdir} is trained again"))
+    capfd.readouterr()
+    cli.main(["sweep", experiment, *grid[:1], "loss.name=dpo,sppo_hard", *grid[2:]])
+    assert results() == before[:4]
+    assert capfd.readouterr().err.count("is done already") == 4
+
+
+def test_a_point_is_the_run_of_the_same_settings(experiment: str) -> None:
+    cli.main(["sweep", experiment, "--grid", "loss.options.beta=0.5", "--grid", "seed=0,1"])
+    cli.main(["train", experiment, "--workdir", "runs/alone", "--loss.options.beta", "0.5", "--seed", "1"])
+    alone = [json.loads(line)["loss"] for line in Path("runs/alone/metrics.jsonl").read_text().splitlines()]
+    assert losses_of("beta=0.5,seed=1") == alone
+    assert losses_of("beta=0.5,seed=0") != alone
+    table = Path("runs/demo/sweep.md").read_text().splitlines()
+    assert table[0].startswith("| beta | seeds |") and table[2].startswith("| 0.5 | 2 |")
+
+
+def test_points_share_the_fine_tuning_unless_they_change_it(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [json.dumps({"prompt": "the", "completion": f" {word}"}) for word in ("lamp", "room", "film", "plot")]
+    Path("sft.jsonl").write_text("\n".join(lines) + "\n")
+    config = yaml.safe_load(Path(experiment).read_text())
+    config["sft"] = {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 1}}
+    Path(experiment).write_text(yaml.safe_dump(config))
+    folders = []
+    run_sft = sft.run
+    monkeypatch.setattr(sft, "run", lambda setup: (folders.append(setup.sft_folder.name), run_sft(setup)))
+    cli.main(["sweep", experiment, "--lean", "--grid", "loss.options.beta=0.1,0.5", "--grid", "sft.train.steps=1,2"])
+    assert folders[0] == folders[2] == "sft"
+    assert folders[1] == folders[3] != "sft"
+    assert not list(Path("runs/demo/sweep").glob("*/checkpoints"))
+    assert len(list(Path("runs/demo").glob("sft*/checkpoints"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ([], "name what varies"),
+        (["loss.options.beta"], "write a key and its values"),
+        (["loss.options.beta="], "write a key and its values"),
+        (["=1"], "write a key and its values"),
+        (["seed=1,1"], "a value is there twice"),
+        (["seed=1,2", "seed=3"], "is given twice"),
+        (["seed=[1"], "these are no values"),
+        (["sede=1"], "no point could be run. The first: command line: sede: the key is unknown"),
+    ],
+)
+def test_nonsense_is_refused(experiment: str, grid: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["sweep", experiment, *(word for text in grid for word in ("--grid", text))])
+    assert stopped.value.code == 2
+    assert says in capfd.readouterr().err
+
+
+def test_without_held_out_pairs_there_is_nothing_to_compare(experiment: str) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["sweep", experiment, "--grid", "seed=1", "--data.eval", "[]"])
+
+
+def test_names_of_folders() -> None:
+    points = read_grid(["loss.options.beta=0.1", "optimizer.beta1=0.9"])
+    assert label_of(points[0], points) == "beta=0.1,beta1=0.9"
+    points = read_grid(["sft.train.steps=1", "train.steps=2"])
+    assert label_of(points[0], points) == "sft.train.steps=1,train.steps=2"
+    points = read_grid(["data.train.0.path=../up/x y.jsonl"])
+    assert label_of(points[0], points).startswith("path=.._up_x_y.jsonl-")
+    with pytest.raises(UserError, match="name what varies"):
+        sweep.read_grid([])
