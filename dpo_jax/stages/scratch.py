@@ -45,7 +45,7 @@ def run(setup: Setup) -> None:
         return
     _check(options, setup)
     tokenizer = learn_tokenizer(_texts(setup, options), options.vocabulary)
-    config = _config(options, len(tokenizer), tokenizer.eos_token_id)
+    config = _config(options, len(tokenizer), tokenizer.get_vocab()[END])
     source = WeightsSource(str(folder), config, token_ids(config), {}, no_tensor, lambda: tokenizer)
     resolved = resolve_spec(source)
     model = make_model(resolved.spec)

@@ -148,9 +148,9 @@ def _count_compilations() -> Callable[[], int]:
     """How many programs were compiled so far, those left out that came from the cache."""
     found = {"compiled": 0, "cached": 0}
 
-    def count(name: str, *_: Any, **__: Any) -> None:
-        found["compiled"] += name.endswith("backend_compile_duration")
-        found["cached"] += name.endswith("cache_retrieval_time_sec")
+    def count(event: str, duration_secs: float, **_: str | int) -> None:
+        found["compiled"] += event.endswith("backend_compile_duration")
+        found["cached"] += event.endswith("cache_retrieval_time_sec")
 
     jax.monitoring.register_event_duration_secs_listener(count)
     return lambda: found["compiled"] - found["cached"]

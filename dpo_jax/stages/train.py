@@ -22,6 +22,7 @@ from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import check_data, reference
 from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit, planned_steps
+from dpo_jax.stages.fitted import say_how_fitted
 from dpo_jax.stages.heldout import heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
@@ -47,7 +48,10 @@ def run(setup: Setup) -> None:
     data = setup.train_data
     batches = training_batches(setup, data, store.lookup(row_ids_of(data.rows)) if store else None)
 
-    if not model.lora and Checkpoints(setup.workdir / "checkpoints").latest() is not None:
+    resumes = Checkpoints(setup.workdir / "checkpoints").latest() is not None
+    if not resumes:
+        say_how_fitted(setup, store, base)
+    elif not model.lora:
         base.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
 
     def base_once() -> Params:
