@@ -191,6 +191,7 @@ class EvaluationConfig:
     """What is measured, on held-out pairs and on samples of the policy."""
 
     every: Count = 0  # steps between held-out evaluations during training; 0: only at the end
+    watched: Count = 0  # held-out prompts that the policy answers at each of these, into WORKDIR/samples; 0: none
     samples: Count = 0  # responses sampled from the policy and from the reference; 0: none
     max_new_tokens: Positive = 64
     temperature: NotNegative = 1.0
@@ -310,6 +311,9 @@ def _check(config: Config, origins: Origins) -> None:
     if not config.data.train:
         raise UserError(f"{locate('data.train', origins)}: data.train: name at least one source of rows.")
     evaluation = config.evaluation
+    if evaluation.watched and not evaluation.every:
+        at = locate("evaluation.watched", origins)
+        raise UserError(f"{at}: evaluation.watched: says what is sampled every evaluation.every steps; set that too.")
     for key, asked in (("every", evaluation.every), ("samples", evaluation.samples)):
         if asked and not config.data.eval:
             at = locate(f"evaluation.{key}", origins)

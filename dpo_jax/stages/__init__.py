@@ -93,10 +93,10 @@ def _plan(setup: Setup, **flags: Any) -> None:
     plan.run(setup, **flags)
 
 
-def _export(setup: Setup) -> None:
+def _export(setup: Setup, *, sft: bool) -> None:
     from dpo_jax.stages import export
 
-    export.run(setup)
+    export.run(setup, sft=sft)
 
 
 def _report(setup: Setup) -> None:
@@ -134,6 +134,7 @@ STAGES: dict[str, Stage] = {
         "write the trained model as a Hugging Face folder, WORKDIR/export",
         _export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
+        switches={"sft": "write the fine-tuned model instead, into WORKDIR/sft/export"},
     ),
     "plan": Stage(
         "compile the reference pass and the step for a machine that is not here, and say what they need",

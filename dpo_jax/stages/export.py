@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpo_jax.config import file_bytes
+from dpo_jax.errors import UserError
 from dpo_jax.reporting.card import model_card
 from dpo_jax.stages import report
 from dpo_jax.stages.progress import say
@@ -14,11 +15,17 @@ from dpo_jax.weights.adapter import export_adapter
 from dpo_jax.weights.export import export_folder
 
 
-def run(setup: Setup) -> None:
+def run(setup: Setup, *, sft: bool = False) -> None:
     """Writes WORKDIR/export from the newest checkpoint: weights, or an adapter.
 
-    The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export.
+    The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export. With
+    `sft` that is all that is written.
     """
+    if sft:
+        if setup.config.sft is None:
+            raise UserError("command line: export --sft: the configuration has no `sft:` section.")
+        write_weights(setup, setup.sft_folder / "export", setup.start_params(held=False), card=None)
+        return
     folder, lora = setup.workdir / "export", setup.model.lora
     if setup.config.export.lora == "merged" or lora is None:
         write_weights(setup, folder, setup.merged_params(), card=model_card(report.gather(setup)))

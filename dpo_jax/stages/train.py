@@ -18,17 +18,18 @@ from dpo_jax.errors import UserError
 from dpo_jax.losses import TOKEN_LEVEL
 from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
-from dpo_jax.reference.store import Scores, Store
+from dpo_jax.reference.store import Scores
 from dpo_jax.stages import check_data, reference
 from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit, planned_steps
 from dpo_jax.stages.fitted import say_how_fitted
-from dpo_jax.stages.heldout import heldout, known_loss, loss_of_rows, values_of
+from dpo_jax.stages.heldout import known_loss, loss_of_rows, values_of
 from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import needs_reference, reads_soft_labels, soft_labelled
+from dpo_jax.stages.watch import make_watch
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.step import Knobs, Objective
@@ -68,16 +69,11 @@ def run(setup: Setup) -> None:
         return state.frozen or {} if model.lora else again()
 
     steer = steer_alpha(setup, terms, policy, before, planned_steps(config.train, batches))
-    held_out: list[Store] = [store] if store else []
+    watch = make_watch(setup, store, policy, before)
 
     def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         state, numbers = steer(done, state) if steer else (state, {})
-        if not config.evaluation.every or done % config.evaluation.every:
-            return state, numbers
-        if not held_out:
-            held_out.append(reference.heldout_store(setup, lambda: before(state)))
-        found = heldout(setup, held_out[0], policy(state), state.memory)
-        return state, numbers | {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
+        return state, numbers | watch(done, state)
 
     live = runs_beside(setup)
 
