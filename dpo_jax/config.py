@@ -212,6 +212,16 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairsConfig:
+    """What `dpo-jax pairs` makes: `sampling.samples` responses to each prompt, judged, become preference pairs."""
+
+    prompts: tuple[Source, ...] = ()  # rows with a column `prompt`; default: the prompts of data.train
+    judge: JudgeConfig | None = None  # default: evaluation.judge
+    select: Literal["extremes", "all"] = "extremes"  # the best against the worst, or every pair
+    min_gap: NotNegative = 0.0  # of the scores in a pair, which must be larger
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The Hugging Face folder."""
 
@@ -241,6 +251,7 @@ class Config:
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
+    pairs: PairsConfig = PairsConfig()
     export: ExportConfig = ExportConfig()
 
 

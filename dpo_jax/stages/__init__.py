@@ -93,6 +93,12 @@ def _plan(setup: Setup, **flags: Any) -> None:
     plan.run(setup, **flags)
 
 
+def _pairs(setup: Setup, *, output: str | None) -> None:
+    from dpo_jax.stages import pairs
+
+    pairs.run(setup, output=output)
+
+
 def _export(setup: Setup, *, sft: bool) -> None:
     from dpo_jax.stages import export
 
@@ -129,6 +135,11 @@ STAGES: dict[str, Stage] = {
             "output": "the file to write, .jsonl or, for AlpacaEval, .json; default: WORKDIR/samples.jsonl",
             "model": "policy, the newest checkpoint (default), or reference, the start of the training",
         },
+    ),
+    "pairs": Stage(
+        "answer prompts several times, judge the answers, and write the better and the worse ones as new pairs",
+        _pairs,
+        {"output": "the file to write; default: WORKDIR/pairs.jsonl"},
     ),
     "export": Stage(
         "write the trained model as a Hugging Face folder, WORKDIR/export",

@@ -28,6 +28,8 @@ from dpo_jax.types import Params
 _MAY_CHANGE = (
     "workdir",
     "mesh",
+    "pairs",
+    "sampling",
     "reference.store",
     "reference.batch_pairs",
     "reference.rows_per_shard",

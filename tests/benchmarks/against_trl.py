@@ -50,7 +50,7 @@ def cases(lengths: Path | None) -> dict[str, list[tuple[str, Case]]]:
     """Name on the command line -> the cases of that name."""
 
     def fixed(size: int, pairs: int = 2, vocabulary: int = 32_000) -> Case:
-        return Case([(size, size, size)] * 64, pairs, vocabulary, ("ours", "TRL", "TRL, cached"))
+        return Case([(size, size, size)] * 16, pairs, vocabulary, ("ours", "TRL", "TRL, cached"))
 
     read = [tuple(map(int, line.split())) for line in lengths.read_text().splitlines()] if lengths else None
     hh: Any = read or drawn_lengths(512)

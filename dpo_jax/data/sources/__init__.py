@@ -125,6 +125,11 @@ def read_prompts(path: str, *, on_error: str = "stop") -> Rows[Prompt]:
     return _read(PROMPTS, [{"path": path}], on_error, 0)
 
 
+def read_prompt_sources(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Prompt]:
+    """The prompts of some sources; raises as `read_pairs` does."""
+    return _read(PROMPTS, specs, on_error, seed)
+
+
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
     """Texts and their labels (1 good, 0 bad), for a judge to learn from; only packages have them."""
     texts: list[str] = []
