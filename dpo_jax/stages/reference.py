@@ -19,7 +19,7 @@ from dpo_jax.reference.fingerprint import make_fingerprint
 from dpo_jax.reference.rows import as_ids
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
-from dpo_jax.stages import scratch, sft
+from dpo_jax.stages import sft
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import is_unpaired, needs_mismatched, needs_reference
@@ -107,7 +107,6 @@ def why_no_store(setup: Setup) -> str | None:
 
 def fine_tune_first(setup: Setup) -> None:
     """Fine-tuning, where the configuration asks for it: its result is the reference. No row is bad when it begins."""
-    scratch.prepare(setup)
     if setup.config.sft:
         setup.read_data()
         sft.run(setup)

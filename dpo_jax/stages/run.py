@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dpo_jax.stages import evaluate, export, report, reward, train
+from dpo_jax.stages import evaluate, export, report, reward, scratch, train
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
 
 def run(setup: Setup) -> None:
     """Fine-tuning, reference pass and preference training (`train` does all three), then all that is made of it."""
+    scratch.prepare(setup)
     if setup.config.reward:
         reward.check(setup)  # now, rather than after hours of training
     train.run(setup)

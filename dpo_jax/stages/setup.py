@@ -93,6 +93,11 @@ class Setup:
     @cached_property
     def source(self) -> WeightsSource:
         """The pretrained weights, opened."""
+        weights = self.config.model.weights
+        if self.config.scratch and not Path(weights).exists():
+            raise UserError(
+                f"model.weights: {weights} is still to be made from `scratch:`; run `dpo-jax scratch` first."
+            )
         return open_weights(self.config.model.weights)
 
     @cached_property

@@ -19,7 +19,7 @@ from dpo_jax.losses import TOKEN_LEVEL
 from dpo_jax.models.lora import join
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores
-from dpo_jax.stages import check_data, reference
+from dpo_jax.stages import check_data, reference, scratch
 from dpo_jax.stages.budget import steer_alpha
 from dpo_jax.stages.fit import fit, planned_steps
 from dpo_jax.stages.fitted import say_how_fitted
@@ -40,6 +40,7 @@ _CHECKED_ROWS = 4
 
 def run(setup: Setup) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
+    scratch.prepare(setup)
     config, terms, model = setup.config, setup.terms, setup.model
     _say_what_is_unusual(setup)
     reference.fine_tune_first(setup)

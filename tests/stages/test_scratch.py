@@ -64,6 +64,12 @@ def test_from_nothing_to_a_trained_policy(experiment: str, capfd: pytest.Capture
     cli.main(["check-data", experiment, "--model.weights", "runs/demo/sft/export", "--workdir", "runs/again"])
 
 
+def test_a_stage_that_makes_no_model_says_what_to_run(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check-data", experiment])
+    assert "run `dpo-jax scratch` first" in capfd.readouterr().err
+
+
 def test_the_seed_makes_the_weights(experiment: str) -> None:
     for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
         cli.main(["scratch", experiment, "--seed", str(seed), "--model.weights", folder])
