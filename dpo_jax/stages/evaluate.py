@@ -9,16 +9,16 @@ import numpy as np
 
 from dpo_jax.config import EvaluationConfig, as_mapping
 from dpo_jax.data.sources import read_labelled
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError
 from dpo_jax.evaluation.intervals import difference_interval, share_interval
-from dpo_jax.evaluation.judges import JUDGES
+from dpo_jax.evaluation.judges.classifier import classifier
 from dpo_jax.evaluation.preference import sequence_kl
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.files import write_json
 from dpo_jax.stages import reference
 from dpo_jax.stages.heldout import heldout
 from dpo_jax.stages.progress import say
-from dpo_jax.stages.samples import as_text, make_sampling, sampled_logps
+from dpo_jax.stages.samples import make_sampling, sampled_logps
 from dpo_jax.stages.scoring import RewardJudge, open_judge
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Params, Prompt, TokenRow
@@ -64,13 +64,13 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
     rows, texts = sampled["policy"].rows, {name: found.texts for name, found in sampled.items()}
     result: dict[str, Any] = {"kl": _kl(setup, rows, policy, frozen)}
     samples: list[dict[str, Any]] = [
-        {"prompt": as_text(prompt.prompt), "reference": before, "policy": after}
+        {"prompt": prompt.text, "reference": before, "policy": after}
         for prompt, before, after in zip(prompts, texts["reference"], texts["policy"], strict=True)
     ]
     if by_reward:
         result["judged"] = _judge_by_reward(by_reward, prompts, {n: s.written for n, s in sampled.items()}, samples)
     elif asked:
-        result["judged"] = _judge(options, texts, samples)
+        result["judged"] = _judge(options, prompts, texts, samples)
     return {**result, "samples": samples}
 
 
@@ -83,19 +83,17 @@ def _kl(setup: Setup, rows: list[TokenRow], policy: Params, frozen: Params) -> d
     return found
 
 
-def _judge(options: EvaluationConfig, texts: dict[str, list[str]], samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _judge(
+    options: EvaluationConfig, prompts: list[Prompt], texts: dict[str, list[str]], samples: list[dict[str, Any]]
+) -> dict[str, Any]:
     judge_config = options.judge
     assert judge_config is not None
-    if judge_config.name not in JUDGES:
-        raise UserError(
-            f"evaluation.judge.name: {judge_config.name!r} is unknown. {nearest(judge_config.name, JUDGES)}"
-        )
     judge_texts, labels = read_labelled(judge_config.data)
-    judge = JUDGES[judge_config.name](judge_texts, labels)
+    judge = classifier(judge_texts, labels)
     result: dict[str, Any] = {"judge": judge_config.name, "samples": options.samples}
     positive: dict[str, tuple[int, int]] = {}
     for name, written in texts.items():
-        scores = judge.score(written)
+        scores = judge.scores(prompts, written)
         positive[name] = (int(np.sum(scores > 0.5)), len(written))
         result[name] = {"positive": positive[name][0] / len(written), "interval": share_interval(*positive[name])}
         for sample, score in zip(samples, scores.tolist(), strict=True):
@@ -120,7 +118,7 @@ def _judge_by_reward(
         sample |= {"reference_score": before, "policy_score": after}
     found = {
         "judge": "reward",
-        **compare_rewards(policy_n, reference_n, [as_text(prompt.prompt) for prompt in prompts]),
+        **compare_rewards(policy_n, reference_n, [prompt.text for prompt in prompts]),
     }
     low, high = found["win_rate_interval"]
     say(
