@@ -111,7 +111,7 @@ class _Counts:
     def __init__(self, input_price: float | None, output_price: float | None):
         self._prices = input_price, output_price
         self._lock = threading.Lock()
-        self._found = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
+        self._found: dict[str, int] = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
         self._tokens = [0, 0]
         self._nonsense = ""
 

@@ -76,7 +76,7 @@ class Comparing:
         asked = [i for i, both in enumerate(zip(a, b, strict=True)) if both[0].strip() != both[1].strip()]
         if not asked:
             return Orders(*found)
-        shown, left, right = ([texts[i] for i in asked] for texts in (prompts, a, b))
+        shown, left, right = [prompts[i] for i in asked], [a[i] for i in asked], [b[i] for i in asked]
         raw = self._compare([*shown, *shown], [*left, *right], [*right, *left])
         wins = _numbers(self.name, raw, 2 * len(asked))
         if wins.min() < 0 or wins.max() > 1:
