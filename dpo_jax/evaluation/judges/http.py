@@ -25,7 +25,7 @@ def http_judge(
     parallel: int = 8,
     input_price: float | None = None,
     output_price: float | None = None,
-    progress: Callable[[int], None] = lambda answered: None,
+    progress: Callable[[int, int], None] = lambda answered, asked: None,
 ) -> Comparing:
     """Asks `chat` which response is better, every comparison in both orders, many at a time.
 
@@ -40,7 +40,7 @@ def http_judge(
         cache: verdicts by endpoint, model, settings, template and texts.
         parallel: requests at a time.
         input_price: of a million tokens of the prompts, in any currency; output_price of the answers.
-        progress: is told how many comparisons are done.
+        progress: is told how many questions are answered, and how many there are.
     """
     check_template(template)
     counts = _Counts(input_price, output_price)
@@ -77,7 +77,7 @@ def _all(
     wanted: dict[str, str],
     chat: Chat,
     parallel: int,
-    progress: Callable[[int], None],
+    progress: Callable[[int, int], None],
 ) -> dict[str, float]:
     """The verdicts by key. The first that fails for good ends all others."""
 
@@ -97,7 +97,7 @@ def _all(
             for done in as_completed(pending):
                 if (verdict := done.result()) is not None:
                     found[pending[done]] = verdict
-                    progress(len(found))
+                    progress(len(found), len(wanted))
         except BaseException:
             chat.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -133,7 +133,7 @@ class _Counts:
             raise UserError(
                 f"judge http: {self._found['not_understood']} of {self._found['answers']} answers were not understood, "
                 f"such as {self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
-                "[[B]], [[C]]; a model that thinks first needs more evaluation.judge.max_tokens."
+                "[[B]], [[C]]; a model that thinks first needs more max_tokens in evaluation.judge.request."
             )
 
     def summary(self, chat: Chat) -> dict[str, Any]:

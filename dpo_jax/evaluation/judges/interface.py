@@ -17,6 +17,8 @@ Score = Callable[[Sequence[Prompt], Sequence[str]], Any]
 """Prompts and responses, one each, to as many numbers."""
 Compare = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Any]
 """Prompts, the responses shown first and those shown second, to as many numbers in [0, 1]: 1 where the first wins."""
+Through = Callable[[Callable[[], np.ndarray]], np.ndarray]
+"""Calls what it is given, or has another process do it, and returns its numbers."""
 
 
 class Judge(Protocol):
@@ -37,6 +39,10 @@ class Scoring:
 
     def __init__(self, name: str, score: Score, *, neutral: float | None = None):
         self.name, self.neutral, self._score = name, neutral, score
+
+    def through(self, call: Through) -> Scoring:
+        """The same judge, which is asked through `call`."""
+        return Scoring(self.name, lambda *asked: call(lambda: self.scores(*asked)), neutral=self.neutral)
 
     def scores(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         """The score of each response, float [n]. Raises UserError where the judge gives none."""
@@ -69,6 +75,14 @@ class Comparing:
     def __init__(self, name: str, compare: Compare, *, usage: Callable[[], Mapping[str, Any]] = dict):
         self.name, self._compare = name, compare
         self.usage = usage  # what was asked so far, and what it cost; empty where nobody counts
+
+    def through(self, call: Through) -> Comparing:
+        """The same judge, which is asked through `call`."""
+
+        def compare(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+            return call(lambda: _numbers(self.name, self._compare(prompts, first, second), len(first)))
+
+        return Comparing(self.name, compare, usage=self.usage)
 
     def orders(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Orders:
         """The verdicts in both orders. Raises UserError where the judge gives none."""
