@@ -112,6 +112,13 @@ class Prompt(NamedTuple):
     tools: tuple[Message, ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
 
+    @property
+    def text(self) -> str:
+        """The prompt for people to read: a conversation as its turns, each behind its role."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.prompt)
+
 
 class TokenRow(NamedTuple):
     """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS.

@@ -1,6 +1,6 @@
-"""What log-probabilities say of a policy: does it prefer the chosen responses, how far is it from the reference.
+"""What log-probabilities say of a policy: does it prefer the chosen responses.
 
-Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), n completions, R samples.
+Dimension key: B pairs, P slot in the pair (0 chosen, 1 rejected), n completions.
 """
 
 from __future__ import annotations
@@ -58,20 +58,6 @@ def unpaired_metrics(
         "accuracy_interval": ranking_interval(right, len(good), len(bad)),
         "margin": margin,
         "reward_margin": float(beta * margin),
-    }
-
-
-def sequence_kl(policy_logps_R: np.ndarray, reference_logps_R: np.ndarray) -> dict[str, Any]:
-    """The policy's KL divergence from the reference in nats per response: the mean log-ratio of the policy's samples.
-
-    Raises:
-        ValueError: the arrays differ in shape, or hold no samples.
-    """
-    log_ratios_R = _log_ratios(policy_logps_R, reference_logps_R)
-    return {
-        "sequence_kl": float(log_ratios_R.mean()),
-        "interval": mean_interval(log_ratios_R),
-        "samples": len(log_ratios_R),
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, mean_interval, share_interval
+from dpo_jax.evaluation.intervals import bootstrap_interval, mean_interval, share_interval
+from dpo_jax.evaluation.winrate import groups_of, win_rate
 
 
 def reward_metrics(rewards_BP: np.ndarray) -> dict[str, Any]:
@@ -48,26 +49,14 @@ def compare_rewards(policy_n: np.ndarray, reference_n: np.ndarray, prompts: Sequ
     policy_n, reference_n = np.asarray(policy_n, np.float64), np.asarray(reference_n, np.float64)
     if not policy_n.shape == reference_n.shape == (len(prompts),) or not len(prompts):
         raise ValueError(f"rewards {policy_n.shape} and {reference_n.shape} of {len(prompts)} prompts: need one each")
-    differences_n = policy_n - reference_n
-    wins_n = (1 + np.sign(differences_n)) / 2
-    _, groups_n = np.unique(np.asarray(prompts, object), return_inverse=True)
+    differences_n, groups_n = policy_n - reference_n, groups_of(prompts)
 
     def with_interval(values_n: np.ndarray, name: str, interval: str = "interval") -> dict[str, Any]:
         return {name: float(values_n.mean()), interval: bootstrap_interval(values_n, groups_n)}
 
     return {
-        "samples": len(prompts),
         "policy": with_interval(policy_n, "reward"),
         "reference": with_interval(reference_n, "reward"),
         **with_interval(differences_n, "reward_difference", "reward_difference_interval"),
-        "win_rate": float(wins_n.mean()),
-        "win_rate_interval": _win_interval(wins_n, groups_n),
+        **win_rate((1 + np.sign(differences_n)) / 2, prompts),
     }
-
-
-def _win_interval(wins_n: np.ndarray, groups_n: np.ndarray) -> Interval:
-    """Bootstrapped; where all are won, or none, that has no width, and each prompt counts as one."""
-    prompts = int(groups_n.max()) + 1
-    if wins_n.min() == wins_n.max() != 0.5:
-        return share_interval(int(wins_n[0]) * prompts, prompts)
-    return bootstrap_interval(wins_n, groups_n)

@@ -13,6 +13,7 @@ from dpo_jax.evaluation.intervals import Interval
 
 MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
     "judged positive": (("judged", "policy", "positive"), "interval"),
+    "mean score": (("judged", "policy", "score"), "score_interval"),
     "mean reward": (("judged", "policy", "reward"), "interval"),
     "win rate": (("judged", "win_rate"), "win_rate_interval"),
     "sequence KL": (("kl", "sequence_kl"), "interval"),

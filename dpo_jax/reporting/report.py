@@ -22,12 +22,13 @@ class RunReport(NamedTuple):
 
     `metrics` and `sft_metrics` are rows of metrics.jsonl, `created` an ISO date. `evaluation` holds
 
-        heldout: pairs, accuracy, accuracy_interval, margin (nats), loss
-        kl: sequence_kl (nats), interval, samples
-        judged: judge, samples, reference and policy (each positive, interval), difference, difference_interval;
-            or, by rewards, judge, samples, reference and policy (each reward, interval), reward_difference and
-            win_rate (each with _interval)
-        samples: a list of prompt, reference, policy and, where judged, reference_score, policy_score
+        heldout: pairs, accuracy, accuracy_interval, margin (nats), loss, calibration, by_length, by_source
+        kl: sequence_kl (nats), interval, samples, and exact, k1, k2, k3 (each with _interval)
+        judged: judge, samples, win_rate (with _interval), wins, ties, losses, length_controlled (win_rate with
+            _interval); by scores with a neutral value reference and policy (each positive, interval), difference (with
+            _interval); by other scores reference and policy (each reward, interval), reward_difference (with
+            _interval); of a judge that compares order (flipped, first_preferred) and usage
+        samples: a list of prompt, reference, policy and, where judged, reference_score and policy_score, or verdict
     """
 
     title: str

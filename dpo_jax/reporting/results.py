@@ -31,7 +31,9 @@ def result_rows(evaluation: Evaluation | None) -> list[Result]:
     """What was measured, the verdict's numbers first; what was not has no row."""
     judged, kl, heldout = (part(evaluation, name) or {} for name in ("judged", "kl", "heldout"))
     policy, reference = judged.get("policy") or {}, judged.get("reference") or {}
+    judge, equal = judged.get("judge"), judged.get("length_controlled") or {}
     shares = f"share of {judged.get('samples')} samples"
+    calibration = heldout.get("calibration") or {}
     labelled = "rows" in heldout
     compared = "desirable above undesirable" if labelled else "chosen above rejected"
     less = "desirable less undesirable" if labelled else "chosen less rejected"
@@ -39,11 +41,22 @@ def result_rows(evaluation: Evaluation | None) -> list[Result]:
     rows = (
         _row("Judged positive, policy", policy, "positive", "interval", percent, f"{shares} after training"),
         _row("Judged positive, reference", reference, "positive", "interval", percent, f"{shares} before training"),
-        _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judged.get('judge')}"),
-        _row("Mean reward, policy", policy, "reward", "interval", plain, "by the reward model, after training"),
+        _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judge}"),
+        _row("Mean reward, policy", policy, "reward", "interval", plain, f"by the judge, {judge}, after training"),
         _row("Mean reward, reference", reference, "reward", "interval", plain, "the same, before training"),
-        _row("Win rate", judged, "win_rate", "win_rate_interval", percent, "policy's reward above the reference's"),
+        _row(
+            "Win rate",
+            judged,
+            "win_rate",
+            "win_rate_interval",
+            percent,
+            f"policy against reference, ties half; judge: {judge}",
+        ),
+        _row(
+            "Win rate at equal lengths", equal, "win_rate", "win_rate_interval", percent, "as AlpacaEval 2 controls it"
+        ),
         _row("Sequence KL", kl, "sequence_kl", "interval", nats, f"from the reference, on {kl.get('samples')} samples"),
+        _row("Sequence KL, exact", kl, "exact", "exact_interval", nats, "the same, over the vocabulary at each token"),
         _row(
             "Held-out accuracy",
             heldout,
@@ -53,6 +66,7 @@ def result_rows(evaluation: Evaluation | None) -> list[Result]:
             f"{compared}, {kind} never trained on",
         ),
         _row("Held-out margin", heldout, "margin", "", nats, f"{less} log-ratio, the same"),
+        _row("Calibration error", calibration, "expected_error", "", percent, "of preference probabilities, the same"),
         _row("Held-out loss", heldout, "loss", "", plain, "the same"),
     )
     return [row for row in rows if row is not None]

@@ -12,6 +12,7 @@ from dpo_jax.reporting.plots import COLOURS, INK, STYLE, as_inline_svg
 
 FORMATS: dict[str, Format] = {
     "judged positive": percent,
+    "mean score": plain,
     "mean reward": plain,
     "win rate": percent,
     "sequence KL": nats,
@@ -20,7 +21,7 @@ FORMATS: dict[str, Format] = {
 }
 """Measure -> how its numbers are written; in this order they are columns."""
 
-_GAINED = ("judged positive", "win rate", "mean reward", "held-out accuracy")
+_GAINED = ("mean score", "mean reward", "win rate", "held-out accuracy")
 _COST = ("sequence KL", "held-out margin")
 _MARKS = "os^DvPX*"
 

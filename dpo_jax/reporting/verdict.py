@@ -49,7 +49,7 @@ def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
     if win_rate is not None and bounds:
         status = "better" if bounds[0] > 0.5 else "worse" if bounds[1] < 0.5 else "unclear"
         spread = f"{percent(win_rate)} of the comparisons (95{GAP}% interval {interval(bounds, percent)})"
-        return status, f"{_OPENINGS[status]}: its samples have the higher reward in {spread}.{distance}"
+        return status, f"{_OPENINGS[status]}: its samples win {spread}.{distance}"
     accuracy = part(evaluation, "heldout", "accuracy")
     if accuracy is not None:
         rows, pairs = part(evaluation, "heldout", "rows"), part(evaluation, "heldout", "pairs")

@@ -5,49 +5,66 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
 
-from dpo_jax.config import EvaluationConfig, as_mapping
-from dpo_jax.data.sources import read_labelled
-from dpo_jax.errors import UserError, nearest
-from dpo_jax.evaluation.intervals import difference_interval, share_interval
-from dpo_jax.evaluation.judges import JUDGES
-from dpo_jax.evaluation.preference import sequence_kl
-from dpo_jax.evaluation.rewards import compare_rewards
+from dpo_jax.config import as_mapping
+from dpo_jax.config.evaluation import OutputsConfig
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.texts import describe_texts
 from dpo_jax.files import write_json
 from dpo_jax.stages import reference
+from dpo_jax.stages.benchmark import run_rewardbench
+from dpo_jax.stages.divergence import measure_divergence
 from dpo_jax.stages.heldout import heldout
+from dpo_jax.stages.judging import AnyJudge, in_words, judged, open_judge
+from dpo_jax.stages.outputs import Matched, Output, read_matched, write_outputs
 from dpo_jax.stages.progress import say
-from dpo_jax.stages.samples import as_text, make_sampling, sampled_logps
-from dpo_jax.stages.scoring import RewardJudge, open_judge
+from dpo_jax.stages.samples import Samples, make_sampling
 from dpo_jax.stages.setup import Setup
-from dpo_jax.types import Params, Prompt, TokenRow
+from dpo_jax.types import Params
 
 
 def run(setup: Setup) -> None:
-    """Writes WORKDIR/evaluation.json for the newest checkpoint."""
-    if not setup.config.data.eval:
+    """Writes WORKDIR/evaluation.json for the newest checkpoint, or for the outputs that the configuration names."""
+    options = setup.config.evaluation
+    if not has_work(setup):
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
-    frozen = setup.start_params()
-    policy = setup.trained_params(frozen)
     result: dict[str, Any] = {"settings": as_mapping(setup.config)["evaluation"]}
-    store = reference.heldout_store(setup, lambda: frozen)
-    result["heldout"] = heldout(setup, store, policy, setup.restored_memory())
-    found = result["heldout"]
-    compared = "comparisons of labelled rows" if "rows" in found else "held-out pairs"
-    accuracy, margin = found["accuracy"], found["margin"]
-    say("evaluate", f"{found['pairs']} {compared}: accuracy {accuracy:.3f}, margin {margin:.2f} nats")
-    if setup.config.evaluation.samples:
-        result |= compare_samples(setup, policy, frozen)
+    judge = open_judge(setup, options.judge) if options.judge else None
+    if options.outputs:
+        result |= compare_outputs(setup, options.outputs, judge)
+    else:
+        frozen = setup.start_params()
+        policy = setup.trained_params(frozen)
+        if setup.config.data.eval:
+            result["heldout"] = _heldout(setup, policy, frozen)
+        if options.rewardbench:
+            result["rewardbench"] = run_rewardbench(setup, options.rewardbench, judge, policy, frozen)
+        if options.samples:
+            result |= compare_samples(setup, policy, frozen, judge)
     write_json(setup.workdir / "evaluation.json", result)
     say("evaluate", f"wrote {setup.workdir / 'evaluation.json'}")
 
 
-def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
-    """Samples both models on the held-out prompts and compares them."""
+def has_work(setup: Setup) -> bool:
+    """Whether the configuration names anything to be evaluated."""
     options = setup.config.evaluation
-    asked = options.judge
-    by_reward = open_judge(setup, asked.model) if asked and asked.name == "reward" else None
+    return bool(setup.config.data.eval or options.outputs or options.rewardbench)
+
+
+def _heldout(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
+    found = heldout(setup, reference.heldout_store(setup, lambda: frozen), policy, setup.restored_memory())
+    compared = "comparisons of labelled rows" if "rows" in found else "held-out pairs"
+    accuracy, margin = found["accuracy"], found["margin"]
+    said = f"{found['pairs']} {compared}: accuracy {accuracy:.3f}, margin {margin:.2f} nats"
+    if "calibration" in found:
+        said += f", calibration error {found['calibration']['expected_error']:.3f}"
+    say("evaluate", said)
+    return found
+
+
+def compare_samples(setup: Setup, policy: Params, frozen: Params, judge: AnyJudge | None) -> dict[str, Any]:
+    """Samples both models on the held-out prompts, measures the policy's divergence on its own, and has them judged."""
+    options = setup.config.evaluation
     known = setup.eval_data.prompts
     prompts = [known[i % len(known)] for i in range(options.samples)]
     sample = make_sampling(
@@ -57,75 +74,56 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params) -> dict[str, A
         temperature=options.temperature,
         batch_rows=options.batch_rows,
     )
-    sampled = {}
+    sampled: dict[str, Samples] = {}
     for name, params in (("reference", frozen), ("policy", policy)):
         say("evaluate", f"samples {options.samples} responses from the {name}")
         sampled[name] = sample(params, jax.random.key(setup.config.seed))
-    rows, texts = sampled["policy"].rows, {name: found.texts for name, found in sampled.items()}
-    result: dict[str, Any] = {"kl": _kl(setup, rows, policy, frozen)}
-    samples: list[dict[str, Any]] = [
-        {"prompt": as_text(prompt.prompt), "reference": before, "policy": after}
-        for prompt, before, after in zip(prompts, texts["reference"], texts["policy"], strict=True)
-    ]
-    if by_reward:
-        result["judged"] = _judge_by_reward(by_reward, prompts, {n: s.written for n, s in sampled.items()}, samples)
-    elif asked:
-        result["judged"] = _judge(options, texts, samples)
-    return {**result, "samples": samples}
-
-
-def _kl(setup: Setup, rows: list[TokenRow], policy: Params, frozen: Params) -> dict[str, Any]:
-    """KL of the policy to the reference over whole responses, estimated on the policy's own samples."""
-    logps = [sampled_logps(setup, rows, params) for params in (policy, frozen)]
-    found = sequence_kl(*logps)
-    low, high = found["interval"]
-    say("evaluate", f"sequence KL {found['sequence_kl']:.2f} nats, 95 % interval {low:.2f} to {high:.2f}")
-    return found
-
-
-def _judge(options: EvaluationConfig, texts: dict[str, list[str]], samples: list[dict[str, Any]]) -> dict[str, Any]:
-    judge_config = options.judge
-    assert judge_config is not None
-    if judge_config.name not in JUDGES:
-        raise UserError(
-            f"evaluation.judge.name: {judge_config.name!r} is unknown. {nearest(judge_config.name, JUDGES)}"
-        )
-    judge_texts, labels = read_labelled(judge_config.data)
-    judge = JUDGES[judge_config.name](judge_texts, labels)
-    result: dict[str, Any] = {"judge": judge_config.name, "samples": options.samples}
-    positive: dict[str, tuple[int, int]] = {}
-    for name, written in texts.items():
-        scores = judge.score(written)
-        positive[name] = (int(np.sum(scores > 0.5)), len(written))
-        result[name] = {"positive": positive[name][0] / len(written), "interval": share_interval(*positive[name])}
-        for sample, score in zip(samples, scores.tolist(), strict=True):
-            sample[f"{name}_score"] = score
-    result["difference"] = result["policy"]["positive"] - result["reference"]["positive"]
-    result["difference_interval"] = difference_interval(positive["policy"], positive["reference"])
-    low, high = result["difference_interval"]
+    measured = measure_divergence(setup, sampled["policy"].rows, policy, frozen)
+    kl, generator = measured["kl"], setup.workdir.name or str(setup.workdir)
+    low, high = kl["exact_interval"]
     say(
         "evaluate",
-        f"judged positive: {result['reference']['positive']:.1%} before, {result['policy']['positive']:.1%} after, "
-        f"difference {result['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})",
+        f"sequence KL {kl['exact']:.2f} nats, 95 % interval {low:.2f} to {high:.2f}; by log-ratios alone "
+        f"{kl['sequence_kl']:.2f}; entropy {measured['entropy']['token']:.2f} nats a token",
     )
-    return result
-
-
-def _judge_by_reward(
-    judge: RewardJudge, prompts: list[Prompt], written: dict[str, list[str]], samples: list[dict[str, Any]]
-) -> dict[str, Any]:
-    both = [*written["policy"], *written["reference"]]
-    policy_n, reference_n = np.split(judge([*prompts, *prompts], both), 2)
-    for sample, after, before in zip(samples, policy_n.tolist(), reference_n.tolist(), strict=True):
-        sample |= {"reference_score": before, "policy_score": after}
-    found = {
-        "judge": "reward",
-        **compare_rewards(policy_n, reference_n, [as_text(prompt.prompt) for prompt in prompts]),
+    sides = {
+        name: [
+            Output(prompt.text, text, generator if name == "policy" else name, None)
+            for prompt, text in zip(prompts, found.texts, strict=True)
+        ]
+        for name, found in sampled.items()
     }
-    low, high = found["win_rate_interval"]
-    say(
-        "evaluate",
-        f"mean reward {found['reference']['reward']:.3f} before, {found['policy']['reward']:.3f} after; the policy "
-        f"wins {found['win_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})",
-    )
-    return found
+    matched = Matched(prompts, sides["policy"], sides["reference"])
+    written = {name: found.written for name, found in sampled.items()}
+    return {**measured, **_compare(setup, matched, judge, written)}
+
+
+def compare_outputs(setup: Setup, outputs: OutputsConfig, judge: AnyJudge | None) -> dict[str, Any]:
+    """Has the responses of two files judged; no model of this run is needed."""
+    matched = read_matched(outputs)
+    say("evaluate", f"{len(matched.prompts)} responses in {outputs.policy} and in {outputs.reference}")
+    return _compare(setup, matched, judge, {})
+
+
+def _compare(setup: Setup, matched: Matched, judge: AnyJudge | None, written: dict[str, list[str]]) -> dict[str, Any]:
+    """`judged`, `texts` and `samples` of both sides, which are also written in the formats of others.
+
+    `written` are the responses with the white space around them, where it is known.
+    """
+    sides = {
+        name: [each.text for each in side]
+        for name, side in (("policy", matched.policy), ("reference", matched.reference))
+    }
+    samples: list[dict[str, Any]] = [
+        {"prompt": prompt.text, "reference": before, "policy": after}
+        for prompt, before, after in zip(matched.prompts, sides["reference"], sides["policy"], strict=True)
+    ]
+    write_outputs(setup.workdir / "outputs", matched)
+    result: dict[str, Any] = {"texts": {name: describe_texts(texts) for name, texts in sides.items()}}
+    if judge:
+        shown = {**sides, **written}
+        result["judged"], of_each = judged(judge, matched.prompts, shown["policy"], shown["reference"])
+        for line in in_words(result["judged"]):
+            say("evaluate", line)
+        samples = [sample | more for sample, more in zip(samples, of_each, strict=True)]
+    return {**result, "samples": samples}

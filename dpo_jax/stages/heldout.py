@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.evaluation.calibration import accuracy_by_length, accuracy_by_source, calibration
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl
 from dpo_jax.reference.score import score_rows
@@ -23,7 +24,7 @@ from dpo_jax.types import Params, TokenRow
 
 
 def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | None = None) -> dict[str, Any]:
-    """Reward accuracy, margin and loss on the held-out rows.
+    """Reward accuracy, margin and loss on the held-out rows; of pairs calibration and accuracy by length and source.
 
     A loss that remembers earlier batches begins anew here, and is measured by the statistics of the held-out rows
     themselves; only what `alpha: auto` came to is taken from `memory`. Where a loss reads token distributions, which
@@ -33,16 +34,27 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
     row_ids, now = score_rows(setup.score, policy, setup.scoring_batches(data.rows), place=setup.place)
     frozen = store.lookup(row_ids)
     beta = next((term.options["beta"] for term in setup.terms if "beta" in term.options), 1.0)
-    desirable = values_of(data.rows, data.desirable, row_ids)
+    desirable, source = (values_of(data.rows, values, row_ids) for values in (data.desirable, data.source_B))
+    brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
+    beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
     if desirable is None:
         found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
+        margins_n = _margins(now, frozen)
+        found["calibration"] = calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"])
+        found["by_length"] = accuracy_by_length(margins_n, now.tokens_nP)
+        if source is not None:
+            found["by_source"] = accuracy_by_source(margins_n, source, data.sources)
     else:
         found = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
     if any(term.name in TOKEN_LEVEL or term.wpo for term in setup.terms):
         return found
-    brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
-    beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
     return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory, **beside).mean())}
+
+
+def _margins(now: Scores, frozen: Scores) -> np.ndarray:
+    """The chosen log-ratio less the rejected one, nats, [n]."""
+    log_ratios_nP = now.logps_nP.astype(np.float64) - frozen.logps_nP
+    return log_ratios_nP[:, 0] - log_ratios_nP[:, 1]
 
 
 def values_of(rows: Sequence[TokenRow], values: np.ndarray | None, row_ids: Sequence[str]) -> np.ndarray | None:

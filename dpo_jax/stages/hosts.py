@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -94,6 +94,16 @@ def check_shared(folder: Path) -> None:
             f"workdir: {folder} is not one folder on all hosts: process {blind} does not see what process 0 writes "
             "there. Name a folder on a disk that all of them mount."
         )
+
+
+def from_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """What the first process computes, float [n], on all of them: it alone asks others, who may want to be paid."""
+    if jax.process_count() == 1:
+        return compute()
+    found = compute() if jax.process_index() == 0 else np.zeros(0)
+    count = int(multihost_utils.broadcast_one_to_all(np.array(len(found), np.int32)))
+    found = found if jax.process_index() == 0 else np.zeros(count)
+    return np.asarray(multihost_utils.broadcast_one_to_all(found.astype(np.float32)), np.float64)
 
 
 def leave(code: int, message: str) -> NoReturn:

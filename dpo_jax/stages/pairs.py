@@ -14,11 +14,11 @@ import numpy as np
 
 from dpo_jax.data.sources import read_prompt_sources
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.judges import Judge, Scoring
+from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.files import write_atomic
 from dpo_jax.reading import locate
-from dpo_jax.stages.judging import open_judge
+from dpo_jax.stages.judging import AnyJudge, open_judge
 from dpo_jax.stages.positions import check_new_tokens
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.samples import Samples, make_sampling
@@ -110,7 +110,7 @@ def _answering(setup: Setup) -> tuple[Params, str]:
     return setup.trained_params(), "the trained policy"
 
 
-def score(judge: Judge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:
+def score(judge: AnyJudge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:
     """How good each response is, [N, S]: its own score, or its share of wins over the others to its prompt."""
     samples = len(responses_NS[0])
     if isinstance(judge, Scoring):

@@ -15,7 +15,7 @@ def run(setup: Setup) -> None:
     train.run(setup)
     if setup.config.reward:
         reward.run(setup)
-    if setup.config.data.eval:
+    if evaluate.has_work(setup):
         evaluate.run(setup)
     else:
         say("evaluate", "left out: the configuration names no held-out pairs (data.eval)")

@@ -13,7 +13,7 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.stages.positions import check_new_tokens
 from dpo_jax.stages.progress import Progress, say
-from dpo_jax.stages.samples import as_text, make_sampling
+from dpo_jax.stages.samples import make_sampling
 from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Prompt
 
@@ -82,7 +82,7 @@ def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: i
     objects = []
     for row, text in enumerate(texts):
         prompt = prompts[row // samples]
-        found: dict[str, Any] = {"instruction": as_text(prompt.prompt), "output": text, "generator": generator}
+        found: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
         if prompt.dataset is not None:
             found["dataset"] = prompt.dataset
         if samples > 1:

@@ -16,7 +16,7 @@ from dpo_jax.reference.score import score_rows
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import rules_of
 from dpo_jax.stages.setup import Setup
-from dpo_jax.types import Params, Prompt, Text, TokenRow
+from dpo_jax.types import Params, Prompt, TokenRow
 
 
 class Samples(NamedTuple):
@@ -82,13 +82,6 @@ def make_sampling(
         return Samples(written, rows, seconds)
 
     return sample
-
-
-def as_text(prompt: Text) -> str:
-    """A prompt for people to read: a conversation as its turns, each behind its role."""
-    if isinstance(prompt, str):
-        return prompt
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
 
 
 def sampled_logps(setup: Setup, rows: list[TokenRow], params: Params) -> np.ndarray:

@@ -25,7 +25,7 @@ from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow
 from dpo_jax.weights.reward import describe_reward, load_reward
 
-RewardJudge = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
+Rewards = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 """Prompts and responses, one each, to rewards [n]."""
 
 
@@ -62,7 +62,7 @@ def score_rewards(setup: Setup, model: RewardModel, params: Params, rows: Sequen
     return np.stack([found[row.row_id] for row in rows])
 
 
-def open_judge(setup: Setup, location: str | None) -> RewardJudge:
+def open_rewards(setup: Setup, location: str | None) -> Rewards:
     """The reward model of a run (by default of this one), or of a Hugging Face folder.
 
     That of a run formats and cuts text as in its training, one of a folder as this run does. Whether there is one is

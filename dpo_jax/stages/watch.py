@@ -11,7 +11,7 @@ from dpo_jax.files import write_atomic
 from dpo_jax.reference.store import Store
 from dpo_jax.stages import reference
 from dpo_jax.stages.heldout import heldout
-from dpo_jax.stages.samples import as_text, make_sampling
+from dpo_jax.stages.samples import make_sampling
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
@@ -62,7 +62,7 @@ def _make_sampler(setup: Setup) -> Callable[[int, Params], dict[str, float]]:
     def write(done: int, params: Params) -> dict[str, float]:
         found = sample(params, jax.random.key(setup.config.seed))
         lines = [
-            json.dumps({"step": done, "instruction": as_text(prompt.prompt), "output": text}) + "\n"
+            json.dumps({"step": done, "instruction": prompt.text, "output": text}) + "\n"
             for prompt, text in zip(prompts, found.texts, strict=True)
         ]
         write_atomic(setup.workdir / "samples" / f"{done:06}.jsonl", "".join(lines))

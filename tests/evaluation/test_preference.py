@@ -1,4 +1,4 @@
-"""Preference metrics and KL by hand, one of them by sampling."""
+"""Preference metrics by hand."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.evaluation.intervals import share_interval
-from dpo_jax.evaluation.preference import preference_metrics, sequence_kl, unpaired_metrics
+from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 
 POLICY_BP = np.array([[-1.0, -5.0], [-4.0, -4.0], [-2.0, -1.0], [-3.0, -9.0]], np.float32)
 REFERENCE_BP = np.array([[-2.0, -3.0], [-5.0, -5.0], [-2.0, -2.0], [-1.0, -9.0]], np.float32)
@@ -33,28 +33,10 @@ def test_nan_is_not_hidden():
     assert math.isnan(preference_metrics(broken_BP, REFERENCE_BP, beta=0.1)["margin"])
 
 
-def test_sequence_kl_by_hand():
-    result = sequence_kl(np.array([-1.0, -2.0, -3.0]), np.array([-2.0, -2.0, -8.0]))
-    assert result["sequence_kl"] == 2.0 and result["samples"] == 3  # log-ratios 1, 0, 5
-    # standard deviation sqrt((1 + 4 + 9) / 2) = 2.64575, standard error 1.52753, times 1.96
-    np.testing.assert_allclose(result["interval"], (2 - 2.99390, 2 + 2.99390), atol=1e-5)
-
-
-def test_sequence_kl_of_samples_meets_the_exact_divergence():
-    policy, reference = np.array([0.7, 0.2, 0.1]), np.array([0.2, 0.3, 0.5])
-    samples = np.random.default_rng(0).choice(3, size=20000, p=policy)
-    result = sequence_kl(np.log(policy)[samples], np.log(reference)[samples])
-    exact = np.sum(policy * np.log(policy / reference))  # 0.6349 nats; the other way round it is 0.6760
-    low, high = result["interval"]
-    assert low < exact < high and high - low < 0.03
-
-
 @pytest.mark.parametrize("shape", [(0, 2), (3, 2)])
 def test_shapes_must_agree_and_hold_something(shape):
     with pytest.raises(ValueError, match="need the same"):
         preference_metrics(np.zeros(shape), np.zeros((0, 2)), beta=0.1)
-    with pytest.raises(ValueError, match="need the same"):
-        sequence_kl(np.zeros(shape[0]), np.zeros(0))
 
 
 def test_labelled_completions_are_compared_each_with_each():

@@ -119,7 +119,7 @@ def test_rewards_are_compared_by_their_win_rate(low: float, high: float, status:
     sides = {"policy": {"reward": 1.5, "interval": [1.0, 2.0]}, "reference": {"reward": -0.5, "interval": [-1.0, 0.0]}}
     judged = {"judge": "reward", "samples": 64, **sides, "win_rate": 0.6, "win_rate_interval": [low, high]}
     found = verdict(EVALUATION | {"judged": judged}, [])
-    assert found.status == status and f"higher reward in 60.0{GAP}%" in found.text
+    assert found.status == status and f"its samples win 60.0{GAP}%" in found.text
     assert any("one half" in concern for concern in found.concerns) == (status == "unclear")
     rows = {row.measure: row for row in result_rows({"judged": judged})}
     assert rows["Mean reward, policy"][1:3] == ("1.50", "1.00 to 2.00") and rows["Win rate"].value == f"60.0{GAP}%"

@@ -293,7 +293,7 @@ def test_one_device_and_eight_give_the_same_losses(experiment: Path):
 
 
 def test_the_whole_job(experiment: Path, monkeypatch):
-    from dpo_jax.stages import evaluate
+    from dpo_jax.stages import judging
 
     config = yaml.safe_load(experiment.read_text())
     config["data"]["eval"] = [{"path": "eval.jsonl"}]
@@ -306,12 +306,16 @@ def test_the_whole_job(experiment: Path, monkeypatch):
     config["evaluation"] = {"every": 3, "samples": 5, "max_new_tokens": 6, "batch_rows": 4, "judge": judge}
     experiment.write_text(yaml.safe_dump(config))
     labelled = (["good film", "good lamp", "bad film", "bad lamp"] * 3, [1, 1, 0, 0] * 3)
-    monkeypatch.setattr(evaluate, "read_labelled", lambda sources: labelled)
+    monkeypatch.setattr(judging, "read_labelled", lambda sources: labelled)
     run("run", experiment)
     found = json.loads(Path("runs/demo/evaluation.json").read_text())
     assert found["heldout"]["pairs"] == 6 and 0 <= found["heldout"]["accuracy"] <= 1
     assert found["settings"]["max_new_tokens"] == 6
     assert found["kl"]["samples"] == 5 and len(found["samples"]) == 5
+    assert found["kl"]["sequence_kl"] == found["kl"]["k1"] and found["kl"]["exact"] > 0 < found["kl"]["k3"]
+    assert found["entropy"]["token"] > 0 and found["texts"]["policy"]["words"] > 0
+    assert sum(each["pairs"] for each in found["heldout"]["calibration"]["bins"]) == 6
+    assert found["heldout"]["by_length"] and found["judged"]["length_controlled"]["win_rate"] > 0
     assert found["judged"]["difference"] == pytest.approx(
         found["judged"]["policy"]["positive"] - found["judged"]["reference"]["positive"]
     )

@@ -15,11 +15,13 @@ from safetensors.numpy import load_file
 
 from dpo_jax import cli, config
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.stages import evaluate
+from dpo_jax.stages.judging import open_judge
 from dpo_jax.stages.reward import reward_objective
-from dpo_jax.stages.scoring import open_judge
+from dpo_jax.stages.scoring import open_rewards
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training.metrics import divide
 from dpo_jax.training.state import TrainState
@@ -166,7 +168,7 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
     setup = opened(*arguments)
     rows = [json.loads(line) for line in Path("held.jsonl").read_text().splitlines()]
     with jax.set_mesh(setup.mesh):
-        judge = open_judge(setup, location)
+        judge = open_rewards(setup, location)
         columns = [
             judge([Prompt(row["prompt"], None, "") for row in rows], [row[side] for row in rows])
             for side in ("chosen", "rejected")
@@ -282,8 +284,8 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
         policy = jax.tree.map(lambda x: 0.5 * x, frozen)
-        found = evaluate.compare_samples(setup, policy, frozen)
-        judge = open_judge(setup, None)
+        found = evaluate.compare_samples(setup, policy, frozen, open_judge(setup, setup.config.evaluation.judge))
+        judge = open_rewards(setup, None)
         again = {
             name: judge(
                 [Prompt(row["prompt"], None, "") for row in found["samples"]], [row[name] for row in found["samples"]]
@@ -299,18 +301,17 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
     assert "the policy wins" in capsys.readouterr().err
 
 
-def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None, monkeypatch):
+def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
     seen: list[str] = []
 
     def judge(prompts: list[Prompt], responses: list[str]) -> np.ndarray:
         seen.extend(responses)
         return np.arange(len(responses), dtype=float)
 
-    monkeypatch.setattr(evaluate, "open_judge", lambda setup, location: judge)
     setup = opened("--evaluation.samples", "16")
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
-        found = evaluate.compare_samples(setup, frozen, frozen)
+        found = evaluate.compare_samples(setup, frozen, frozen, Scoring("mine", judge))
     assert any(text != text.strip() for text in seen) and len(seen) == 32
     assert [text.strip() for text in seen[:16]] == [row["policy"] for row in found["samples"]]
     assert [row["reference_score"] for row in found["samples"]] == list(range(16, 32))
@@ -327,11 +328,15 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None, monke
         ("reward", ["--loss.name", "kto"], "a reward model learns from pairs, but with loss kto"),
         ("evaluate", ["--evaluation.judge.name", "rewrad"], "'rewrad' is unknown. Did you mean 'reward'"),
         ("evaluate", ["--evaluation.samples", "0"], "evaluation.judge: needs evaluation.samples"),
-        ("evaluate", ["--evaluation.judge.data", "[{path: a}]"], "a reward model has learned already"),
+        (
+            "evaluate",
+            ["--evaluation.judge.data", "[{path: a}]"],
+            "evaluation.judge.data: is no option of the judge reward. Allowed: model.",
+        ),
         (
             "evaluate",
             ["--evaluation.judge", "{name: classifier, model: x, data: [{path: a}]}"],
-            "judge.model: a classifier learns from judge.data",
+            "evaluation.judge.model: is no option of the judge classifier",
         ),
     ],
 )
@@ -354,7 +359,7 @@ def test_nonsense(inside: None, capsys, command: str, arguments: list[str], says
 def test_a_judge_that_is_none_is_refused_before_anything_is_sampled(inside: None, location: str | None, says: str):
     setup = opened("--workdir", "runs/empty", "--evaluation.judge", f"{{name: reward, model: {location or 'null'}}}")
     with pytest.raises(UserError) as refused:
-        evaluate.compare_samples(setup, {}, {})
+        open_judge(setup, setup.config.evaluation.judge)
     assert says in str(refused.value)
 
 

@@ -9,15 +9,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
+from dpo_jax.config.kinds import Count, NotNegative, Positive, Share, Source
 from dpo_jax.errors import UserError
 from dpo_jax.reading import Origins, Range, locate, override, read_yaml, typed
-
-Positive = Annotated[int, Range(1)]
-Count = Annotated[int, Range(0)]
-NotNegative = Annotated[float, Range(0.0)]
-Share = Annotated[float, Range(0.0, 1.0)]
-Source = Mapping[str, Any]
-"""Where rows come from: {path: FILE}, {hub: ...}, {tfds: ...}, {package: ...}; checked by the reader that it names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,28 +173,6 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """Who scores the samples: a classifier fitted on labelled texts, or a reward model."""
-
-    name: Literal["classifier", "reward"] = "classifier"
-    data: tuple[Source, ...] = ()  # what a classifier learns from
-    model: str | None = None  # the reward model: a run's WORKDIR, or a Hugging Face folder; default: of this run
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """What is measured, on held-out pairs and on samples of the policy."""
-
-    every: Count = 0  # steps between held-out evaluations during training; 0: only at the end
-    watched: Count = 0  # held-out prompts that the policy answers at each of these, into WORKDIR/samples; 0: none
-    samples: Count = 0  # responses sampled from the policy and from the reference; 0: none
-    max_new_tokens: Positive = 64
-    temperature: NotNegative = 1.0
-    batch_rows: Positive = 64  # responses sampled at once
-    judge: JudgeConfig | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
     """What `dpo-jax sample` draws; an evaluation has its own settings."""
 
@@ -249,7 +222,7 @@ class Config:
     scratch: ScratchConfig | None = None
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampling: SamplingConfig = SamplingConfig()
     pairs: PairsConfig = PairsConfig()
     export: ExportConfig = ExportConfig()
@@ -321,16 +294,9 @@ def _check(config: Config, origins: Origins) -> None:
         raise UserError(f"{locate('loss', origins)}: loss: name at least one, such as `loss: {{name: dpo}}`.")
     if not config.data.train:
         raise UserError(f"{locate('data.train', origins)}: data.train: name at least one source of rows.")
-    evaluation = config.evaluation
-    if evaluation.watched and not evaluation.every:
-        at = locate("evaluation.watched", origins)
-        raise UserError(f"{at}: evaluation.watched: says what is sampled every evaluation.every steps; set that too.")
-    for key, asked in (("every", evaluation.every), ("samples", evaluation.samples)):
-        if asked and not config.data.eval:
-            at = locate(f"evaluation.{key}", origins)
-            raise UserError(f"{at}: evaluation.{key}: needs held-out rows and their prompts; name them in data.eval.")
-    if evaluation.judge:
-        _check_judge(evaluation.judge, evaluation.samples, origins)
+    check_evaluation(config.evaluation, origins, has_rows=bool(config.data.eval))
+    if config.pairs.judge:
+        check_judge(config.pairs.judge, origins, key="pairs.judge")
     if config.data.chat_template is not None and config.data.template != "tokenizer":
         at = locate("data.chat_template", origins)
         raise UserError(f"{at}: data.chat_template: is read with data.template: tokenizer only; set that too.")
@@ -339,20 +305,6 @@ def _check(config: Config, origins: Origins) -> None:
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "
             f"leaves no room for a response in data.max_tokens ({config.data.max_tokens})."
         )
-
-
-def _check_judge(judge: JudgeConfig, samples: int, origins: Origins) -> None:
-    at = locate("evaluation.judge", origins)
-    if judge.name == "reward":
-        if not samples:
-            raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score.")
-        if judge.data:
-            raise UserError(f"{at}: evaluation.judge.data: a reward model has learned already; name its model instead.")
-        return
-    if not (samples and judge.data):
-        raise UserError(f"{at}: evaluation.judge: needs evaluation.samples to score and judge.data to learn from.")
-    if judge.model:
-        raise UserError(f"{at}: evaluation.judge.model: a classifier learns from judge.data; a model is of `reward`.")
 
 
 def file_bytes(size: str) -> int:

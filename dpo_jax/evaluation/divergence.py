@@ -1,0 +1,81 @@
+"""How far the policy is from the reference, measured on the policy's own samples.
+
+Each is summed over the tokens of a response, and a mean over samples then estimates KL(policy || reference) of whole
+responses. `exact` takes at each token the expectation over the vocabulary, so that only the contexts are sampled.
+
+Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, n samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.evaluation.intervals import mean_interval
+from dpo_jax.logprobs import response_logps, scored_hidden, token_kl, token_logps
+from dpo_jax.types import PairBatch, Unembedding
+
+Seen = tuple[jax.Array, Unembedding]
+"""What a model makes of a batch: hidden states [R, T, D] and its unembedding."""
+
+
+class Divergences(NamedTuple):
+    """Sums over the tokens of each sampled response, nats, [B, P] on the device or [n]."""
+
+    policy_logps: jax.Array
+    exact: jax.Array  # sum over the vocabulary of p (log p - log r)
+    k1: jax.Array  # x = log p - log r of the sampled token
+    k2: jax.Array  # x^2 / 2: small variance, biased
+    k3: jax.Array  # exp(-x) - 1 + x: never below zero, unbiased
+
+
+def sample_divergences(policy: Seen, reference: Seen, batch: PairBatch, **tiles: int) -> Divergences:
+    """The divergences of each response of a batch that the policy sampled, [B, P].
+
+    No array of shape [R, N, V] exists; `tiles` as in `token_logps`.
+
+    References: Schulman 2020, Approximating KL divergence, joschu.net/blog/kl-approx.html (k1, k2, k3).
+    """
+    pairs, slots = batch.response_tokens_BP.shape
+    policy_RND, reference_RND = (scored_hidden(hidden_RTD, batch) for hidden_RTD, _ in (policy, reference))
+    logps_RN = token_logps(policy_RND, batch.target_RN, policy[1], **tiles)
+    ratios_RN = logps_RN - token_logps(reference_RND, batch.target_RN, reference[1], **tiles)
+    # token_kl is that of its second pair of arguments from its first.
+    exact_RN = token_kl(reference_RND, reference[1], policy_RND, policy[1], **tiles)
+    of_tokens = Divergences(logps_RN, exact_RN, ratios_RN, ratios_RN**2 / 2, jnp.expm1(-ratios_RN) + ratios_RN)
+    return Divergences(*(response_logps(each_RN, batch.response_RN, pairs=pairs, slots=slots) for each_RN in of_tokens))
+
+
+def divergence_metrics(found: Divergences, tokens_n: np.ndarray) -> Mapping[str, Any]:
+    """`kl`: the estimates and their intervals, nats per response; `entropy`: of the policy, nats per token.
+
+    `sequence_kl` is k1, the mean log-ratio. The entropy is estimated by the log-probs of the samples, all tokens alike.
+
+    Args:
+        found: of the samples, [n] each.
+        tokens_n: how many tokens each has, its end included.
+
+    Raises:
+        ValueError: there are no samples.
+    """
+    if not len(tokens_n):
+        raise ValueError("no samples, no divergence")
+    values = {name: np.asarray(value, np.float64) for name, value in found._asdict().items()}
+    tokens_n = np.asarray(tokens_n, np.float64)
+    kl: dict[str, Any] = {
+        "sequence_kl": float(values["k1"].mean()),
+        "interval": mean_interval(values["k1"]),
+        "samples": len(tokens_n),
+    }
+    for name in ("exact", "k1", "k2", "k3"):
+        kl |= {name: float(values[name].mean()), f"{name}_interval": mean_interval(values[name])}
+    entropy = {
+        "token": float(-values["policy_logps"].sum() / tokens_n.sum()),
+        "sequence": float(-values["policy_logps"].mean()),
+        "sequence_interval": mean_interval(-values["policy_logps"]),
+    }
+    return {"kl": kl, "entropy": entropy, "tokens": float(tokens_n.mean()), "tokens_interval": mean_interval(tokens_n)}

@@ -1,0 +1,151 @@
+"""A language model behind an OpenAI-compatible endpoint as a judge."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.judges.cache import Cache, key_of
+from dpo_jax.evaluation.judges.chat import Answer, Chat, Stopped
+from dpo_jax.evaluation.judges.interface import Comparing
+from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template, fill, understand
+from dpo_jax.types import Prompt
+
+_MUCH_NONSENSE = 0.5
+
+
+def http_judge(
+    chat: Chat,
+    *,
+    template: str = DEFAULT_TEMPLATE,
+    cache: Cache,
+    parallel: int = 8,
+    input_price: float | None = None,
+    output_price: float | None = None,
+    progress: Callable[[int, int], None] = lambda answered, asked: None,
+) -> Comparing:
+    """Asks `chat` which response is better, every comparison in both orders, many at a time.
+
+    An answer that is not understood is a tie, is counted and is not kept; where most are so, that is an error.
+    `usage()` of the judge says how many requests were made, made again and spared by the cache, the tokens, and, where
+    both prices are given and every answer counts its tokens, the cost; all of this process, not of verdicts that were
+    there before.
+
+    Args:
+        chat: the endpoint.
+        template: the question, with {prompt}, {a} and {b}.
+        cache: verdicts by endpoint, model, settings, template and texts.
+        parallel: requests at a time.
+        input_price: of a million tokens of the prompts, in any currency; output_price of the answers.
+        progress: is told how many questions are answered, and how many there are.
+    """
+    check_template(template)
+    counts = _Counts(input_price, output_price)
+
+    def compare(prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
+        texts = [
+            {"prompt": prompt.text, "a": left.strip(), "b": right.strip()}
+            for prompt, left, right in zip(prompts, a, b, strict=True)
+        ]
+        keys = [key_of(chat.url, chat.model, chat.settings, template, text) for text in texts]
+        questions = dict(zip(keys, (fill(template, **text) for text in texts), strict=True))
+        wanted = {key: question for key, question in questions.items() if cache.get(key) is None}
+        counts.add(cached=len(questions) - len(wanted))
+
+        def judge(key: str, question: str) -> float:
+            answer = chat.ask(question)
+            found = understand(answer.text)
+            counts.answered(answer, understood=found is not None)
+            if found is None:
+                return 0.5
+            cache.put(key, found)
+            return found
+
+        chat.stop.clear()
+        found = _all(judge, wanted, chat, parallel, progress)
+        counts.check()
+        return [found[key] if key in found else cache.get(key) for key in keys]
+
+    return Comparing("http", compare, usage=lambda: counts.summary(chat))
+
+
+def _all(
+    judge: Callable[[str, str], float],
+    wanted: dict[str, str],
+    chat: Chat,
+    parallel: int,
+    progress: Callable[[int, int], None],
+) -> dict[str, float]:
+    """The verdicts by key. The first that fails for good ends all others."""
+
+    def unless_stopped(key: str, question: str) -> float | None:
+        try:
+            return judge(key, question)
+        except Stopped:
+            return None
+        except BaseException:
+            chat.stop.set()
+            raise
+
+    found: dict[str, float] = {}
+    with ThreadPoolExecutor(parallel) as pool:
+        pending = {pool.submit(unless_stopped, key, question): key for key, question in wanted.items()}
+        try:
+            for done in as_completed(pending):
+                if (verdict := done.result()) is not None:
+                    found[pending[done]] = verdict
+                    progress(len(found), len(wanted))
+        except BaseException:
+            chat.stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return found
+
+
+class _Counts:
+    """What was asked and answered; threads may share it."""
+
+    def __init__(self, input_price: float | None, output_price: float | None):
+        self._prices = input_price, output_price
+        self._lock = threading.Lock()
+        self._found: dict[str, int] = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
+        self._tokens = [0, 0]
+        self._nonsense = ""
+
+    def add(self, **more: int) -> None:
+        with self._lock:
+            for name, count in more.items():
+                self._found[name] += count
+
+    def answered(self, answer: Answer, *, understood: bool) -> None:
+        tokens = (answer.prompt_tokens, answer.completion_tokens)
+        self.add(answers=1, not_understood=not understood, not_counted=None in tokens)
+        with self._lock:
+            self._tokens = [before + (more or 0) for before, more in zip(self._tokens, tokens, strict=True)]
+            self._nonsense = self._nonsense if understood else answer.text
+
+    def check(self) -> None:
+        """Refuses verdicts that are mostly none, as a UserError."""
+        if self._found["not_understood"] > _MUCH_NONSENSE * self._found["answers"]:
+            raise UserError(
+                f"judge http: {self._found['not_understood']} of {self._found['answers']} answers were not understood, "
+                f"such as {self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
+                "[[B]], [[C]]; a model that thinks first needs more max_tokens in evaluation.judge.request."
+            )
+
+    def summary(self, chat: Chat) -> dict[str, Any]:
+        prompt_tokens, completion_tokens = self._tokens
+        input_price, output_price = self._prices
+        found: dict[str, Any] = {
+            "requests": chat.requests,
+            "retries": chat.repeated,
+            **self._found,
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+        }
+        if input_price is not None and output_price is not None and not self._found["not_counted"]:
+            found["cost"] = (prompt_tokens * input_price + completion_tokens * output_price) / 1e6
+        return found

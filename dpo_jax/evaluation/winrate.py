@@ -1,0 +1,63 @@
+"""How often the policy's response is the better one, and what the order of the two does to a judge.
+
+Dimension key: n comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, share_interval
+from dpo_jax.evaluation.judges import Orders
+
+
+def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
+    """The mean verdict, a tie being half a win, and how many were won, tied and lost.
+
+    Answers to one prompt are not independent: the interval is bootstrapped over the prompts.
+
+    Args:
+        verdicts_n: how likely the policy's response is better, in [0, 1].
+        prompts: of each comparison.
+
+    Raises:
+        ValueError: the verdicts are not as many as the prompts, or there are none.
+    """
+    verdicts_n = np.asarray(verdicts_n, np.float64)
+    if verdicts_n.shape != (len(prompts),) or not len(prompts):
+        raise ValueError(f"verdicts {verdicts_n.shape} of {len(prompts)} prompts: need one each")
+    return {
+        "samples": len(prompts),
+        "win_rate": float(verdicts_n.mean()),
+        "win_rate_interval": _interval(verdicts_n, groups_of(prompts)),
+        "wins": int(np.sum(verdicts_n > 0.5)),
+        "ties": int(np.sum(verdicts_n == 0.5)),
+        "losses": int(np.sum(verdicts_n < 0.5)),
+    }
+
+
+def order_effect(orders: Orders) -> dict[str, float]:
+    """What the order did, of the policy's response (a) and the reference's (b).
+
+    `flipped` is the share of comparisons whose winner was another in the other order, `first_preferred` how often the
+    response shown first won, a tie being half: 0.5 for a judge without a position bias.
+    """
+    sides = (orders.a_first - 0.5) * (orders.b_first - 0.5)
+    first = (orders.a_first + 1 - orders.b_first) / 2
+    return {"flipped": float(np.mean(sides < 0)), "first_preferred": float(first.mean())}
+
+
+def groups_of(prompts: Sequence[str]) -> np.ndarray:
+    """The group of each comparison for the bootstrap, int [n]: those of one prompt belong together."""
+    return np.unique(np.asarray(prompts, object), return_inverse=True)[1]
+
+
+def _interval(verdicts_n: np.ndarray, groups_n: np.ndarray) -> Interval:
+    """Bootstrapped; where all are won, or all lost, that has no width, and each prompt counts as one."""
+    prompts = int(groups_n.max()) + 1
+    if verdicts_n.min() == verdicts_n.max() and verdicts_n[0] in (0.0, 1.0):
+        return share_interval(int(verdicts_n[0]) * prompts, prompts)
+    return bootstrap_interval(verdicts_n, groups_n)

@@ -1,0 +1,119 @@
+"""Responses in the files of AlpacaEval and Arena-Hard, judged and written by `dpo-jax evaluate`; no model is there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_jax import cli
+
+CONFIG = {
+    "workdir": "runs/demo",
+    "model": {"weights": "nowhere"},
+    "data": {"train": [{"path": "none.jsonl"}]},
+    "loss": {"name": "dpo"},
+}
+BY_LENGTH = "{name: python, function: mine.py:score}"
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("e.yaml").write_text(yaml.safe_dump(CONFIG))
+    Path("mine.py").write_text("def score(prompts, responses):\n    return [len(r) for r in responses]\n")
+
+
+def evaluated(policy: str, reference: str, **more: str) -> dict[str, Any]:
+    outputs = json.dumps({"policy": policy, "reference": reference, **more})
+    cli.main(["evaluate", "e.yaml", "--evaluation.outputs", outputs, "--evaluation.judge", BY_LENGTH])
+    return json.loads(Path("runs/demo/evaluation.json").read_text())
+
+
+def write(path: str, rows: list[dict[str, Any]]) -> None:
+    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def lines(path: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path("runs/demo/outputs", path).read_text().splitlines()]
+
+
+PROMPTS = ["what is warm", "what is cold", "what is warm"]
+
+
+def alpaca(texts: list[str], generator: str) -> list[dict[str, Any]]:
+    return [{"instruction": p, "output": t, "generator": generator} for p, t in zip(PROMPTS, texts, strict=True)]
+
+
+def test_outputs_of_others_are_judged_without_a_model():
+    Path("policy.json").write_text(json.dumps(alpaca(["aaa", "b", "cccc"], "ours")))
+    write("reference.jsonl", list(reversed(alpaca(["a", "bb", "cc"], "theirs"))))
+    found = evaluated("policy.json", "reference.jsonl")
+    # the first answer to a prompt is compared with the first: aaa with cc, b with bb, cccc with a
+    shown = [(row["policy"], row["reference"]) for row in found["samples"]]
+    assert shown == [("aaa", "cc"), ("b", "bb"), ("cccc", "a")]
+    assert found["judged"]["win_rate"] == pytest.approx(2 / 3) and "heldout" not in found and "kl" not in found
+    written = json.loads(Path("runs/demo/outputs/alpaca_eval/policy.json").read_text())
+    assert written == alpaca(["aaa", "b", "cccc"], "ours")
+    answers = lines("arena_hard/model_answer/reference.jsonl")
+    assert [row["messages"][-1]["content"]["answer"] for row in answers] == ["cc", "bb", "a"]
+    assert len(lines("arena_hard/question.jsonl")) == 2
+
+
+def test_what_was_written_is_read_back_and_judged_alike():
+    Path("policy.json").write_text(json.dumps(alpaca(["aaa", "b", "cccc"], "ours")))
+    write("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs"))
+    found = evaluated("policy.json", "reference.jsonl")
+    folder = Path("runs/demo/outputs").rename("written")
+    again = evaluated(
+        str(folder / "arena_hard/model_answer/policy.jsonl"),
+        str(folder / "alpaca_eval/reference.json"),
+        questions=str(folder / "arena_hard/question.jsonl"),
+    )
+    assert again["judged"] == found["judged"] and again["samples"] == found["samples"]
+
+
+def test_both_forms_of_arena_hard_are_read_and_our_samples_get_its_ids():
+    asked, texts = PROMPTS[:2], {"old": ["a", "bb"], "new": ["aaa", "b"], "ours": ["xx", "y"]}
+    write("questions.jsonl", [{"question_id": f"q{n}", "turns": [{"content": p}]} for n, p in enumerate(asked)])
+    write(
+        "old.jsonl",
+        [
+            {"question_id": f"q{n}", "model_id": "old", "choices": [{"index": 0, "turns": [{"content": t}]}]}
+            for n, t in enumerate(texts["old"])
+        ],
+    )
+    turns = [
+        [{"role": "user", "content": p}, {"role": "assistant", "content": {"answer": t}}]
+        for p, t in zip(asked, texts["new"], strict=True)
+    ]
+    write("new.jsonl", [{"uid": f"q{n}", "model": "new", "messages": both} for n, both in enumerate(turns)])
+    write("ours.jsonl", [{"prompt": p, "output": t} for p, t in zip(asked, texts["ours"], strict=True)])
+    for policy, scores in (("new.jsonl", [3, 1]), ("ours.jsonl", [2, 1])):
+        found = evaluated(policy, "old.jsonl", questions="questions.jsonl")
+        assert [row["policy_score"] for row in found["samples"]] == scores
+        assert [row["reference_score"] for row in found["samples"]] == [1, 2]
+        assert [row["uid"] for row in lines("arena_hard/model_answer/policy.jsonl")] == ["q0", "q1"]
+    assert {row["model"] for row in lines("arena_hard/model_answer/reference.jsonl")} == {"old"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "says"),
+    [
+        ([{"instruction": "what is warm", "output": "x"}], "no.jsonl has no response to 1 of the prompts"),
+        ([{"instruction": p, "output": "x"} for p in ("what is warm", "else")], "reference.jsonl has no response to 1"),
+        ([{"instruction": "what is warm"}], "no.jsonl:1: no response of a known form"),
+        ([{"question_id": "q", "choices": []}], "no.jsonl:1: question 'q' is not in evaluation.outputs.questions"),
+        ([], "no.jsonl holds no responses"),
+    ],
+)
+def test_outputs_that_do_not_match_are_refused(capsys, policy: list[dict[str, Any]], says: str):
+    write("no.jsonl", policy)
+    write("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs")[:2])
+    with pytest.raises(SystemExit) as stopped:
+        evaluated("no.jsonl", "reference.jsonl")
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and says in said and "Traceback" not in said
