@@ -101,7 +101,7 @@ def conserved(path_SN2: Any, coordinates: str) -> dict[str, float]:
 @pytest.mark.parametrize("coordinates", COORDINATES)
 def test_the_flow_conserves_the_sum_of_its_own_coordinates_alone(name: str, options: Any, coordinates: Any):
     changed = conserved(descended(pair_loss(name, **options), coordinates), coordinates)
-    assert changed.pop(coordinates) < 1e-6 and min(changed.values()) > 1e-3
+    assert changed.pop(coordinates) < 1e-5 and min(changed.values()) > 1e-3
 
 
 def test_a_loss_that_reads_more_than_the_margin_conserves_nothing():
