@@ -46,7 +46,6 @@ def one_step(
         rejected: the other one.
         learning_rate: size of the step.
     """
-
     pair = jnp.array([chosen]), jnp.array([rejected])
     frozen = _pairs(reference_A, *pair)
 
