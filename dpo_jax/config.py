@@ -198,6 +198,14 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """What `dpo-jax analyse` looks at."""
+
+    rows: Positive = 512  # pairs whose likelihoods are compared: the first that are held out, else of the training
+    pairs: Positive = 16  # pairs of the step that is taken apart; each costs some ten passes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The Hugging Face folder."""
 
@@ -226,6 +234,7 @@ class Config:
     reward: RewardConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     export: ExportConfig = ExportConfig()
 
 

@@ -111,7 +111,7 @@ def ches(means_BPD: np.ndarray) -> np.ndarray:
 
     The higher, the more chosen and rejected look alike from inside, and the likelier the chosen one is displaced.
 
-    References: Razin et al. 2024, arXiv:2410.08847, definition 2.
+    References: Razin et al. 2024, arXiv:2410.08847.
     """
     chosen_BD, rejected_BD = means_BPD[:, 0], means_BPD[:, 1]
     return (chosen_BD * (rejected_BD - chosen_BD)).sum(axis=1)

@@ -119,6 +119,24 @@ def flow(
     return _integrate(velocity, value, start_N2, size=duration / steps, steps=steps)
 
 
+def directions(loss: PairLoss, logps_N2: Any, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
+    """Where steepest descent in these coordinates moves log-probs, as unit vectors [N, 2]; NaN where nothing pulls.
+
+    Other than the speed itself, they are known also where probabilities are too small for a float.
+    """
+    logps_N2 = jnp.asarray(logps_N2, float)
+    slope_N2 = gradient(loss, logps_N2, coordinates="logp", reference=reference)
+    log_z_N2 = {
+        "logp": jnp.zeros_like(logps_N2),
+        "ratio": logps_N2 - _numbers(reference),
+        "probability": logps_N2,
+    }[coordinates]
+    # -(dL/dy) / z^2 by its logarithm, and without its size.
+    size_N2 = jnp.log(jnp.abs(slope_N2)) - 2 * log_z_N2
+    seen_N2 = -jnp.sign(slope_N2) * jnp.exp(size_N2 - size_N2.max(axis=1, keepdims=True))
+    return seen_N2 / jnp.linalg.norm(seen_N2, axis=1, keepdims=True)
+
+
 def flow_lines(
     loss: PairLoss,
     logps_N2: Any,
@@ -128,22 +146,13 @@ def flow_lines(
     length: float,
     steps: int = 200,
 ) -> jax.Array:
-    """The curves of `flow` in these coordinates, drawn in log-probs: from `logps_N2` on, `length` nats long; [S, N, 2].
+    """The curves of `flow` in these coordinates, drawn in log-probs: from `logps_N2` on, `length` nats; [S, N, 2].
 
-    Equal steps along the curve instead of in time, so that also probabilities too small for a float have lines.
+    They follow `directions`, in equal steps along the curve instead of in time.
     """
 
     def direction(logps_N2: jax.Array) -> jax.Array:
-        slope_N2 = gradient(loss, logps_N2, coordinates="logp", reference=reference)
-        log_z_N2 = {
-            "logp": jnp.zeros_like(logps_N2),
-            "ratio": logps_N2 - _numbers(reference),
-            "probability": logps_N2,
-        }[coordinates]
-        # -(dL/dy) / z^2 by its logarithm, and without its size.
-        size_N2 = jnp.log(jnp.abs(slope_N2)) - 2 * log_z_N2
-        seen_N2 = -jnp.sign(slope_N2) * jnp.exp(size_N2 - size_N2.max(axis=1, keepdims=True))
-        return seen_N2 / jnp.linalg.norm(seen_N2, axis=1, keepdims=True)
+        return directions(loss, logps_N2, coordinates=coordinates, reference=reference)
 
     def value(logps_N2: jax.Array) -> jax.Array:
         return _losses(loss, logps_N2, reference)
@@ -187,7 +196,6 @@ def _logps(points_N2: jax.Array, coordinates: Coordinates, reference: PairLogps)
 
 def _losses(loss: PairLoss, logps_N2: jax.Array, reference: PairLogps) -> jax.Array:
     """The loss at each point, [N]."""
-    wide = (None if x is None else jnp.broadcast_to(jnp.asarray(x, float), len(logps_N2)) for x in reference)
-    frozen = PairLogps(*wide)
+    frozen: PairLogps = jax.tree.map(lambda x: jnp.broadcast_to(jnp.asarray(x, float), len(logps_N2)), reference)
     policy = frozen._replace(chosen=logps_N2[:, 0], rejected=logps_N2[:, 1])
     return loss(policy, frozen)

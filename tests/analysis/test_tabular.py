@@ -68,7 +68,7 @@ def test_dpo_over_all_pairs_is_the_tilted_reference(beta: float):
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])
 def test_ipo_stays_near_the_reference_where_dpo_goes_to_a_corner(tau: float):
-    """Three actions in a total order that is always observed: Azar et al. 2023, arXiv:2310.12036, section 5.3."""
+    """Three actions in a total order that is always observed: Azar et al. 2023, arXiv:2310.12036."""
     uniform = jnp.full(3, -jnp.log(3.0))
     ipo = population_minimiser(pair_loss("ipo", beta=tau), certain(3), uniform)
     np.testing.assert_allclose(-np.diff(ipo), [1 / (3 * tau)] * 2, rtol=1e-6)
