@@ -13,21 +13,22 @@ from dpo_jax.reporting.series import Rows, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours that matplotlib draws and the page replaces: hex -> CSS.
-_INK, _WARNING, _LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
-_CSS = {_INK: "currentColor", _WARNING: "var(--bad)", _LINES[0]: "var(--line-1)", _LINES[1]: "var(--line-2)"}
-_DASHES = ("-", (0, (4, 1.5)))
+INK, _WARNING, LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
+_CSS = {INK: "currentColor", _WARNING: "var(--bad)", LINES[0]: "var(--line-1)", LINES[1]: "var(--line-2)"}
+DASHES = ("-", (0, (4, 1.5)))
 SMOOTH_FROM_ROWS = 20
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dpo_jax",
     "font.size": 8.5,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "axes.linewidth": 0.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -81,22 +82,28 @@ def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        for (_, metric), colour, dash in zip(plot.lines, _LINES, _DASHES, strict=False):
+        for (_, metric), colour, dash in zip(plot.lines, LINES, DASHES, strict=False):
             _line(axes, *series(rows, metric), colour, dash, smooth=plot.smooth)
         if plot.unit == "%":
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
-        axes.grid(axis="y", color=_INK, alpha=0.12, linewidth=0.5)
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
+        svg = as_svg(figure, prefix)
     legend = [label for label, _ in plot.lines] if len(plot.lines) > 1 else []
-    return Curve(plot.title, plot.unit, _inline(buffer.getvalue(), prefix), _describe(plot, rows), legend)
+    return Curve(plot.title, plot.unit, svg, _describe(plot, rows), legend)
+
+
+def as_svg(figure: Figure, prefix: str) -> str:
+    """A figure drawn in `STYLE`, to stand in a page; `prefix` keeps its ids apart from those of others there."""
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return _inline(buffer.getvalue(), prefix)
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dash: Any, *, smooth: bool) -> None:

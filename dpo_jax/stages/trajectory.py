@@ -102,10 +102,10 @@ def field_of(loss: PairLoss, reference: PairLogps, places_N2: np.ndarray) -> dic
 
 
 def _extent(places_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A window around most of the places and the reference, with some air."""
+    """A square window around the places and the reference, with some air: a nat is as long on both axes."""
     low_2, high_2 = np.minimum(places_N2.min(axis=0), 0.0), np.maximum(places_N2.max(axis=0), 0.0)
-    air_2 = np.maximum(0.1 * (high_2 - low_2), 0.5 * (_LEAST_WIDTH - (high_2 - low_2)))
-    return low_2 - air_2, high_2 + air_2
+    half = 0.6 * max(_LEAST_WIDTH, *(high_2 - low_2))
+    return (low_2 + high_2) / 2 - half, (low_2 + high_2) / 2 + half
 
 
 def halves(trajectory: Trajectory, loss: PairLoss | None, reference: PairLogps) -> dict[str, Any]:

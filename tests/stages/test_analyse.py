@@ -149,8 +149,8 @@ def test_the_field_predicts_both_halves_at_the_same_margin():
 def test_the_field_covers_the_places_and_the_reference():
     places = np.array([[0.5, -20.0], [3.0, -5.0]])
     found = field_of(pair_loss("dpo"), PAIR, places)
-    assert found["low"][0] == pytest.approx(-0.3) and found["high"] == pytest.approx([3.3, 2.0])
-    assert found["low"][1] == pytest.approx(-22.0)
+    # 3 wide and 20 high with the reference: a square of 24 around (1.5, -10).
+    assert found["low"] == pytest.approx([-10.5, -22]) and found["high"] == pytest.approx([13.5, 2.0])
     grid, arrows = np.array(found["grid"]), np.array(found["logp"]["arrows"])
     assert grid.shape == arrows.shape == (169, 2) and len(found["slope"]) == 169
     np.testing.assert_allclose(arrows, np.array([[1, -1]] * 169) / 2**0.5, atol=1e-4)
