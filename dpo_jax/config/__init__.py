@@ -195,6 +195,14 @@ class PairsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AnalysisConfig:
+    """What `dpo-jax analyse` looks at."""
+
+    rows: Positive = 512  # pairs whose likelihoods are compared: the first that are held out, else of the training
+    pairs: Positive = 16  # pairs of the step that is taken apart; each costs some ten passes
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """The Hugging Face folder."""
 
@@ -225,6 +233,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampling: SamplingConfig = SamplingConfig()
     pairs: PairsConfig = PairsConfig()
+    analysis: AnalysisConfig = AnalysisConfig()
     export: ExportConfig = ExportConfig()
 
 

@@ -13,11 +13,12 @@ from dpo_jax.reporting.series import Rows, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Colours that matplotlib draws and the page replaces: hex -> CSS.
-INK, _WARNING, COLOURS = "#00000a", "#00000b", ("#00000c", "#00000d")
-_CSS = {INK: "currentColor", _WARNING: "var(--bad)", COLOURS[0]: "var(--line-1)", COLOURS[1]: "var(--line-2)"}
-_DASHES = ("-", (0, (4, 1.5)))
+INK, _WARNING, LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
+_CSS = {INK: "currentColor", _WARNING: "var(--bad)", LINES[0]: "var(--line-1)", LINES[1]: "var(--line-2)"}
+DASHES = ("-", (0, (4, 1.5)))
 SMOOTH_FROM_ROWS = 20
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -84,7 +85,7 @@ def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        for (_, metric), colour, dash in zip(plot.lines, COLOURS, _DASHES, strict=False):
+        for (_, metric), colour, dash in zip(plot.lines, LINES, DASHES, strict=False):
             _line(axes, *series(rows, metric), colour, dash, smooth=plot.smooth)
         if plot.unit == "%":
             axes.set_ylim(0, 1.02)
@@ -92,11 +93,17 @@ def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        buffer = io.StringIO()
-        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+        svg = as_svg(figure, prefix)
     legend = [label for label, _ in plot.lines] if len(plot.lines) > 1 else []
-    return Curve(plot.title, plot.unit, as_inline_svg(buffer.getvalue(), prefix), _describe(plot, rows), legend)
+    return Curve(plot.title, plot.unit, svg, _describe(plot, rows), legend)
+
+
+def as_svg(figure: Figure, prefix: str) -> str:
+    """A figure drawn in `STYLE`, to stand in a page; `prefix` keeps its ids apart from those of others there."""
+    buffer = io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    return _inline(buffer.getvalue(), prefix)
 
 
 def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dash: Any, *, smooth: bool) -> None:
@@ -122,7 +129,7 @@ def _describe(plot: Plot, rows: Rows) -> str:
     return f"{plot.title} by step: {'; '.join(lines)}."
 
 
-def as_inline_svg(svg: str, prefix: str) -> str:
+def _inline(svg: str, prefix: str) -> str:
     """Of a drawing in `COLOURS` and `INK` what belongs on the page: unique ids, and colours of its style sheet."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)

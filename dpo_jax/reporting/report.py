@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax.reporting import numbers
+from dpo_jax.reporting.analysis import analysis_section
 from dpo_jax.reporting.plots import PREFERENCE_PLOTS, SFT_PLOTS, SMOOTH_FROM_ROWS, draw
 from dpo_jax.reporting.results import Evaluation, part, result_rows
 from dpo_jax.reporting.series import Rows, broken_steps, series
@@ -29,6 +30,8 @@ class RunReport(NamedTuple):
             _interval); by other scores reference and policy (each reward, interval), reward_difference (with
             _interval); of a judge that compares order (flipped, first_preferred) and usage
         samples: a list of prompt, reference, policy and, where judged, reference_score and policy_score, or verdict
+
+    `analysis` is what `dpo-jax analyse` wrote.
     """
 
     title: str
@@ -39,6 +42,7 @@ class RunReport(NamedTuple):
     metrics: Rows
     sft_metrics: Rows = ()
     evaluation: Evaluation | None = None
+    analysis: Mapping[str, Any] | None = None
 
 
 def render(run: RunReport) -> str:
@@ -63,6 +67,7 @@ def render(run: RunReport) -> str:
             ("Preference training", draw(PREFERENCE_PLOTS, run.metrics, prefix="preference")),
             ("Supervised fine-tuning", draw(SFT_PLOTS, run.sft_metrics, prefix="sft")),
         ],
+        analysis=analysis_section(run.analysis),
         samples=[samples[:SHOWN_SAMPLES], samples[SHOWN_SAMPLES:]],
         shared_prompt=prompts.pop() if len(prompts) == 1 else None,
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),

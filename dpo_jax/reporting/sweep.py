@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
-from dpo_jax.reporting.plots import COLOURS, INK, STYLE, as_inline_svg
+from dpo_jax.reporting.plots import INK, LINES, STYLE, as_svg
 
 FORMATS: dict[str, Format] = {
     "judged positive": percent,
@@ -117,7 +116,7 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
         for number, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda line: line.measures[cost][0])
             x, y = ([line.measures[measure][0] for line in members] for measure in (cost, gained))
-            colour, mark = COLOURS[number % 2], _MARKS[number % len(_MARKS)]
+            colour, mark = LINES[number % 2], _MARKS[number % len(_MARKS)]
             dash = "-" if number < 2 * len(_MARKS) else "--"
             axes.errorbar(
                 x,
@@ -137,9 +136,8 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
         axes.grid(color=INK, alpha=0.12, linewidth=0.5)
         if len(series) > 1:
             axes.legend(frameon=False, labelcolor=INK)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date")))
-    return Frontier(as_inline_svg(buffer.getvalue(), "frontier"), gained, cost, list(series))
+        svg = as_svg(figure, "frontier")
+    return Frontier(svg, gained, cost, list(series))
 
 
 def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:

@@ -75,6 +75,12 @@ def _evaluate(setup: Setup) -> None:
     evaluate.run(setup)
 
 
+def _analyse(setup: Setup) -> None:
+    from dpo_jax.stages import analyse
+
+    analyse.run(setup)
+
+
 def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str | None) -> None:
     from dpo_jax.stages import sample
 
@@ -127,6 +133,7 @@ STAGES: dict[str, Stage] = {
     "train": Stage("train on preferences (with what must come before, if it is missing)", _train),
     "reward": Stage("train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", _reward),
     "evaluate": Stage("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
+    "analyse": Stage("why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json", _analyse),
     "sample": Stage(
         "answer prompts with the trained model, in the format that AlpacaEval reads",
         _sample,

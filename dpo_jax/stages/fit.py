@@ -14,7 +14,7 @@ from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import Described
-from dpo_jax.stages.program import make_program
+from dpo_jax.stages.program import Program, make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training import loop
@@ -34,6 +34,7 @@ _MAY_CHANGE = (
     "reference.batch_pairs",
     "reference.rows_per_shard",
     "evaluation",
+    "analysis",
     "export",
     "data.layout",
     "model.attention",
@@ -124,9 +125,7 @@ def fit(
         check(state)
         _say_what_is_trained(stage, state)
     else:
-        saved = program if keeps_frozen else program._replace(shardings=program.shardings._replace(frozen=None))
-        state = checkpoints.restore(done, saved.state_shapes(model, memory))
-        state = state if keeps_frozen else state._replace(frozen=still)
+        state = restored(checkpoints, done, program, model, memory=memory, frozen=still)
         say(stage, f"resumes at step {done} of {steps}")
     del still
     sinks = _sinks(folder, resume_step=done)
@@ -156,6 +155,15 @@ def fit(
             for sink in sinks:
                 sink.close()
     say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
+
+
+def restored(
+    checkpoints: Checkpoints, step: int, program: Program, model: Described, *, memory: Any, frozen: Params | None
+) -> TrainState:
+    """The state of a checkpoint. `frozen` are parameters beside it that never move; None where it holds those too."""
+    saved = program if frozen is None else program._replace(shardings=program.shardings._replace(frozen=None))
+    state = checkpoints.restore(step, saved.state_shapes(model, memory))
+    return state if frozen is None else state._replace(frozen=frozen)
 
 
 def _placed(setup: Setup, batches: Batches, number: int) -> loop.Placed:

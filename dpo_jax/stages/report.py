@@ -33,7 +33,7 @@ def gather(setup: Setup) -> RunReport:
     sft_metrics = _rows(setup.sft_folder / "metrics.jsonl")
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
-    evaluation = workdir / "evaluation.json"
+    evaluation, analysis = workdir / "evaluation.json", workdir / "analysis.json"
     return RunReport(
         title=workdir.name or str(workdir),
         command=setup.command,
@@ -45,6 +45,7 @@ def gather(setup: Setup) -> RunReport:
         metrics=metrics,
         sft_metrics=sft_metrics,
         evaluation=read_json(evaluation) if evaluation.exists() else None,
+        analysis=read_json(analysis) if analysis.exists() else None,
     )
 
 

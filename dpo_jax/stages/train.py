@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.config import TrainConfig
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
@@ -102,13 +103,18 @@ def run(setup: Setup) -> None:
     )
 
 
-def training_batches(setup: Setup, data: DataRows, reference: Scores | None) -> Batches:
-    """The batches of a run; `reference` are the stored log-probs of the rows, if there is a store."""
-    config = setup.config
+def training_batches(
+    setup: Setup, data: DataRows, reference: Scores | None, *, train: TrainConfig | None = None
+) -> Batches:
+    """The batches of a run; `reference` are the stored log-probs of the rows, if there is a store.
+
+    `train` says how large they are; by default as the configuration does.
+    """
+    config, train = setup.config, train or setup.config.train
     return Batches(
         data.rows,
-        batch_pairs=config.train.batch_pairs,
-        micro_batch_pairs=config.train.micro_batch_pairs or config.train.batch_pairs,
+        batch_pairs=train.batch_pairs,
+        micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
         seed=config.seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,

@@ -12,6 +12,7 @@ import pytest
 
 from dpo_jax.reporting.report import render
 from tests.reporting.made_up import CONFIG, EVALUATION, made_up_run
+from tests.reporting.test_analysis import made_up_analysis
 
 CHROMIUM = Path("/usr/bin/chromium")
 FLAGS = (
@@ -44,9 +45,10 @@ def test_in_chromium(tmp_path: Path) -> None:
         command="dpo-jax " + "c" * 400,
         environment={"machine": "m" * 200},
         config=CONFIG | {"long": "x" * 400},
+        analysis=made_up_analysis(),
         evaluation=EVALUATION | {"samples": [long, *EVALUATION["samples"]]},
     )
-    report = html.escape(render(run))
+    report = html.escape(render(run).replace("<details>", "<details open>"))  # what is folded cannot overflow
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{report}"></iframe>' for width in (380, 1200))
     page = tmp_path / "frames.html"
     page.write_text(
@@ -59,5 +61,5 @@ def test_in_chromium(tmp_path: Path) -> None:
     assert found, "the measuring page did not run"
     phone, desk = json.loads(html.unescape(found[1]))
     assert phone["scroll"] <= 380 and desk["scroll"] <= 1200
-    assert phone["plots"] == desk["plots"] == 9
+    assert phone["plots"] == desk["plots"] == 12
     assert phone["sides"][0] == phone["sides"][1] and desk["sides"][0] < desk["sides"][1]

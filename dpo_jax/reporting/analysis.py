@@ -1,0 +1,122 @@
+"""What an analysis says, as words and tables: which half moved, who was displaced, what one step did by whose pull."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dpo_jax.reporting.field import COORDINATES, draw_field
+from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain
+from dpo_jax.reporting.plots import Curve
+
+_LIKENESS = {
+    "edit_similarity": "By shared tokens (edit similarity, 1: the same)",
+    "ches": "By hidden states (CHES, higher: more alike from inside)",
+}
+_PULLS = {
+    "own_chosen": "its own chosen response",
+    "own_rejected": "its own rejected response",
+    "others": "the other pairs",
+}
+
+
+class Table(NamedTuple):
+    """A table with a title, its columns named; the first column is text."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+class Section(NamedTuple):
+    """The analysis of a run, ready to be shown."""
+
+    words: list[str]
+    curves: list[Curve]
+    tables: list[Table]
+    pairs: Table  # the step, pair by pair
+
+
+def analysis_section(analysis: Mapping[str, Any] | None) -> Section | None:
+    """None where nobody has analysed the run. `analysis` is what `dpo-jax analyse` writes."""
+    if analysis is None:
+        return None
+    words = [
+        _moved(analysis["halves"]["measured"]),
+        _displaced(analysis["displacement"]),
+        _stepped(analysis["one_step"]),
+    ]
+    if "refused" in analysis["field"]:
+        words.append(f"There is no field: {analysis['field']['refused']}.")
+    words.append(f"All of it is of step {analysis['step']}.")
+    likeness = [_by_likeness(name, found) for name, found in analysis["displacement"]["by"].items()]
+    return Section(words, draw_field(analysis), [_halves(analysis["halves"]), *likeness], _pairs(analysis["one_step"]))
+
+
+def _moved(measured: Mapping[str, Any]) -> str:
+    return (
+        f"Over training the chosen half moved by {nats(measured['chosen'])} and the rejected half by "
+        f"{nats(measured['rejected'])}: {measured['faster']} moved more."
+    )
+
+
+def _displaced(found: Mapping[str, Any]) -> str:
+    return (
+        f"{percent(found['fell'] / found['pairs'])} of the chosen responses ({found['fell']} of {found['pairs']} "
+        f"pairs, {found['split']}) are less likely than under the reference (95{GAP}% interval "
+        f"{interval(found['interval'], percent)})."
+    )
+
+
+def _stepped(step: Mapping[str, Any]) -> str:
+    """Of the chosen responses that fell in this step: what pulled them down most."""
+    pairs = step["pairs"]
+    fell = [pair["chosen"] for pair in pairs if pair["chosen"]["happened"] < 0]
+    missed = f"the first order misses {percent(step['unexplained'])} of what happened"
+    if not fell:
+        return f"One more step raises the chosen response of each of {len(pairs)} pairs; {missed}."
+    worst = Counter(min(_PULLS, key=lambda pull, half=half: half[pull]) for half in fell)
+    blame = ", ".join(f"{_PULLS[pull]} in {count}" for pull, count in worst.most_common())
+    return (
+        f"One more step lowers the chosen response of {len(fell)} of {len(pairs)} pairs; {missed}. Under plain "
+        f"gradient descent these are pulled down most by {blame}."
+    )
+
+
+def _halves(halves: Mapping[str, Any]) -> Table:
+    rows = [("This run", *(nats(halves["measured"][half]) for half in ("chosen", "rejected")))]
+    for coordinates, place in halves["predicted"].items():
+        cells = (nats(place["chosen"]), nats(place["rejected"])) if place else ("never", "never")
+        rows.append((f"Field: {COORDINATES[coordinates].lower()}", *cells))
+    return Table("Both halves at the margin that the run came to", ("", "chosen", "rejected"), rows)
+
+
+def _by_likeness(name: str, found: Mapping[str, Any]) -> Table:
+    rows = [
+        (
+            interval((part["low"], part["high"]), plain),
+            f"{part['fell']} of {part['pairs']}",
+            interval(part["interval"], percent),
+            nats(part["chosen"]),
+            nats(part["rejected"]),
+        )
+        for part in found["bins"]
+    ]
+    title = f"{_LIKENESS[name]}; rank correlation with the chosen log-ratio {plain(found['correlation'])}"
+    return Table(title, ("likeness", "chosen fell", f"95{GAP}% interval", "chosen", "rejected"), rows)
+
+
+def _pairs(step: Mapping[str, Any]) -> Table:
+    columns = ("pair", "", "happened", "first order", *(name.replace("_", " ") for name in _PULLS))
+    rows = []
+    for pair in step["pairs"]:
+        for half in ("chosen", "rejected"):
+            found = pair[half]
+            cells = (plain(found[name]) for name in ("happened", "first_order", *_PULLS))
+            rows.append((found["text"].strip(), half, *cells))
+    title = (
+        "Change of log-probs in one step of the run's optimizer at a learning rate of "
+        f"{plain(step['learning_rate'])}, nats; pulls are those of plain gradient descent by unit of its rate"
+    )
+    return Table(title, columns, rows)
