@@ -16,7 +16,7 @@ MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
     "mean score": (("judged", "policy", "score"), "score_interval"),
     "mean reward": (("judged", "policy", "reward"), "interval"),
     "win rate": (("judged", "win_rate"), "win_rate_interval"),
-    "sequence KL": (("kl", "sequence_kl"), "interval"),
+    "sequence KL": (("kl", "exact"), "exact_interval"),
     "held-out accuracy": (("heldout", "accuracy"), "accuracy_interval"),
     "held-out margin": (("heldout", "margin"), "margin_interval"),
 }

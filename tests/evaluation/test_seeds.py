@@ -10,7 +10,7 @@ from dpo_jax.evaluation.seeds import across_seeds, lines_of
 def evaluation(accuracy: float, kl: float) -> dict:
     return {
         "heldout": {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.1, accuracy + 0.1]},
-        "kl": {"sequence_kl": kl, "interval": [kl - 1, kl + 1]},
+        "kl": {"exact": kl, "exact_interval": [kl - 1, kl + 1]},
     }
 
 
