@@ -59,6 +59,7 @@ class OutputsConfig:
     policy: str
     reference: str
     questions: str | None = None  # Arena-Hard's questions, where the answers do not repeat them or have no ids
+    difficulty: str | None = None  # rows with instruction_difficulty, one for each row of `policy`, for equal lengths
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -98,11 +98,8 @@ def _fit(features_nF: np.ndarray, verdicts_n: np.ndarray, weights_Sn: np.ndarray
         bend_Sn = weights_Sn * chance_Sn * (1 - chance_Sn)
         hessian_SFF = np.einsum("sn,nf,ng->sfg", bend_Sn, features_nF, features_nF, optimize=True)
         step_SF = np.linalg.solve(hessian_SFF + _PENALTY * np.eye(width), gradient_SF[..., None])[..., 0]
-        # Where all is won the curve is flat far out, and a whole step would jump to and fro.
-        length_S1 = np.linalg.norm(step_SF, axis=1, keepdims=True)
-        step_SF *= np.minimum(1.0, 1.0 / np.maximum(length_S1, _TOLERANCE))
         found_SF -= step_SF
-        if length_S1.max() < _TOLERANCE:
+        if np.abs(step_SF).max() < _TOLERANCE:
             return found_SF
     raise ArithmeticError(f"the regression of {len(verdicts_n)} verdicts had not converged after {_STEPS} steps")
 

@@ -20,7 +20,7 @@ from dpo_jax.stages.outputs import Matched, Output, read_matched, write_outputs
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.samples import Samples, make_sampling
 from dpo_jax.stages.setup import Setup
-from dpo_jax.types import Params
+from dpo_jax.types import Params, Prompt
 
 
 def run(setup: Setup) -> None:
@@ -64,20 +64,7 @@ def _heldout(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
 
 def compare_samples(setup: Setup, policy: Params, frozen: Params, judge: AnyJudge | None) -> dict[str, Any]:
     """Samples both models on the held-out prompts, measures the policy's divergence on its own, and has them judged."""
-    options = setup.config.evaluation
-    known = setup.eval_data.prompts
-    prompts = [known[i % len(known)] for i in range(options.samples)]
-    sample = make_sampling(
-        setup,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        batch_rows=options.batch_rows,
-    )
-    sampled: dict[str, Samples] = {}
-    for name, params in (("reference", frozen), ("policy", policy)):
-        say("evaluate", f"samples {options.samples} responses from the {name}")
-        sampled[name] = sample(params, jax.random.key(setup.config.seed))
+    prompts, sampled = _sample(setup, policy, frozen)
     measured = measure_divergence(setup, sampled["policy"].rows, policy, frozen)
     kl, generator = measured["kl"], setup.workdir.name or str(setup.workdir)
     low, high = kl["exact_interval"]
@@ -96,6 +83,25 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params, judge: AnyJudg
     matched = Matched(prompts, sides["policy"], sides["reference"])
     written = {name: found.written for name, found in sampled.items()}
     return {**measured, **_compare(setup, matched, judge, written)}
+
+
+def _sample(setup: Setup, policy: Params, frozen: Params) -> tuple[list[Prompt], dict[str, Samples]]:
+    """Held-out prompts, one after the other, and what reference and policy answer."""
+    options = setup.config.evaluation
+    known = setup.eval_data.prompts
+    prompts = [known[i % len(known)] for i in range(options.samples)]
+    sample = make_sampling(
+        setup,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        batch_rows=options.batch_rows,
+    )
+    sampled: dict[str, Samples] = {}
+    for name, params in (("reference", frozen), ("policy", policy)):
+        say("evaluate", f"samples {options.samples} responses from the {name}")
+        sampled[name] = sample(params, jax.random.key(setup.config.seed))
+    return prompts, sampled
 
 
 def compare_outputs(setup: Setup, outputs: OutputsConfig, judge: AnyJudge | None) -> dict[str, Any]:
@@ -122,7 +128,9 @@ def _compare(setup: Setup, matched: Matched, judge: AnyJudge | None, written: di
     result: dict[str, Any] = {"texts": {name: describe_texts(texts) for name, texts in sides.items()}}
     if judge:
         shown = {**sides, **written}
-        result["judged"], of_each = judged(judge, matched.prompts, shown["policy"], shown["reference"])
+        result["judged"], of_each = judged(
+            judge, matched.prompts, shown["policy"], shown["reference"], difficulty_n=matched.difficulty_n
+        )
         for line in in_words(result["judged"]):
             say("evaluate", line)
         samples = [sample | more for sample, more in zip(samples, of_each, strict=True)]

@@ -121,12 +121,18 @@ JUDGES: dict[str, Callable[[Setup, JudgeConfig], AnyJudge]] = {
 
 
 def judged(
-    judge: AnyJudge, prompts: Sequence[Prompt], policy: Sequence[str], reference: Sequence[str]
+    judge: AnyJudge,
+    prompts: Sequence[Prompt],
+    policy: Sequence[str],
+    reference: Sequence[str],
+    *,
+    difficulty_n: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a judge says of the policy's responses against the reference's, in all and of each comparison.
 
     Win rates, raw and length-controlled, always; of a judge that scores the mean scores, and, where its scores have a
-    neutral value, the shares above it; of one that compares what the order does, and what it cost.
+    neutral value, the shares above it; of one that compares what the order does, and what it cost. `difficulty_n` is
+    that of `length_controlled`.
     """
     names, of_each = [prompt.text for prompt in prompts], list[dict[str, Any]]()
     if isinstance(judge, Scoring):
@@ -141,7 +147,7 @@ def judged(
         found |= {"usage": usage} if (usage := dict(judge.usage())) else {}
         of_each = [{"verdict": verdict} for verdict in verdicts_n]
     ours, theirs = ([text.strip() for text in texts] for texts in (policy, reference))
-    found["length_controlled"] = length_controlled(verdicts_n, ours, theirs, names)
+    found["length_controlled"] = length_controlled(verdicts_n, ours, theirs, names, difficulty_n=difficulty_n)
     return {"judge": judge.name, **found}, [{key: float(value) for key, value in each.items()} for each in of_each]
 
 

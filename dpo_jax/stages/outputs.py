@@ -4,6 +4,8 @@ AlpacaEval: objects of `instruction`, `output`, `generator`, as one JSON array; 
 JSON Lines of `uid`, `model`, `messages` (version 2) or of `question_id`, `model_id`, `choices` (0.1), whose questions
 are in a file of their own. What is written for it holds both; the lengths and counts of Markdown that its style control
 reads are added by a script of its own.
+
+Dimension key: n responses.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from dpo_jax.config.evaluation import OutputsConfig
 from dpo_jax.data.sources import paths
@@ -33,18 +37,20 @@ class Output(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """The responses of two models to the same prompts, side by side."""
+    """The responses of two models to the same prompts, side by side: n of each."""
 
     prompts: list[Prompt]
     policy: list[Output]
     reference: list[Output]
+    difficulty_n: np.ndarray | None = None  # of their instructions, where it is known
 
 
 def read_matched(config: OutputsConfig) -> Matched:
     """Both files of a configuration; the k-th response to a prompt in one belongs to the k-th in the other.
 
     Raises:
-        UserError: a file cannot be read, a row is no response, or a prompt is not in both files equally often.
+        UserError: a file cannot be read, a row is no response, a prompt is not in both files equally often, or there
+            is not one difficulty for each response of the policy.
     """
     questions = _questions(config.questions) if config.questions else {}
     by_prompt: dict[str, list[Output]] = defaultdict(list)
@@ -65,7 +71,9 @@ def read_matched(config: OutputsConfig) -> Matched:
                 f"evaluation.outputs: {path} has no response to {len(prompts)} of the prompts in the other file, such "
                 f"as {prompts[0][:80]!r}. Both have to answer the same prompts, equally often."
             )
-    return found
+    if config.difficulty is None:
+        return found
+    return found._replace(difficulty_n=_difficulty(config.difficulty, len(found.policy)))
 
 
 def write_outputs(folder: Path, matched: Matched) -> None:
@@ -132,6 +140,22 @@ def _questions(path: str) -> dict[str, str]:
                 f"{record.where}: no question: uid and prompt, or question_id and turns, are wanted."
             ) from None
     return found
+
+
+def _difficulty(path: str, rows: int) -> np.ndarray:
+    """The column instruction_difficulty, as AlpacaEval's file has it, float [rows]."""
+    found = []
+    for record in _records(path):
+        try:
+            found.append(float(record.values["instruction_difficulty"]))
+        except (LookupError, TypeError, ValueError):
+            raise UserError(f"{record.where}: a number is wanted in the column instruction_difficulty.") from None
+    if len(found) != rows or not np.isfinite(found).all():
+        raise UserError(
+            f"evaluation.outputs.difficulty: {path} has {len(found)} rows; {rows} finite numbers are wanted, one for "
+            "each response, in the order of evaluation.outputs.policy."
+        )
+    return np.array(found)
 
 
 def _records(path: str) -> list[Record]:

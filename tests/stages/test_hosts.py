@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -23,6 +24,12 @@ from tests.stages.test_pipeline import write_rows
 from tests.tiny import make_hf_folder
 
 ROOT = Path(__file__).parents[2]
+JUDGE = """
+import json, sys
+print("asked", file=open("asked.txt", "a"))
+for line in sys.stdin:
+    print(len(json.loads(line)["response"]))
+"""
 MESH = {"data": 2, "fsdp": 2, "tensor": 2}
 
 
@@ -73,7 +80,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "train.yaml").write_text(yaml.safe_dump(config))
     config["data"]["eval"] = [{"path": "eval.jsonl"}]  # type: ignore[index]
     config["sft"] = {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 2}}
-    config["evaluation"] = {"samples": 4, "max_new_tokens": 5, "batch_rows": 8, "every": 2}
+    (folder / "judge.py").write_text(JUDGE)
+    judge = {"name": "command", "command": shlex.join([sys.executable, "-I", "judge.py"])}
+    config["evaluation"] = {"samples": 4, "max_new_tokens": 5, "batch_rows": 8, "every": 2, "judge": judge}
     config["export"] = {"max_shard_size": "20KB"}
     (folder / "all.yaml").write_text(yaml.safe_dump(config))
     return folder
@@ -123,7 +132,12 @@ def test_everything_that_one_process_does(folder: Path, count: int):
     ids = np.concatenate([ids for ids, _ in opened[0]._shards])
     for ours, wanted in zip(*(store.lookup(ids) for store in opened), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-4)
-    texts = [[sample["policy"] for sample in read_json(run / "evaluation.json")["samples"]] for run in (one, several)]
+    evaluated = [read_json(run / "evaluation.json") for run in (one, several)]
+    assert evaluated[0]["judged"] == evaluated[1]["judged"]
+    assert evaluated[1]["kl"]["exact"] == pytest.approx(evaluated[0]["kl"]["exact"], rel=1e-3)
+    asked = len((folder / "asked.txt").read_text().splitlines())
+    assert asked == len([run for run in (folder / "runs").iterdir() if (run / "evaluation.json").exists()])
+    texts = [[sample["policy"] for sample in found["samples"]] for found in evaluated]
     assert texts[0] == texts[1]
     files = [{path.relative_to(run) for path in run.rglob("*.safetensors")} for run in (one, several)]
     assert files[0] == files[1] and len(files[0]) > 2

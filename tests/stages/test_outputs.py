@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from dpo_jax import cli
+from dpo_jax.evaluation.length_controlled import length_controlled
 
 CONFIG = {
     "workdir": "runs/demo",
@@ -74,6 +76,24 @@ def test_what_was_written_is_read_back_and_judged_alike():
         questions=str(folder / "arena_hard/question.jsonl"),
     )
     assert again["judged"] == found["judged"] and again["samples"] == found["samples"]
+
+
+def test_difficulties_are_read_in_the_order_of_the_policy(capsys):
+    rows = [{"instruction": f"prompt {n}", "output": "x" * (3 + n % 5)} for n in range(40)]
+    write("policy.jsonl", rows)
+    write("reference.jsonl", [row | {"output": "y" * (5 - n // 10)} for n, row in enumerate(rows)][::-1])
+    values = [n / 40 for n in range(40)]
+    Path("hard.csv").write_text(",instruction_difficulty\n" + "".join(f"{n},{v}\n" for n, v in enumerate(values)))
+    found = evaluated("policy.jsonl", "reference.jsonl", difficulty="hard.csv")
+    scores = np.array([[row["policy_score"], row["reference_score"]] for row in found["samples"]])
+    texts = ([row[name] for row in found["samples"]] for name in ("policy", "reference", "prompt"))
+    wanted = length_controlled((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2, *texts, difficulty_n=np.array(values))
+    assert found["judged"]["length_controlled"]["win_rate"] == wanted["win_rate"]
+    for text, says in (("a\n1\n", "instruction_difficulty"), ("instruction_difficulty\n1\n", "has 1 rows; 40 finite")):
+        Path("hard.csv").write_text(text)
+        with pytest.raises(SystemExit):
+            evaluated("policy.jsonl", "reference.jsonl", difficulty="hard.csv")
+        assert says in capsys.readouterr().err
 
 
 def test_both_forms_of_arena_hard_are_read_and_our_samples_get_its_ids():

@@ -27,6 +27,7 @@ good.
 _FIELD = re.compile(r"\{(\w+)\}")
 _BRACKETED = re.compile(r"\[\[\s*(A|B|C|TIE|A>>B|A>B|A=B|B=A|B>A|B>>A)\s*\]\]")
 _BARE = re.compile(r"[\s\"'`*.:(\[]*(?:VERDICT|ANSWER|RESPONSE|WINNER)?[\s\"'`*.:(\[]*(A|B|C|TIE)[\s\"'`*.)\]]*")
+_THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WINS = {"A": 1.0, "B": 0.0, "C": 0.5, "TIE": 0.5}
 
 
@@ -49,8 +50,9 @@ def understand(answer: str) -> float | None:
     """1 where A wins, 0 where B does, 0.5 a tie; None for an answer that does not say.
 
     Either the last of `[[A]]`, `[[B]]`, `[[C]]`, `[[A>>B]]`, `[[A>B]]`, `[[A=B]]`, `[[B>A]]`, `[[B>>A]]` (as MT-Bench
-    and Arena-Hard ask for), or an answer of one letter, `tie` included.
+    and Arena-Hard ask for), or an answer of one letter, `tie` included. What stands in <think> is not the answer.
     """
+    answer = _THOUGHT.sub("", answer)
     bracketed = _BRACKETED.findall(answer.upper())
     if bracketed:
         label = bracketed[-1]

@@ -112,7 +112,7 @@ def test_waits_grow_from_retry_to_retry(monkeypatch: pytest.MonkeyPatch):
     [
         (Reply({"error": f"Incorrect API key provided: {KEY}"}, 401), r"refused the request: 401 .*provided: \*\*\*"),
         (Reply({"error": "no such model"}, 404), "refused the request: 404 .*no such model"),
-        (Reply({}, 307, {"Location": "http://127.0.0.1:9/"}), "refused the request: 307"),
+        (Reply({}, 302, {"Location": "http://127.0.0.1:9/"}), "refused the request: 302"),
         (Reply({}, 429, {"Retry-After": "86400"}), "asks to wait 86400 s"),
     ],
 )
