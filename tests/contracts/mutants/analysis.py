@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.contracts.mutants.mutant import Mutant, planted
 
 FIELD = ("tests/analysis/test_field.py -k 'published or conserve or flow_lines or long or ends or quotient'",)
-EVERY = ("tests/analysis/test_field.py -k 'slope_in or refused or weights or level'",)
+EVERY = ("tests/analysis/test_field.py -k 'slope_in or refused or weights or level or options'",)
 TABLE = ("tests/analysis/test_tabular.py",)
 STEP = ("tests/analysis/test_displacement.py",)
 BY_VALUE = ("tests/stages/test_analyse.py -k 'pull'",)
@@ -130,10 +130,5 @@ MUTANTS: list[Mutant] = [
         "reporting/field.py",
         SHOWN,
         ("the axes are swapped", "axes.plot(*places[-1],", "axes.plot(*places[-1][::-1],"),
-        (
-            "arrows without direction stop it",
-            "known = np.isfinite(arrows).all(axis=1)",
-            "known = np.abs(arrows).all(axis=1)",
-        ),
     ),
 ]
