@@ -38,10 +38,7 @@ def _draw(analysis: Mapping[str, Any], coordinates: str, title: str) -> Curve:
         for mark in (axes.axvline, axes.axhline):  # the reference
             mark(0, color=INK, alpha=0.25, linewidth=0.5)
         grid, arrows = np.array(field["grid"]), np.array(field[coordinates]["arrows"], float)
-        known = np.isfinite(arrows).all(axis=1)
-        axes.quiver(
-            *grid[known].T, *arrows[known].T, angles="xy", color=INK, alpha=0.3, scale=26, width=0.003, pivot="mid"
-        )
+        axes.quiver(*grid.T, *arrows.T, angles="xy", color=INK, alpha=0.3, scale=26, width=0.003, pivot="mid")
         own, *others = np.array(field[coordinates]["lines"], float)
         for line in others:
             axes.plot(*line.T, color=INK, alpha=0.35, linewidth=0.6)

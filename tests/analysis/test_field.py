@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.analysis.field import descent, flow, flow_lines, gradient, pair_loss, unsuited, weighted_sum
-from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, PairLogps
+from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, PairLogps, cpo, dpo, simpo
 
 pytestmark = pytest.mark.usefixtures("x64")
 
@@ -147,6 +147,13 @@ def test_several_losses_with_weights_are_one():
     found = gradient(weighted_sum(parts), points("logp"), coordinates="logp", reference=REFERENCE)
     alone = [gradient(loss, points("logp"), coordinates="logp", reference=REFERENCE) for _, loss in parts]
     np.testing.assert_allclose(found, 0.5 * alone[0] + 2.0 * alone[1], rtol=1e-12)
+
+
+def test_options_are_those_of_the_loss():
+    policy, frozen = (PairLogps(*(jnp.array([float(x)]) for x in pair)) for pair in ((-3, -1, 3, 2), REFERENCE))
+    for name, options, function in (("simpo", {"gamma": 0.3}, simpo), ("cpo", {"beta": 0.4}, cpo)):
+        np.testing.assert_allclose(pair_loss(name, **options)(policy, frozen), function(policy, **options))
+    np.testing.assert_allclose(pair_loss("dpo", beta=0.7)(policy, frozen), dpo(policy, frozen, beta=0.7))
 
 
 def test_the_level_of_bco_is_a_number():

@@ -82,5 +82,12 @@ def test_ipo_stays_near_the_reference_where_dpo_goes_to_a_corner(tau: float):
 def test_counts_weigh_as_shares_do():
     wins = np.array([[0.0, 3.0], [1.0, 0.0]])
     uniform = jnp.log(jnp.full(2, 0.5))
-    found = population_minimiser(pair_loss("dpo", beta=0.5), wins + 9 * np.eye(2), uniform)
+    found = population_minimiser(pair_loss("dpo", beta=0.5), wins, uniform)
     assert found[0] - found[1] == pytest.approx(2 * np.log(3), rel=1e-6)
+
+
+def test_an_action_is_not_compared_with_itself():
+    """It would matter to a loss that reads more than the margin."""
+    wins, uniform = certain(3) + 0.2, jnp.full(3, -jnp.log(3.0))
+    found = [population_minimiser(pair_loss("nca_pair"), wins + more * np.eye(3), uniform) for more in (0, 9)]
+    np.testing.assert_array_equal(*found)

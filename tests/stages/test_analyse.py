@@ -154,6 +154,8 @@ def test_the_field_covers_the_places_and_the_reference():
     grid, arrows = np.array(found["grid"]), np.array(found["logp"]["arrows"])
     assert grid.shape == arrows.shape == (169, 2) and len(found["slope"]) == 169
     np.testing.assert_allclose(arrows, np.array([[1, -1]] * 169) / 2**0.5, atol=1e-4)
+    slopes = 0.1 * 2**0.5 / (1 + np.exp(0.1 * (grid[:, 0] - grid[:, 1])))
+    np.testing.assert_allclose(found["slope"], slopes, atol=1e-4)
     # In ratios the arrow leans to the half that has lost more; chosen is the likelier one everywhere to the left.
     leans = np.abs(np.array(found["ratio"]["arrows"]))
     assert ((leans[:, 1] > leans[:, 0]) == (grid[:, 0] > grid[:, 1])).all()

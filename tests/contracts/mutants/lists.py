@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.contracts.mutants import (
+    analysis,
     attention,
     data,
     logprobs,
@@ -45,4 +46,5 @@ LISTS: dict[str, list[Mutant]] = {
     "stages_train": stages_train.MUTANTS,
     "weights": weights.MUTANTS,
     "planning": planning.MUTANTS,
+    "analysis": analysis.MUTANTS,
 }
