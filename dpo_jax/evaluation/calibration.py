@@ -39,18 +39,7 @@ def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray 
     confidence_B = np.maximum(chance_B, 1 - chance_B)
     right_B = np.where(logits_B > 0, label_B, np.where(logits_B < 0, 1 - label_B, 0.5))
     right_B = np.where(np.isnan(logits_B), np.nan, right_B)
-    places_B = np.clip(np.nan_to_num((confidence_B - 0.5) * 2 * BINS), 0, BINS - 1).astype(int)
-    bins = []
-    for place in np.unique(places_B):
-        inside = places_B == place
-        bins.append(
-            {
-                "from": 0.5 + 0.5 * int(place) / BINS,
-                "pairs": int(inside.sum()),
-                "confidence": float(confidence_B[inside].mean()),
-                "accuracy": float(right_B[inside].mean()),
-            }
-        )
+    bins = _bins(confidence_B, right_B)
     distances = [each["pairs"] * abs(each["confidence"] - each["accuracy"]) for each in bins]
     return {
         "expected_error": float(sum(distances) / len(logits_B)),
@@ -59,6 +48,20 @@ def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray 
         "log_loss_interval": mean_interval(losses_B),
         "bins": bins,
     }
+
+
+def _bins(confidence_B: np.ndarray, right_B: np.ndarray) -> list[dict[str, Any]]:
+    places_B = np.clip(np.nan_to_num((confidence_B - 0.5) * 2 * BINS), 0, BINS - 1).astype(int)
+    members = {0.5 + 0.5 * place / BINS: places_B == place for place in np.unique(places_B).tolist()}
+    return [
+        {
+            "from": start,
+            "pairs": int(inside.sum()),
+            "confidence": float(confidence_B[inside].mean()),
+            "accuracy": float(right_B[inside].mean()),
+        }
+        for start, inside in members.items()
+    ]
 
 
 def accuracy_by_source(margins_B: np.ndarray, source_B: np.ndarray, sources: Sequence[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dpo_jax.evaluation.judges import Orders
 def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
     """The mean verdict, a tie being half a win, and how many were won, tied and lost.
 
-    Answers to one prompt are not independent: the interval is bootstrapped over the prompts.
+    Answers to one prompt are not independent: the interval is bootstrapped over the prompts, if there are several.
 
     Args:
         verdicts_n: how likely the policy's response is better, in [0, 1].
@@ -51,8 +51,12 @@ def order_effect(orders: Orders) -> dict[str, float]:
 
 
 def groups_of(prompts: Sequence[str]) -> np.ndarray:
-    """The group of each comparison for the bootstrap, int [n]: those of one prompt belong together."""
-    return np.unique(np.asarray(prompts, object), return_inverse=True)[1]
+    """The group of each comparison for the bootstrap, int [n]: those of one prompt belong together.
+
+    Where all are of one prompt each is a group of its own: the interval is then of what is answered to that prompt.
+    """
+    groups_n = np.unique(np.asarray(prompts, object), return_inverse=True)[1]
+    return groups_n if groups_n.max() else np.arange(len(groups_n))
 
 
 def _interval(verdicts_n: np.ndarray, groups_n: np.ndarray) -> Interval:

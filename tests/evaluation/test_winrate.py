@@ -25,6 +25,12 @@ def test_where_all_are_won_each_prompt_counts_once():
     assert win_rate(np.full(4, 0.5), list("abcd"))["win_rate_interval"] == (0.5, 0.5)
 
 
+def test_answers_to_one_prompt_alone_are_drawn_each_by_itself():
+    verdicts = np.array([1.0, 0.0, 1.0, 0.5] * 10)
+    assert win_rate(verdicts, ["same"] * 40) == win_rate(verdicts, [f"{i:02}" for i in range(40)])
+    assert win_rate(verdicts[:1], ["same"])["win_rate_interval"] == share_interval(1, 1)
+
+
 def test_every_verdict_needs_a_prompt():
     for count, prompts in ((2, ["a"]), (0, [])):
         with pytest.raises(ValueError, match="need one each"):
@@ -103,7 +109,7 @@ def test_equal_lengths_leave_the_raw_rate_and_extremes_end():
     assert found["win_rate"] == pytest.approx(0.7, abs=0.002) and found["length_effect"] == 0.0
     won = length_controlled(np.ones(40), [f"{'a' * i}" for i in range(40)], ["b"] * 40, [f"{i}" for i in range(40)])
     assert 0.95 < won["win_rate"] < 1.0
-    alone = length_controlled(np.ones(2), ["a", "aa"], ["b", "b"], ["same", "same"])
+    alone = length_controlled(np.ones(1), ["aa"], ["b"], ["one"])
     assert alone["win_rate_interval"] == (-math.inf, math.inf)
 
 

@@ -46,10 +46,7 @@ def http_judge(
     counts = _Counts(input_price, output_price)
 
     def compare(prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
-        texts = [
-            {"prompt": prompt.text, "a": left.strip(), "b": right.strip()}
-            for prompt, left, right in zip(prompts, a, b, strict=True)
-        ]
+        texts = [_texts(*shown) for shown in zip(prompts, a, b, strict=True)]
         keys = [key_of(chat.url, chat.model, chat.settings, template, text) for text in texts]
         questions = dict(zip(keys, (fill(template, **text) for text in texts), strict=True))
         wanted = {key: question for key, question in questions.items() if cache.get(key) is None}
@@ -70,6 +67,10 @@ def http_judge(
         return [found[key] if key in found else cache.get(key) for key in keys]
 
     return Comparing("http", compare, usage=lambda: counts.summary(chat))
+
+
+def _texts(prompt: Prompt, a: str, b: str) -> dict[str, str]:
+    return {"prompt": prompt.text, "a": a.strip(), "b": b.strip()}
 
 
 def _all(
