@@ -121,7 +121,8 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
 
     setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
     stage = STAGES[known.command]
-    flags = {flag: getattr(known, flag) for flag in (*stage.flags, *stage.lists, *stage.switches)}
+    names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
+    flags = {name: getattr(known, name) for name in names}
     if stage.dry:
         stage.run(setup, **flags)
         return

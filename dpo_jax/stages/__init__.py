@@ -105,10 +105,10 @@ def _pairs(setup: Setup, *, output: str | None) -> None:
     pairs.run(setup, output=output)
 
 
-def _export(setup: Setup, *, sft: bool) -> None:
+def _export(setup: Setup, *, fine_tuned: bool) -> None:
     from dpo_jax.stages import export
 
-    export.run(setup, sft=sft)
+    export.run(setup, fine_tuned=fine_tuned)
 
 
 def _report(setup: Setup) -> None:
@@ -152,7 +152,7 @@ STAGES: dict[str, Stage] = {
         "write the trained model as a Hugging Face folder, WORKDIR/export",
         _export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
-        switches={"sft": "write the fine-tuned model instead, into WORKDIR/sft/export"},
+        switches={"fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export"},
     ),
     "plan": Stage(
         "compile the reference pass and the step for a machine that is not here, and say what they need",

@@ -15,15 +15,15 @@ from dpo_jax.weights.adapter import export_adapter
 from dpo_jax.weights.export import export_folder
 
 
-def run(setup: Setup, *, sft: bool = False) -> None:
+def run(setup: Setup, *, fine_tuned: bool = False) -> None:
     """Writes WORKDIR/export from the newest checkpoint: weights, or an adapter.
 
     The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export. With
-    `sft` that is all that is written.
+    `fine_tuned` that is all that is written.
     """
-    if sft:
+    if fine_tuned:
         if setup.config.sft is None:
-            raise UserError("command line: export --sft: the configuration has no `sft:` section.")
+            raise UserError("command line: export --fine-tuned: the configuration has no `sft:` section.")
         write_weights(setup, setup.sft_folder / "export", setup.start_params(held=False), card=None)
         return
     folder, lora = setup.workdir / "export", setup.model.lora

@@ -57,7 +57,7 @@ def test_from_nothing_to_a_trained_policy(experiment: str, capfd: pytest.Capture
 
     cli.main(["scratch", experiment])
     assert "already there: runs/base" in capfd.readouterr().err
-    cli.main(["export", experiment, "--sft"])
+    cli.main(["export", experiment, "--fine-tuned"])
     before, after = (load_file(f"{folder}/model.safetensors") for folder in ("runs/base", "runs/demo/sft/export"))
     assert before.keys() == after.keys()
     assert any((before[name] != after[name]).any() for name in before)
@@ -110,5 +110,5 @@ def test_export_of_a_fine_tuning_that_was_not_asked_for(experiment: str, capfd: 
     del config["sft"]
     Path(experiment).write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit):
-        cli.main(["export", experiment, "--sft"])
+        cli.main(["export", experiment, "--fine-tuned"])
     assert "has no `sft:` section" in capfd.readouterr().err

@@ -63,7 +63,7 @@ def test_every_combination_over_one_store(
     assert all("evaluation" in each for each in found[:4])
     assert all("'unknown' is unknown" in each["failed"] for each in found[4:])
     assert len(list(Path("runs/demo/stores").iterdir())) == 1
-    assert found[1]["compiled"] < found[0]["compiled"]  # another beta compiles nothing of size again
+    assert found[1]["compiled"] == 0  # another beta compiles nothing again
     assert losses_of(labels[0])[1] != losses_of(labels[1])[1]
     assert Path("runs/demo/sweep.md").read_text().count("\n| ") == 4 + 1
     assert "<svg" in Path("runs/demo/sweep.html").read_text()

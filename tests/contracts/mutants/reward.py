@@ -10,7 +10,7 @@ LEARNS = ("tests/stages/test_reward.py -k 'learns or alike or resuming or margin
 ADAPTER = ("tests/stages/test_reward.py -k adapter",)
 SAMPLES = ("tests/stages/test_reward.py -k 'white_space or judges_samples'",)
 FOLDER = ("tests/weights/test_reward.py",)
-VERDICTS = ("tests/evaluation/test_rewards.py",)
+VERDICTS = ("tests/evaluation/test_rewards.py tests/evaluation/test_winrate.py",)
 
 MUTANTS: list[Mutant] = [
     *planted(
@@ -147,19 +147,23 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *planted(
-        "stages/evaluate.py",
+        "stages/judging.py",
         SAMPLES,
         (
             "policy and reference swapped",
-            '[*written["policy"], *written["reference"]]',
-            '[*written["reference"], *written["policy"]]',
+            "judge.scores([*prompts, *prompts], [*policy, *reference])",
+            "judge.scores([*prompts, *prompts], [*reference, *policy])",
         ),
-        ("white space is lost", "s.written for n, s in", "s.texts for n, s in"),
         (
             "prompts beside other responses",
-            "judge([*prompts, *prompts], both)",
-            "judge([*prompts, *prompts][::-1], both)",
+            "judge.scores([*prompts, *prompts], [",
+            "judge.scores([*prompts, *prompts][::-1], [",
         ),
+    ),
+    *planted(
+        "stages/evaluate.py",
+        SAMPLES,
+        ("white space is lost", "{name: found.written for", "{name: found.texts for"),
     ),
     *planted(
         "weights/reward.py",
@@ -181,15 +185,24 @@ MUTANTS: list[Mutant] = [
         ("a tie is a loss", "(1 + np.sign(differences_n)) / 2", "(differences_n > 0) * 1.0"),
         (
             "answers to one prompt are independent",
-            "bootstrap_interval(wins_n, groups_n)",
-            "bootstrap_interval(wins_n, np.arange(len(wins_n)))",
+            "bootstrap_interval(values_n, groups_n)",
+            "bootstrap_interval(values_n, np.arange(len(values_n)))",
         ),
-        ("all won counts by sample", "prompts = int(groups_n.max()) + 1", "prompts = len(groups_n)"),
         (
             "the difference is the reference's",
-            "differences_n = policy_n - reference_n",
-            "differences_n = reference_n - policy_n",
+            "= policy_n - reference_n, groups_of",
+            "= reference_n - policy_n, groups_of",
         ),
+    ),
+    *planted(
+        "evaluation/winrate.py",
+        VERDICTS,
+        (
+            "wins over one prompt are independent",
+            "bootstrap_interval(verdicts_n, groups_n)",
+            "bootstrap_interval(verdicts_n, np.arange(len(verdicts_n)))",
+        ),
+        ("all won counts by sample", "prompts = int(groups_n.max()) + 1", "prompts = len(groups_n)"),
     ),
     *planted(
         "evaluation/intervals.py",
