@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,9 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
                 return result
         start, before = time.perf_counter(), compiled()
         point.begin()
-        train.run(point)
-        evaluate.run(point)
+        with _everything_cached():
+            train.run(point)
+            evaluate.run(point)
     except UserError as error:
         say("sweep", f"left out: {error}")
         return {"failed": str(error)}
@@ -142,6 +144,18 @@ def _sft_folder(base: Setup, config: Mapping[str, Any]) -> Path:
     if wanted == deciding("sft", as_mapping(base.config)):
         return base.sft_folder
     return base.workdir / f"sft-{digest(json.dumps(wanted, sort_keys=True).encode())[:8]}"
+
+
+@contextlib.contextmanager
+def _everything_cached() -> Iterator[None]:
+    """Keeps small programs in the compile cache too: every point asks for them again."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _count_compilations() -> Callable[[], int]:
