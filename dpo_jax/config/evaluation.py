@@ -73,6 +73,7 @@ class EvaluationConfig:
     temperature: NotNegative = 1.0
     batch_rows: Positive = 64  # responses sampled at once
     judge: JudgeConfig | None = None
+    best_of: Count = 0  # responses of the reference to each prompt, of which the judge takes the best; 0: none
     outputs: OutputsConfig | None = None  # these are judged, and nothing is sampled or measured beside
     rewardbench: str | None = None  # a file of rows prompt, chosen, rejected, subset
 
@@ -86,6 +87,9 @@ def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows
         if asked and not has_rows:
             at = locate(f"evaluation.{key}", origins)
             raise UserError(f"{at}: evaluation.{key}: needs held-out rows and their prompts; name them in data.eval.")
+    if evaluation.best_of and not (evaluation.samples and evaluation.judge):
+        at = locate("evaluation.best_of", origins)
+        raise UserError(f"{at}: evaluation.best_of: needs evaluation.samples, as many prompts, and evaluation.judge.")
     at, judge = locate("evaluation.outputs", origins), evaluation.judge
     if evaluation.outputs and (evaluation.samples or evaluation.rewardbench):
         other = "samples" if evaluation.samples else "rewardbench"

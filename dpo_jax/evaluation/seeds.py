@@ -29,6 +29,7 @@ class Line(NamedTuple):
     settings: Mapping[str, Any]
     runs: int
     measures: Mapping[str, tuple[float, Interval | None]]
+    curve: str  # what it has in common with its neighbours in a plot
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, Interval]:
@@ -59,9 +60,26 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[Line]:
         if "evaluation" in result:
             groups.setdefault(json.dumps(_without_seed(result)), []).append(result)
     return [
-        Line(_without_seed(group[0]), len(group), _measures([result["evaluation"] for result in group]))
+        Line(
+            _without_seed(group[0]),
+            len(group),
+            _measures([result["evaluation"] for result in group]),
+            " ".join(str(value) for value in _without_seed(group[0]).values() if isinstance(value, str | bool)),
+        )
         for group in groups.values()
     ]
+
+
+def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line]:
+    """The same of `best_of_table`, whose KL is a bound, with the columns of another line."""
+    measure = "mean reward" if "mean reward" in beside.measures else "mean score"
+    lines = []
+    for row in table:
+        name = f"best of {row['n']} (KL: at most)"
+        settings = {key: "" if place else name for place, key in enumerate(beside.settings or ["seed"])}
+        measures = {measure: (row["score"], tuple(row["interval"])), "sequence KL": (row["kl"], None)}
+        lines.append(Line(settings, 1, measures, "best of n"))
+    return lines
 
 
 def _without_seed(result: Mapping[str, Any]) -> dict[str, Any]:

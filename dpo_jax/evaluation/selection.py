@@ -82,8 +82,3 @@ def win_shares(verdicts: np.ndarray, *, prompts: int, samples: int) -> np.ndarra
 def comparisons(samples: int) -> list[tuple[int, int]]:
     """Which responses to a prompt are compared: all with all, each pair once."""
     return list(itertools.combinations(range(samples), 2))
-
-
-def best_of(scores_NS: np.ndarray, n: int) -> np.ndarray:
-    """The place of the best of the first `n` responses to each prompt, int [N]."""
-    return np.asarray(scores_NS)[:, :n].argmax(axis=1)

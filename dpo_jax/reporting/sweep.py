@@ -39,6 +39,11 @@ class Line(Protocol):
         ...
 
     @property
+    def curve(self) -> str:
+        """The name of the curve on which it lies."""
+        ...
+
+    @property
     def measures(self) -> Mapping[str, tuple[float, tuple[float, float] | None]]:
         """Name -> value and 95 % interval."""
         ...
@@ -54,12 +59,12 @@ class Table(NamedTuple):
 
 def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Table:
     """What was found at each point."""
-    keys = list(lines[0].settings) if lines else []
+    keys = list(dict.fromkeys(key for line in lines for key in line.settings))
     measures = [name for name in FORMATS if any(name in line.measures for line in lines)]
     several = any(line.runs > 1 for line in lines)
     rows = []
     for line in lines:
-        cells = [(str(line.settings[key]), "") for key in keys]
+        cells = [(str(line.settings.get(key, "")), "") for key in keys]
         cells += [(str(line.runs), "")] if several else []
         for name in measures:
             value, bounds = line.measures.get(name, (None, None))
@@ -109,7 +114,7 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
 
     series: dict[str, list[Line]] = {}
     for line in lines:
-        series.setdefault(_series_of(line), []).append(line)
+        series.setdefault(line.curve, []).append(line)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -142,11 +147,6 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
 
 def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:
     return next((name for name in names if all(name in line.measures for line in lines)), None)
-
-
-def _series_of(line: Line) -> str:
-    """What stays the same along a curve: all that is no number."""
-    return " ".join(str(value) for value in line.settings.values() if isinstance(value, str | bool))
 
 
 def _bars(members: Sequence[Line], measure: str) -> list[list[float]] | None:

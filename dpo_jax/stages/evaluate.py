@@ -13,6 +13,7 @@ from dpo_jax.evaluation.texts import describe_texts
 from dpo_jax.files import write_json
 from dpo_jax.stages import reference
 from dpo_jax.stages.benchmark import run_rewardbench
+from dpo_jax.stages.best_of import measure_best_of
 from dpo_jax.stages.divergence import measure_divergence
 from dpo_jax.stages.heldout import heldout
 from dpo_jax.stages.judging import AnyJudge, in_words, judged, open_judge
@@ -41,6 +42,8 @@ def run(setup: Setup) -> None:
             result["rewardbench"] = run_rewardbench(setup, options.rewardbench, judge, policy, frozen)
         if options.samples:
             result |= compare_samples(setup, policy, frozen, judge)
+        if options.best_of:
+            result["best_of"] = measure_best_of(setup, frozen, judge)
     write_json(setup.workdir / "evaluation.json", result)
     say("evaluate", f"wrote {setup.workdir / 'evaluation.json'}")
 

@@ -17,11 +17,13 @@ import yaml
 
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.seeds import lines_of
+from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.stages import evaluate, train
+from dpo_jax.stages.best_of import measure_best_of
 from dpo_jax.stages.fit import deciding
+from dpo_jax.stages.judging import open_judge
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
@@ -45,14 +47,33 @@ def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
         say("sweep", f"{number} of {len(points)}: {label}")
         results.append({"label": label, "settings": settings, **_result(setup, label, settings, compiled, lean=lean)})
         write_json(setup.workdir / "sweep.json", results)
-        lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
-        table = make_table(lines, left_out)
-        write_atomic(setup.workdir / "sweep.md", as_markdown(table))
-        write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
+        _write_tables(setup, results, [])
+    left_out = [result for result in results if "failed" in result]
+    if len(left_out) == len(points):
+        raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
+    if setup.config.evaluation.best_of:
+        _write_tables(setup, results, _best_of(setup))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
     say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
-    if not lines:
-        raise UserError(f"sweep: no point could be run. The first: {results[0]['failed']}")
+
+
+def _write_tables(setup: Setup, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+    lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
+    lines += best_of_lines(best, lines[0]) if lines else []
+    table = make_table(lines, left_out)
+    write_atomic(setup.workdir / "sweep.md", as_markdown(table))
+    write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
+
+
+def _best_of(setup: Setup) -> list[dict[str, Any]]:
+    """The best of n responses of the model from which all points start, measured once."""
+    path, wanted = setup.workdir / "best_of.json", json.loads(json.dumps(as_mapping(setup.config)["evaluation"]))
+    if path.exists() and (found := read_json(path))["settings"] == wanted:
+        return found["best_of"]
+    judge = setup.config.evaluation.judge
+    table = measure_best_of(setup, setup.start_params(), open_judge(setup, judge) if judge else None)
+    write_json(path, {"settings": wanted, "best_of": table})
+    return table
 
 
 def read_grid(grid: Sequence[str]) -> list[Settings]:
@@ -130,7 +151,7 @@ def point_of(base: Setup, label: str, settings: Settings) -> Setup:
         UserError: the settings make none.
     """
     store = base.config.reference.store or str(base.workdir / "stores")
-    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}"]
+    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}", "--evaluation.best_of=0"]
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])
     point = Setup(config, origins, command=base.command)

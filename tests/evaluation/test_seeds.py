@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dpo_jax.evaluation.seeds import across_seeds, lines_of
+from dpo_jax.evaluation.seeds import Line, across_seeds, best_of_lines, lines_of
 
 
 def evaluation(accuracy: float, kl: float) -> dict:
@@ -46,3 +46,21 @@ def test_a_single_run_has_its_own_interval() -> None:
     (line,) = lines_of([{"settings": {"seed": 3}, "evaluation": evaluation(0.5, 2.0)}])
     assert line.measures["sequence KL"] == (2.0, (1.0, 3.0))
     assert line.measures["held-out accuracy"] == (0.5, (0.4, 0.6))
+
+
+def test_runs_with_the_same_words_lie_on_one_curve() -> None:
+    results = [
+        {"settings": {"loss.name": name, "loss.options.beta": 0.1, "seed": 0}, "evaluation": evaluation(0.5, 1.0)}
+        for name in ("dpo", "ipo")
+    ]
+    assert [line.curve for line in lines_of(results)] == ["dpo", "ipo"]
+
+
+def test_the_best_of_n_are_lines_beside_the_points() -> None:
+    table = [{"n": 4, "score": 0.7, "interval": [0.6, 0.8], "kl": 0.64}]
+    settings = {"loss.name": "dpo", "loss.options.beta": 0.1}
+    for measure in ("mean score", "mean reward"):
+        (line,) = best_of_lines(table, Line(settings, 1, {measure: (0.5, None)}, "dpo"))
+        assert line.settings == {"loss.name": "best of 4 (KL: at most)", "loss.options.beta": ""}
+        assert line.measures == {measure: (0.7, (0.6, 0.8)), "sequence KL": (0.64, None)}
+        assert line.curve == "best of n"

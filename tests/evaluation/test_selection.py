@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpo_jax.evaluation.selection import best_of, comparisons, select_pairs, win_shares
+from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 
 TEXTS = [["a", "b", "c"], ["d", "e", "f"]]
 
@@ -53,9 +53,3 @@ def test_win_shares_by_hand() -> None:
     # First prompt: 0 beats 1, ties 2; 2 beats 1. Second: 2 beats all, 0 beats 1.
     shares = win_shares(np.array([1.0, 0.5, 0.0, 1.0, 0.0, 0.0]), prompts=2, samples=3)
     np.testing.assert_allclose(shares, [[0.75, 0.0, 0.75], [0.5, 0.0, 1.0]])
-
-
-def test_best_of_looks_at_the_first_n() -> None:
-    scores = np.array([[1.0, 3.0, 9.0], [5.0, 4.0, 6.0]])
-    assert best_of(scores, 2).tolist() == [1, 0]
-    assert best_of(scores, 3).tolist() == [2, 2]

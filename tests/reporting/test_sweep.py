@@ -9,6 +9,7 @@ class Line(NamedTuple):
     settings: dict[str, Any]
     runs: int
     measures: dict[str, tuple[float, tuple[float, float] | None]]
+    curve: str
 
 
 def line(name: str, beta: float, accuracy: float, margin: float, runs: int = 1) -> Line:
@@ -16,7 +17,7 @@ def line(name: str, beta: float, accuracy: float, margin: float, runs: int = 1) 
         "held-out accuracy": (accuracy, (accuracy - 0.05, accuracy + 0.05)),
         "held-out margin": (margin, None),
     }
-    return Line({"loss.name": name, "loss.options.beta": beta}, runs, measures)
+    return Line({"loss.name": name, "loss.options.beta": beta}, runs, measures, name)
 
 
 LINES = [line("dpo", 0.1, 0.8, 3.0), line("dpo", 0.5, 0.7, 1.0), line("ipo", 0.1, 0.6, 2.0)]
@@ -38,7 +39,7 @@ def test_seeds_are_a_column_only_where_there_are_several() -> None:
 
 
 def test_keys_with_the_same_last_part_are_written_whole() -> None:
-    lines = [Line({"sft.train.steps": 5, "train.steps": 7}, 1, LINES[0].measures)]
+    lines = [Line({"sft.train.steps": 5, "train.steps": 7}, 1, LINES[0].measures, "")]
     assert list(make_table(lines, []).heads[:2]) == ["sft.train.steps", "train.steps"]
 
 

@@ -103,6 +103,20 @@ def test_points_share_the_fine_tuning_unless_they_change_it(experiment: str, mon
     assert len(list(Path("runs/demo").glob("sft*/checkpoints"))) == 2
 
 
+def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("judge.py").write_text("def score(prompts, responses):\n    return [len(text) for text in responses]\n")
+    judged = ["--evaluation.samples", "4", "--evaluation.max_new_tokens", "6", "--evaluation.best_of", "4"]
+    judged += ["--evaluation.judge", "{name: python, function: 'judge.py:score'}"]
+    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1"])
+    table = [line.split(" | ") for line in Path("runs/demo/sweep.md").read_text().splitlines()[2:]]
+    assert [row[0].strip("| ") for row in table] == ["0.1", *(f"best of {n} (KL: at most)" for n in (1, 2, 4))]
+    rows = json.loads(Path("runs/demo/best_of.json").read_text())["best_of"]
+    assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
+    assert "best_of" not in results()[0]["evaluation"]
+    monkeypatch.setattr(sweep, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
+    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1"])
+
+
 @pytest.mark.parametrize(
     ("grid", "says"),
     [
