@@ -20,7 +20,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
-from dpo_jax.stages import evaluate, train
+from dpo_jax.stages import evaluate, reference, train
 from dpo_jax.stages.best_of import measure_best_of
 from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.judging import open_judge
@@ -52,7 +52,7 @@ def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
     if len(left_out) == len(points):
         raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
     if setup.config.evaluation.best_of:
-        _write_tables(setup, results, _best_of(setup))
+        _write_tables(setup, results, _best_of(setup, points))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
     say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
 
@@ -65,9 +65,15 @@ def _write_tables(setup: Setup, results: Sequence[dict[str, Any]], best: Sequenc
     write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
 
 
-def _best_of(setup: Setup) -> list[dict[str, Any]]:
-    """The best of n responses of the model from which all points start, measured once."""
-    path, wanted = setup.workdir / "best_of.json", json.loads(json.dumps(as_mapping(setup.config)["evaluation"]))
+def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
+    """The best of n responses of the model from which all points start, measured once; none if they start apart."""
+    if any(key.startswith(("sft", "model", "data", "scratch")) for key in points[0]):
+        say("sweep", "no best of n: the grid varies what decides where the points start")
+        return []
+    reference.fine_tune_first(setup)  # the points of other seeds have their own
+    config = as_mapping(setup.config)
+    path, wanted = setup.workdir / "best_of.json", deciding("sft", config) | {"evaluation": config["evaluation"]}
+    wanted = json.loads(json.dumps(wanted))
     if path.exists() and (found := read_json(path))["settings"] == wanted:
         return found["best_of"]
     judge = setup.config.evaluation.judge
@@ -100,9 +106,20 @@ def _values(key: str, text: str) -> list[Any]:
         found = yaml.safe_load(f"[{text}]")
     except yaml.YAMLError:
         raise UserError(f"command line: --grid {key}={text}: these are no values; separate them by commas.") from None
-    if len(found) != len({json.dumps(value) for value in found}):
+    if not found:
+        raise UserError(f"command line: --grid {key}={text!r}: there is no value behind the `=`.")
+    values = [_plain(value) for value in found]
+    if len(values) != len({json.dumps(value) for value in values}):
         raise UserError(f"command line: --grid {key}={text}: a value is there twice.")
-    return found
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """A value of YAML as JSON has it: 1e-5, which YAML reads as text, is a number; a date is text."""
+    try:
+        return float(value) if isinstance(value, str) else json.loads(json.dumps(value, default=str))
+    except ValueError:
+        return value
 
 
 def label_of(settings: Settings, points: Sequence[Settings]) -> str:

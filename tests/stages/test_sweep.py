@@ -127,6 +127,8 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monke
         (["seed=1,1"], "a value is there twice"),
         (["seed=1,2", "seed=3"], "is given twice"),
         (["seed=[1"], "these are no values"),
+        (["seed= "], "there is no value behind"),
+        (["seed=2026-01-01"], "no point could be run"),
         (["sede=1"], "no point could be run. The first: command line: sede: the key is unknown"),
     ],
 )
@@ -140,6 +142,14 @@ def test_nonsense_is_refused(experiment: str, grid: list[str], says: str, capfd:
 def test_without_held_out_pairs_there_is_nothing_to_compare(experiment: str) -> None:
     with pytest.raises(SystemExit):
         cli.main(["sweep", experiment, "--grid", "seed=1", "--data.eval", "[]"])
+
+
+def test_small_numbers_are_numbers() -> None:
+    assert read_grid(["optimizer.learning_rate=1e-5,3e-5"]) == [
+        {"optimizer.learning_rate": 1e-5},
+        {"optimizer.learning_rate": 3e-5},
+    ]
+    assert read_grid(["loss.name=dpo,ipo"])[1] == {"loss.name": "ipo"}
 
 
 def test_names_of_folders() -> None:
