@@ -29,14 +29,13 @@ def measure_best_of(setup: Setup, frozen: Params, judge: AnyJudge | None) -> lis
     options = setup.config.evaluation
     prompts = setup.eval_data.prompts[: options.samples]
     total = len(prompts) * options.best_of
-    rows = min(options.batch_rows, total)
     sample = make_sampling(
         setup,
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         samples=options.best_of,
-        batch_rows=rows + -rows % setup.row_multiple,
+        batch_rows=options.batch_rows,
     )
     say("evaluate", f"samples {total} responses from the reference, for the best of {options.best_of}")
     found = sample(frozen, jax.random.key(setup.config.seed))

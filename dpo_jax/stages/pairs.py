@@ -82,7 +82,6 @@ def _sample(setup: Setup, prompts: list[Prompt]) -> Samples:
         "sampling.max_new_tokens", options.max_new_tokens, setup.config, setup.origins, setup.resolved.spec
     )
     total = len(prompts) * options.samples
-    rows = min(options.batch_rows, total)
     sample = make_sampling(
         setup,
         prompts,
@@ -91,7 +90,7 @@ def _sample(setup: Setup, prompts: list[Prompt]) -> Samples:
         top_p=options.top_p,
         top_k=options.top_k,
         samples=options.samples,
-        batch_rows=rows + -rows % setup.row_multiple,
+        batch_rows=options.batch_rows,
     )
     params, who = _answering(setup)
     say("pairs", f"{total} responses to {len(prompts)} prompts from {who}")

@@ -38,7 +38,6 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     check_new_tokens("sampling.max_new_tokens", new, setup.config, setup.origins, spec)
     asked = _read(setup, prompts)
     params = setup.trained_params() if chosen == "policy" else setup.start_params()
-    rows = min(options.batch_rows, len(asked) * options.samples)
     sample = make_sampling(
         setup,
         asked,
@@ -47,7 +46,7 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
         top_p=options.top_p,
         top_k=options.top_k,
         samples=options.samples,
-        batch_rows=rows + -rows % setup.row_multiple,  # else every device would sample all rows
+        batch_rows=options.batch_rows,
     )
     total = len(asked) * options.samples
     say("sample", f"{total} responses to {len(asked)} prompts from the {chosen}")

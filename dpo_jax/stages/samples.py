@@ -47,6 +47,8 @@ def make_sampling(
 
     `progress`, which may be left out, is told how many responses there are. The others are those of `generate`.
     """
+    at_once = min(batch_rows, len(prompts) * samples)
+    at_once += -at_once % setup.row_multiple  # else every device would sample all rows
     tokenizer, limit = setup.tokenizer, setup.config.data.max_prompt_tokens
     prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules_of(setup.config))
     if truncated:
@@ -59,14 +61,14 @@ def make_sampling(
     )
 
     def sample(params: Params, key: jax.Array, progress: Callable[[int], None] = lambda responses: None) -> Samples:
-        compile_ahead(sampler, params, prompt_ids, batch_rows=batch_rows)
+        compile_ahead(sampler, params, prompt_ids, batch_rows=at_once)
         start = time.perf_counter()
         responses = generate(
             sampler,
             params,
             prompt_ids,
             key=key,
-            batch_rows=batch_rows,
+            batch_rows=at_once,
             samples=samples,
             temperature=temperature,
             top_p=top_p,

@@ -50,13 +50,12 @@ def _make_sampler(setup: Setup) -> Callable[[int, Params], dict[str, float]]:
     """Writes the same prompts' responses at each call, drawn by the same key, and says how long they are."""
     options = setup.config.evaluation
     prompts = setup.eval_data.prompts[: options.watched]
-    rows = min(options.batch_rows, len(prompts))
     sample = make_sampling(
         setup,
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
-        batch_rows=rows + -rows % setup.row_multiple,
+        batch_rows=options.batch_rows,
     )
 
     def write(done: int, params: Params) -> dict[str, float]:

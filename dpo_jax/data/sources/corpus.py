@@ -41,11 +41,10 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
             )
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {split: enumerate(_examples(pairs)) for split, pairs in splits.items()}
+            return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
 
-        def _generate_examples(self) -> Any:
-            """Never called: the base class asks for it, but `_split_generators` gives the examples themselves."""
-            raise NotImplementedError
+        def _generate_examples(self, pairs: Iterable[PreferencePair]) -> Any:
+            yield from enumerate(_examples(pairs))
 
     Corpus.name = name
     folder = Path(data_dir) / name / str(Corpus.VERSION)
