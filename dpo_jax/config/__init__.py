@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
-from dpo_jax.config.kinds import Count, NotNegative, Positive, Share, Source
+from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
 from dpo_jax.errors import UserError
 from dpo_jax.reading import Origins, Range, locate, override, read_yaml, typed
 
@@ -144,6 +144,7 @@ class ScratchConfig:
     heads: Positive = 6
     mlp_width: Positive = 512
     max_positions: Positive = 1024  # tokens of a sequence at most
+    seed: Seed = 0  # of its random weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +159,7 @@ class SftConfig:
     """Supervised fine-tuning, run first; its result is the start of the policy and the reference."""
 
     data: SftDataConfig
+    seed: Seed | None = None  # default: that of the run; runs that differ by their seed alone can share this part
     lora: LoraConfig | None = None  # trains an adapter, which then becomes part of the weights
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
     train: TrainConfig = TrainConfig()
@@ -216,7 +218,7 @@ class Config:
     """One experiment."""
 
     workdir: str  # everything that the run writes
-    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    seed: Seed = 0
     model: ModelConfig
     data: DataConfig
     reference: ReferenceConfig = ReferenceConfig()
@@ -234,6 +236,7 @@ class Config:
     sampling: SamplingConfig = SamplingConfig()
     pairs: PairsConfig = PairsConfig()
     analysis: AnalysisConfig = AnalysisConfig()
+    sweep: tuple[Mapping[str, Any], ...] = ()  # grids of dotted keys and their values; each combination is a point
     export: ExportConfig = ExportConfig()
 
 

@@ -172,7 +172,7 @@ STAGES: dict[str, Stage] = {
     "sweep": Stage(
         "train and evaluate every combination of some settings, into one table and one plot",
         _sweep,
-        lists={"grid": "KEY=VALUE,VALUE,... to vary, such as loss.options.beta=0.05,0.1,0.5; once for each key"},
+        lists={"grid": "KEY=VALUE,VALUE,... to vary, such as loss.options.beta=0.1,0.5; default: the section `sweep`"},
         switches={"lean": "delete the checkpoints of each point once it is evaluated"},
     ),
     "report": Stage("write WORKDIR/report.html", _report),

@@ -30,6 +30,7 @@ _MAY_CHANGE = (
     "mesh",
     "pairs",
     "sampling",
+    "sweep",
     "reference.store",
     "reference.batch_pairs",
     "reference.rows_per_shard",
@@ -66,6 +67,9 @@ _DECIDES = {
 }
 """The sections of a configuration that decide what a stage computes; of the policy all do but `reward`."""
 
+_NOT_READ = ("data.train", "data.eval")
+"""Settings in these sections that fine-tuning does not read."""
+
 
 def planned_steps(train: TrainConfig, batches: Batches) -> int:
     """How many steps a run takes."""
@@ -88,12 +92,13 @@ def fit(
     frozen: Callable[[], Params] | None = None,
     check: Callable[[TrainState], None] = lambda state: None,
     after: Callable[[int, TrainState], tuple[TrainState, dict[str, float]]] | None = None,
+    seed: int | None = None,
 ) -> None:
     """Trains to the last planned step, from the newest checkpoint in `folder` or from `start()`.
 
     What is trained of `model` is its adapter, if it has one. `knobs` gives the objective's numbers for each step,
     `memory` is what it remembers before the first, `frozen()` gives the parameters beside those that are trained.
-    `check` sees the state before the first step; `after` as in `loop.run`.
+    `check` sees the state before the first step; `after` as in `loop.run`; `seed` is by default that of the run.
     """
     steps = planned_steps(train, batches)
     record = {"config": as_mapping(setup.config), "steps": steps}
@@ -120,7 +125,7 @@ def fit(
     keeps_frozen = objective.refresh is not None
     still = frozen() if frozen and (done is None or not keeps_frozen) else None
     if done is None:
-        seed, shardings = setup.config.seed, program.shardings
+        seed, shardings = setup.config.seed if seed is None else seed, program.shardings
         state = create_state(start(), program.optimizer, shardings, seed=seed, memory=memory, frozen=still)
         check(state)
         _say_what_is_trained(stage, state)
@@ -230,11 +235,14 @@ def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) 
 
 def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a stage computes, by their dotted names."""
+    unread: tuple[str, ...] = ()
+    if stage == "sft":
+        unread = _NOT_READ if (config["sft"] or {}).get("seed") is None else (*_NOT_READ, "seed")
     return {
         key: value
         for key, value in _flat(config).items()
         if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
-        and not any(key == free or key.startswith(f"{free}.") for free in _MAY_CHANGE)
+        and not any(key == free or key.startswith(f"{free}.") for free in (*_MAY_CHANGE, *unread))
     }
 
 

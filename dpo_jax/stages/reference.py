@@ -119,7 +119,7 @@ def store_folder(setup: Setup, *, heldout_only: bool = False) -> Path:
     weights = str(setup.sft_folder) if config.sft else config.model.weights
     train = () if heldout_only else config.data.train
     named: list[Any] = [weights, [dict(source) for source in (*train, *config.data.eval)]]
-    if any("weight" in source for source in (*train, *config.data.eval)):  # the seed draws the rows
+    if any({"weight", "flip"} & source.keys() for source in (*train, *config.data.eval)):  # the seed draws the rows
         named.append(config.seed)
     if is_unpaired(config.loss):  # other rows of the same file
         named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")

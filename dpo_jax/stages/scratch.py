@@ -50,7 +50,7 @@ def run(setup: Setup) -> None:
     resolved = resolve_spec(source)
     model = make_model(resolved.spec)
     shardings = param_shardings(setup.mesh, *model.tree)
-    params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(setup.config.seed))
+    params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(options.seed))
     export_folder(folder, params, model, resolved.rules, source, tokenizer=tokenizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     say("scratch", f"wrote {folder}: {size:,} random parameters, {len(tokenizer):,} tokens")
@@ -75,7 +75,7 @@ def _check(options: ScratchConfig, setup: Setup) -> None:
 
 
 def _texts(setup: Setup, options: ScratchConfig) -> Iterator[str]:
-    for row in read_completions(options.data, on_error=setup.config.data.on_error, seed=setup.config.seed).rows:
+    for row in read_completions(options.data, on_error=setup.config.data.on_error, seed=options.seed).rows:
         for text in (row.prompt, row.completion):
             yield from [text] if isinstance(text, str) else [str(turn["content"]) for turn in text]
 

@@ -251,10 +251,10 @@ class Setup:
             found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))
         return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
 
-    def fresh_adapter(self, model: Model) -> Params:
+    def fresh_adapter(self, model: Model, *, seed: int) -> Params:
         """The adapter of a model before the first step, on the mesh."""
         shardings = param_shardings(self.mesh, *model.trained)
-        return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(self.config.seed))
+        return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(seed))
 
     def trained_params(self, base: Params | None = None) -> Params:
         """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""

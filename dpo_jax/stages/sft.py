@@ -20,8 +20,9 @@ def run(setup: Setup) -> None:
     if config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to fine-tune on.")
     scratch.prepare(setup)
+    seed = config.seed if config.sft.seed is None else config.sft.seed
     skipped: Counter[str] = Counter()
-    reading = {"on_error": config.data.on_error, "seed": config.seed, "skipped": skipped}
+    reading = {"on_error": config.data.on_error, "seed": seed, "skipped": skipped}
     completions = stream(COMPLETIONS, config.sft.data.train, **reading)
     found = as_tokens(config, setup.tokenizer, "sft.data.train", config.sft.data.train, completions, skipped)
     train, model = config.sft.train, setup.sft_model
@@ -29,7 +30,7 @@ def run(setup: Setup) -> None:
         found.rows,
         batch_pairs=train.batch_pairs,
         micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
-        seed=config.seed,
+        seed=seed,
         order=config.data.order,
         row_multiple=setup.row_multiple,
         layout=config.data.layout,
@@ -41,10 +42,11 @@ def run(setup: Setup) -> None:
         stage="sft",
         folder=setup.sft_folder,
         model=model,
-        start=(lambda: setup.fresh_adapter(model)) if model.lora else setup.pretrained,
+        start=(lambda: setup.fresh_adapter(model, seed=seed)) if model.lora else setup.pretrained,
         frozen=(lambda: setup.pretrained(held=True)) if model.lora else None,
         objective=completion_objective(model, **setup.tiles),
         batches=batches,
         optimizer=config.sft.optimizer,
         train=train,
+        seed=seed,
     )

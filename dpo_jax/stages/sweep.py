@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.errors import UserError
@@ -23,23 +20,21 @@ from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.stages import evaluate, reference, train
 from dpo_jax.stages.best_of import measure_best_of
 from dpo_jax.stages.fit import deciding
+from dpo_jax.stages.grid import Settings, label_of, read_points
 from dpo_jax.stages.judging import open_judge
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
-
-Settings = dict[str, Any]
-"""Dotted key -> value, of one point of the grid."""
 
 
 def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
     """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
 
-    `grid` holds `KEY=VALUE,VALUE,...`; every combination is a point. A point whose settings make no experiment is left
-    out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
+    `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
+    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
     """
     if not setup.config.data.eval:
         raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
-    points = read_grid(grid or ())
+    points = read_points(grid or (), setup.config.sweep, setup.origins)
     compiled = _count_compilations()
     results: list[dict[str, Any]] = []
     for number, settings in enumerate(points, 1):
@@ -67,7 +62,7 @@ def _write_tables(setup: Setup, results: Sequence[dict[str, Any]], best: Sequenc
 
 def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
     """The best of n responses of the model from which all points start, measured once; none if they start apart."""
-    if any(key.startswith(("sft", "model", "data", "scratch")) for key in points[0]):
+    if any(key.startswith(("sft", "model", "data", "scratch")) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
         return []
     reference.fine_tune_first(setup)  # the points of other seeds have their own
@@ -80,55 +75,6 @@ def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
     table = measure_best_of(setup, setup.start_params(), open_judge(setup, judge) if judge else None)
     write_json(path, {"settings": wanted, "best_of": table})
     return table
-
-
-def read_grid(grid: Sequence[str]) -> list[Settings]:
-    """Every combination of the values; the last key turns fastest.
-
-    Raises:
-        UserError: there is no grid, or it cannot be read.
-    """
-    axes: dict[str, list[Any]] = {}
-    for text in grid:
-        key, equals, values = text.partition("=")
-        if not equals or not key or not values:
-            raise UserError(f"command line: --grid {text!r}: write a key and its values, `loss.options.beta=0.1,0.5`.")
-        if key in axes:
-            raise UserError(f"command line: --grid {key}: is given twice; write all its values behind one `=`.")
-        axes[key] = _values(key, values)
-    if not axes:
-        raise UserError("command line: sweep: name what varies, such as `--grid loss.options.beta=0.05,0.1,0.5`.")
-    return [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
-
-
-def _values(key: str, text: str) -> list[Any]:
-    try:
-        found = yaml.safe_load(f"[{text}]")
-    except yaml.YAMLError:
-        raise UserError(f"command line: --grid {key}={text}: these are no values; separate them by commas.") from None
-    if not found:
-        raise UserError(f"command line: --grid {key}={text!r}: there is no value behind the `=`.")
-    values = [_plain(value) for value in found]
-    if len(values) != len({json.dumps(value) for value in values}):
-        raise UserError(f"command line: --grid {key}={text}: a value is there twice.")
-    return values
-
-
-def _plain(value: Any) -> Any:
-    """A value of YAML as JSON has it: 1e-5, which YAML reads as text, is a number; a date is text."""
-    try:
-        return float(value) if isinstance(value, str) else json.loads(json.dumps(value, default=str))
-    except ValueError:
-        return value
-
-
-def label_of(settings: Settings, points: Sequence[Settings]) -> str:
-    """The name of a point, and of its folder: the last part of each key where that says which, and the value."""
-    last = [key.rpartition(".")[2] for key in points[0]]
-    names = last if len(set(last)) == len(last) else list(points[0])
-    label = ",".join(f"{name}={value}" for name, value in zip(names, settings.values(), strict=True))
-    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", label)[:100]
-    return plain if plain == label else f"{plain}-{digest(label.encode())[:8]}"
 
 
 def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> dict[str, Any]:

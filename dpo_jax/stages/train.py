@@ -90,7 +90,7 @@ def run(setup: Setup) -> None:
         stage="train",
         folder=setup.workdir,
         model=model,
-        start=(lambda: setup.fresh_adapter(model)) if model.lora else base_once,
+        start=(lambda: setup.fresh_adapter(model, seed=config.seed)) if model.lora else base_once,
         frozen=base_once if model.lora else setup.start_params if live else None,
         objective=policy_objective(setup, setup.train_data.sources),
         batches=batches,

@@ -78,7 +78,9 @@ def test_a_store_gives_what_the_base_in_the_step_gives(house: Path, monkeypatch,
 
 def test_an_adapter_that_is_not_zero_at_first_is_refused(house: Path, monkeypatch, capsys):
     fresh = Setup.fresh_adapter
-    monkeypatch.setattr(Setup, "fresh_adapter", lambda self, model: jax.tree.map(lambda x: x + 0.3, fresh(self, model)))
+    monkeypatch.setattr(
+        Setup, "fresh_adapter", lambda self, model, seed: jax.tree.map(lambda x: x + 0.3, fresh(self, model, seed=seed))
+    )
     with pytest.raises(SystemExit) as stopped:
         run(house, monkeypatch, "train", "runs/moved")
     assert stopped.value.code == 2 and "in the reference beside it" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import yaml
 from dpo_jax import cli
 from dpo_jax.errors import UserError
 from dpo_jax.stages import sft, sweep, train
-from dpo_jax.stages.sweep import label_of, read_grid
+from dpo_jax.stages.grid import label_of, read_points
 from tests.stages.test_pipeline import write_rows
 from tests.tiny import make_hf_folder
 
@@ -144,20 +144,65 @@ def test_without_held_out_pairs_there_is_nothing_to_compare(experiment: str) -> 
         cli.main(["sweep", experiment, "--grid", "seed=1", "--data.eval", "[]"])
 
 
+def of(*grid: str) -> list[dict[str, Any]]:
+    return read_points(grid, (), {})
+
+
 def test_small_numbers_are_numbers() -> None:
-    assert read_grid(["optimizer.learning_rate=1e-5,3e-5"]) == [
+    assert of("optimizer.learning_rate=1e-5,3e-5") == [
         {"optimizer.learning_rate": 1e-5},
         {"optimizer.learning_rate": 3e-5},
     ]
-    assert read_grid(["loss.name=dpo,ipo"])[1] == {"loss.name": "ipo"}
+    assert of("loss.name=dpo,ipo")[1] == {"loss.name": "ipo"}
 
 
 def test_names_of_folders() -> None:
-    points = read_grid(["loss.options.beta=0.1", "optimizer.beta1=0.9"])
+    points = of("loss.options.beta=0.1", "optimizer.beta1=0.9")
     assert label_of(points[0], points) == "beta=0.1,beta1=0.9"
-    points = read_grid(["sft.train.steps=1", "train.steps=2"])
+    points = of("sft.train.steps=1", "train.steps=2")
     assert label_of(points[0], points) == "sft.train.steps=1,train.steps=2"
-    points = read_grid(["data.train.0.path=../up/x y.jsonl"])
+    points = of("data.train.0.path=../up/x y.jsonl")
     assert label_of(points[0], points).startswith("path=.._up_x_y.jsonl-")
     with pytest.raises(UserError, match="name what varies"):
-        sweep.read_grid([])
+        of()
+
+
+SECTION = [
+    {"loss.name": "dpo", "loss.options.beta": [0.1, "1e-1x"], "seed": [0, 1]},
+    {"loss.name": ["simpo"], "optimizer.learning_rate": "1e-5"},
+]
+
+
+def test_the_section_holds_grids_that_differ() -> None:
+    points = read_points((), SECTION, {})
+    assert len(points) == 5 and points[-1] == {"loss.name": "simpo", "optimizer.learning_rate": 1e-5}
+    assert [label_of(point, points) for point in points][1::3] == [
+        "name=dpo,beta=0.1,seed=1",
+        "name=simpo,learning_rate=1e-05",
+    ]
+    assert read_points(["seed=4"], SECTION, {}) == [{"seed": 4}]  # the command line comes instead
+
+
+@pytest.mark.parametrize(
+    ("section", "says"),
+    [
+        ([{"seed": []}], r"sweep\.0\.seed: there is no value behind it"),
+        ([{"seed": 1}, {"seed": [2, 2]}], r"sweep\.1\.seed: a value is there twice"),
+        ([{"seed": [1, 2]}, {"seed": 2}], "seed=2 is there twice"),
+        ([{}, {}], "is there twice"),
+    ],
+)
+def test_nonsense_in_the_section(section: list[dict[str, Any]], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        read_points((), section, {})
+
+
+def test_a_sweep_of_the_section(experiment: str) -> None:
+    config = yaml.safe_load(Path(experiment).read_text())
+    config["sweep"] = [{"loss.name": "dpo", "loss.options.beta": [0.1]}, {"loss": [{"name": "orpo"}], "seed": [0, 1]}]
+    Path(experiment).write_text(yaml.safe_dump(config))
+    cli.main(["sweep", experiment])
+    assert results()[0]["settings"] == {"loss.name": "dpo", "loss.options.beta": 0.1}
+    assert [each["config"]["loss"][0]["name"] for each in results()] == ["dpo", "orpo", "orpo"]
+    rows = Path("runs/demo/sweep.md").read_text().splitlines()
+    assert rows[0].startswith("| name | beta | loss | seeds |") and len(rows) == 2 + 2

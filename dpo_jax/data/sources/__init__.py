@@ -10,7 +10,9 @@ movie-reviews}`. All kinds understand beside it
 - `name: reviews`: what its metrics are called, by default what it is read from;
 
 of pairs `rankings: adjacent` (or `all`), which pairs a ranking becomes; where labelled completions are read `unpair:
-true`, which makes two rows of each pair: chosen desirable, rejected undesirable.
+true`, which makes two rows of each pair: chosen desirable, rejected undesirable. Of both `flip: 0.2`: in that share of
+the records, drawn by the seed, the label is wrong: chosen and rejected change places, good and bad do. A larger share
+has those of a smaller one among its own.
 """
 
 from __future__ import annotations
@@ -20,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-from dpo_jax.data.sources import hub, paths, reviews, rows, tfds
+from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.mismatched import with_mismatched
-from dpo_jax.data.sources.mixture import copies
+from dpo_jax.data.sources.mixture import copies, is_drawn
 from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
@@ -61,11 +63,12 @@ class Layout(NamedTuple, Generic[Row]):
     columns: tuple[str, ...]
     make: Callable[..., list[Row]]
     options: Mapping[str, tuple[Any, ...]] = {}
+    flipped: Callable[[Row], Row] | None = None  # the row with the wrong label, where it has one
 
 
-PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS})
+PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS}, labels.flipped_pair)
 COMPLETIONS = Layout(rows.COMPLETION_COLUMNS, rows.completions)
-UNPAIRED = Layout(rows.UNPAIRED_COLUMNS, rows.unpaired, {"unpair": (False, True)})
+UNPAIRED = Layout(rows.UNPAIRED_COLUMNS, rows.unpaired, {"unpair": (False, True)}, labels.flipped_label)
 PROMPTS = Layout(rows.TEMPLATE_COLUMNS, rows.prompts)
 
 
@@ -158,11 +161,11 @@ def _read(layout: Layout[Row], specs: Sequence[Spec], on_error: str, seed: int) 
 def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRow]:
     """The rows of one source, each as often as its weight says; a bad one comes as the error it would raise."""
     kind = _kind(spec)
-    _check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options))
+    _check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options, *(["flip"] if layout.flipped else [])))
     columns = rows.column_names(spec, layout.columns)
     options = {name: _option(spec, name, allowed) for name, allowed in layout.options.items()}
     convert = FORMATS[_option(spec, "format", tuple(FORMATS))] if "format" in spec else None
-    weight, name = _weight(spec), _name(spec, kind)
+    weight, flip, name = _weight(spec), _flip(spec), _name(spec, kind)
     for number, record in enumerate(KINDS[kind].read(spec)):
         times = copies(weight, f"{seed} {name} {number}")
         try:
@@ -170,6 +173,8 @@ def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRo
         except BadRow as bad:
             yield bad
             continue
+        if layout.flipped and is_drawn(flip, f"flip {seed} {name} {number}"):
+            made = [layout.flipped(row) for row in made]
         yield from [row if isinstance(row, Prompt) else row._replace(source=name) for row in made] * times
 
 
@@ -216,6 +221,13 @@ def _weight(spec: Spec) -> float:
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise UserError(f"data source {dict(spec)}: weight is {weight!r}; it must be a number above 0, such as 0.5.")
     return float(weight)
+
+
+def _flip(spec: Spec) -> float:
+    share = spec.get("flip", 0.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"data source {dict(spec)}: flip is {share!r}; it must be a share of the rows, such as 0.2.")
+    return float(share)
 
 
 def _name(spec: Spec, kind: str) -> str:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from dpo_jax.data.sources.labels import with_partner
 from dpo_jax.data.sources.messages import key_of
-from dpo_jax.data.sources.rows import with_partner
 from dpo_jax.errors import UserError
 from dpo_jax.types import Text, UnpairedCompletion
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
-import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from dpo_jax import files
 from dpo_jax.data.sources import implicit, messages
+from dpo_jax.data.sources.labels import TEMPLATE_COLUMNS, halves, labelled, row_id_of
 from dpo_jax.data.sources.record import BadRow, Record, Spec
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
 
-TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "responses", *TEMPLATE_COLUMNS, "weight", "margin", "soft_label")
 COMPLETION_COLUMNS = ("prompt", "completion", "messages", "text", *TEMPLATE_COLUMNS, "weight")
 UNPAIRED_COLUMNS = (*PAIR_COLUMNS, "completion", "label")  # those of a pair too, for `unpair`
@@ -111,7 +109,7 @@ def completions(record: Record, columns: Mapping[str, str]) -> list[Completion]:
         response = _text(record, columns, "completion")
         prompt = _prompt(record, columns)
         messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
-    row_id = _row_id({"prompt": prompt, "completion": response}, brings)
+    row_id = row_id_of({"prompt": prompt, "completion": response}, brings)
     return [Completion(row_id, prompt, response, where, **brings)]
 
 
@@ -151,40 +149,9 @@ def prompts(record: Record, columns: Mapping[str, str]) -> list[Prompt]:
     return [Prompt(found, values.get("dataset"), where, **_brings(record, columns))]
 
 
-def labelled(
-    prompt: Text, completion: Text, *, desirable: bool, where: str, mismatched: Text | None = None, **brings: Any
-) -> UnpairedCompletion:
-    """A labelled completion and its id."""
-    row = UnpairedCompletion("", prompt, completion, desirable, None, where, **brings)
-    return with_partner(row, mismatched)
-
-
-def with_partner(row: UnpairedCompletion, mismatched: Text | None) -> UnpairedCompletion:
-    """The row with this mismatched completion and the id of all: its log-probs in a store are of both completions."""
-    content = {"prompt": row.prompt, "completion": row.completion, "label": row.desirable}
-    if mismatched is not None:
-        content["mismatched"] = mismatched
-    return row._replace(row_id=_row_id(content, row._asdict()), mismatched=mismatched)
-
-
-def halves(pair: PreferencePair) -> tuple[UnpairedCompletion, UnpairedCompletion]:
-    """A pair as two completions: chosen desirable, rejected undesirable. Margin and soft label are left behind."""
-    brings = {name: pair._asdict()[name] for name in (*TEMPLATE_COLUMNS, "weight", "source")}
-    return (
-        labelled(pair.prompt, pair.chosen, desirable=True, where=pair.where, **brings),
-        labelled(pair.prompt, pair.rejected, desirable=False, where=pair.where, **brings),
-    )
-
-
 def _pair(prompt: Text, chosen: Text, rejected: Text, where: str, brings: Mapping[str, Any]) -> PreferencePair:
-    row_id = _row_id({"prompt": prompt, "chosen": chosen, "rejected": rejected}, brings)
+    row_id = row_id_of({"prompt": prompt, "chosen": chosen, "rejected": rejected}, brings)
     return PreferencePair(row_id, prompt, chosen, rejected, where, **brings)
-
-
-def _row_id(content: Mapping[str, Any], brings: Mapping[str, Any]) -> str:
-    """A digest of all that decides log-probs; margin, weight and soft label do not."""
-    formats = {name: brings[name] for name in TEMPLATE_COLUMNS if brings.get(name) is not None}
-    return files.digest(json.dumps({**content, **formats}, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _brings(record: Record, columns: Mapping[str, str]) -> dict[str, Any]:

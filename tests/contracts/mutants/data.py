@@ -54,7 +54,7 @@ MUTANTS: list[Mutant] = [
         ("no mismatched completion is kept", "with_partner(row, pool.pick(row))", "with_partner(row, None)"),
     ),
     *planted(
-        "data/sources/rows.py",
+        "data/sources/labels.py",
         (UNPAIRED,),
         (
             "the row id leaves the label out",
@@ -66,14 +66,18 @@ MUTANTS: list[Mutant] = [
             '        content["mismatched"] = mismatched\n',
             "        pass\n",
         ),
-        ("any label above 0 is taken", "label not in (0, 1)", "label < 0"),
-        ("labels with a swapped sign", "desirable=bool(label), where", "desirable=not label, where"),
         ("the rejected half of a pair is desirable", "pair.rejected, desirable=False", "pair.rejected, desirable=True"),
         (
             "the chosen half of a pair holds the rejected text",
             "labelled(pair.prompt, pair.chosen, desirable=True",
             "labelled(pair.prompt, pair.rejected, desirable=True",
         ),
+    ),
+    *planted(
+        "data/sources/rows.py",
+        (UNPAIRED,),
+        ("any label above 0 is taken", "label not in (0, 1)", "label < 0"),
+        ("labels with a swapped sign", "desirable=bool(label), where", "desirable=not label, where"),
         ("pairs are never taken apart", 'and {"chosen", "rejected"} <= values.keys():', "and False:"),
     ),
     *planted(
@@ -86,8 +90,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "`unpair` is a key of pairs too",
-            '{"rankings": rows.RANKINGS})',
-            '{"rankings": rows.RANKINGS, "unpair": (True, False)})',
+            '{"rankings": rows.RANKINGS}, labels',
+            '{"rankings": rows.RANKINGS, "unpair": (True, False)}, labels',
         ),
         ("any value of `unpair` is taken", "    if not any(value is known", "    if False and not any(value is known"),
     ),

@@ -24,14 +24,25 @@ MUTANTS: list[Mutant] = [
         ("turns may differ before the cut", "        if one != other:\n            break\n", ""),
     ),
     *planted(
-        "data/sources/rows.py",
-        (SOURCES + "test_rows.py", MALFORMED),
+        "data/sources/labels.py",
+        (SOURCES + "test_rows.py", SOURCES + "test_mixture.py"),
         (
             "the id does not know the tools",
             "for name in TEMPLATE_COLUMNS if brings.get(name)",
             'for name in ("x",) if brings.get(name)',
         ),
         ("the id knows the margin", "{**content, **formats}", '{**content, **formats, "m": brings.get("margin")}'),
+        ("a flipped pair keeps its id", "pair._replace(row_id=row_id, ", "pair._replace("),
+        ("a flipped label stays", "desirable=not row.desirable", "desirable=row.desirable"),
+    ),
+    *planted(
+        "data/sources/mixture.py",
+        (SOURCES + "test_mixture.py",),
+        ("flips are independent of their share", "< share * 2.0**128", "< 2.0**128 * (0.5 * (share > 0))"),
+    ),
+    *planted(
+        "data/sources/rows.py",
+        (SOURCES + "test_rows.py", MALFORMED),
         ("identical pairs are taken", "    if messages.key_of(chosen) == messages.key_of(rejected):", "    if False:"),
         ("neighbours are all pairs", 'if which == "adjacent"', 'if which != "adjacent"'),
         ("the worse response is chosen", "for better, worse in made", "for worse, better in made"),
@@ -76,8 +87,8 @@ MUTANTS: list[Mutant] = [
     *planted(
         "data/sources/mixture.py",
         (SOURCES + "test_mixture.py",),
-        ("weights are rounded down", " < rest * 2.0**128)", " < 0)"),
-        ("weights are rounded up", " < rest * 2.0**128)", " < 2.0**128)"),
+        ("weights are rounded down", " + is_drawn(rest, row)", ""),
+        ("weights are rounded up", " + is_drawn(rest, row)", " + (rest > 0)"),
         ("drawn by the length of the name", "files.digest(row.encode())", "files.digest(bytes(len(row)))"),
     ),
     *planted(
@@ -87,8 +98,8 @@ MUTANTS: list[Mutant] = [
         ("sources of one kind draw the same", 'f"{seed} {name} {number}"', 'f"{seed} {number}"'),
         (
             "a weight of 1 is of all",
-            "weight, name = _weight(spec), _name(spec, kind)",
-            "weight, name = 1.0, _name(spec, kind)",
+            "weight, flip, name = _weight(spec), _flip(spec), _name(spec, kind)",
+            "weight, flip, name = 1.0, _flip(spec), _name(spec, kind)",
         ),
         ("all sources have one name", "row._replace(source=name)", "row._replace(source=kind)"),
         ("skipped rows are not counted", "                skipped[row.reason] += 1", "                pass"),

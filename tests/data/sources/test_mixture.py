@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_jax.data.sources import PAIRS, read_pairs, read_unpaired, stream
+from dpo_jax.data.sources import PAIRS, read_completions, read_pairs, read_unpaired, stream
 from dpo_jax.data.sources.mixture import copies
 from dpo_jax.errors import UserError
 
@@ -52,6 +52,43 @@ def test_sources_keep_their_names_and_do_not_change_each_other():
 def test_both_halves_of_a_pair_are_drawn_or_none():
     rows, _ = read_unpaired([{"path": "one.jsonl", "unpair": True, "weight": 0.5}], mismatched=False)
     assert Counter(row.prompt for row in rows).most_common()[-1][1] == 2
+
+
+def labels(**spec):
+    return {row.prompt: row.chosen for row in read_pairs([{"path": "one.jsonl", **spec}]).rows}
+
+
+def test_flips_are_that_share_and_grow_with_it():
+    plain, flipped = read_pairs([{"path": "one.jsonl"}]).rows, read_pairs([{"path": "one.jsonl", "flip": 0.2}]).rows
+    assert [(row.prompt, row.where) for row in plain] == [(row.prompt, row.where) for row in flipped]
+    wrong = [n for n, row in enumerate(flipped) if (row.chosen, row.rejected) == ("r", "c")]
+    assert 50 < len(wrong) < 110
+    assert [n for n, row in enumerate(flipped) if row.row_id != plain[n].row_id] == wrong
+    more = {prompt for prompt, chosen in labels(flip=0.4).items() if chosen == "r"}
+    assert {flipped[n].prompt for n in wrong} < more
+    assert set(labels(flip=1).values()) == {"r"} and set(labels(flip=0).values()) == {"c"}
+    assert labels(flip=0.5) != labels(flip=0.5, name="other")
+
+
+def test_labelled_completions_are_flipped_with_their_pair():
+    def good(**spec):
+        found = read_unpaired([{"path": "one.jsonl", "unpair": True, **spec}], mismatched=False).rows
+        return {(row.prompt, row.completion): row.desirable for row in found}
+
+    flipped = good(flip=0.3)
+    assert all(flipped[prompt, "c"] != flipped[prompt, "r"] for prompt, _ in flipped)
+    assert 80 < sum(flipped[prompt, "r"] for prompt, _ in flipped) / 2 < 160
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.1, True, "half", None])
+def test_a_share_is_a_share(share):
+    with pytest.raises(UserError, match="flip is"):
+        labels(flip=share)
+
+
+def test_texts_have_no_label_to_flip():
+    with pytest.raises(UserError, match="unknown key 'flip'"):
+        read_completions([{"path": "one.jsonl", "flip": 0.1}])
 
 
 def test_a_bad_row_counts_once_whatever_the_weight():

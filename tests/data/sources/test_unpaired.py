@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dpo_jax.data.sources import read_completions, read_pairs, read_unpaired
+from dpo_jax.data.sources.labels import labelled
 from dpo_jax.data.sources.mismatched import with_mismatched
-from dpo_jax.data.sources.rows import labelled
 from dpo_jax.errors import UserError
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -93,7 +93,7 @@ def test_a_pair_is_not_split_unasked():
 
 def test_unpair_is_a_key_of_labelled_completions_only():
     spec = {**write("pairs.jsonl", PAIR), "unpair": True}
-    assert "unknown key 'unpair'. Allowed: columns, format, name, path, rankings, weight." in message(
+    assert "unknown key 'unpair'. Allowed: columns, flip, format, name, path, rankings, weight." in message(
         read_pairs, [spec]
     )
     assert "unknown key 'unpair'. Allowed: columns, format, name, path, weight." in message(read_completions, [spec])

@@ -1,0 +1,92 @@
+"""The points of a sweep: every combination of the values of some settings, and a name for each."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from dpo_jax.errors import UserError
+from dpo_jax.files import digest
+from dpo_jax.reading import Origins, locate
+
+Settings = dict[str, Any]
+"""Dotted key -> value, of one point."""
+
+
+def read_points(grid: Sequence[str], grids: Sequence[Mapping[str, Any]], origins: Origins) -> list[Settings]:
+    """The points of the command line's `KEY=VALUE,VALUE,...`, or else those of the configuration's section `sweep`.
+
+    A grid is every combination of its values; the last key turns fastest.
+
+    Raises:
+        UserError: there is no grid, one cannot be read, or a point is there twice.
+    """
+    axes = [_axes(grid)] if grid else [_from_section(number, each, origins) for number, each in enumerate(grids)]
+    points = [dict(zip(each, values, strict=True)) for each in axes for values in itertools.product(*each.values())]
+    if not points:
+        raise UserError(
+            "command line: sweep: name what varies, such as `--grid loss.options.beta=0.05,0.1,0.5`, or in a section "
+            "`sweep` of the configuration."
+        )
+    labels = [label_of(point, points) for point in points]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise UserError(f"{locate('sweep', origins)}: sweep: {label} is there twice.")
+    return points
+
+
+def label_of(settings: Settings, points: Sequence[Settings]) -> str:
+    """The name of a point, and of its folder: the last part of each key where that says which, and the value."""
+    keys = list(dict.fromkeys(key for point in points for key in point))
+    last = [key.rpartition(".")[2] for key in keys]
+    short = {key: name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)}
+    label = ",".join(f"{short[key]}={value}" for key, value in settings.items())
+    plain = re.sub(r"[^A-Za-z0-9._=,+-]", "_", label)[:100]
+    return plain if plain == label else f"{plain}-{digest(label.encode())[:8]}"
+
+
+def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for text in grid:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not values:
+            raise UserError(f"command line: --grid {text!r}: write a key and its values, `loss.options.beta=0.1,0.5`.")
+        if key in axes:
+            raise UserError(f"command line: --grid {key}: is given twice; write all its values behind one `=`.")
+        try:
+            found = yaml.safe_load(f"[{values}]")
+        except yaml.YAMLError:
+            raise UserError(f"command line: --grid {text}: these are no values; separate them by commas.") from None
+        axes[key] = _values(found, f"command line: --grid {key}={values!r}")
+    return axes
+
+
+def _from_section(number: int, grid: Mapping[str, Any], origins: Origins) -> dict[str, list[Any]]:
+    axes: dict[str, list[Any]] = {}
+    for key, values in grid.items():
+        where = f"sweep.{number}.{key}"
+        at = f"{locate(where, origins)}: {where}"
+        axes[key] = _values(values if isinstance(values, list | tuple) else [values], at)
+    return axes
+
+
+def _values(found: Sequence[Any] | None, at: str) -> list[Any]:
+    if not found:
+        raise UserError(f"{at}: there is no value behind it.")
+    values = [_plain(value) for value in found]
+    if len(values) != len({json.dumps(value) for value in values}):
+        raise UserError(f"{at}: a value is there twice.")
+    return values
+
+
+def _plain(value: Any) -> Any:
+    """A value of YAML as JSON has it: 1e-5, which YAML reads as text, is a number; a date is text."""
+    try:
+        return float(value) if isinstance(value, str) else json.loads(json.dumps(value, default=str))
+    except ValueError:
+        return value
