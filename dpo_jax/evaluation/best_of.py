@@ -1,4 +1,4 @@
-"""The best of n responses: what a judge alone could gain, without any training.
+"""The best of n responses, and softer choices among them: what a judge alone could gain, without any training.
 
 Dimension key: N prompts, S responses to each.
 """
@@ -34,6 +34,46 @@ def kl_bound(n: int) -> float:
     References: Beirami et al. 2024, arXiv:2401.01879: the published value log n - (n - 1) / n is an upper bound.
     """
     return math.log(n) - (n - 1) / n
+
+
+def soft_best_of(scores_NS: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """One of the S responses to each prompt, drawn with weights exp(score / beta): its expected score and KL, [N] each.
+
+    As S grows this becomes the policy with the largest score - beta KL, reference exp(score / beta) / Z: what PPO with
+    a KL penalty and DPO aim at. With S responses it is a policy of its own, with exactly this score; its KL is at most
+    the mean of sum w log(S w), that of the choice itself.
+
+    Raises:
+        ValueError: beta is not above 0.
+
+    References: Rafailov et al. 2023, arXiv:2305.18290, eq. 4; Verdun et al. 2025, arXiv:2505.03156.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta}; it must be above 0")
+    scores_NS = np.asarray(scores_NS, np.float64)
+    tilted_NS = (scores_NS - scores_NS.max(axis=1, keepdims=True)) / beta
+    log_w_NS = tilted_NS - np.log(np.exp(tilted_NS).sum(axis=1, keepdims=True))
+    w_NS = np.exp(log_w_NS)
+    return (w_NS * scores_NS).sum(axis=1), (w_NS * (log_w_NS + math.log(scores_NS.shape[1]))).sum(axis=1)
+
+
+def soft_best_of_table(scores_NS: np.ndarray) -> list[dict[str, Any]]:
+    """For betas from 4 to 1/8 of the spread of scores to a prompt: `n` (S), `beta`, `score`, its `interval`, `kl`."""
+    spread = float(np.mean(np.std(scores_NS, axis=1)))
+    if spread == 0:  # nothing to choose by
+        return []
+    betas = [spread * 2.0**power for power in range(2, -4, -1)]
+    found = [(beta, *soft_best_of(scores_NS, beta)) for beta in betas]
+    return [
+        {
+            "n": int(np.shape(scores_NS)[1]),
+            "beta": beta,
+            "score": float(score_N.mean()),
+            "interval": mean_interval(score_N),
+            "kl": float(kl_N.mean()),
+        }
+        for beta, score_N, kl_N in found
+    ]
 
 
 def best_of_table(scores_NS: np.ndarray) -> list[dict[str, Any]]:

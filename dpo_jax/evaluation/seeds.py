@@ -12,6 +12,7 @@ import numpy as np
 from dpo_jax.evaluation.intervals import Interval
 
 MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
+    "positive before": (("judged", "reference", "positive"), "interval"),
     "judged positive": (("judged", "policy", "positive"), "interval"),
     "mean score": (("judged", "policy", "score"), "score_interval"),
     "mean reward": (("judged", "policy", "reward"), "interval"),
@@ -19,6 +20,7 @@ MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
     "sequence KL": (("kl", "exact"), "exact_interval"),
     "held-out accuracy": (("heldout", "accuracy"), "accuracy_interval"),
     "held-out margin": (("heldout", "margin"), "margin_interval"),
+    "chosen perplexity": (("heldout", "perplexity", "policy"), ""),
 }
 """Name -> where evaluation.json has it, and the name of its interval beside it."""
 
@@ -71,14 +73,17 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[Line]:
 
 
 def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line]:
-    """The same of `best_of_table`, whose KL is a bound, with the columns of another line."""
+    """The same of `best_of_table` and `soft_best_of_table`, whose KL is a bound, with the columns of another line."""
     measure = "mean reward" if "mean reward" in beside.measures else "mean score"
     lines = []
     for row in table:
-        name = f"best of {row['n']} (KL: at most)"
+        kind = "soft best of" if "beta" in row else "best of"
+        name = f"{kind} {row['n']} (KL: at most)"
         settings = {key: "" if place else name for place, key in enumerate(beside.settings or ["seed"])}
+        if "beta" in row:
+            settings = {key: f"{row['beta']:.3g}" if key.endswith(".beta") else at for key, at in settings.items()}
         measures = {measure: (row["score"], tuple(row["interval"])), "sequence KL": (row["kl"], None)}
-        lines.append(Line(settings, 1, measures, "best of n"))
+        lines.append(Line(settings, 1, measures, f"{kind} n"))
     return lines
 
 

@@ -10,6 +10,7 @@ from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
 from dpo_jax.reporting.plots import INK, LINES, STYLE, as_svg
 
 FORMATS: dict[str, Format] = {
+    "positive before": percent,
     "judged positive": percent,
     "mean score": plain,
     "mean reward": plain,
@@ -17,8 +18,11 @@ FORMATS: dict[str, Format] = {
     "sequence KL": nats,
     "held-out accuracy": percent,
     "held-out margin": nats,
+    "chosen perplexity": plain,
 }
 """Measure -> how its numbers are written; in this order they are columns."""
+
+_OF_THE_START = "positive before"
 
 _GAINED = ("mean score", "mean reward", "win rate", "held-out accuracy")
 _COST = ("sequence KL", "held-out margin")
@@ -61,6 +65,9 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
     """What was found at each point."""
     keys = list(dict.fromkeys(key for line in lines for key in line.settings))
     measures = [name for name in FORMATS if any(name in line.measures for line in lines)]
+    starts = {line.measures[_OF_THE_START] for line in lines if _OF_THE_START in line.measures}
+    if len(starts) == 1:  # all from the same start
+        measures.remove(_OF_THE_START)
     several = any(line.runs > 1 for line in lines)
     rows = []
     for line in lines:

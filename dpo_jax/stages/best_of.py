@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.best_of import best_of_table
+from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.stages.judging import AnyJudge
 from dpo_jax.stages.progress import say
@@ -17,7 +17,9 @@ from dpo_jax.types import Params
 
 
 def measure_best_of(setup: Setup, frozen: Params, judge: AnyJudge | None) -> list[dict[str, Any]]:
-    """`best_of_table` of `evaluation.best_of` responses to each of the first `evaluation.samples` held-out prompts.
+    """`best_of_table` and `soft_best_of_table` of `evaluation.best_of` responses to each of the first held-out prompts.
+
+    There are `evaluation.samples` prompts, or as many as there are.
 
     Raises:
         UserError: the judge gives no scores.
@@ -40,7 +42,8 @@ def measure_best_of(setup: Setup, frozen: Params, judge: AnyJudge | None) -> lis
     say("evaluate", f"samples {total} responses from the reference, for the best of {options.best_of}")
     found = sample(frozen, jax.random.key(setup.config.seed))
     every = [prompt for prompt in prompts for _ in range(options.best_of)]
-    table = best_of_table(judge.scores(every, found.written).reshape(len(prompts), options.best_of))
+    scores_NS = judge.scores(every, found.written).reshape(len(prompts), options.best_of)
+    table = best_of_table(scores_NS)
     best = table[-1]
     say("evaluate", f"best of {best['n']}: mean score {best['score']:.3f} at {best['kl']:.2f} nats at most")
-    return table
+    return table + soft_best_of_table(scores_NS)

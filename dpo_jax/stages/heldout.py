@@ -17,6 +17,7 @@ from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.losses import TOKEN_LEVEL, PairLogps, mismatched_kl
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
+from dpo_jax.stages.fitted import perplexity
 from dpo_jax.stages.losses import Inputs, evaluate_term
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import Term
@@ -24,7 +25,9 @@ from dpo_jax.types import Params, TokenRow
 
 
 def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | None = None) -> dict[str, Any]:
-    """Reward accuracy, margin and loss on the held-out rows; of pairs calibration and accuracy by length and source.
+    """Reward accuracy, margin and loss on the held-out rows.
+
+    Of pairs also calibration, accuracy by length and source, and the perplexity of the chosen responses, a token.
 
     A loss that remembers earlier batches begins anew here, and is measured by the statistics of the held-out rows
     themselves; only what `alpha: auto` came to is taken from `memory`. Where a loss reads token distributions, which
@@ -41,6 +44,7 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
         found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
         margins_n = _margins(now, frozen)
         found["calibration"] = calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"])
+        found["perplexity"] = {"policy": perplexity(now), "reference": perplexity(frozen)}
         found["by_length"] = accuracy_by_length(margins_n, now.tokens_nP)
         if source is not None:
             found["by_source"] = accuracy_by_source(margins_n, source, data.sources)

@@ -64,3 +64,6 @@ def test_the_best_of_n_are_lines_beside_the_points() -> None:
         assert line.settings == {"loss.name": "best of 4 (KL: at most)", "loss.options.beta": ""}
         assert line.measures == {measure: (0.7, (0.6, 0.8)), "sequence KL": (0.64, None)}
         assert line.curve == "best of n"
+    (line,) = best_of_lines([{**table[0], "beta": 0.05}], Line(settings, 1, {"mean score": (0.5, None)}, "dpo"))
+    assert line.settings == {"loss.name": "soft best of 4 (KL: at most)", "loss.options.beta": "0.05"}
+    assert line.curve == "soft best of n"
