@@ -52,7 +52,8 @@ def test_a_measure_that_only_some_have_leaves_cells_empty_and_is_not_drawn() -> 
 def test_where_points_start_is_a_column_only_if_they_start_apart() -> None:
     def starting(*shares: float) -> list[Line]:
         return [
-            each._replace(measures={**each.measures, "positive before": (x, None)}) for each, x in zip(LINES, shares)
+            each._replace(measures={**each.measures, "positive before": (x, None)})
+            for each, x in zip(LINES, shares, strict=True)
         ]
 
     assert "positive before" in make_table(starting(0.4, 0.5, 0.4), []).heads
