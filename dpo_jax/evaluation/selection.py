@@ -24,7 +24,7 @@ class Selected(NamedTuple):
 def select_pairs(
     scores_NS: np.ndarray, responses_NS: Sequence[Sequence[str]], *, select: str = "extremes", min_gap: float = 0.0
 ) -> Selected:
-    """The pairs whose scores differ by more than `min_gap`, the higher one chosen; never two equal texts.
+    """The pairs whose scores differ by more than `min_gap`, the higher one chosen; no equal texts, no empty one.
 
     Args:
         scores_NS: how good each response is.
@@ -42,7 +42,9 @@ def select_pairs(
         raise ValueError(f"scores {scores_NS.shape} do not fit {len(responses_NS)} prompts with as many responses each")
     found: list[tuple[int, int, int]] = []
     for prompt, (scores_S, texts) in enumerate(zip(scores_NS, responses_NS, strict=True)):
-        for first, second in SELECTIONS[select](scores_S):
+        written = np.array([place for place, text in enumerate(texts) if text.strip()], np.int64)
+        places = SELECTIONS[select](scores_S[written]) if len(written) > 1 else []
+        for first, second in ((int(written[a]), int(written[b])) for a, b in places):
             chosen, rejected = (first, second) if scores_S[first] > scores_S[second] else (second, first)
             if scores_S[chosen] - scores_S[rejected] > min_gap and texts[chosen].strip() != texts[rejected].strip():
                 found.append((prompt, chosen, rejected))

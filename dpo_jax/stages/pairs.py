@@ -49,6 +49,8 @@ def run(setup: Setup, *, output: str | None) -> None:
     found = _sample(setup, prompts)
     samples = setup.config.sampling.samples
     responses_NS = [found.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    if empty := sum(not text.strip() for text in found.written):
+        say("pairs", f"{empty} responses are empty, and in no pair")
     scores_NS = score(judge, prompts, responses_NS)
     selected = select_pairs(scores_NS, responses_NS, select=options.select, min_gap=options.min_gap)
     rows = [

@@ -30,6 +30,13 @@ def test_a_gap_must_be_larger_than_asked() -> None:
     assert select_pairs(scores, TEXTS, min_gap=0.7).without == 2
 
 
+@pytest.mark.parametrize("select", ["all", "extremes"])
+def test_an_empty_response_is_in_no_pair(select: str) -> None:
+    scores = np.array([[0.0, 0.5, 0.7, 0.2], [0.1, 0.2, 0.9, 0.3]])
+    found = select_pairs(scores, [["", "a", " ", "b"], ["", "a", "", ""]], select=select)
+    assert as_set(found) == {(0, 1, 3)} and found.without == 1
+
+
 def test_equal_texts_are_no_pair_even_if_the_judge_says_otherwise() -> None:
     assert as_set(select_pairs(np.array([[0.0, 1.0]]), [[" same", "same"]])) == set()
 
