@@ -5,6 +5,8 @@ Dimension key: n comparisons.
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -48,7 +50,12 @@ def open_judge(setup: Setup, options: JudgeConfig) -> AnyJudge:
 
 
 def _classifier(setup: Setup, options: JudgeConfig) -> Scoring:
-    return classifier(*read_labelled(options.data))
+    return _fitted(json.dumps(options.data, sort_keys=True))
+
+
+@functools.cache  # every point of a sweep asks for the same one
+def _fitted(sources: str) -> Scoring:
+    return classifier(*read_labelled(json.loads(sources)))
 
 
 def _reward(setup: Setup, options: JudgeConfig) -> Scoring:
