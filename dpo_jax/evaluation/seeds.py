@@ -66,7 +66,7 @@ def lines_of(results: Sequence[Mapping[str, Any]]) -> list[Line]:
             _without_seed(group[0]),
             len(group),
             _measures([result["evaluation"] for result in group]),
-            " ".join(str(value) for value in _without_seed(group[0]).values() if isinstance(value, str | bool)),
+            _curve(group[0]),
         )
         for group in groups.values()
     ]
@@ -85,6 +85,16 @@ def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line
         measures = {measure: (row["score"], tuple(row["interval"])), "sequence KL": (row["kl"], None)}
         lines.append(Line(settings, 1, measures, f"{kind} n"))
     return lines
+
+
+def _curve(result: Mapping[str, Any]) -> str:
+    """The losses, where they vary, and every other setting that is no number."""
+    named = _without_seed(result)
+    losses = [term["name"] for term in result.get("config", {}).get("loss", ())]
+    words = [" + ".join(losses)] if losses and any(key.startswith("loss") for key in named) else []
+    return " ".join(
+        words + [str(value) for value in named.values() if isinstance(value, str | bool) and value not in losses]
+    )
 
 
 def _without_seed(result: Mapping[str, Any]) -> dict[str, Any]:

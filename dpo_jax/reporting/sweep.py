@@ -71,7 +71,7 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
     several = any(line.runs > 1 for line in lines)
     rows = []
     for line in lines:
-        cells = [(str(line.settings.get(key, "")), "") for key in keys]
+        cells = [(_written(line.settings.get(key, "")), "") for key in keys]
         cells += [(str(line.runs), "")] if several else []
         for name in measures:
             value, bounds = line.measures.get(name, (None, None))
@@ -81,6 +81,16 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
     heads = [key.rpartition(".")[2] for key in keys]
     heads = heads if len(set(heads)) == len(heads) else keys
     return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out)
+
+
+def _written(value: Any) -> str:
+    """A setting as one would write it in a file."""
+    import yaml
+
+    nested = isinstance(value, Mapping | list)
+    return (
+        yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip() if nested else str(value)
+    )
 
 
 def as_markdown(table: Table) -> str:

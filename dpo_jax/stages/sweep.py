@@ -114,7 +114,12 @@ def point_of(base: Setup, label: str, settings: Settings) -> Setup:
         UserError: the settings make none.
     """
     store = base.config.reference.store or str(base.workdir / "stores")
-    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}", "--evaluation.best_of=0"]
+    own = [
+        f"--workdir={base.workdir / 'sweep' / label}",
+        f"--reference.store={store}",
+        "--evaluation.best_of=0",
+        "--sweep=[]",
+    ]
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])
     point = Setup(config, origins, command=base.command)

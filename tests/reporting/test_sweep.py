@@ -49,6 +49,11 @@ def test_a_measure_that_only_some_have_leaves_cells_empty_and_is_not_drawn() -> 
     assert draw(lines) is None
 
 
+def test_a_mixture_is_written_as_in_a_file() -> None:
+    mixed = LINES[0]._replace(settings={"loss": [{"name": "sft"}, {"name": "orpo", "weight": 0.1}]})
+    assert make_table([mixed], []).rows[0][0] == ("[{name: sft}, {name: orpo, weight: 0.1}]", "")
+
+
 def test_where_points_start_is_a_column_only_if_they_start_apart() -> None:
     def starting(*shares: float) -> list[Line]:
         return [

@@ -198,12 +198,21 @@ def test_nonsense_in_the_section(section: list[dict[str, Any]], says: str) -> No
         read_points((), section, {})
 
 
-def test_a_sweep_of_the_section(experiment: str) -> None:
+def test_a_sweep_of_the_section(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_train = train.run
     config = yaml.safe_load(Path(experiment).read_text())
-    config["sweep"] = [{"loss.name": "dpo", "loss.options.beta": [0.1]}, {"loss": [{"name": "orpo"}], "seed": [0, 1]}]
+    config["sweep"] = [
+        {"loss.name": "dpo", "loss.options.beta": [0.1]},
+        {"loss": [[{"name": "sft"}, {"name": "orpo"}]], "seed": [0, 1]},
+    ]
     Path(experiment).write_text(yaml.safe_dump(config))
     cli.main(["sweep", experiment])
     assert results()[0]["settings"] == {"loss.name": "dpo", "loss.options.beta": 0.1}
-    assert [each["config"]["loss"][0]["name"] for each in results()] == ["dpo", "orpo", "orpo"]
+    assert [each["config"]["loss"][-1]["name"] for each in results()] == ["dpo", "orpo", "orpo"]
     rows = Path("runs/demo/sweep.md").read_text().splitlines()
     assert rows[0].startswith("| name | beta | loss | seeds |") and len(rows) == 2 + 2
+    config["sweep"].append({"seed": 7})  # points that are done are not run again because others join
+    Path(experiment).write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(train, "run", lambda setup: pytest.fail() if setup.config.seed != 7 else run_train(setup))
+    cli.main(["sweep", experiment])
+    assert len(results()) == 4
