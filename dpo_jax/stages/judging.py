@@ -49,6 +49,11 @@ def open_judge(setup: Setup, options: JudgeConfig) -> AnyJudge:
     return judge if options.name == "reward" else judge.through(hosts.from_first)
 
 
+def key_of(setup: Setup, options: JudgeConfig) -> str:
+    """Where the configuration names this judge."""
+    return "pairs.judge" if options is setup.config.pairs.judge else "evaluation.judge"
+
+
 def _classifier(setup: Setup, options: JudgeConfig) -> Scoring:
     return _fitted(json.dumps(options.data, sort_keys=True))
 
@@ -59,7 +64,7 @@ def _fitted(sources: str) -> Scoring:
 
 
 def _reward(setup: Setup, options: JudgeConfig) -> Scoring:
-    return Scoring("reward", open_rewards(setup, options.model))
+    return Scoring("reward", open_rewards(setup, options.model, key=f"{key_of(setup, options)}.model"))
 
 
 def _lexicon(setup: Setup, options: JudgeConfig) -> Scoring:
@@ -81,8 +86,9 @@ def _http(setup: Setup, options: JudgeConfig) -> Comparing:
     assert options.url is not None and options.model is not None
     name = options.api_key_env
     if name and not os.environ.get(name):
-        at = locate("evaluation.judge.api_key_env", setup.origins)
-        raise UserError(f"{at}: evaluation.judge.api_key_env: the environment has no variable {name}, or it is empty.")
+        where = f"{key_of(setup, options)}.api_key_env"
+        at = locate(where, setup.origins)
+        raise UserError(f"{at}: {where}: the environment has no variable {name}, or it is empty.")
     chat = Chat(
         options.url,
         options.model,
@@ -93,7 +99,7 @@ def _http(setup: Setup, options: JudgeConfig) -> Comparing:
     )
     return http_judge(
         chat,
-        template=_template(options.template),
+        template=_template(options.template, key_of(setup, options)),
         cache=Cache(Path(options.cache) if options.cache else setup.workdir / "verdicts.jsonl"),
         parallel=options.parallel,
         input_price=options.input_price,
@@ -107,13 +113,13 @@ def _tell(answered: int, asked: int) -> None:
         say("judge", f"{answered} of {asked} questions answered")
 
 
-def _template(path: str | None) -> str:
+def _template(path: str | None, key: str) -> str:
     if path is None:
         return DEFAULT_TEMPLATE
     try:
         return Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"evaluation.judge.template: the file {path} cannot be read: {error}.") from None
+        raise UserError(f"{key}.template: the file {path} cannot be read: {error}.") from None
 
 
 JUDGES: dict[str, Callable[[Setup, JudgeConfig], AnyJudge]] = {

@@ -62,14 +62,14 @@ def score_rewards(setup: Setup, model: RewardModel, params: Params, rows: Sequen
     return np.stack([found[row.row_id] for row in rows])
 
 
-def open_rewards(setup: Setup, location: str | None) -> Rewards:
+def open_rewards(setup: Setup, location: str | None, *, key: str) -> Rewards:
     """The reward model of a run (by default of this one), or of a Hugging Face folder.
 
     That of a run formats and cuts text as in its training, one of a folder as this run does. Whether there is one is
     looked at now; its parameters are read when it judges.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; it names `key`, the setting.
     """
     folder = Path(location) if location else setup.workdir
     if location is None or (folder / "config.yaml").exists() or (folder / "reward").exists():
@@ -81,7 +81,7 @@ def open_rewards(setup: Setup, location: str | None) -> Rewards:
         _ = own.model  # has it positions enough?
         model = describe_reward(own.source, own.resolved, dtype=config.dtype)
     except UserError as error:
-        raise UserError(f"{locate('evaluation.judge.model', setup.origins)}: evaluation.judge.model: {error}") from None
+        raise UserError(f"{locate(key, setup.origins)}: {key}: {error}") from None
 
     def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         return _judge(own, model, load_reward(own.source, own.resolved, model, own.mesh), prompts, responses)

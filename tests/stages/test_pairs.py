@@ -101,6 +101,7 @@ def test_conversations_stay_conversations(judged: str) -> None:
         ((*SAMPLING[2:], *BY_LENGTH), "sampling.samples: a pair needs 2 responses"),
         ((*SAMPLING, *BY_LENGTH, "--output", "."), "--output . is a directory"),
         ((*SAMPLING, "--pairs.judge", "{name: python}"), "pairs.judge.function: the judge python needs it"),
+        ((*SAMPLING, "--pairs.judge", "{name: reward, model: nowhere}"), "pairs.judge.model: weights 'nowhere'"),
         ((*SAMPLING, *BY_LENGTH, "--pairs.min_gap", "1000"), "finds no response better than another"),
         ((*SAMPLING, *BY_LENGTH, "--pairs.select", "some"), "Allowed: all, extremes"),
     ],

@@ -168,7 +168,7 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
     setup = opened(*arguments)
     rows = [json.loads(line) for line in Path("held.jsonl").read_text().splitlines()]
     with jax.set_mesh(setup.mesh):
-        judge = open_rewards(setup, location)
+        judge = open_rewards(setup, location, key="evaluation.judge.model")
         columns = [
             judge([Prompt(row["prompt"], None, "") for row in rows], [row[side] for row in rows])
             for side in ("chosen", "rejected")
@@ -285,7 +285,7 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
         frozen = setup.start_params()
         policy = jax.tree.map(lambda x: 0.5 * x, frozen)
         found = evaluate.compare_samples(setup, policy, frozen, open_judge(setup, setup.config.evaluation.judge))
-        judge = open_rewards(setup, None)
+        judge = open_rewards(setup, None, key="evaluation.judge.model")
         again = {
             name: judge(
                 [Prompt(row["prompt"], None, "") for row in found["samples"]], [row[name] for row in found["samples"]]

@@ -97,7 +97,7 @@ class Chat:
                 if attempt == self._retries:
                     raise UserError(
                         f"judge http: {self.url} failed {attempt + 1} times, at last with: {failure}. The verdicts so "
-                        "far are kept where evaluation.judge.cache is set: the same command goes on from them."
+                        "far are kept in the judge's `cache`: the same command goes on from them."
                     ) from None
                 self._wait(failure.retry_after, attempt)
         raise AssertionError("the last attempt returns or raises")

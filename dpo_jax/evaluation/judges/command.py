@@ -56,7 +56,7 @@ def _ask(command: str, rows: Sequence[Mapping[str, str]], key: str, timeout_seco
     except subprocess.TimeoutExpired:
         raise UserError(
             f"judge command: {command!r} had not ended after {timeout_seconds:g} s; allow it more in "
-            "evaluation.judge.timeout_seconds."
+            "the judge's `timeout_seconds`."
         ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"judge command: {command!r} cannot be started: {error}.") from None

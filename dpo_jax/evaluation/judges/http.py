@@ -134,7 +134,7 @@ class _Counts:
             raise UserError(
                 f"judge http: {self._found['not_understood']} of {self._found['answers']} answers were not understood, "
                 f"such as {self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
-                "[[B]], [[C]]; a model that thinks first needs more max_tokens in evaluation.judge.request."
+                "[[B]], [[C]]; a model that thinks first needs more max_tokens in the judge's `request`."
             )
 
     def summary(self, chat: Chat) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def vader() -> Scoring:
     except ImportError:
         raise UserError(
             "judge lexicon: VADER is not installed; `pip install vaderSentiment`, or name a list of words of your own "
-            "in evaluation.judge.words."
+            "in the judge's `words`."
         ) from None
     analyzer = SentimentIntensityAnalyzer()
 
