@@ -16,7 +16,7 @@ def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarr
     """Accuracy and margin on pairs, from summed response log-probs [B, 2] in nats.
 
     A pair counts as right where its margin is above zero: a tie is wrong. `margin` is the chosen log-ratio less the
-    rejected one in nats, `reward_margin` beta times that.
+    rejected one in nats, `reward_margin` beta times that. `moved` has both log-ratios, and the share that fell.
 
     Raises:
         ValueError: the arrays differ in shape, or hold no pairs.
@@ -31,6 +31,10 @@ def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarr
         "margin": float(margins_B.mean()),
         "margin_interval": mean_interval(margins_B),
         "reward_margin": float(beta * margins_B.mean()),
+        "moved": {
+            name: {"mean": float(x_B.mean()), "interval": mean_interval(x_B), "fell": float(np.mean(x_B < 0))}
+            for name, x_B in (("chosen", log_ratios_BP[:, 0]), ("rejected", log_ratios_BP[:, 1]))
+        },
     }
 
 

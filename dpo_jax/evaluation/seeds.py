@@ -20,6 +20,8 @@ MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
     "sequence KL": (("kl", "exact"), "exact_interval"),
     "held-out accuracy": (("heldout", "accuracy"), "accuracy_interval"),
     "held-out margin": (("heldout", "margin"), "margin_interval"),
+    "chosen moved": (("heldout", "moved", "chosen", "mean"), "interval"),
+    "rejected moved": (("heldout", "moved", "rejected", "mean"), "interval"),
     "chosen perplexity": (("heldout", "perplexity", "policy"), ""),
 }
 """Name -> where evaluation.json has it, and the name of its interval beside it."""

@@ -18,6 +18,8 @@ FORMATS: dict[str, Format] = {
     "sequence KL": nats,
     "held-out accuracy": percent,
     "held-out margin": nats,
+    "chosen moved": nats,
+    "rejected moved": nats,
     "chosen perplexity": plain,
 }
 """Measure -> how its numbers are written; in this order they are columns."""

@@ -21,6 +21,10 @@ def test_preference_metrics_by_hand():
     assert metrics["margin"] == 0.0
     # standard deviation sqrt((9 + 0 + 1 + 4) / 3) = 2.16025, half of it the standard error, times 1.96
     np.testing.assert_allclose(metrics["margin_interval"], (-2.11701, 2.11701), atol=1e-5)
+    moved = metrics["moved"]
+    assert (moved["chosen"]["mean"], moved["chosen"]["fell"]) == (0.0, 0.25)
+    assert (moved["rejected"]["mean"], moved["rejected"]["fell"]) == (0.0, 0.25)
+    assert moved["rejected"]["interval"][1] == pytest.approx(1.959964 * math.sqrt(2) / 2, rel=1e-4)
     assert preference_metrics(POLICY_BP[:1], REFERENCE_BP[:1], beta=0.5)["reward_margin"] == 1.5
 
 
