@@ -72,7 +72,7 @@ def test_a_stage_that_makes_no_model_says_what_to_run(experiment: str, capfd: py
 
 def test_the_seed_makes_the_weights(experiment: str) -> None:
     for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
-        cli.main(["scratch", experiment, "--seed", str(seed), "--model.weights", folder])
+        cli.main(["scratch", experiment, "--scratch.seed", str(seed), "--model.weights", folder])
     a, b, c = (load_file(f"{folder}/model.safetensors")["model.embed_tokens.weight"] for folder in "abc")
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()

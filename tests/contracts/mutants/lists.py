@@ -6,6 +6,8 @@ from tests.contracts.mutants import (
     analysis,
     attention,
     data,
+    evaluation,
+    judges,
     logprobs,
     lora,
     losses_batch,
@@ -47,4 +49,6 @@ LISTS: dict[str, list[Mutant]] = {
     "weights": weights.MUTANTS,
     "planning": planning.MUTANTS,
     "analysis": analysis.MUTANTS,
+    "evaluation": evaluation.MUTANTS,
+    "judges": judges.MUTANTS,
 }
