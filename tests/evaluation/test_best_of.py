@@ -69,6 +69,10 @@ def test_the_soft_table_goes_from_little_to_much() -> None:
         assert values == sorted(values) and len(set(values)) == 6
     assert all(row["n"] == 16 and row["interval"][0] < row["score"] < row["interval"][1] for row in table)
     assert soft_best_of_table(np.ones((3, 4))) == []
+    louder = soft_best_of_table(
+        7 * np.random.default_rng(4).normal(size=(30, 16))
+    )  # the unit of the scores is no matter
+    np.testing.assert_allclose([row["kl"] for row in louder], [row["kl"] for row in table])
 
 
 def test_a_choice_needs_a_temperature() -> None:

@@ -21,6 +21,11 @@ def test_by_hand():
     assert found["expected_error"] == pytest.approx((0.0 + 0.731059 + 1 - 0.880797) / 3, abs=1e-6)
 
 
+def test_a_bin_counts_by_its_pairs():
+    found = calibration(np.array([1.0, 1.0, 1.0, -3.0]), beta=1.0)  # 0.7311, three times right; 0.9526 and wrong
+    assert found["expected_error"] == pytest.approx((3 * (1 - 0.731059) + 0.952574) / 4, abs=1e-6)
+
+
 def test_soft_labels_are_what_the_probabilities_are_compared_with():
     # chosen is better with 3/4 and with 2/5; p = 0.75 fits the first, p = 0.25 is confident with 0.75, right with 0.6
     margins = np.array([math.log(3), -math.log(3)])

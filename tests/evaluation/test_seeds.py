@@ -42,6 +42,14 @@ def test_seeds_of_a_setting_are_one_line() -> None:
     assert "win rate" not in lines[0].measures
 
 
+def test_a_measure_that_one_seed_lacks_is_not_that_of_the_others() -> None:
+    judged = {**evaluation(0.5, 2.0), "judged": {"win_rate": 0.7}}
+    results = [{"settings": {"seed": 0}, "evaluation": judged}, {"settings": {"seed": 1}, "evaluation": judged}]
+    assert lines_of(results)[0].measures["win rate"][0] == 0.7
+    results[1]["evaluation"] = evaluation(0.5, 2.0)
+    assert "win rate" not in lines_of(results)[0].measures
+
+
 def test_a_single_run_has_its_own_interval() -> None:
     (line,) = lines_of([{"settings": {"seed": 3}, "evaluation": evaluation(0.5, 2.0)}])
     assert line.measures["sequence KL"] == (2.0, (1.0, 3.0))
