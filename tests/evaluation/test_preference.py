@@ -25,6 +25,8 @@ def test_preference_metrics_by_hand():
     assert (moved["chosen"]["mean"], moved["chosen"]["fell"]) == (0.0, 0.25)
     assert (moved["rejected"]["mean"], moved["rejected"]["fell"]) == (0.0, 0.25)
     assert moved["rejected"]["interval"][1] == pytest.approx(1.959964 * math.sqrt(2) / 2, rel=1e-4)
+    first_two = preference_metrics(POLICY_BP[:2], REFERENCE_BP[:2], beta=0.5)["moved"]
+    assert (first_two["chosen"]["mean"], first_two["rejected"]["mean"]) == (1.0, -0.5)
     assert preference_metrics(POLICY_BP[:1], REFERENCE_BP[:1], beta=0.5)["reward_margin"] == 1.5
 
 

@@ -31,6 +31,8 @@ def test_the_score_is_the_mean_of_the_sections_where_all_are_whole():
     found = rewardbench(right, names)
     assert len(names) == 23 and found["score"] == pytest.approx((1 + 0 + 136 / 740 + 0) / 4)
     assert "score" not in rewardbench(right[1:], names[1:])
+    chat = [name in SECTIONS["Chat"] for name in names]
+    assert "score" not in rewardbench(right[chat], [name for name in names if name in SECTIONS["Chat"]])
 
 
 def test_every_row_needs_a_verdict():
