@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colours that matplotlib draws and the page replaces: hex -> CSS.
-INK, _WARNING, LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
-_CSS = {INK: "currentColor", _WARNING: "var(--bad)", LINES[0]: "var(--line-1)", LINES[1]: "var(--line-2)"}
+INK, _WARNING = "#00000a", "#00000b"
+LINES = tuple(f"#0000{number:02}" for number in range(11, 17))
+_CSS = {INK: "currentColor", _WARNING: "var(--bad)"}
+_CSS |= {colour: f"var(--line-{number})" for number, colour in enumerate(LINES, 1)}
 DASHES = ("-", (0, (4, 1.5)))
 SMOOTH_FROM_ROWS = 20
 STYLE: dict[Any, Any] = {

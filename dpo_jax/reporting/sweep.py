@@ -121,8 +121,8 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
         for number, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda line: line.measures[cost][0])
             x, y = ([line.measures[measure][0] for line in members] for measure in (cost, gained))
-            colour, mark = LINES[number % 2], _MARKS[number % len(_MARKS)]
-            dash = "-" if number < 2 * len(_MARKS) else "--"
+            colour, mark = LINES[number % len(LINES)], _MARKS[number % len(_MARKS)]
+            dash = "-" if number < len(LINES) else "--"
             axes.errorbar(
                 x,
                 y,

@@ -14,6 +14,7 @@ from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import Described
+from dpo_jax.stages.history import note_session
 from dpo_jax.stages.program import Program, make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
@@ -106,6 +107,7 @@ def fit(
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
+    note_session(setup, folder, from_step=done)
     program = make_program(
         setup,
         model=model,
