@@ -233,7 +233,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampling: SamplingConfig = SamplingConfig()
     pairs: PairsConfig = PairsConfig()
-    analysis: AnalysisConfig = AnalysisConfig()
+    analysis: AnalysisConfig | None = None  # named, be it empty: `dpo-jax run` analyses too
     export: ExportConfig = ExportConfig()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def _reference(sample: Mapping[str, Any]) -> Side:
 def _judged(sample: Mapping[str, Any]) -> tuple[str, str]:
     """The policy's score, and how it was judged against the reference."""
     before, after, verdict = (sample.get(name) for name in ("reference_score", "policy_score", "verdict"))
-    if verdict is None and None not in (before, after):
-        verdict = 0.5 + 0.5 * (after > before) - 0.5 * (after < before) if before == before and after == after else None
+    if verdict is None and before is not None and after is not None and not math.isnan(after - before):
+        verdict = (after > before) + 0.5 * (after == before)
     said = "" if verdict is None else "better" if verdict > 0.5 else "worse" if verdict < 0.5 else "tie"
     return "" if after is None else plain(after), said
