@@ -92,3 +92,49 @@ def test_the_data_is_kept_without_its_rows(house: Path) -> None:
     splits = json.loads(Path("runs/a/data.json").read_text())
     assert [split["name"] for split in splits] == ["data.train", "data.eval"]
     assert all(split["examples"] == [] and ["rows kept", "8", False] in splits[0]["facts"] for split in splits)
+
+
+def compare(capsys: pytest.CaptureFixture[str], *others: str) -> str:
+    """What is said where that is refused."""
+    arguments = [word for other in others for word in ("--compare", other)]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["report", "a.yaml", *arguments])
+    assert stopped.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_several_runs_on_one_page(house: Path) -> None:
+    other = ["b.yaml", "--loss.options.beta", "0.5"]
+    Path("b.yaml").write_text(Path("a.yaml").read_text().replace("runs/a", "runs/b"))
+    for command in ("train", "evaluate"):
+        cli.main([command, *other])
+    before = Path("runs/a/report.html").read_bytes()
+    cli.main(["report", "a.yaml", "--compare", "b.yaml"])
+    by_file = Path("runs/a/comparison.html").read_text()
+    cli.main(["report", "a.yaml", "--compare", "runs/b"])
+    page = Path("runs/a/comparison.html").read_text()
+    assert by_file.replace("--compare b.yaml", "--compare runs/b") == page
+    assert Path("runs/a/report.html").read_bytes() == before
+    text = Page(page).text
+    for words in ("2 runs compared", "loss.options.beta", "0.5", "Gain against cost", "dpo-jax train b.yaml"):
+        assert words in text
+    found = [json.loads(Path("runs", name, "evaluation.json").read_text()) for name in "ab"]
+    assert found[0]["rows"] == found[1]["rows"] and "not evaluated alike" not in text
+    assert all(each["samples"][0]["policy"] in text for each in found)
+
+    cli.main(["evaluate", *other, "--evaluation.temperature", "0.5", "--data.eval.0.path", "pairs.jsonl"])
+    cli.main(["report", "a.yaml", "--compare", "runs/b"])
+    text = Page(Path("runs/a/comparison.html").read_text()).text
+    assert "evaluation.temperature" in text and "rows B" in text and "Gain against cost" not in text
+
+
+def test_what_is_no_run_is_refused(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "runs/nowhere: there is no such working directory" in compare(capsys, "runs/nowhere")
+    assert "nowhere.yaml: there is no such configuration file" in compare(capsys, "nowhere.yaml")
+    assert "model: is no run: there is no config.yaml" in compare(capsys, "model")
+    assert "runs/a is named twice" in compare(capsys, "a.yaml")
+    bare = Path("runs/bare")
+    bare.mkdir()
+    for name in ("config.yaml", "metrics.jsonl"):
+        (bare / name).write_bytes(Path("runs/a", name).read_bytes())
+    assert "runs/bare: the run has no evaluation yet; run `dpo-jax evaluate`" in compare(capsys, "runs/bare")
