@@ -107,6 +107,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl and TensorBoard."""
+
+    wandb: str | None = None  # a project at Weights & Biases; needs the package wandb
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
     """A trace of a few steps of each training, in the folder of its metrics, for TensorBoard and Perfetto."""
 
@@ -225,6 +232,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    logging: LoggingConfig = LoggingConfig()
     profile: ProfileConfig = ProfileConfig()
     tiles: TilesConfig = TilesConfig()
     scratch: ScratchConfig | None = None
