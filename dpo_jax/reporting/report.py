@@ -14,6 +14,8 @@ from dpo_jax.reporting.plots import PREFERENCE_PLOTS, SFT_PLOTS, SMOOTH_FROM_ROW
 from dpo_jax.reporting.results import Evaluation, part, result_rows
 from dpo_jax.reporting.samples import before_and_after
 from dpo_jax.reporting.series import Rows, broken_steps, series
+from dpo_jax.reporting.sweep import Line
+from dpo_jax.reporting.sweep import draw as draw_frontier
 from dpo_jax.reporting.tables import benchmark_table, data_table, heldout_table, judged_table, samples_table
 from dpo_jax.reporting.verdict import verdict
 
@@ -38,7 +40,8 @@ class RunReport(NamedTuple):
 
     `analysis` is what `dpo-jax analyse` wrote. `fitted` says how the training began: responses, perplexity and, after
     fine-tuning, before_fine_tuning and fitted. `data` holds of each split name, facts (what, count as text, whether it
-    is odd), percentiles and lengths (name, token counts there).
+    is odd), percentiles and lengths (name, token counts there). `frontier` are this run and the best of n responses of
+    its reference, where those were measured.
     """
 
     title: str
@@ -52,6 +55,7 @@ class RunReport(NamedTuple):
     analysis: Mapping[str, Any] | None = None
     fitted: Mapping[str, Any] | None = None
     data: Sequence[Mapping[str, Any]] = ()
+    frontier: Sequence[Line] = ()
 
 
 def render(run: RunReport) -> str:
@@ -65,6 +69,7 @@ def render(run: RunReport) -> str:
         verdict=verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data),
         results=result_rows(run.evaluation),
         tables=[found for make in tables if (found := make(run.evaluation))],
+        frontier=draw_frontier(run.frontier),
         summary=f"{training_summary(run.metrics)} {fitted_summary(run.fitted)}",
         hints=_reading_hints(run.metrics),
         sections=[

@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
 from dpo_jax.files import read_json, write_atomic
 from dpo_jax.reporting.report import RunReport, render
 from dpo_jax.stages.history import read_history, session
@@ -37,6 +38,7 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
     metrics, sft_metrics = (_rows(folder / "metrics.jsonl") for folder in (workdir, sft_folder))
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
+    evaluation = _known(workdir / "evaluation.json")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
     return RunReport(
         title=workdir.name or str(workdir),
@@ -47,11 +49,19 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         config=yaml.safe_load((workdir / "config.yaml").read_text(encoding="utf8")),
         metrics=metrics,
         sft_metrics=sft_metrics,
-        evaluation=_known(workdir / "evaluation.json"),
+        evaluation=evaluation,
         analysis=_known(workdir / "analysis.json"),
         fitted=_known(workdir / "fitted.json"),
         data=_known(workdir / "data.json") or (),
+        frontier=_frontier(evaluation or {}),
     )
+
+
+def _frontier(evaluation: Mapping[str, Any]) -> list[Line]:
+    if not evaluation.get("best_of"):
+        return []
+    (line,) = lines_of([{"settings": {"run": "this run"}, "evaluation": evaluation}])
+    return [line, *best_of_lines(evaluation["best_of"], line)]
 
 
 def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:

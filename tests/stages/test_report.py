@@ -94,6 +94,16 @@ def test_the_data_is_kept_without_its_rows(house: Path) -> None:
     assert all(split["examples"] == [] and ["rows kept", "8", False] in splits[0]["facts"] for split in splits)
 
 
+def test_the_best_of_n_stands_beside_the_run(house: Path) -> None:
+    assert "best of n responses" not in Path("runs/a/report.html").read_text()
+    cli.main(["train", "a.yaml", "--workdir", "runs/best"])
+    cli.main(["evaluate", "a.yaml", "--workdir", "runs/best", "--evaluation.best_of", "2"])
+    cli.main(["report", "a.yaml", "--workdir", "runs/best"])
+    page = Page(Path("runs/best/report.html").read_text())
+    assert "mean reward against sequence KL" in [attrs.get("aria-label") for _, attrs in page.tags]
+    assert ">best of n<" in Path("runs/best/report.html").read_text()
+
+
 def compare(capsys: pytest.CaptureFixture[str], *others: str) -> str:
     """What is said where that is refused."""
     arguments = [word for other in others for word in ("--compare", other)]
