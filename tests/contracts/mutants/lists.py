@@ -16,6 +16,7 @@ from tests.contracts.mutants import (
     losses_unpaired,
     planning,
     reference,
+    reporting,
     reward,
     sampling,
     sources,
@@ -47,4 +48,5 @@ LISTS: dict[str, list[Mutant]] = {
     "weights": weights.MUTANTS,
     "planning": planning.MUTANTS,
     "analysis": analysis.MUTANTS,
+    "reporting": reporting.MUTANTS,
 }
