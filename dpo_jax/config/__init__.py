@@ -107,6 +107,13 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl and TensorBoard."""
+
+    wandb: str | None = None  # a project at Weights & Biases; needs the package wandb
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProfileConfig:
     """A trace of a few steps of each training, in the folder of its metrics, for TensorBoard and Perfetto."""
 
@@ -227,6 +234,7 @@ class Config:
     optimizer: OptimizerConfig = OptimizerConfig()
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
+    logging: LoggingConfig = LoggingConfig()
     profile: ProfileConfig = ProfileConfig()
     tiles: TilesConfig = TilesConfig()
     scratch: ScratchConfig | None = None
@@ -235,8 +243,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampling: SamplingConfig = SamplingConfig()
     pairs: PairsConfig = PairsConfig()
-    analysis: AnalysisConfig = AnalysisConfig()
     sweep: tuple[Mapping[str, Any], ...] = ()  # grids of dotted keys and their values; each combination is a point
+    analysis: AnalysisConfig | None = None  # named, be it empty: `dpo-jax run` analyses too
     export: ExportConfig = ExportConfig()
 
 

@@ -39,15 +39,20 @@ def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def order_effect(orders: Orders) -> dict[str, float]:
-    """What the order did, of the policy's response (a) and the reference's (b).
+def order_effect(orders: Orders, prompts: Sequence[str]) -> dict[str, Any]:
+    """What the order did, of the policy's response (a) and the reference's (b) to `prompts`.
 
     `flipped` is the share of comparisons whose winner was another in the other order, `first_preferred` how often the
-    response shown first won, a tie being half: 0.5 for a judge without a position bias.
+    response shown first won, a tie being half: 0.5 for a judge without a position bias. `policy_first` and
+    `policy_second` are the win rates of the policy in either order, each with `_interval`.
     """
     sides = (orders.a_first - 0.5) * (orders.b_first - 0.5)
     first = (orders.a_first + 1 - orders.b_first) / 2
-    return {"flipped": float(np.mean(sides < 0)), "first_preferred": float(first.mean())}
+    found: dict[str, Any] = {"flipped": float(np.mean(sides < 0)), "first_preferred": float(first.mean())}
+    for name, verdicts_n in (("policy_first", orders.a_first), ("policy_second", orders.b_first)):
+        rates = win_rate(verdicts_n, prompts)
+        found |= {name: rates["win_rate"], f"{name}_interval": rates["win_rate_interval"]}
+    return found
 
 
 def groups_of(prompts: Sequence[str]) -> np.ndarray:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from dpo_jax.reporting.field import COORDINATES, draw_field
 from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain
 from dpo_jax.reporting.plots import Curve
+from dpo_jax.reporting.tables import Table
 
 _LIKENESS = {
     "edit_similarity": "By shared tokens (edit similarity, 1: the same)",
@@ -19,14 +20,6 @@ _PULLS = {
     "own_rejected": "its own rejected response",
     "others": "the other pairs",
 }
-
-
-class Table(NamedTuple):
-    """A table with a title, its columns named; the first column is text."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
 
 
 class Section(NamedTuple):

@@ -39,7 +39,7 @@ def model_card(run: RunReport, *, base_model: str | None = None, license_id: str
     weights = base_model or public_name(run.config.get("model", {}).get("weights", "an unnamed model"))
     loss = _loss_name(run.config.get("loss"))
     sources = _sources(run.config)
-    judgement = verdict(run.evaluation, run.metrics)
+    judgement = verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {_text(run.title)}",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import NamedTuple
+
+from dpo_jax.reporting.page import page
 
 
 class Piece(NamedTuple):
@@ -46,8 +47,4 @@ def as_text(splits: Sequence[SplitReport]) -> list[str]:
 
 def as_html(title: str, splits: Sequence[SplitReport]) -> str:
     """The page."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = resources.files("dpo_jax.reporting").joinpath("data.html.jinja").read_text(encoding="utf8")
-    return environment.from_string(source).render(title=title, splits=splits)
+    return page("data.html.jinja", title=title, splits=splits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -16,8 +17,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Colours that matplotlib draws and the page replaces: hex -> CSS.
-INK, _WARNING, LINES = "#00000a", "#00000b", ("#00000c", "#00000d")
-_CSS = {INK: "currentColor", _WARNING: "var(--bad)", LINES[0]: "var(--line-1)", LINES[1]: "var(--line-2)"}
+INK, _WARNING = "#00000a", "#00000b"
+LINES = tuple(f"#0000{number:02}" for number in range(11, 17))
+_CSS = {INK: "currentColor", _WARNING: "var(--bad)"}
+_CSS |= {colour: f"var(--line-{number})" for number, colour in enumerate(LINES, 1)}
 DASHES = ("-", (0, (4, 1.5)))
 SMOOTH_FROM_ROWS = 20
 STYLE: dict[Any, Any] = {
@@ -57,6 +60,9 @@ class Curve(NamedTuple):
     legend: list[str]
 
 
+Line = tuple[str, np.ndarray, np.ndarray]
+"""Its label, its steps, its values."""
+
 PREFERENCE_PLOTS = (
     Plot("Loss", "", (("loss", "loss"),)),
     Plot("Reward margin", "", (("margin", "rewards/margins"),)),
@@ -67,6 +73,15 @@ PREFERENCE_PLOTS = (
     Plot("Learning rate", "", (("learning rate", "learning_rate"),), smooth=False),
     Plot("Throughput", "tokens a second", (("throughput", "tokens_per_second"),)),
 )
+COMPARED_PLOTS = (
+    Plot("Reward margin", "", (("margin", "rewards/margins"),)),
+    Plot("Reward accuracy", "%", (("accuracy", "rewards/accuracies"),)),
+    Plot("Chosen log-ratio", "nats", (("chosen", "log_ratios/chosen"),)),
+    Plot("Rejected log-ratio", "nats", (("rejected", "log_ratios/rejected"),)),
+    Plot("Held-out accuracy", "%", (("held out", "eval/accuracy"),), smooth=False),
+    Plot("Held-out margin", "nats", (("held out", "eval/margin"),), smooth=False),
+    Plot("Gradient norm", "before clipping", (("gradient norm", "grad_norm"),)),
+)
 SFT_PLOTS = (Plot("Supervised loss", "nats a token", (("loss", "loss"),)),)
 
 
@@ -74,10 +89,26 @@ def draw(plots: tuple[Plot, ...], rows: Rows, *, prefix: str) -> list[Curve]:
     """The plots for which `rows` hold values. `prefix` keeps the ids of several drawings on one page apart."""
     known = {name for row in rows for name in row}
     drawn = [plot for plot in plots if all(metric in known for _, metric in plot.lines)]
-    return [_draw(plot, rows, f"{prefix}-{number}") for number, plot in enumerate(drawn)]
+    return [
+        _draw(plot, [(label, *series(rows, metric)) for label, metric in plot.lines], f"{prefix}-{number}")
+        for number, plot in enumerate(drawn)
+    ]
 
 
-def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
+def overlay(plots: tuple[Plot, ...], runs: Mapping[str, Rows], *, prefix: str) -> list[Curve]:
+    """Plots of one line each, in which every run has its line; left out is what none of them logged."""
+    known = {name for rows in runs.values() for row in rows for name in row}
+    curves = []
+    for number, plot in enumerate(plots):
+        ((_, metric),) = plot.lines
+        if metric in known:
+            lines = [(run, *series(rows, metric)) for run, rows in runs.items()]
+            lines = [(run if len(steps) else f"{run}: not logged", steps, values) for run, steps, values in lines]
+            curves.append(_draw(plot, lines, f"{prefix}-{number}"))
+    return curves
+
+
+def _draw(plot: Plot, lines: Sequence[Line], prefix: str) -> Curve:
     import matplotlib as mpl
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -85,8 +116,9 @@ def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        for (_, metric), colour, dash in zip(plot.lines, LINES, DASHES, strict=False):
-            _line(axes, *series(rows, metric), colour, dash, smooth=plot.smooth)
+        for number, (_, steps, values) in enumerate(lines):
+            colour, dash = style_of(number)
+            _line(axes, steps, values, colour, dash, smooth=plot.smooth)
         if plot.unit == "%":
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -94,8 +126,13 @@ def _draw(plot: Plot, rows: Rows, prefix: str) -> Curve:
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
         svg = as_svg(figure, prefix)
-    legend = [label for label, _ in plot.lines] if len(plot.lines) > 1 else []
-    return Curve(plot.title, plot.unit, svg, _describe(plot, rows), legend)
+    legend = [label for label, *_ in lines] if len(lines) > 1 else []
+    return Curve(plot.title, plot.unit, svg, _describe(plot, lines), legend)
+
+
+def style_of(number: int) -> tuple[str, Any]:
+    """The colour and the dashes of a line, of which 12 can be told apart; the style sheet's legend has the same."""
+    return LINES[number % len(LINES)], DASHES[(number + number // len(LINES)) % 2]
 
 
 def as_svg(figure: Figure, prefix: str) -> str:
@@ -119,14 +156,16 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dash: 
     axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.4, marker="o" if len(values) == 1 else None)
 
 
-def _describe(plot: Plot, rows: Rows) -> str:
-    lines = []
-    for label, metric in plot.lines:
-        steps, values = series(rows, metric)
+def _describe(plot: Plot, lines: Sequence[Line]) -> str:
+    said = []
+    for label, steps, values in lines:
+        if not len(steps):
+            said.append(label)
+            continue
         first, last = (f"{plain(values[end])} at step {steps[end]:.0f}" for end in (0, -1))
         broken = np.count_nonzero(~np.isfinite(values))
-        lines.append(f"{label} from {first} to {last}" + (f", not finite at {broken} logged steps" if broken else ""))
-    return f"{plot.title} by step: {'; '.join(lines)}."
+        said.append(f"{label} from {first} to {last}" + (f", not finite at {broken} logged steps" if broken else ""))
+    return f"{plot.title} by step: {'; '.join(said)}."
 
 
 def _inline(svg: str, prefix: str) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dpo_jax.reporting import numbers
 from dpo_jax.reporting.analysis import analysis_section
+from dpo_jax.reporting.page import page
 from dpo_jax.reporting.plots import PREFERENCE_PLOTS, SFT_PLOTS, SMOOTH_FROM_ROWS, draw
 from dpo_jax.reporting.results import Evaluation, part, result_rows
+from dpo_jax.reporting.samples import before_and_after
 from dpo_jax.reporting.series import Rows, broken_steps, series
+from dpo_jax.reporting.sweep import Line
+from dpo_jax.reporting.sweep import draw as draw_frontier
+from dpo_jax.reporting.tables import benchmark_table, data_table, heldout_table, judged_table, samples_table
 from dpo_jax.reporting.verdict import verdict
 
 SHOWN_SAMPLES = 6
@@ -28,10 +32,16 @@ class RunReport(NamedTuple):
         judged: judge, samples, win_rate (with _interval), wins, ties, losses, length_controlled (win_rate with
             _interval); by scores with a neutral value reference and policy (each positive, interval), difference (with
             _interval); by other scores reference and policy (each reward, interval), reward_difference (with
-            _interval); of a judge that compares order (flipped, first_preferred) and usage
+            _interval); of a judge that compares order (flipped, first_preferred, and policy_first and policy_second,
+            each with _interval) and usage
+        entropy: token; tokens with tokens_interval; texts: policy and reference, each as `describe_texts` has it
+        rewardbench: policy and judge, each accuracy and sections
         samples: a list of prompt, reference, policy and, where judged, reference_score and policy_score, or verdict
 
-    `analysis` is what `dpo-jax analyse` wrote.
+    `analysis` is what `dpo-jax analyse` wrote. `fitted` says how the training began: responses, perplexity and, after
+    fine-tuning, before_fine_tuning and fitted. `data` holds of each split name, facts (what, count as text, whether it
+    is odd), percentiles and lengths (name, token counts there). `frontier` are this run and the best of n responses of
+    its reference, where those were measured.
     """
 
     title: str
@@ -43,33 +53,33 @@ class RunReport(NamedTuple):
     sft_metrics: Rows = ()
     evaluation: Evaluation | None = None
     analysis: Mapping[str, Any] | None = None
+    fitted: Mapping[str, Any] | None = None
+    data: Sequence[Mapping[str, Any]] = ()
+    frontier: Sequence[Line] = ()
 
 
 def render(run: RunReport) -> str:
     """The report as HTML text. The same run gives the same bytes."""
-    import jinja2
     import yaml
 
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["plain"] = numbers.plain
-    source = resources.files("dpo_jax.reporting").joinpath("report.html.jinja").read_text(encoding="utf8")
-    samples = part(run.evaluation, "samples") or []
-    prompts = {sample["prompt"] for sample in samples}
-    return environment.from_string(source).render(
+    tables = (judged_table, samples_table, heldout_table, benchmark_table)
+    return page(
+        "report.html.jinja",
         run=run,
-        verdict=verdict(run.evaluation, run.metrics),
+        verdict=verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data),
         results=result_rows(run.evaluation),
-        summary=training_summary(run.metrics),
+        tables=[found for make in tables if (found := make(run.evaluation))],
+        frontier=draw_frontier(run.frontier),
+        summary=f"{training_summary(run.metrics)} {fitted_summary(run.fitted)}",
         hints=_reading_hints(run.metrics),
         sections=[
             ("Preference training", draw(PREFERENCE_PLOTS, run.metrics, prefix="preference")),
             ("Supervised fine-tuning", draw(SFT_PLOTS, run.sft_metrics, prefix="sft")),
         ],
         analysis=analysis_section(run.analysis),
-        samples=[samples[:SHOWN_SAMPLES], samples[SHOWN_SAMPLES:]],
-        shared_prompt=prompts.pop() if len(prompts) == 1 else None,
+        samples=before_and_after(part(run.evaluation, "samples") or []),
+        shown_samples=SHOWN_SAMPLES,
+        data=data_table(run.data),
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),
     )
 
@@ -87,6 +97,18 @@ def training_summary(rows: Rows) -> str:
         if len(rates):
             facts.append(f"{numbers.plain(float(np.median(rates)))}{numbers.GAP}{unit}")
     return " · ".join(facts) + "."
+
+
+def fitted_summary(fitted: Mapping[str, Any] | None) -> str:
+    """One sentence: how likely chosen responses were where the training began; empty where nobody measured that."""
+    if fitted is None:
+        return ""
+    before = fitted.get("before_fine_tuning")
+    tuned = f", {numbers.plain(before)} before fine-tuning" if before is not None else " (there was no fine-tuning)"
+    return (
+        f"It began with a perplexity of {numbers.plain(fitted['perplexity'])} a token on {fitted['responses']} chosen "
+        f"responses{tuned}."
+    )
 
 
 def _reading_hints(rows: Rows) -> str:

@@ -27,6 +27,15 @@ def part(evaluation: Evaluation | None, *path: str) -> Any:
     return value
 
 
+def kl_of(evaluation: Evaluation | None) -> tuple[float, Sequence[float] | None] | None:
+    """The sequence KL and its interval, nats: over the vocabulary where that was measured, else by log-ratios."""
+    kl: Mapping[str, Any] = part(evaluation, "kl") or {}
+    for name, bounds in (("exact", "exact_interval"), ("sequence_kl", "interval")):
+        if kl.get(name) is not None:
+            return kl[name], kl.get(bounds)
+    return None
+
+
 def result_rows(evaluation: Evaluation | None) -> list[Result]:
     """What was measured, the verdict's numbers first; what was not has no row."""
     judged, kl, heldout = (part(evaluation, name) or {} for name in ("judged", "kl", "heldout"))

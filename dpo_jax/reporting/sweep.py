@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, NamedTuple, Protocol
 
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
+from dpo_jax.reporting.page import page
 from dpo_jax.reporting.plots import INK, LINES, STYLE, as_svg
 
 FORMATS: dict[str, Format] = {
@@ -107,11 +107,7 @@ def as_markdown(table: Table) -> str:
 
 def as_html(title: str, command: str, table: Table, lines: Sequence[Line]) -> str:
     """The page; it needs nothing beside itself."""
-    import jinja2
-
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    source = resources.files("dpo_jax.reporting").joinpath("sweep.html.jinja").read_text(encoding="utf8")
-    return environment.from_string(source).render(title=title, command=command, table=table, plot=draw(lines))
+    return page("sweep.html.jinja", title=title, command=command, table=table, plot=draw(lines))
 
 
 class Frontier(NamedTuple):
@@ -135,13 +131,13 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
     for line in lines:
         series.setdefault(line.curve, []).append(line)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
         axes = figure.add_subplot()
         for number, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda line: line.measures[cost][0])
             x, y = ([line.measures[measure][0] for line in members] for measure in (cost, gained))
-            colour, mark = LINES[number % 2], _MARKS[number % len(_MARKS)]
-            dash = "-" if number < 2 * len(_MARKS) else "--"
+            colour, mark = LINES[number % len(LINES)], _MARKS[number % len(_MARKS)]
+            dash = "-" if number < len(LINES) else "--"
             axes.errorbar(
                 x,
                 y,

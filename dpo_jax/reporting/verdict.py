@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain, points
-from dpo_jax.reporting.results import Evaluation, part
-from dpo_jax.reporting.series import Rows, broken_steps, ends, series
-
-FAR_KL_NATS = 8.0
-FALLEN_LOGPS_NATS = 1.0
-MEMORISED_LOSS = 0.05
+from dpo_jax.reporting.concerns import (
+    data_concerns,
+    heldout_concerns,
+    judgement_concerns,
+    sample_concerns,
+    training_concerns,
+)
+from dpo_jax.reporting.numbers import GAP, interval, nats, percent, points
+from dpo_jax.reporting.results import Evaluation, kl_of, part
+from dpo_jax.reporting.series import Rows
 
 _OPENINGS = {
     "better": "The policy is judged better than the reference",
@@ -28,15 +32,30 @@ class Verdict(NamedTuple):
     concerns: list[str]
 
 
-def verdict(evaluation: Evaluation | None, rows: Rows) -> Verdict:
-    """Read off the evaluation (which may be missing, wholly or in parts) and the rows of the preference run."""
+def verdict(
+    evaluation: Evaluation | None,
+    rows: Rows,
+    *,
+    fitted: Mapping[str, Any] | None = None,
+    data: Sequence[Mapping[str, Any]] = (),
+) -> Verdict:
+    """Read off the evaluation (which may be missing, wholly or in parts) and the rows of the preference run.
+
+    `fitted` and `data` as `RunReport` has them.
+    """
     status, text = _judgement(evaluation)
-    return Verdict(status, text, _evaluation_concerns(evaluation) + _training_concerns(rows))
+    concerns = [
+        *judgement_concerns(evaluation),
+        *sample_concerns(evaluation),
+        *heldout_concerns(evaluation),
+        *training_concerns(rows, fitted),
+        *data_concerns(data),
+    ]
+    return Verdict(status, text, concerns)
 
 
 def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
-    kl = part(evaluation, "kl", "sequence_kl")
-    distance = f" Its sequence KL to the reference is {nats(kl)}." if kl is not None else ""
+    distance = _distance(evaluation)
     difference = part(evaluation, "judged", "difference")
     policy, reference = (part(evaluation, "judged", side, "positive") for side in ("policy", "reference"))
     if None not in (difference, policy, reference):
@@ -60,40 +79,13 @@ def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
     return "unjudged", f"The policy has not been evaluated: only its training curves are known.{distance}"
 
 
-def _evaluation_concerns(evaluation: Evaluation | None) -> list[str]:
-    concerns = []
-    low, high = _difference_bounds(evaluation)
-    if part(evaluation, "judged", "difference") is not None and not (low > 0 or high < 0):
-        concerns.append("The interval of the difference is not clear of zero: judge more samples before believing it.")
-    bounds = part(evaluation, "judged", "win_rate_interval")
-    if bounds and not (bounds[0] > 0.5 or bounds[1] < 0.5):
-        concerns.append("The interval of the win rate is not clear of one half: judge more samples before believing.")
-    kl = part(evaluation, "kl", "sequence_kl")
-    if kl is not None and not kl <= FAR_KL_NATS:
-        concerns.append(
-            f"The sequence KL is {nats(kl)}, not within {nats(FAR_KL_NATS)}: look for overshoot in the samples."
-        )
-    bounds = part(evaluation, "heldout", "accuracy_interval")
-    if bounds and not bounds[0] > 0.5:
-        concerns.append(f"Held-out accuracy is not clear of chance: its interval is {interval(bounds, percent)}.")
-    return concerns
-
-
-def _training_concerns(rows: Rows) -> list[str]:
-    concerns = []
-    if broken := broken_steps(rows):
-        count = f"{len(broken)} of {len(rows)} logged steps"
-        concerns.append(f"NaN or infinite values at {count}, first at step {broken[0]}.")
-    # Log-ratios are free of how long each batch's responses happen to be; log-probs are not.
-    name = "log_ratios/chosen" if any("log_ratios/chosen" in row for row in rows) else "logps/chosen"
-    before, after = ends(series(rows, name)[1])
-    if after - before < -FALLEN_LOGPS_NATS:
-        fall = nats(before - after)
-        concerns.append(f"Chosen responses lost {fall} of log-probability in training: likelihood is being displaced.")
-    loss = ends(series(rows, "loss")[1])[1]
-    if loss < MEMORISED_LOSS:
-        concerns.append(f"The training loss ends at {plain(loss)}: the pairs are all but memorised.")
-    return concerns
+def _distance(evaluation: Evaluation | None) -> str:
+    kl = kl_of(evaluation)
+    if kl is None:
+        return ""
+    value, bounds = kl
+    spread = f" (95{GAP}% interval {interval(bounds, nats)})" if bounds else ""
+    return f" Its sequence KL to the reference is {nats(value)}{spread}."
 
 
 def _difference_bounds(evaluation: Evaluation | None) -> tuple[float, float]:

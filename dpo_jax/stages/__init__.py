@@ -111,10 +111,13 @@ def _export(setup: Setup, *, fine_tuned: bool) -> None:
     export.run(setup, fine_tuned=fine_tuned)
 
 
-def _report(setup: Setup) -> None:
-    from dpo_jax.stages import report
+def _report(setup: Setup, *, compare: list[str] | None) -> None:
+    from dpo_jax.stages import comparison, report
 
-    report.run(setup)
+    if compare:
+        comparison.run(setup, compare)
+    else:
+        report.run(setup)
 
 
 STAGES: dict[str, Stage] = {
@@ -175,6 +178,10 @@ STAGES: dict[str, Stage] = {
         lists={"grid": "KEY=VALUE,VALUE,... to vary, such as loss.options.beta=0.1,0.5; default: the section `sweep`"},
         switches={"lean": "delete the checkpoints of each point once it is evaluated"},
     ),
-    "report": Stage("write WORKDIR/report.html", _report),
+    "report": Stage(
+        "write WORKDIR/report.html, or, of several runs, WORKDIR/comparison.html",
+        _report,
+        lists={"compare": "the WORKDIR or the configuration of a run to show beside this one; once for each"},
+    ),
 }
 """Name on the command line -> stage. To add one: its file, a function above, and its line here."""

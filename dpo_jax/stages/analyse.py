@@ -5,6 +5,7 @@ Dimension key: n rows, P slot in the pair, D width, B pairs.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 
 from dpo_jax.analysis.displacement import by_similarity, ches, edit_similarity, hidden_means, rank_correlation
-from dpo_jax.config import as_mapping
+from dpo_jax.config import AnalysisConfig
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.intervals import share_interval
 from dpo_jax.files import write_json
@@ -33,24 +34,21 @@ from dpo_jax.types import PairBatch, Params, TokenRow
 
 def run(setup: Setup) -> None:
     """Writes WORKDIR/analysis.json for the newest checkpoint."""
-    if is_unpaired(setup.config.loss):
-        raise UserError(
-            f"analyse: {setup.config.loss[0].name} is trained on labelled completions; what is analysed are pairs of a "
-            "chosen and a rejected response."
-        )
+    check(setup)
+    options = setup.config.analysis or AnalysisConfig()
     step = Checkpoints(setup.workdir / "checkpoints").latest()
     log = setup.workdir / "metrics.jsonl"
     if step is None or not log.exists():
         raise UserError(f"{setup.workdir}: there is no trained run yet; run `dpo-jax train` first.")
     trajectory = read_trajectory([json.loads(line) for line in log.read_text("utf8").splitlines()], where=str(log))
     store = _store(setup)
-    now, frozen, likeness = _compared(setup, store)
+    now, frozen, likeness = _compared(setup, store, options.rows)
     pair = _typical(frozen)
     loss, reason = loss_of_run(setup.terms, setup.restored_memory(), step)
     log_ratios_nP = now.logps_nP - frozen.logps_nP
     spread_N2 = np.concatenate([trajectory.places_S2, np.quantile(log_ratios_nP, [0.1, 0.9], axis=0)])
     found = {
-        "settings": as_mapping(setup.config)["analysis"],
+        "settings": dataclasses.asdict(options),
         "step": step,
         "trajectory": {
             "kind": trajectory.kind,
@@ -60,11 +58,22 @@ def run(setup: Setup) -> None:
         "field": field_of(loss, pair, spread_N2[np.isfinite(spread_N2).all(axis=1)]) if loss else {"refused": reason},
         "halves": halves(trajectory, loss, pair),
         "displacement": _displacement(setup, now, frozen, likeness),
-        "one_step": one_step(setup, step, store if reference.reads_store(setup) else None, setup.start_params),
+        "one_step": one_step(
+            setup, step, store if reference.reads_store(setup) else None, setup.start_params, most_pairs=options.pairs
+        ),
     }
     write_json(setup.workdir / "analysis.json", found)
     _tell(found)
     say("analyse", f"wrote {setup.workdir / 'analysis.json'}")
+
+
+def check(setup: Setup) -> None:
+    """Refuses, as a UserError, what cannot be analysed."""
+    if is_unpaired(setup.config.loss):
+        raise UserError(
+            f"analyse: {setup.config.loss[0].name} is trained on labelled completions; what is analysed are pairs of a "
+            "chosen and a rejected response."
+        )
 
 
 def _store(setup: Setup) -> Store | None:
@@ -74,10 +83,10 @@ def _store(setup: Setup) -> Store | None:
     return reference.heldout_store(setup, setup.start_params) if setup.config.data.eval else None
 
 
-def _compared(setup: Setup, store: Store | None) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
-    """The policy's and the reference's scores of the same rows, and how alike the responses of each are, [n] each."""
+def _compared(setup: Setup, store: Store | None, count: int) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
+    """Of `count` rows the policy's and the reference's scores, and how alike the responses of each are, [n] each."""
     data = setup.eval_data if setup.config.data.eval else setup.train_data
-    rows = data.rows[: setup.config.analysis.rows]
+    rows = data.rows[:count]
     base = setup.start_params()
 
     def scores(params: Params) -> tuple[list[str], Scores]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows, overlap
-from dpo_jax.files import write_atomic
+from dpo_jax.files import write_atomic, write_json
 from dpo_jax.reporting.data import Example, Piece, SplitReport, as_html, as_text
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows
@@ -22,8 +22,9 @@ _BIASED = 0.1
 
 
 def run(setup: Setup) -> None:
-    """Says what is in data.train and data.eval, and writes WORKDIR/data.html."""
+    """Says what is in data.train and data.eval, and writes WORKDIR/data.html and data.json."""
     reports = reports_of(setup)
+    _keep(setup, reports)
     print("\n".join(as_text(reports)))
     path = setup.workdir / "data.html"
     write_atomic(path, as_html(f"Data of {setup.workdir.name}", reports))
@@ -31,12 +32,19 @@ def run(setup: Setup) -> None:
 
 
 def warn(setup: Setup) -> None:
-    """Says the odd facts alone, before training."""
-    odd = [(report.name, what, count) for report in reports_of(setup) for what, count, is_odd in report.facts if is_odd]
+    """Says the odd facts alone, before training; WORKDIR/data.json keeps all of them."""
+    reports = reports_of(setup)
+    _keep(setup, reports)
+    odd = [(report.name, what, count) for report in reports for what, count, is_odd in report.facts if is_odd]
     for name, what, count in odd:
         say("data", f"{name}: {count} {what}")
     if odd:
         say("data", "`dpo-jax check-data` shows these and the rest, with examples")
+
+
+def _keep(setup: Setup, reports: Sequence[SplitReport]) -> None:
+    """Without the examples: those are the data themselves."""
+    write_json(setup.workdir / "data.json", [{**report._asdict(), "examples": []} for report in reports])
 
 
 def reports_of(setup: Setup) -> list[SplitReport]:
@@ -71,7 +79,7 @@ def _report(setup: Setup, name: str, data: DataRows, found: Findings, shared: Ov
     }
     if shared is not None:
         counted |= {"rows that are also in data.train": shared.rows, "prompts also in data.train": shared.prompts}
-    facts += [(what, f"{count:,}", count > 0) for what, count in counted.items()]
+    facts += [(what, f"{count:,}", bool(count > 0)) for what, count in counted.items()]
     if found.longer_chosen is not None:
         odd = abs(found.longer_chosen - 0.5) > _BIASED
         facts.append(("of the pairs have the longer response chosen", f"{found.longer_chosen:.0%}", odd))

@@ -8,9 +8,11 @@ import jax
 
 from dpo_jax.config import as_mapping
 from dpo_jax.config.evaluation import OutputsConfig
+from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.texts import describe_texts
-from dpo_jax.files import write_json
+from dpo_jax.files import digest, write_json
+from dpo_jax.reference.rows import as_ids
 from dpo_jax.stages import reference
 from dpo_jax.stages.benchmark import run_rewardbench
 from dpo_jax.stages.best_of import measure_best_of
@@ -37,6 +39,7 @@ def run(setup: Setup) -> None:
         frozen = setup.start_params()
         policy = setup.trained_params(frozen)
         if setup.config.data.eval:
+            result["rows"] = digest(as_ids(row_ids_of(setup.eval_data.rows)).tobytes())  # what was held out
             result["heldout"] = _heldout(setup, policy, frozen)
         if options.rewardbench:
             result["rewardbench"] = run_rewardbench(setup, options.rewardbench, judge, policy, frozen)

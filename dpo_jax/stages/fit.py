@@ -14,12 +14,14 @@ from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import Described
+from dpo_jax.stages.history import note_session
 from dpo_jax.stages.program import Program, make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.sinks import open_sinks
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink
+from dpo_jax.training.metrics import Sink
 from dpo_jax.training.profile import traced
 from dpo_jax.training.state import TrainState, create_state
 from dpo_jax.training.step import Knobs, Objective
@@ -36,6 +38,7 @@ _MAY_CHANGE = (
     "reference.rows_per_shard",
     "evaluation",
     "analysis",
+    "logging",
     "export",
     "data.layout",
     "model.attention",
@@ -111,6 +114,7 @@ def fit(
     if done is not None and done >= steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
+    note_session(setup, folder, from_step=done)
     program = make_program(
         setup,
         model=model,
@@ -133,7 +137,7 @@ def fit(
         state = restored(checkpoints, done, program, model, memory=memory, frozen=still)
         say(stage, f"resumes at step {done} of {steps}")
     del still
-    sinks = _sinks(folder, resume_step=done)
+    sinks = open_sinks(setup, stage, folder, resume_step=done)
 
     profile = setup.config.profile
     if profile.num_steps and profile.start_step >= steps:
@@ -197,16 +201,6 @@ def _say_what_is_trained(stage: str, state: TrainState) -> None:
         f"trains {own:,} numbers beside {base:,} frozen ones ({own / base:.2%}): {base_bytes:,.1f} MB frozen, "
         f"{own_bytes:,.1f} MB trained, as much again of gradients, {moments_bytes:,.1f} MB in the optimizer",
     )
-
-
-def _sinks(folder: Path, *, resume_step: int | None) -> list[Sink]:
-    """One process writes the metrics; every process has the same ones."""
-    if jax.process_index():
-        return []
-    return [
-        JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
-        TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
-    ]
 
 
 def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of, take
+from dpo_jax.files import write_json
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages.progress import say
@@ -21,19 +22,23 @@ _FITTED = 0.95  # of the base's perplexity: above that fine-tuning has done next
 def say_how_fitted(setup: Setup, store: Store | None, start: Callable[[], Params]) -> None:
     """Says the perplexity of chosen (or desirable) responses where training starts, and before fine-tuning.
 
-    It warns where that is hardly lower. What the store knows is not computed again.
+    It warns where that is hardly lower. What the store knows is not computed again. WORKDIR/fitted.json keeps it.
     """
     data = setup.train_data
     chosen = np.arange(len(data.rows)) if data.desirable is None else np.flatnonzero(data.desirable)
     rows = take(data.rows, chosen[np.linspace(0, len(chosen) - 1, min(_ROWS, len(chosen))).astype(int)])
     now = perplexity(store.lookup(row_ids_of(rows)) if store else _score(setup, rows, start()))
     of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token"
+    found = {"responses": len(rows), "perplexity": now}
     if setup.config.sft is None:
+        write_json(setup.workdir / "fitted.json", found)
         say("train", f"{of}; no `sft:` section: unless they are the model's own, fine-tune on such responses first")
         return
     base = perplexity(_score(setup, rows, setup.pretrained(held=True)))
+    fitted = now < _FITTED * base
+    write_json(setup.workdir / "fitted.json", {**found, "before_fine_tuning": base, "fitted": fitted})
     say("train", f"{of} after fine-tuning, {base:.2f} before")
-    if not now < _FITTED * base:
+    if not fitted:
         say(
             "train",
             "warning: fine-tuning has not fitted the policy to the chosen responses. Preference training then lifts "

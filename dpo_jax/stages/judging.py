@@ -156,7 +156,7 @@ def judged(
     else:
         orders = judge.orders(prompts, policy, reference)
         verdicts_n = orders.verdicts
-        found = {**win_rate(verdicts_n, names), "order": order_effect(orders)}
+        found = {**win_rate(verdicts_n, names), "order": order_effect(orders, names)}
         found |= {"usage": usage} if (usage := dict(judge.usage())) else {}
         of_each = [{"verdict": verdict} for verdict in verdicts_n]
     ours, theirs = ([text.strip() for text in texts] for texts in (policy, reference))

@@ -41,14 +41,16 @@ class Step(NamedTuple):
     pulls: Pulls
 
 
-def one_step(setup: Setup, step: int, store: Store | None, base: Callable[[], Params]) -> dict[str, Any]:
+def one_step(
+    setup: Setup, step: int, store: Store | None, base: Callable[[], Params], *, most_pairs: int
+) -> dict[str, Any]:
     """Takes a step from a checkpoint, with the run's own optimizer at its peak learning rate, on a few pairs.
 
-    The pairs are as many as `analysis.pairs` asks for, as the run's order has them. A schedule may have come to 0: its
-    peak is what the run was given. `base()` gives the frozen parameters, where the step needs them.
+    The pairs come as the run's order has them. A schedule may have come to 0: its peak is what the run was given.
+    `base()` gives the frozen parameters, where the step needs them.
     """
     config, data = setup.config, setup.train_data
-    pairs = min(config.analysis.pairs, len(data.rows))
+    pairs = min(most_pairs, len(data.rows))
     scores = store.lookup(row_ids_of(data.rows)) if store else None
     train = dataclasses.replace(config.train, batch_pairs=pairs, micro_batch_pairs=1)
     batches = training_batches(setup, data, scores, train=train)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import platform
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import yaml
 
-from dpo_jax import __version__
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
 from dpo_jax.files import read_json, write_atomic
 from dpo_jax.reporting.report import RunReport, render
+from dpo_jax.stages.history import read_history, session
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
@@ -27,38 +25,54 @@ def run(setup: Setup) -> None:
 
 
 def gather(setup: Setup) -> RunReport:
-    """All that is known of a run."""
-    workdir = setup.workdir
-    metrics = _rows(workdir / "metrics.jsonl")
-    sft_metrics = _rows(setup.sft_folder / "metrics.jsonl")
+    """All that is known of the run of a configuration."""
+    return read_run(setup.workdir, setup.sft_folder, unknown=session(setup))
+
+
+def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> RunReport:
+    """All that is known of a run; `unknown` is the session that is told of where the training noted none.
+
+    Raises:
+        UserError: nothing was trained there.
+    """
+    metrics, sft_metrics = (_rows(folder / "metrics.jsonl") for folder in (workdir, sft_folder))
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
-    evaluation, analysis = workdir / "evaluation.json", workdir / "analysis.json"
+    evaluation = _known(workdir / "evaluation.json")
+    sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
     return RunReport(
         title=workdir.name or str(workdir),
-        command=setup.command,
-        created=datetime.date.today().isoformat(),
-        environment=_environment(),
-        config=yaml.safe_load(
-            (workdir / "config.yaml").read_text(encoding="utf8")
-        ),  # what made it, not what is asked now
+        command=_commands(sessions),
+        created=sessions[-1]["date"],
+        environment=sessions[-1]["environment"],
+        # What made it, not what is asked now.
+        config=yaml.safe_load((workdir / "config.yaml").read_text(encoding="utf8")),
         metrics=metrics,
         sft_metrics=sft_metrics,
-        evaluation=read_json(evaluation) if evaluation.exists() else None,
-        analysis=read_json(analysis) if analysis.exists() else None,
+        evaluation=evaluation,
+        analysis=_known(workdir / "analysis.json"),
+        fitted=_known(workdir / "fitted.json"),
+        data=_known(workdir / "data.json") or (),
+        frontier=_frontier(evaluation or {}),
     )
+
+
+def _frontier(evaluation: Mapping[str, Any]) -> list[Line]:
+    if not evaluation.get("best_of"):
+        return []
+    (line,) = lines_of([{"settings": {"run": "this run"}, "evaluation": evaluation}])
+    return [line, *best_of_lines(evaluation["best_of"], line)]
+
+
+def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:
+    if len(sessions) == 1:
+        return sessions[0]["command"]
+    return "\n".join(f"{each['command']}    # {each['date']}, from step {each['from_step']}" for each in sessions)
+
+
+def _known(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
-
-
-def _environment() -> dict[str, str]:
-    devices = jax.devices()
-    return {
-        "dpo_jax": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")},
-        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
-        "platform": platform.platform(),
-    }

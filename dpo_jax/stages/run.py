@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dpo_jax.stages import evaluate, export, report, reward, scratch, train
+from dpo_jax.stages import analyse, evaluate, export, report, reward, scratch, train
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
@@ -12,6 +12,8 @@ def run(setup: Setup) -> None:
     scratch.prepare(setup)
     if setup.config.reward:
         reward.check(setup)  # now, rather than after hours of training
+    if setup.config.analysis:
+        analyse.check(setup)
     train.run(setup)
     if setup.config.reward:
         reward.run(setup)
@@ -19,5 +21,7 @@ def run(setup: Setup) -> None:
         evaluate.run(setup)
     else:
         say("evaluate", "left out: the configuration names no held-out pairs (data.eval)")
+    if setup.config.analysis:
+        analyse.run(setup)
     export.run(setup)
     report.run(setup)

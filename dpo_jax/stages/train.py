@@ -29,6 +29,7 @@ from dpo_jax.stages.objectives import Refresh, preference_objective
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.sinks import check_sinks
 from dpo_jax.stages.terms import needs_reference, reads_soft_labels, soft_labelled
 from dpo_jax.stages.watch import make_watch
 from dpo_jax.training.checkpoint import Checkpoints
@@ -42,6 +43,7 @@ _CHECKED_ROWS = 4
 def run(setup: Setup) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
     scratch.prepare(setup)
+    check_sinks(setup)
     config, terms, model = setup.config, setup.terms, setup.model
     _say_what_is_unusual(setup)
     reference.fine_tune_first(setup)

@@ -1,11 +1,12 @@
-"""Metrics: weighted sums until they are written, then one line of metrics.jsonl and one set of TensorBoard scalars."""
+"""Metrics: weighted sums until they are written, then one line of metrics.jsonl, and one set of scalars elsewhere."""
 
 from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -82,6 +83,58 @@ class TensorBoardSink:
     def close(self) -> None:
         """Writes out what is held back, at most ten seconds' worth, and closes the file."""
         self._writer.close()
+
+
+class WandbSink:
+    """A run at Weights & Biases. A training that goes on goes on there too: FOLDER/wandb_id.txt holds the run's id.
+
+    W&B keeps the first values of a step that is taken again, which a resumed training computes the same.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        project: str,
+        group: str,
+        stage: str,
+        config: Mapping[str, Any],
+        resume_step: int | None = None,
+    ) -> None:
+        """`group` is what its trainings have in common.
+
+        Raises:
+            UserError: W&B opens no run, for want of a key or of a connection.
+        """
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        folder.mkdir(parents=True, exist_ok=True)  # W&B writes elsewhere where it is not there
+        path = folder / "wandb_id.txt"
+        known = path.read_text(encoding="utf8") if resume_step is not None and path.exists() else None
+        try:
+            self._run = wandb.init(
+                project=project,
+                group=group,
+                job_type=stage,
+                name=group if stage == "train" else f"{group} {stage}",
+                config=dict(config),
+                dir=str(folder),
+                id=known,
+                resume="allow" if known else None,
+            )
+        except wandb.Error as error:
+            raise UserError(
+                f"logging.wandb: {error} Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later."
+            ) from None
+        files.write_atomic(path, self._run.id)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Hands the values over; they are sent in the background."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """Waits until all is sent."""
+        self._run.finish()
 
 
 def _lines_until(path: Path, last_step: int) -> bytes:

@@ -40,10 +40,13 @@ def test_every_verdict_needs_a_prompt():
 def test_the_effect_of_the_order_by_hand():
     # won in both orders; won by whoever is first; a tie and a win, no flip; won by whoever is second
     orders = Orders(np.array([1.0, 1.0, 0.5, 0.0]), np.array([1.0, 0.0, 1.0, 1.0]))
-    found = order_effect(orders)
+    found = order_effect(orders, ["a", "b", "c", "d"])
     assert found["flipped"] == 0.5
     # first shown wins: (1 + 0) / 2, (1 + 1) / 2, (0.5 + 0) / 2, (0 + 0) / 2
     assert found["first_preferred"] == pytest.approx((0.5 + 1 + 0.25 + 0) / 4)
+    assert (found["policy_first"], found["policy_second"]) == (2.5 / 4, 3 / 4)
+    low, high = found["policy_first_interval"]
+    assert 0 <= low < 2.5 / 4 < high <= 1
 
 
 def logistic(x):

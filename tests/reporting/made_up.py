@@ -35,6 +35,60 @@ EVALUATION: dict[str, Any] = {
         for before, after, low, high in SAMPLES
     ],
 }
+_TEXTS = {"words": 10.0, "words_interval": [9.0, 11.0], "empty": 0.0, "distinct_1": 0.4, "distinct_2": 0.8}
+WHOLE: dict[str, Any] = EVALUATION | {
+    "heldout": EVALUATION["heldout"]
+    | {
+        "by_length": {"chosen_longer": {"pairs": 40, "accuracy": 0.9, "accuracy_interval": [0.77, 0.96]}},
+        "by_source": {"one": {"pairs": 64, "accuracy": 0.813, "accuracy_interval": [0.7, 0.89]}},
+    },
+    "kl": EVALUATION["kl"]
+    | {"exact": 4.7, "exact_interval": [4.2, 5.2], "k1": 4.83, "k1_interval": [4.31, 5.36], "k2": 6.1, "k3": 4.9},
+    "entropy": {"token": 2.31, "sequence": 30.1, "sequence_interval": [28.0, 32.0]},
+    "tokens": 13.5,
+    "tokens_interval": [12.5, 14.5],
+    "texts": {"policy": {**_TEXTS, "words": 11.0, "repeated": 0.02}, "reference": {**_TEXTS, "repeated": 0.01}},
+    "judged": {
+        "judge": "http",
+        "samples": 128,
+        **{"win_rate": 0.875, "win_rate_interval": [0.81, 0.93], "wins": 110, "ties": 4, "losses": 14},
+        "order": {"flipped": 0.08, "first_preferred": 0.56}
+        | {"policy_first": 0.93, "policy_first_interval": [0.88, 0.97]}
+        | {"policy_second": 0.82, "policy_second_interval": [0.75, 0.88]},
+        "usage": {"requests": 256, "retries": 0, "cached": 0, "not_understood": 0, "cost": 0.0123},
+        "length_controlled": {"win_rate": 0.85, "win_rate_interval": [0.77, 0.92], "length_effect": 0.3, "longer": 0.6},
+    },
+    "rewardbench": {
+        "policy": {"accuracy": 0.61, "sections": {"Chat": {"accuracy": 0.7}, "Safety": {"accuracy": 0.5}}},
+        "judge": {
+            "name": "http",
+            "accuracy": 0.88,
+            "sections": {"Chat": {"accuracy": 0.9}, "Safety": {"accuracy": 0.8}},
+        },
+    },
+    "samples": [
+        {"prompt": f"Write review {number}.", "reference": before, "policy": after, "verdict": verdict}
+        for number, ((before, after, _, _), verdict) in enumerate(
+            zip(SAMPLES, (1, 0.75, 0.5, 0, 1, 1, 1, 1), strict=True)
+        )
+    ],
+}
+FITTED = {"responses": 64, "perplexity": 18.2, "before_fine_tuning": 32.4, "fitted": True}
+_FACTS = ("pairs labelled both ways", "prompts also in data.train", "of the pairs have the longer response chosen")
+DATA: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "facts": [["rows kept", rows, False]]
+        + [[what, count, count in marked] for what, count in zip(_FACTS, counts, strict=True)],
+        "percentiles": [50, 90, 99, 100],
+        "lengths": {"prompt": [11, 14, 20, 23], "chosen": [16, 30, 41, 1200]},
+        "examples": [],
+    }
+    for name, rows, counts, marked in (
+        ("data.train", "1,256", ("0", "0", "52%"), ()),
+        ("data.eval", "64", ("0", "3", "64%"), ("3", "64%")),
+    )
+]
 CONFIG: dict[str, Any] = {
     "workdir": "runs/reviews",
     "seed": 0,

@@ -79,7 +79,7 @@ def test_the_page_shows_rows_as_they_are_scored(experiment: Path):
     cli.main(["check-data", "e.yaml"])
     page = Path("runs/demo/data.html").read_text()
     assert '<span class="prompt">Row 0:</span><span class="scored"> it is good,' in page
-    assert page.count("<h3>Row ") == 3 + 2 and "<b>" not in page and "http" not in page
+    assert page.count("<h3>Row ") == 3 + 2 and "<b>" not in page and "://" not in page
 
 
 def test_training_says_the_odd_part(experiment: Path, capsys):

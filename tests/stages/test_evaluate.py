@@ -109,7 +109,9 @@ def test_scoring_judges_agree_on_what_they_all_see():
         assert found["judged"]["policy"]["reward"] == pytest.approx(np.mean(lengths[0]))
     compared = evaluated(judge={"name": "python", "function": "mine.py:compare", "compares": True})
     assert compared["judged"]["win_rate"] == both[0]["judged"]["win_rate"]
-    assert compared["judged"]["order"] == {"flipped": 0.0, "first_preferred": 0.5}
+    order = compared["judged"]["order"]
+    assert (order["flipped"], order["first_preferred"]) == (0.0, 0.5)
+    assert order["policy_first"] == order["policy_second"] == compared["judged"]["win_rate"]
     assert [row["verdict"] for row in compared["samples"]] == [
         (1 + np.sign(len(row["policy"]) - len(row["reference"]))) / 2 for row in compared["samples"]
     ]

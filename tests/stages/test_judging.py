@@ -29,6 +29,8 @@ def test_scores_and_shares_belong_to_their_side():
 def test_of_a_judge_that_compares_the_order_shows():
     judge = Comparing("first", lambda prompts, first, second: [1.0] * len(first), usage=lambda: {"requests": 4})
     found, of_each = judged(judge, [Prompt("one", None, ""), Prompt("two", None, "")], ["a ", "b"], [" a", "c"])
-    assert found["order"] == {"flipped": 0.5, "first_preferred": 0.75} and found["usage"] == {"requests": 4}
+    order = found["order"]
+    assert (order["flipped"], order["first_preferred"]) == (0.5, 0.75) and found["usage"] == {"requests": 4}
+    assert (order["policy_first"], order["policy_second"]) == (0.75, 0.25)
     assert found["win_rate"] == 0.5 and of_each == [{"verdict": 0.5}] * 2  # the same but for white space is a tie
     assert found["length_controlled"]["longer"] == 0.0 and "policy" not in found

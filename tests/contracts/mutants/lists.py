@@ -18,6 +18,7 @@ from tests.contracts.mutants import (
     losses_unpaired,
     planning,
     reference,
+    reporting,
     reward,
     sampling,
     sources,
@@ -51,4 +52,5 @@ LISTS: dict[str, list[Mutant]] = {
     "analysis": analysis.MUTANTS,
     "evaluation": evaluation.MUTANTS,
     "judges": judges.MUTANTS,
+    "reporting": reporting.MUTANTS,
 }

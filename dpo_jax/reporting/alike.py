@@ -1,0 +1,86 @@
+"""Whether runs were evaluated alike: what they were measured on, by whom, and against what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from dpo_jax.reporting.report import RunReport
+from dpo_jax.reporting.results import part
+from dpo_jax.reporting.tables import Table
+
+# Of these settings a measure does not depend: how fast it is taken, at what price, and what else is.
+_NO_MATTER = {
+    *("evaluation.every", "evaluation.watched", "evaluation.samples", "evaluation.batch_rows", "evaluation.best_of"),
+    *("evaluation.rewardbench", "evaluation.judge.timeout_seconds", "evaluation.judge.retries"),
+    *("evaluation.judge.parallel", "evaluation.judge.cache", "evaluation.judge.api_key_env"),
+    *("evaluation.judge.input_price", "evaluation.judge.output_price"),
+    *(f"sft.train.{name}" for name in ("keep", "log_every", "micro_batch_pairs", "save_every")),
+}
+_TEXT = ("template", "chat_template", "score", "max_prompt_tokens", "max_tokens", "truncation")
+
+
+class Differences(NamedTuple):
+    """Settings in which runs differ, each with its value in every run; what of the measures they spoil."""
+
+    table: Table
+    samples: bool  # judge and KL
+    heldout: bool
+
+
+def differences(runs: Mapping[str, RunReport]) -> Differences | None:
+    """None where the runs were evaluated alike. A seed is no difference, nor is how many samples were drawn."""
+    shared = [
+        _flat({"model.weights": part(run.config, "model", "weights"), "sft": part(run.config, "sft")})
+        for run in runs.values()
+    ]
+    text = [_flat({f"data.{name}": part(run.config, "data", name) for name in _TEXT}) for run in runs.values()]
+    judged = [_flat({"evaluation": _settings(run)}) for run in runs.values()]
+    prompts = _letters([_prompts(run) for run in runs.values()], "prompts")
+    rows = _letters([_rows(run) for run in runs.values()], "rows")
+    both = _differing(shared) + _differing(text)
+    of_samples, of_rows = _differing(judged) + _differing(prompts), _differing(rows)
+    if not (both or of_samples or of_rows):
+        return None
+    table = Table("", ("", *runs), [*of_rows, *of_samples, *both])
+    return Differences(table, bool(of_samples or both), bool(of_rows or both))
+
+
+def _settings(run: RunReport) -> Any:
+    return part(run.evaluation, "settings") or part(run.config, "evaluation")
+
+
+def _prompts(run: RunReport) -> str:
+    """Which they are, however often each was answered."""
+    return json.dumps(list(dict.fromkeys(sample["prompt"] for sample in part(run.evaluation, "samples") or [])))
+
+
+def _rows(run: RunReport) -> str:
+    """By what they hold, or else, in an evaluation that did not note it, by their files."""
+    return part(run.evaluation, "rows") or json.dumps(part(run.config, "data", "eval"))
+
+
+def _letters(values: Sequence[str], what: str) -> list[dict[str, Any]]:
+    """Long values by a letter each, the same for the same."""
+    known = list(dict.fromkeys(values))
+    return [{f"held-out {what}": f"{what} {chr(ord('A') + known.index(value))}"} for value in values]
+
+
+def _differing(of_runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(name for found in of_runs for name in found if name not in _NO_MATTER)
+    rows = [(name, [found.get(name) for found in of_runs]) for name in names]
+    return [
+        (name, *("none" if value is None else str(value) for value in values))
+        for name, values in rows
+        if any(value != values[0] for value in values)
+    ]
+
+
+def _flat(value: Any, key: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {key: value}
+    found: dict[str, Any] = {}
+    for name, item in value.items():
+        found |= _flat(item, f"{key}.{name}" if key else str(name))
+    return found

@@ -1,0 +1,101 @@
+"""Weights & Biases as a user has it, by a stand-in for the package: a run a training, with which a resume goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+import yaml
+
+from dpo_jax import cli
+from dpo_jax.config import load
+from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.sinks import open_sinks
+from tests.stages.test_report import make_experiment
+
+
+class Wandb(SimpleNamespace):
+    """The part of the package that is used: what it was told."""
+
+    class Error(Exception):
+        pass
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[SimpleNamespace] = []
+
+    def init(self, **settings: Any) -> SimpleNamespace:
+        run = SimpleNamespace(settings=settings, id=settings["id"] or f"id{len(self.runs)}", logged=[], finished=0)
+        run.log = lambda values, step: run.logged.append((step, values))
+        run.finish = lambda: setattr(run, "finished", run.finished + 1)
+        self.runs.append(run)
+        return run
+
+
+@pytest.fixture
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    monkeypatch.chdir(tmp_path)
+    Path("a.yaml").write_text(yaml.safe_dump(make_experiment(tmp_path) | {"logging": {"wandb": "my-project"}}))
+    found = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", found)
+    return found
+
+
+def test_the_same_numbers_go_there_and_a_resume_goes_on_in_the_same_run(wandb: Wandb) -> None:
+    cli.main(["train", "a.yaml"])
+    sft, first = wandb.runs
+    assert [run.settings["job_type"] for run in wandb.runs] == ["sft", "train"]
+    assert first.settings["project"] == "my-project" and first.settings["group"] == sft.settings["group"] == "a"
+    assert first.settings["config"]["loss"][0]["name"] == "dpo" and first.settings["id"] is None
+    cli.main(["train", "a.yaml", "--train.steps", "3"])
+    *_, again = wandb.runs
+    assert len(wandb.runs) == 3 and again.settings["id"] == first.id != sft.id and again.settings["resume"] == "allow"
+    rows = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    assert [{"step": step, **values} for step, values in [*first.logged, *again.logged]] == rows
+    assert all(run.finished == 1 for run in wandb.runs)
+
+    cli.main(["train", "a.yaml", "--logging.wandb", "null", "--train.steps", "4"])  # may change; off: nobody is told
+    assert len(wandb.runs) == 3
+
+
+def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
+    setup = Setup(*load("a.yaml"), command="")
+    folder = Path("runs/new")
+    for resume_step in (None, None, 4):
+        for sink in open_sinks(setup, "train", folder, resume_step=resume_step):
+            sink.close()
+    assert [run.id for run in wandb.runs] == ["id0", "id1", "id1"]
+
+
+def test_one_process_alone_tells_it(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert open_sinks(Setup(*load("a.yaml"), command=""), "train", Path("x"), resume_step=None) == [] == wandb.runs
+
+
+def test_without_the_package_nothing_is_begun(
+    wandb: Wandb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "a.yaml"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "a.yaml:" in said and "pip install wandb" in said
+    assert not Path("runs/a/sft").exists()
+
+
+def test_a_run_that_wandb_does_not_open_is_a_mistake_of_the_user(
+    wandb: Wandb, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**settings: Any) -> None:
+        raise Wandb.Error("api_key not configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "a.yaml"])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "api_key not configured" in said and "WANDB_MODE=offline" in said
