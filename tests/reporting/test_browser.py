@@ -22,12 +22,12 @@ from tests.reporting.test_sweep import LINES
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 PHONE, DESK = 390, 1200
 
-# Of every plot its box, and how many paths with two or more points on the page it has: those are its data and axes.
+# Of every plot its box, and how many lines and marks in the colours of data can be seen.
 PLOTS = """[...document.querySelectorAll("svg")].map(plot => {
   const box = plot.getBoundingClientRect();
-  const lines = [...plot.querySelectorAll("path")].filter(path => path.getTotalLength() > 0);
-  const drawn = lines.filter(path => getComputedStyle(path).stroke !== "none" && !path.closest("defs, clipPath"));
-  return [box.width, box.height, drawn.length];
+  const data = [...plot.querySelectorAll("path, use")].filter(node => /var\\(--line-/.test(node.getAttribute("style")));
+  const seen = data.map(node => node.getBoundingClientRect()).filter(mark => mark.width + mark.height > 4);
+  return [box.width, box.height, seen.length];
 })"""
 # The contrast (WCAG 2) of all text on what lies behind it, text in plots included; the faintest of each colour.
 CONTRAST = """(() => {
@@ -109,7 +109,7 @@ def test_a_page(browser: Browser, pages: dict[str, Path], name: str, width: int,
 
     plots: list[list[Any]] = browser.evaluate(PLOTS)
     assert len(plots) == PLOTS_OF[name]
-    assert all(wide > 200 and high > 100 and paths >= 4 for wide, high, paths in plots), plots
+    assert all(wide > 200 and high > 100 and marks for wide, high, marks in plots), plots
 
     paper, faintest = browser.evaluate(CONTRAST)
     assert (paper < 0.05) == dark and (paper > 0.8) != dark
