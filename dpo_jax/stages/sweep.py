@@ -84,7 +84,7 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
         kept = point.workdir / "point.json"
         if kept.exists():
             result = read_json(kept)
-            if result["config"] == json.loads(json.dumps(as_mapping(point.config))):
+            if _decides(result["config"]) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
                 say("sweep", "is done already")
                 return result
         start, before = time.perf_counter(), compiled()
@@ -107,6 +107,12 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
     return result
 
 
+def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a point; those that are null are as if they were not there."""
+    found = deciding("train", config) | {key: config[key] for key in ("train", "evaluation")}
+    return {key: value for key, value in found.items() if value is not None}
+
+
 def point_of(base: Setup, label: str, settings: Settings) -> Setup:
     """The experiment of a point. What it has in common with the others, fine-tuning and store, it shares with them.
 
@@ -118,7 +124,6 @@ def point_of(base: Setup, label: str, settings: Settings) -> Setup:
         f"--workdir={base.workdir / 'sweep' / label}",
         f"--reference.store={store}",
         "--evaluation.best_of=0",
-        "--sweep=[]",
     ]
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])

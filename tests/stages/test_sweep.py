@@ -214,5 +214,11 @@ def test_a_sweep_of_the_section(experiment: str, monkeypatch: pytest.MonkeyPatch
     config["sweep"].append({"seed": 7})  # points that are done are not run again because others join
     Path(experiment).write_text(yaml.safe_dump(config))
     monkeypatch.setattr(train, "run", lambda setup: pytest.fail() if setup.config.seed != 7 else run_train(setup))
+    kept = Path("runs/demo/sweep/name=dpo,beta=0.1/point.json")
+    point = json.loads(kept.read_text())
+    del point["config"]["analysis"], point["config"]["logging"]  # as a version wrote it that did not know them
+    kept.write_text(json.dumps(point))
     cli.main(["sweep", experiment])
     assert len(results()) == 4
+    with pytest.raises(pytest.fail.Exception):
+        cli.main(["sweep", experiment, "--train.steps", "3"])

@@ -148,10 +148,15 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "points are done for ever",
-            'if result["config"] == json.loads(json.dumps(as_mapping(point.config))):',
+            'if _decides(result["config"]) == _decides(json.loads(json.dumps(as_mapping(point.config)))):',
             "if True:",
         ),
-        ("other points make a point undone", '        "--sweep=[]",\n', ""),
+        ("how long it trains is no matter", 'for key in ("train", "evaluation")}', 'for key in ("evaluation",)}'),
+        (
+            "what is null decides",
+            "for key, value in found.items() if value is not None}",
+            "for key, value in found.items()}",
+        ),
         (
             "a point that fails ends all",
             '    except UserError as error:\n        say("sweep", f"left out: {error}")\n        return',
