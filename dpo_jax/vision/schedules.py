@@ -122,9 +122,10 @@ def _noise_itself(clean_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> j
 
 
 def _split_epsilon(noisy_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> tuple[jax.Array, jax.Array]:
+    """At the end of rectified flow, where alpha is 0, there is nothing to divide."""
     noise_BX = _wide(noise_BX)
-    clean_BX = (_wide(noisy_BX) - _spread(signal.sigma, noise_BX) * noise_BX) / _spread(signal.alpha, noise_BX)
-    return clean_BX, noise_BX
+    alpha = jnp.maximum(_spread(signal.alpha, noise_BX), LEAST_ALPHA)
+    return (_wide(noisy_BX) - _spread(signal.sigma, noise_BX) * noise_BX) / alpha, noise_BX
 
 
 def _v(clean_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> jax.Array:
