@@ -43,8 +43,8 @@ def make_sampler(
     """A jitted function, `Sampler`, of a network `apply(params, noisy_BX, time_B, condition)`.
 
     Each sample is a function of its key (`draws.row_keys`), whatever the others are, so that two networks can be
-    compared from the same noise. `scale` is that of `guided`; None: without guidance, half the work. `sampler` is a name
-    of `SAMPLERS`, and `options` are its.
+    compared from the same noise. `scale` is that of `guided`; None: without guidance, half the work. `sampler` is a
+    name of `SAMPLERS`, and `options` are its.
     """
 
     def sample(

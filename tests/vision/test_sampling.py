@@ -92,7 +92,7 @@ def test_each_start_goes_where_the_exact_flow_carries_it(sampler: str, schedule:
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_mean_and_variance_are_those_of_the_data(schedule: str, eta: float):
-    """4096 samples: three standard errors are 0.047 of a deviation for the mean, 0.033 for the deviation; 1000 steps."""
+    """Of 4096 samples three standard errors are 0.047 deviations for the mean and 0.033 for the deviation."""
     found = jax.jit(
         lambda keys: ddim(exact("v", schedule), keys, SHAPE, **options("v", schedule, steps=1000, eta=eta))
     )(keys(4096))
