@@ -1,4 +1,4 @@
-"""The parity tests need PyTorch, transformers, TRL and Diffusers: `pip install torch==2.13.0`, then the extra `parity`."""
+"""The parity tests need PyTorch, TRL, PEFT and Diffusers: `pip install torch==2.13.0`, then the extra `parity`."""
 
 from __future__ import annotations
 
