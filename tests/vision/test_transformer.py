@@ -190,6 +190,21 @@ def test_half_precision_is_near_and_its_gradients_are_float32():
     assert {leaf.dtype for leaf in jax.tree.leaves(slope)} == {jnp.dtype("float32")}
 
 
+def test_the_kernel_of_nvidia_is_asked_for_the_same(monkeypatch: pytest.MonkeyPatch):
+    """Its arguments, by another implementation of the same function: the kernel itself wants a GPU."""
+    asked = []
+
+    def instead(*arrays, implementation):
+        asked.append(implementation)
+        return real(*arrays, implementation="xla")
+
+    real = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
+    found = jax.jit(make_diffuser(CLASSES, kernel="cudnn").apply)(made()[1], IMAGES, TIMES, LABELS)
+    np.testing.assert_allclose(found, applied("classes"), atol=2e-5)
+    assert asked == ["cudnn"]
+
+
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(remat: str):
     _, params = made()
