@@ -54,7 +54,7 @@ def test_by_hand():
 
 
 @SPECS
-@pytest.mark.parametrize("size", [1, 2, 5, 17])
+@pytest.mark.parametrize("size", [1, 6])
 def test_any_size(spec: ScorerSpec, size: int):
     scorer, params = made(spec)
     samples = jnp.ones((2, *(size + n for n in range(spec.axes)), spec.channels))
@@ -80,7 +80,7 @@ def test_a_clip_scorer_sees_the_order_of_frames():
 
 
 @SPECS
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "fsdp": 2}, {"tensor": 4, "fsdp": 2}], ids=str)
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "fsdp": 2}], ids=str)
 def test_eight_devices_equal_one(spec: ScorerSpec, axes: dict[str, int]):
     scorer, params = made(spec)
     samples = SAMPLES[spec]

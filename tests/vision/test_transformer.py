@@ -117,7 +117,7 @@ def test_the_frames_of_a_clip_see_each_other():
     assert np.abs(changed).max() > 1e-3
 
 
-@pytest.mark.parametrize("shape", [(2, 2, 3), (4, 10, 3), (16, 6, 3), (1, 8, 8, 3), (5, 6, 4, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 2, 3), (4, 10, 3), (5, 6, 4, 3)], ids=str)
 def test_any_size(shape):
     diffuser, params = made()
     samples = jnp.ones((2, *shape))
@@ -157,10 +157,14 @@ def test_no_class_is_the_row_behind_the_others_and_an_unknown_one_is_not_a_numbe
     assert np.isnan(apply(params, IMAGES, TIMES, present(jnp.full(8, 6)))).all()
 
 
-@pytest.mark.parametrize(
-    "axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "fsdp": 2}, {"sequence": 2, "fsdp": 4}], ids=str
-)
-@pytest.mark.parametrize("case", ["classes", "text"])
+MESHES = [
+    ("classes", {"fsdp": 8}),
+    ("classes", {"data": 2, "tensor": 2, "fsdp": 2}),
+    ("text", {"sequence": 2, "tensor": 2, "fsdp": 2}),
+]
+
+
+@pytest.mark.parametrize(("case", "axes"), MESHES, ids=str)
 def test_eight_devices_equal_one(case: str, axes: dict[str, int]):
     spec, samples, condition = CASES[case]
     diffuser, params = made(spec)

@@ -6,10 +6,11 @@ from tests.contracts.mutants.mutant import Mutant, planted
 
 SCHEDULES = ("tests/vision/test_schedules.py",)
 DENOISING = ("tests/vision/test_denoising.py",)
-SAMPLING = ("tests/vision/test_sampling.py",)
+SAMPLING = ("tests/vision/test_sampling.py -k 'clipping or eta or exact_flow and cosine or guid'",)
 POSITIONS = ("tests/vision/test_positions.py",)
-TRANSFORMER = ("tests/vision/test_transformer.py",)
-FORMULA = ("tests/vision/test_transformer.py -k formula", *TRANSFORMER)
+FORMULA = ("tests/vision/test_transformer.py -k formula",)
+CONDITIONS = ("tests/vision/test_transformer.py -k 'no_class or condition_steer'",)
+ADAPTERS = ("tests/vision/test_transformer.py -k 'variance or adapters or before'",)
 SCORERS = ("tests/vision/test_scorers.py",)
 QUALITY = ("tests/vision/test_quality.py",)
 FOLDERS = ("tests/weights/test_dit.py",)
@@ -134,7 +135,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "vision/embeddings.py",
-        TRANSFORMER,
+        CONDITIONS,
         ("an unknown class is the last one", 'mode="fill")', 'mode="clip")'),
         ("no class is the first one", "condition.absent_B, self.classes,", "condition.absent_B, 0,"),
         ("no text is the text", "nothing, condition.shown_B)", "condition.shown_B, condition.shown_B)"),
@@ -157,7 +158,7 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "vision/diffuser.py",
-        TRANSFORMER,
+        ADAPTERS,
         ("the variance is predicted, too", "[..., : self.spec.channels]", "[..., self.spec.channels :]"),
         (
             "the network has no dropout",
@@ -167,9 +168,13 @@ MUTANTS: list[Mutant] = [
     ),
     *planted(
         "vision/layers.py",
-        TRANSFORMER,
+        ADAPTERS,
         ("the modulation does not begin at zero", "if from_zero else matrix", "if not layers else matrix"),
         ("an adapter is not used", "return out if self.adapter is None else", "return out if True else"),
+    ),
+    *planted(
+        "vision/layers.py",
+        FORMULA,
         ("the norm has no mean", "wide = wide - wide.mean(axis=-1, keepdims=True)\n", ""),
     ),
     *planted(
