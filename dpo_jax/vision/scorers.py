@@ -55,7 +55,7 @@ class ConvPool(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         letters = "DHW"[-self.axes :]
         numbers = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-        # Whole on every device: of kernels split over fsdp and tensor XLA (jax 0.10.2) gives wrong gradients.
+        # Kernels and channels are whole on every device: with both split XLA (jax 0.10.2) gives wrong gradients.
         weight = constrain(self.weight[...].astype(x.dtype), *[None] * (self.axes + 2))
         ones = (1,) * self.axes
         x = jax.lax.conv_general_dilated(x, weight, ones, "SAME", dimension_numbers=numbers)

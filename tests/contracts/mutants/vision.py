@@ -6,11 +6,13 @@ from tests.contracts.mutants.mutant import Mutant, planted
 
 SCHEDULES = ("tests/vision/test_schedules.py",)
 DENOISING = ("tests/vision/test_denoising.py",)
-SAMPLING = ("tests/vision/test_sampling.py -k 'clipping or eta or exact_flow and cosine or guid'",)
+SAMPLING = (
+    "tests/vision/test_sampling.py -k 'clipping or eta or variance and cosine or exact_flow and cosine or guid'",
+)
 POSITIONS = ("tests/vision/test_positions.py",)
 FORMULA = ("tests/vision/test_transformer.py -k formula",)
 CONDITIONS = ("tests/vision/test_transformer.py -k 'no_class or condition_steer'",)
-ADAPTERS = ("tests/vision/test_transformer.py -k 'variance or adapters or before'",)
+ADAPTERS = ("tests/vision/test_diffuser.py -k 'variance or adapters or before'",)
 SCORERS = ("tests/vision/test_scorers.py",)
 QUALITY = ("tests/vision/test_quality.py",)
 FOLDERS = ("tests/weights/test_dit.py",)
@@ -175,15 +177,14 @@ MUTANTS: list[Mutant] = [
     *planted(
         "vision/layers.py",
         FORMULA,
-        ("the norm has no mean", "wide = wide - wide.mean(axis=-1, keepdims=True)\n", ""),
+        ("the norm has no mean", "wide - wide.mean(axis=-1, keepdims=True)", "wide"),
     ),
     *planted(
         "vision/scorers.py",
         SCORERS,
         ("the mean in place of the largest", "-jnp.inf, jax.lax.max", "0.0, jax.lax.add"),
         ("the sum over places", "pooled = x.mean(", "pooled = x.sum("),
-        ("a score in half precision", ".astype(wide))[:, 0]", ")[:, 0].astype(x.dtype))"),
-        ("kernels split over devices", "*[None] * (self.axes + 2))", '*[None] * self.axes, "embed", "mlp")'),
+        ("a score in half precision", ".astype(wide))[:, 0]", ")[:, 0].astype(wide)"),
         ("negative numbers pass", "x = jax.nn.relu(x + self.bias", "x = (x + self.bias"),
     ),
     *planted(
@@ -223,7 +224,7 @@ MUTANTS: list[Mutant] = [
         ),
         ("no pull in the slope", "slope_M = ridge * weights_M - ", "slope_M = -"),
         ("weights in units of the scale", "jnp.zeros_like(scale_M)) / scale_M", "jnp.zeros_like(scale_M))"),
-        ("a metric that never differs", "scale_M = jnp.where(scale_M > 0, scale_M, 1.0)\n", ""),
+        ("a metric that never differs", "jnp.where(scale_M > 0, scale_M, 1.0)", "scale_M"),
     ),
     *planted(
         "vision/ema.py",
