@@ -17,7 +17,7 @@ import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.vision.conditions import Condition, guided, present
-from dpo_jax.vision.draws import row_keys, row_words, start
+from dpo_jax.vision.draws import row_keys, row_words, start, step_noise
 from dpo_jax.vision.sampling import SAMPLERS, ddim, make_sampler
 from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
 
@@ -127,8 +127,22 @@ def test_clipping_keeps_each_guess_within_bounds():
     np.testing.assert_allclose(ddim(exact("epsilon", "linear"), few, SHAPE, **given, clip=1e3), free, atol=1e-3)
 
 
+def test_how_much_fresh_noise_by_hand():
+    """Any amount would give the same mean and variance: equation 16 of the paper, where the network says v = 0."""
+    few, eta = keys(8), 0.8
+    noisy = np.asarray(start(few, SHAPE), np.float64)
+    alpha, sigma = (np.asarray(share, np.float64) for share in SCHEDULES["cosine"](jnp.array([1.0, 0.5, 0.0])))
+    for step in range(2):
+        clean, noise = alpha[step] * noisy, sigma[step] * noisy
+        fresh = eta * sigma[step + 1] / sigma[step] * np.sqrt(1 - (alpha[step] / alpha[step + 1]) ** 2)
+        noisy = alpha[step + 1] * clean + np.sqrt(sigma[step + 1] ** 2 - fresh**2) * noise
+        noisy += fresh * np.asarray(step_noise(few, step, SHAPE))
+    given = options("v", "cosine", steps=2, eta=eta)
+    np.testing.assert_allclose(ddim(lambda noisy, time: 0.0 * noisy, few, SHAPE, **given), noisy, atol=1e-5)
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_a_clipped_sample_means_another_noise(sampler: str):
+def test_clipping_means_another_noise(sampler: str):
     """Rectified flow in three steps, of a network that says -9 in the second and 0 in the others."""
 
     def denoise(noisy, time):

@@ -7,7 +7,7 @@ from tests.contracts.mutants.mutant import Mutant, planted
 SCHEDULES = ("tests/vision/test_schedules.py",)
 DENOISING = ("tests/vision/test_denoising.py",)
 SAMPLING = (
-    "tests/vision/test_sampling.py -k 'clipping or eta or variance and cosine or exact_flow and cosine or guid'",
+    "tests/vision/test_sampling.py -k 'clip or hand or eta or variance and cosine or exact_flow and cosine or guid'",
 )
 POSITIONS = ("tests/vision/test_positions.py",)
 FORMULA = ("tests/vision/test_transformer.py -k formula",)
