@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"types"},
     "logprobs": {"types", "mesh"},
     "models": {"types", "mesh"},
-    "weights": {"types", "mesh", "models", "files"},
+    "weights": {"types", "mesh", "models", "vision", "files"},
     "data": {"types", "files"},
     "training": {"types", "mesh", "files"},
     "reference": {"types", "logprobs", "mesh", "files"},

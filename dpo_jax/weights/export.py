@@ -164,11 +164,16 @@ def _gather(params: Params, source: WeightsSource, dtype: np.dtype, tensor: _Ten
     parts = []
     for rule in tensor.rules:
         array = leaf(params, rule.path)
-        host = on_host(array if tensor.layer is None else array[tensor.layer])
-        stored = rule.stored_shape(host.shape)
-        host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
-        parts.append(np.ascontiguousarray(host, dtype))
+        parts.append(as_stored(array if tensor.layer is None else array[tensor.layer], rule, dtype))
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def as_stored(array: jax.Array, rule: TensorRule, dtype: np.dtype) -> np.ndarray:
+    """The whole of a parameter (of one layer) on this host, as a checkpoint holds it; every process takes part."""
+    host = on_host(array)
+    stored = rule.stored_shape(host.shape)
+    host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
+    return np.ascontiguousarray(host, dtype)
 
 
 def on_host(array: jax.Array) -> np.ndarray:

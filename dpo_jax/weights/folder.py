@@ -32,14 +32,16 @@ class _Tensor(NamedTuple):
     shape: tuple[int, ...]
 
 
-def open_folder(folder: Path) -> WeightsSource:
+def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
     """Opens a folder with config.json, safetensors (one file, or several and an index) and a tokenizer.
+
+    `stem` is how the names of its safetensors files begin.
 
     Raises:
         UserError: a file is missing, damaged, or differs from the folder's own digests.
     """
     _check_digests(folder)
-    source, tensors = open_without_tensors(folder), _map_tensors(folder)
+    source, tensors = open_without_tensors(folder), _map_tensors(folder, stem)
 
     def read(name: str, rows: slice = slice(None), /) -> np.ndarray:
         tensor = tensors[name]
@@ -93,21 +95,22 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _map_tensors(folder: Path) -> dict[str, _Tensor]:
-    if not (folder / INDEX_FILE).exists():
-        if not (folder / SINGLE_FILE).exists():
+def _map_tensors(folder: Path, stem: str) -> dict[str, _Tensor]:
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if not (folder / index).exists():
+        if not (folder / single).exists():
             raise UserError(
-                f"{folder}: neither {SINGLE_FILE} nor {INDEX_FILE}. Only safetensors are read, never pickled weights."
+                f"{folder}: neither {single} nor {index}. Only safetensors are read, never pickled weights."
             )
-        return _map_file(folder / SINGLE_FILE)
-    weight_map = _read_object(folder / INDEX_FILE).get("weight_map", {})
+        return _map_file(folder / single)
+    weight_map = _read_object(folder / index).get("weight_map", {})
     tensors: dict[str, _Tensor] = {}
     for file in sorted(set(weight_map.values())):
         listed = {name for name, at in weight_map.items() if at == file}
         held = _map_file(folder / file)
         if listed != held.keys():
             names = ", ".join(sorted(listed ^ held.keys())[:5])
-            raise UserError(f"{folder / file}: does not hold the tensors that {INDEX_FILE} says, see {names}")
+            raise UserError(f"{folder / file}: does not hold the tensors that {index} says, see {names}")
         tensors |= held
     return tensors
 

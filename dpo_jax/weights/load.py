@@ -7,14 +7,13 @@ import math
 import operator
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.mesh import named_sharding, place_lazily
-from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.memory import HostMemory
@@ -23,6 +22,20 @@ from dpo_jax.weights.source import WeightsSource
 _HEAD = "lm_head.weight"
 # Old checkpoints store what the config already gives: rotary frequencies, and the causal mask of GPT-2.
 _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
+
+
+class Placed(Protocol):
+    """What loading must know of a network: the shape of each parameter, and its logical axis names."""
+
+    @property
+    def shapes(self) -> Params:
+        """A shape and a dtype at each leaf."""
+        ...
+
+    @property
+    def axes(self) -> Params:
+        """Names at each leaf."""
+        ...
 
 
 class Loaded(NamedTuple):
@@ -40,7 +53,7 @@ class Loaded(NamedTuple):
 
 def load_params(
     source: WeightsSource,
-    model: Described,
+    model: Placed,
     rules: Sequence[TensorRule],
     mesh: Mesh,
     *,
@@ -95,30 +108,31 @@ def is_stacked(rule: TensorRule) -> bool:
 
 
 def _check(
-    source: WeightsSource, model: Described, rules: Sequence[TensorRule], skipped: tuple[str, ...]
+    source: WeightsSource, model: Placed, rules: Sequence[TensorRule], skipped: tuple[str, ...]
 ) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape as stored, of all that will be read."""
     expected: dict[str, tuple[int, ...]] = {}
+    layers, embedding = 0, next((rule.name for rule in rules if rule.path == ("embedding",)), None)
     for rule in rules:
         shape = tuple(leaf(model.shapes, rule.path).shape)
         stored = rule.tensor_shape(shape[1:] if is_stacked(rule) else shape)
         expected |= dict.fromkeys(tensor_names(rule, shape), stored)
+        layers = shape[0] if is_stacked(rule) else layers
     if missing := [name for name in expected if name not in source.shapes]:
         raise UserError(f"{source.where}: {len(missing)} tensors are missing: {', '.join(missing[:5])}")
     for name, shape in source.shapes.items():
         if name in expected and shape != expected[name]:
             raise UserError(f"{source.where}: tensor {name!r} has shape {shape}, config.json asks for {expected[name]}")
-        if name == _HEAD and model.spec.tied:
-            _check_tied_head(source, rules)
+        if name == _HEAD and embedding and name not in expected:
+            _check_tied_head(source, embedding)
         elif name not in expected and not name.endswith(_DERIVED) and not name.startswith(skipped):
             known = nearest(name, [rule.name for rule in rules])
-            raise UserError(f"{source.where}: tensor {name!r} is unknown ({model.spec.layers} layers). {known}")
+            raise UserError(f"{source.where}: tensor {name!r} is unknown ({layers} layers). {known}")
     return expected
 
 
-def _check_tied_head(source: WeightsSource, rules: Sequence[TensorRule]) -> None:
+def _check_tied_head(source: WeightsSource, embedding: str) -> None:
     """Some tools write a tied head out: it may stand there if it says what the embedding says."""
-    embedding = next(rule.name for rule in rules if rule.path == ("embedding",))
     if not np.array_equal(source.read(_HEAD), source.read(embedding)):
         raise UserError(
             f"{source.where}: {_HEAD} differs from {embedding}, but config.json ties them. "

@@ -1,4 +1,4 @@
-"""The parity tests need PyTorch, transformers' models and TRL: `pip install torch==2.13.0`, then the extra `parity`."""
+"""The parity tests need PyTorch, TRL, PEFT and Diffusers: `pip install torch==2.13.0`, then the extra `parity`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-_MISSING = [name for name in ("torch", "trl", "peft") if importlib.util.find_spec(name) is None]
+_MISSING = [name for name in ("torch", "trl", "peft", "diffusers") if importlib.util.find_spec(name) is None]
 if _MISSING and os.environ.get("DPO_JAX_PARITY"):
     raise pytest.UsageError(f"launch/parity.sh did not install {', '.join(_MISSING)}: nothing would be compared")
 

@@ -25,6 +25,7 @@ from tests.contracts.mutants import (
     stages,
     stages_train,
     training,
+    vision,
     weights,
 )
 from tests.contracts.mutants.mutant import Mutant
@@ -48,6 +49,7 @@ LISTS: dict[str, list[Mutant]] = {
     "stages": stages.MUTANTS,
     "stages_train": stages_train.MUTANTS,
     "weights": weights.MUTANTS,
+    "vision": vision.MUTANTS,
     "planning": planning.MUTANTS,
     "analysis": analysis.MUTANTS,
     "evaluation": evaluation.MUTANTS,

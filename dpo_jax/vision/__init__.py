@@ -1,0 +1,1 @@
+"""Images and clips: preference scorers, quality measures, diffusion transformers, noise schedules and samplers."""
