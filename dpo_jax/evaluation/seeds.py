@@ -83,7 +83,7 @@ def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line
         name = f"{kind} {row['n']} (KL: at most)"
         settings = {key: "" if place else name for place, key in enumerate(beside.settings or ["seed"])}
         if "beta" in row:
-            settings = {key: f"{row['beta']:.3g}" if key.endswith(".beta") else at for key, at in settings.items()}
+            settings |= {key: f"{row['beta']:.3g}" for key, at in settings.items() if key.endswith(".beta") and not at}
         measures = {measure: (row["score"], tuple(row["interval"])), "sequence KL": (row["kl"], None)}
         lines.append(Line(settings, 1, measures, f"{kind} n"))
     return lines

@@ -62,7 +62,7 @@ def _write_tables(setup: Setup, results: Sequence[dict[str, Any]], best: Sequenc
 
 def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
     """The best of n responses of the model from which all points start, measured once; none if they start apart."""
-    if any(key.startswith(("sft", "model", "data", "scratch")) for point in points for key in point):
+    if any(_moves_the_start(key) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
         return []
     reference.fine_tune_first(setup)  # the points of other seeds have their own
@@ -105,6 +105,12 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
     if lean and jax.process_index() == 0:
         shutil.rmtree(point.workdir / "checkpoints")
     return result
+
+
+def _moves_the_start(key: str) -> bool:
+    """Whether this setting may change the model that is sampled for the best of n, or what it is asked."""
+    prompts = key.startswith("data") and not key.startswith("data.train") and not key.endswith(".unpair")
+    return prompts or key.startswith(("sft", "model", "scratch"))
 
 
 def _decides(config: Mapping[str, Any]) -> dict[str, Any]:

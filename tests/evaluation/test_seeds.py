@@ -78,3 +78,5 @@ def test_the_best_of_n_are_lines_beside_the_points() -> None:
     (line,) = best_of_lines([{**table[0], "beta": 0.05}], Line(settings, 1, {"mean score": (0.5, None)}, "dpo"))
     assert line.settings == {"loss.name": "soft best of 4 (KL: at most)", "loss.options.beta": "0.05"}
     assert line.curve == "soft best of n"
+    (line,) = best_of_lines([{**table[0], "beta": 0.05}], Line({"loss.options.beta": 0.1}, 1, line.measures, ""))
+    assert line.settings == {"loss.options.beta": "soft best of 4 (KL: at most)"}  # a name before a number

@@ -116,6 +116,11 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monke
     assert "best_of" not in results()[0]["evaluation"]
     monkeypatch.setattr(sweep, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
     cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1"])
+    assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6
+    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1", "--grid", "data.train.0.flip=0,1"])
+    assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6  # other labels, the same start
+    cli.main(["sweep", experiment, *judged, "--grid", "data.max_tokens=60,64"])
+    assert "best of" not in Path("runs/demo/sweep.md").read_text()
 
 
 @pytest.mark.parametrize(
