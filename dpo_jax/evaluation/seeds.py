@@ -90,13 +90,13 @@ def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line
 
 
 def _curve(result: Mapping[str, Any]) -> str:
-    """The losses, where they vary, and every other setting that is no number."""
+    """The losses, where they vary, every other setting that is text, and the names of those that are switched on."""
     named = _without_seed(result)
     losses = [term["name"] for term in result.get("config", {}).get("loss", ())]
     words = [" + ".join(losses)] if losses and any(key.startswith("loss") for key in named) else []
-    return " ".join(
-        words + [str(value) for value in named.values() if isinstance(value, str | bool) and value not in losses]
-    )
+    words += [value for value in named.values() if isinstance(value, str) and value not in losses]
+    words += [key.rpartition(".")[2] for key, value in named.items() if value is True]
+    return " ".join(dict.fromkeys(words))
 
 
 def _without_seed(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
             form = FORMATS[name]
             cells.append(("", "") if value is None else (form(value), interval(bounds, form) if bounds else ""))
         rows.append(cells)
-    heads = [key.rpartition(".")[2] for key in keys]
-    heads = heads if len(set(heads)) == len(heads) else keys
+    last = [key.rpartition(".")[2] for key in keys]
+    heads = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
     return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out)
 
 

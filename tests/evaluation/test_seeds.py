@@ -63,8 +63,14 @@ def test_runs_with_the_same_words_lie_on_one_curve() -> None:
     ]
     assert [line.curve for line in lines_of(results)] == ["dpo", "ipo"]
     mixture = {"loss": [{"name": "sft"}, {"name": "orpo", "weight": 0.1}]}
-    results = [{**results[0], "settings": {**mixture, "data.train.0.unpair": True}, "config": mixture}]
-    assert [line.curve for line in lines_of(results)] == ["sft + orpo True"]
+    results = [
+        {
+            **results[0],
+            "settings": {**mixture, "data.train.0.unpair": True, "data.eval.0.unpair": True},
+            "config": mixture,
+        }
+    ]
+    assert [line.curve for line in lines_of(results)] == ["sft + orpo unpair"]
 
 
 def test_the_best_of_n_are_lines_beside_the_points() -> None:
