@@ -67,8 +67,8 @@ def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
         return []
     reference.fine_tune_first(setup)  # the points of other seeds have their own
     config = as_mapping(setup.config)
-    path, wanted = setup.workdir / "best_of.json", deciding("sft", config) | {"evaluation": config["evaluation"]}
-    wanted = json.loads(json.dumps(wanted))
+    asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
+    path, wanted = setup.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
     if path.exists() and (found := read_json(path))["settings"] == wanted:
         return found["best_of"]
     judge = setup.config.evaluation.judge

@@ -119,6 +119,8 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monke
     assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6
     cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1", "--grid", "data.train.0.flip=0,1"])
     assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6  # other labels, the same start
+    with pytest.raises(pytest.fail.Exception):  # other prompts
+        cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.2", "--data.eval.0.path", "pairs.jsonl"])
     cli.main(["sweep", experiment, *judged, "--grid", "data.max_tokens=60,64"])
     assert "best of" not in Path("runs/demo/sweep.md").read_text()
 

@@ -151,6 +151,7 @@ MUTANTS: list[Mutant] = [
             'if _decides(result["config"]) == _decides(json.loads(json.dumps(as_mapping(point.config)))):',
             "if True:",
         ),
+        ("the best of n is that of any prompts", '"prompts": config["data"]["eval"], ', ""),
         ("how long it trains is no matter", 'for key in ("train", "evaluation")}', 'for key in ("evaluation",)}'),
         (
             "what is null decides",
