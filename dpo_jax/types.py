@@ -1,12 +1,13 @@
 """The nouns that cross rooms: rows, token batches, log-probabilities, the unembedding, metrics.
 
 Dimension key: A micro-batches, B pairs, P slot in the pair (0 chosen, 1 rejected; a completion alone has P = 1),
-R rows, T tokens, N scored tokens, V vocabulary, D width.
+R rows, T tokens, N scored tokens, V vocabulary, D width, W words of a row id; X stands for all axes of a picture,
+[H, W, C], or of a clip, [F, H, W, C].
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -185,6 +186,55 @@ class HostBatch(NamedTuple):
 
     arrays: PairBatch
     row_ids: tuple[str, ...]
+
+    @property
+    def work(self) -> dict[str, int]:
+        """How much there is to do, for rates: real pairs, and real tokens through the trunk."""
+        return {
+            "pairs": int(self.arrays.weight_B.sum()),
+            "tokens": int(np.count_nonzero(self.arrays.segments_RT)),
+        }
+
+
+class PictureRow(NamedTuple):
+    """A picture or a clip, or two that are compared. `where` names file and row, for messages.
+
+    Pixels are read and decoded when a sample is called: uint8 [H, W, C], of a clip [F, H, W, C].
+    """
+
+    row_id: str
+    samples: tuple[Callable[[], np.ndarray], ...]  # by slot: chosen, rejected; or only one
+    where: str
+    shown: int | np.ndarray | None = None  # what they are to show: a class, or a text embedding, float32 [E]
+    desirable: bool | None = None  # the label of a sample alone
+    weight: float | None = None  # how much the row counts
+    source: str = ""  # the name of its source, for metrics
+
+
+class PictureBatch(NamedTuple):
+    """One device batch of pictures or clips. A training batch has a leading axis A of micro-batches on every array."""
+
+    samples_BPX: jax.Array  # uint8
+    words_BW: jax.Array  # uint32, the row ids, from which random draws come
+    epoch_B: jax.Array  # int32, how often the row was there before
+    weight_B: jax.Array  # float32, 0 where a row only fills the last batch of an evaluation
+    shown_B: jax.Array | None = None  # int32 classes, or float32 [B, E]
+    desirable_B: jax.Array | None = None  # float32 1 or 0 (P = 1)
+    loss_weight_B: jax.Array | None = None  # float32, what the loss of a row is multiplied by
+    reference_errors_BP: jax.Array | None = None  # float32, denoising errors of the reference at this epoch's draw
+
+
+class HostPictures(NamedTuple):
+    """A `PictureBatch` of numpy arrays and the ids of its rows, in their order."""
+
+    arrays: PictureBatch
+    row_ids: tuple[str, ...]
+
+    @property
+    def work(self) -> dict[str, int]:
+        """How much there is to do, for rates: real rows, and their pictures or clips."""
+        rows = int(self.arrays.weight_B.sum())
+        return {"pairs": rows, "pictures": rows * self.arrays.samples_BPX.shape[self.arrays.weight_B.ndim]}
 
 
 class Unembedding(NamedTuple):

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches
@@ -176,16 +175,15 @@ def restored(
 
 
 def _placed(setup: Setup, batches: Batches, number: int) -> loop.Placed:
-    arrays = batches.batch(number).arrays
-    tokens = int(np.count_nonzero(arrays.segments_RT))
-    return loop.Placed(setup.place(arrays, micro_batches=True), int(arrays.weight_B.sum()), tokens)
+    batch = batches.batch(number)
+    return loop.Placed(setup.place(batch.arrays, micro_batches=True), batch.work)
 
 
 def _log(sinks: Sequence[Sink], progress: Progress, number: int, values: dict[str, float]) -> None:
     for sink in sinks:
         sink.write(number, {"loss": values["loss"], **values})  # the loss first, for who reads the file
-    rates = f"{values['pairs_per_second']:.2f} pairs/s  {values['tokens_per_second']:.0f} tokens/s"
-    progress.update(number, f"loss {values['loss']:.4f}  {rates}")
+    rates = [f"{value:.4g} {name.removesuffix('_per_second')}/s" for name, value in values.items() if "_per_s" in name]
+    progress.update(number, "  ".join([f"loss {values['loss']:.4f}", *rates]))
 
 
 def _say_what_is_trained(stage: str, state: TrainState) -> None:

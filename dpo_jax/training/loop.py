@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -15,11 +16,10 @@ Log = Callable[[int, dict[str, float]], None]
 
 
 class Placed(NamedTuple):
-    """A batch on the mesh, and how much work it is."""
+    """A batch on the mesh, and how much work it is: how many of what, such as pairs and tokens."""
 
     arrays: Any
-    pairs: int
-    tokens: int  # real ones, through the trunk
+    work: Mapping[str, int]
 
 
 def prefetch(read: Callable[[int], Placed], start: int, stop: int, *, depth: int = 2) -> Iterator[Placed]:
@@ -51,8 +51,8 @@ def run(
     Args:
         read: step number -> its batch.
         knobs: step number -> its traced numbers.
-        log: called with a step, counted from 1, and its numbers; among them tokens and pairs per second since the
-            last call. The numbers are fetched while the next step runs.
+        log: called with a step, counted from 1, and its numbers; among them, of each kind of work, how much was done
+            per second since the last call. The numbers are fetched while the next step runs.
         save: called with the number of steps done, every `save_every` steps and after the last one.
         after: called after each step with the steps done and the state, before that is saved; gives back the state
             to go on with, and numbers that are logged with those of the step.
@@ -62,7 +62,7 @@ def run(
     """
     start = int(state.step)
     late: tuple[int, dict[str, jax.Array], dict[str, float]] | None = None
-    clock, work = time.perf_counter(), [0, 0]
+    clock, work = time.perf_counter(), Counter[str]()
 
     def fetch(done: int, numbers: dict[str, jax.Array], more: dict[str, float]) -> None:
         nonlocal clock
@@ -73,16 +73,16 @@ def run(
             )
         if done % log_every == 0 or done == steps:
             seconds = time.perf_counter() - clock
-            rates = {"tokens_per_second": work[0] / seconds, "pairs_per_second": work[1] / seconds}
-            clock, work[:] = time.perf_counter(), [0, 0]
+            rates = {f"{kind}_per_second": count / seconds for kind, count in work.items()}
+            clock = time.perf_counter()
+            work.clear()
             log(done, values | rates | more)
 
     for done, batch in enumerate(prefetch(read, start, steps), start + 1):
         state, numbers = step(state, batch.arrays, knobs(done - 1))
         if late:
             fetch(*late)
-        work[0] += batch.tokens
-        work[1] += batch.pairs
+        work.update(batch.work)
         state, more = after(done, state) if after else (state, {})
         late = (done, numbers, more)
         if done == steps or (save_every and done % save_every == 0):

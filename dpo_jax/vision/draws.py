@@ -40,10 +40,11 @@ def row_words(row_ids: Sequence[str]) -> np.ndarray:
 
 
 def row_keys(words_BW: jax.Array, *, seed: int | jax.Array, epoch: int | jax.Array) -> jax.Array:
-    """A random key for each row, [B]. Seed and epoch may be traced."""
+    """A random key for each row, [B]. Seed and epoch, [] or [B], may be traced."""
     # Named, because stored errors must be those of a later run, whatever generator it prefers.
-    root = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), epoch)
-    keys_B = jnp.broadcast_to(root, words_BW.shape[:1])
+    root = jax.random.key(seed, impl="threefry2x32")
+    rows = words_BW.shape[:1]
+    keys_B = _fold(jnp.broadcast_to(root, rows), jnp.broadcast_to(epoch, rows))
     for words_B in jnp.moveaxis(jnp.asarray(words_BW), 1, 0):
         keys_B = _fold(keys_B, words_B)
     return keys_B

@@ -33,7 +33,7 @@ def run(first: int = 0, *, steps: int = 7, bad: int = -1, log_every: int = 1, sa
 
     def read_batch(number: int) -> Placed:
         read.append(number)
-        return Placed(jnp.asarray(float(number)), pairs=2, tokens=10)
+        return Placed(jnp.asarray(float(number)), {"pairs": 2, "tokens": 10})
 
     last = loop.run(
         step,
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(bad: int
     saved: dict[int, float] = {}
     with pytest.raises(FloatingPointError):
         loop.run(
-            step, state(), lambda n: Placed(jnp.asarray(float(n)), 1, 1),
+            step, state(), lambda n: Placed(jnp.asarray(float(n)), {}),
             lambda n: {"bad": float(bad), "number": n}, steps=7,
             log=lambda *_: None, log_every=1, save=lambda n, _: saved.update({n: 0.0}), save_every=1,
         )  # fmt: skip
