@@ -23,8 +23,12 @@ MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
     "chosen moved": (("heldout", "moved", "chosen", "mean"), "interval"),
     "rejected moved": (("heldout", "moved", "rejected", "mean"), "interval"),
     "chosen perplexity": (("heldout", "perplexity", "policy"), ""),
+    "chosen in training": (("halves", "measured", "chosen"), ""),
+    "rejected in training": (("halves", "measured", "rejected"), ""),
+    "rejected by the field of log-probs": (("halves", "predicted", "logp", "rejected"), ""),
+    "rejected by the field of probabilities": (("halves", "predicted", "probability", "rejected"), ""),
 }
-"""Name -> where evaluation.json has it, and the name of its interval beside it."""
+"""Name -> where evaluation.json has it, and the name of its interval beside it; `halves` is of analysis.json."""
 
 
 class Line(NamedTuple):

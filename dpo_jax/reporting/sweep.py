@@ -21,6 +21,10 @@ FORMATS: dict[str, Format] = {
     "chosen moved": nats,
     "rejected moved": nats,
     "chosen perplexity": plain,
+    "chosen in training": nats,
+    "rejected in training": nats,
+    "rejected by the field of log-probs": nats,
+    "rejected by the field of probabilities": nats,
 }
 """Measure -> how its numbers are written; in this order they are columns."""
 

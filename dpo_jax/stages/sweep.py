@@ -17,7 +17,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
-from dpo_jax.stages import evaluate, reference, train
+from dpo_jax.stages import analyse, evaluate, reference, train
 from dpo_jax.stages.best_of import measure_best_of
 from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.grid import Settings, label_of, read_points
@@ -89,9 +89,13 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
                 return result
         start, before = time.perf_counter(), compiled()
         point.begin()
+        if point.config.analysis:
+            analyse.check(point)
         with _everything_cached():
             train.run(point)
             evaluate.run(point)
+            if point.config.analysis:
+                analyse.run(point)
     except UserError as error:
         say("sweep", f"left out: {error}")
         return {"failed": str(error)}
@@ -101,6 +105,8 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
         "seconds": time.perf_counter() - start,
         "compiled": compiled() - before,
     }
+    if point.config.analysis:
+        result["evaluation"]["halves"] = read_json(point.workdir / "analysis.json")["halves"]
     write_json(kept, result)
     if lean and jax.process_index() == 0:
         shutil.rmtree(point.workdir / "checkpoints")
@@ -116,6 +122,7 @@ def _moves_the_start(key: str) -> bool:
 def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a point; those that are null are as if they were not there."""
     found = deciding("train", config) | {key: config[key] for key in ("train", "evaluation")}
+    found["analysis"] = config.get("analysis")
     return {key: value for key, value in found.items() if value is not None}
 
 

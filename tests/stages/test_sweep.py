@@ -11,6 +11,7 @@ import yaml
 
 from dpo_jax import cli
 from dpo_jax.errors import UserError
+from dpo_jax.reporting.numbers import nats
 from dpo_jax.stages import sft, sweep, train
 from dpo_jax.stages.grid import label_of, read_points
 from tests.stages.test_pipeline import write_rows
@@ -229,3 +230,20 @@ def test_a_sweep_of_the_section(experiment: str, monkeypatch: pytest.MonkeyPatch
     assert len(results()) == 4
     with pytest.raises(pytest.fail.Exception):
         cli.main(["sweep", experiment, "--train.steps", "3"])
+
+
+def test_points_are_analysed_where_the_configuration_asks_for_it(
+    experiment: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = yaml.safe_load(Path(experiment).read_text())
+    Path(experiment).write_text(yaml.safe_dump(config | {"analysis": {"rows": 4, "pairs": 2}}))
+    cli.main(["sweep", experiment, "--grid", "loss.name=dpo,kto"])
+    assert "kto is trained on labelled completions" in results()[1]["failed"]
+    found = json.loads(Path("runs/demo/sweep/name=dpo/analysis.json").read_text())
+    assert results()[0]["evaluation"]["halves"] == found["halves"]
+    heads, _, row, *_ = Path("runs/demo/sweep.md").read_text().splitlines()
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (heads, row)), strict=True))
+    assert cells["chosen in training"] == nats(found["halves"]["measured"]["chosen"])
+    assert cells["rejected by the field of log-probs"] != cells["rejected by the field of probabilities"]
+    cli.main(["sweep", experiment, "--grid", "loss.name=dpo,kto"])
+    assert "is done already" in capfd.readouterr().out
