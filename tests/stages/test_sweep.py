@@ -246,4 +246,4 @@ def test_points_are_analysed_where_the_configuration_asks_for_it(
     assert cells["chosen in training"] == nats(found["halves"]["measured"]["chosen"])
     assert cells["rejected by the field of log-probs"] != cells["rejected by the field of probabilities"]
     cli.main(["sweep", experiment, "--grid", "loss.name=dpo,kto"])
-    assert "is done already" in capfd.readouterr().out
+    assert "is done already" in capfd.readouterr().err
