@@ -12,6 +12,7 @@ from typing import Any, Literal
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
 from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
 from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchConfig, file_bytes
+from dpo_jax.config.pictures import PictureConfig, check_pictures
 from dpo_jax.config.training import (
     LoggingConfig,
     LossConfig,
@@ -106,12 +107,16 @@ class Config:
     export: ExportConfig = field(default_factory=ExportConfig)
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> tuple[Config, Origins]:
+AnyConfig = Config | PictureConfig
+"""A file with a section `pictures` is an experiment on pictures or clips."""
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, Origins]:
     """Reads one experiment file, applies the overrides, checks everything. Raises `UserError`."""
     return _finished(*read_yaml(_find(path)), overrides)
 
 
-def changed(config: Config, origins: Origins, overrides: Sequence[str]) -> tuple[Config, Origins]:
+def changed(config: AnyConfig, origins: Origins, overrides: Sequence[str]) -> tuple[Any, Origins]:
     """The same experiment with overrides on top, checked like a file's. Raises `UserError`."""
     mapping = as_mapping(config)
     if len(mapping["loss"]) == 1:  # as most files have it
@@ -120,12 +125,18 @@ def changed(config: Config, origins: Origins, overrides: Sequence[str]) -> tuple
     return _finished(mapping, dict(origins), overrides)
 
 
-def _finished(mapping: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> tuple[Config, Origins]:
+def _finished(mapping: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> tuple[AnyConfig, Origins]:
     override(mapping, origins, overrides)
     if isinstance(mapping.get("loss"), dict):
         mapping["loss"] = [mapping["loss"]]
         origins |= {key.replace("loss.", "loss.0.", 1): at for key, at in origins.items() if key.startswith("loss.")}
+    if "pictures" in mapping:
+        pictures = typed(PictureConfig, mapping, origins)
+        _check_lengths(pictures, origins)
+        check_pictures(pictures, origins)
+        return pictures, origins
     config = typed(Config, mapping, origins)
+    _check_lengths(config, origins)
     _check(config, origins)
     return config, origins
 
@@ -138,7 +149,8 @@ def _find(path: str) -> Path:
     return shipped if shipped.exists() else Path(path)
 
 
-def _check(config: Config, origins: Origins) -> None:
+def _check_lengths(config: AnyConfig, origins: Origins) -> None:
+    """Refuses lengths and portions of trainings that contradict each other."""
     parts = [("train", config.train)] + ([("sft.train", config.sft.train)] if config.sft else [])
     parts += [("reward.train", config.reward.train)] if config.reward else []
     for key, train in parts:
@@ -156,6 +168,9 @@ def _check(config: Config, origins: Origins) -> None:
             f"{locate('profile.start_step', origins)}: profile.start_step: {profile.start_step} steps before the trace "
             f"leave none of train.steps, {config.train.steps}, to be traced."
         )
+
+
+def _check(config: Config, origins: Origins) -> None:
     try:
         file_bytes(config.export.max_shard_size)
     except ValueError as error:
@@ -185,7 +200,7 @@ def _check(config: Config, origins: Origins) -> None:
         )
 
 
-def as_mapping(config: Config) -> dict[str, Any]:
+def as_mapping(config: AnyConfig) -> dict[str, Any]:
     """The whole configuration as plain data, defaults filled in."""
 
     def plain(value: Any) -> Any:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_jax.config import Config, as_mapping
+from dpo_jax.config import AnyConfig, as_mapping
 from dpo_jax.reading import Origins
 
 
-def render(config: Config, origins: Origins, *, comments: bool) -> str:
+def render(config: AnyConfig, origins: Origins, *, comments: bool) -> str:
     """The merged configuration as YAML; with comments, each value says where it came from."""
     import yaml
 

@@ -3,36 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh
 
 from dpo_jax.config import Config, LoraConfig
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
-from dpo_jax.files import write_atomic
-from dpo_jax.mesh import make_mesh, named_sharding, place, replicated, splits
+from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS
 from dpo_jax.models.attention.choice import choose_attention
-from dpo_jax.models.decoder import Described, Model, make_model
-from dpo_jax.models.lora import Lora, join, merge
-from dpo_jax.reading import Origins, locate
+from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.lora import Lora
+from dpo_jax.reading import locate
 from dpo_jax.reference.score import Score, make_scorer
+from dpo_jax.stages.experiment import Experiment, newest
 from dpo_jax.stages.positions import check_rows, check_samples
 from dpo_jax.stages.progress import say
-from dpo_jax.stages.rendering import render
 from dpo_jax.stages.rows import DataRows, read_rows, rules_of
 from dpo_jax.stages.terms import Term, read_terms
-from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.state import param_shardings
-from dpo_jax.types import HostBatch, PairBatch, Params, TokenRow
+from dpo_jax.types import HostBatch, Params, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
@@ -60,35 +54,11 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
 
-class Setup:
-    """One experiment, opened."""
+class Setup(Experiment):
+    """One experiment on texts, opened."""
 
-    def __init__(self, config: Config, origins: Origins, *, command: str):
-        self.config, self.origins, self.command = config, origins, command
-        self.workdir = Path(config.workdir)
-        self.sft_folder = self.workdir / "sft"
-
-    def begin(self) -> None:
-        """Makes the working directory and turns the compile cache on."""
-        try:
-            self.workdir.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"workdir: {self.workdir} cannot be written: {error.strerror}.") from None
-        if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpo_jax" / "compiled"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-
-    def keep_config(self, folder: Path) -> None:
-        """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""
-        write_atomic(folder / "config.yaml", render(self.config, self.origins, comments=False))
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        """The device mesh."""
-        try:
-            return make_mesh(**dataclasses.asdict(self.config.mesh))
-        except ValueError as error:
-            raise UserError(f"{locate('mesh', self.origins)}: mesh: {error}.") from None
+    config: Config
+    batch_axes = BATCH_AXES
 
     @cached_property
     def source(self) -> WeightsSource:
@@ -114,11 +84,6 @@ class Setup:
         check_rows(self.config, self.origins, self.resolved.spec)
         check_samples(self.config, self.origins, self.resolved.spec, self.terms)
         return self._make_model(self.config.lora, "lora")
-
-    @property
-    def device(self) -> Any:
-        """One device of the mesh; all are of a kind."""
-        return self.mesh.devices.flat[0]
 
     @cached_property
     def attention(self) -> str:
@@ -193,11 +158,6 @@ class Setup:
         return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))
 
     @property
-    def row_multiple(self) -> int:
-        """Into how many parts the mesh splits the rows of a batch."""
-        return splits(self.mesh, "rows")
-
-    @property
     def unpack(self) -> tuple[str, ...] | None:
         """The layouts whose sequences attention must be told; None: of none."""
         return BACKENDS[self.attention].unpacks
@@ -206,22 +166,6 @@ class Setup:
         """Every row once, in batches of `reference.batch_pairs`."""
         pairs, layout = self.config.reference.batch_pairs, self.config.data.layout
         return evaluation_batches(rows, pairs=pairs, row_multiple=self.row_multiple, layout=layout, unpack=self.unpack)
-
-    def batch_shardings(self, batch: PairBatch, *, micro_batches: bool) -> PairBatch:
-        """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""
-        shardings: dict[str, Any] = {}
-        for name, array in batch._asdict().items():
-            if name == "mismatched":
-                shardings[name] = array and self.batch_shardings(array, micro_batches=micro_batches)
-                continue
-            names = (None, *BATCH_AXES[name]) if micro_batches else BATCH_AXES[name]
-            shardings[name] = jax.tree.map(lambda leaf, of=names: named_sharding(self.mesh, of, leaf.shape), array)
-        return PairBatch(**shardings)
-
-    def place(self, batch: PairBatch, *, micro_batches: bool = False) -> PairBatch:
-        """Puts a batch on the mesh."""
-        shardings = self.batch_shardings(batch, micro_batches=micro_batches)
-        return jax.tree.map(lambda array, to: place(to, array), batch, shardings)
 
     def pretrained(self, *, held: bool = False) -> Params:
         """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""
@@ -237,57 +181,10 @@ class Setup:
             told=lambda loaded: say("model", str(loaded)),
         )
 
-    def start_params(self, *, held: bool | None = None) -> Params:
-        """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights.
-
-        Under an adapter they are held as they are used, unless `held` says otherwise.
-        """
-        held = self.config.lora is not None if held is None else held
-        if not self.config.sft:
-            return self.pretrained(held=held)
-        found = self.restored(self.sft_folder, "sft", self.sft_model)
-        if self.sft_model.lora:
-            merged = merge(self.pretrained(), found, self.sft_model.lora)
-            found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))
-        return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
-
-    def fresh_adapter(self, model: Model, *, seed: int) -> Params:
-        """The adapter of a model before the first step, on the mesh."""
-        shardings = param_shardings(self.mesh, *model.trained)
-        return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(seed))
-
-    def trained_params(self, base: Params | None = None) -> Params:
-        """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""
-        found = self.restored(self.workdir, "train", self.model)
-        return join(base or self.start_params(), found) if self.model.lora else found
-
-    def merged_params(self) -> Params:
-        """The same as parameters of a plain model, in float32."""
-        found, lora = self.restored(self.workdir, "train", self.model), self.model.lora
-        return merge(self.start_params(held=False), found, lora) if lora else found
-
-    def trained_adapter(self) -> Params:
-        """The adapter of the newest checkpoint."""
-        return self.restored(self.workdir, "train", self.model)
-
-    def restored(self, folder: Path, command: str, model: Described) -> Params:
-        """What `command` trained of `model`, from the newest checkpoint in `folder`."""
-        checkpoints, step = self._newest(folder, command)
-        shapes, shardings = model.trained.shapes, param_shardings(self.mesh, *model.trained)
-        like = jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
-        return checkpoints.restore_params(step, like)
-
     def restored_memory(self) -> tuple[Any, ...]:
         """What the losses remember at the newest checkpoint of the training."""
-        checkpoints, step = self._newest(self.workdir, "train")
+        checkpoints, step = newest(self.workdir, "train")
         whole = replicated(self.mesh)
         blank = tuple(term.memory() for term in self.terms)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), blank)
         return checkpoints.restore_memory(step, like)
-
-    def _newest(self, folder: Path, command: str) -> tuple[Checkpoints, int]:
-        checkpoints = Checkpoints(folder / "checkpoints")
-        step = checkpoints.latest()
-        if step is None:
-            raise UserError(f"{folder / 'checkpoints'}: no checkpoint yet; run `dpo-jax {command}` first.")
-        return checkpoints, step
