@@ -10,14 +10,15 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from dpo_jax import __version__, xla_flags
-from dpo_jax.config import load
+from dpo_jax.config import PictureConfig, load
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.stages import STAGES
+from dpo_jax.stages.pictures import PICTURE_STAGES
 
 _EPILOG = """\
 Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
@@ -34,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="dpo-jax",
-        description="Preference optimisation of language models in JAX.",
+        description="Preference optimisation of language models, and of diffusion models of images and video, in JAX.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -117,26 +118,38 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
     import jax
 
     from dpo_jax.stages import hosts
-    from dpo_jax.stages.setup import Setup
 
-    setup = Setup(config, origins, command=command)  # type: ignore[arg-type]
     stage = STAGES[known.command]
+    setup, run = _opened(known.command, config, origins, command)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
     if stage.dry:
-        stage.run(setup, **flags)
+        run(setup, **flags)
         return
     hosts.join_run()
     try:
         setup.begin()
         hosts.check_shared(setup.workdir)
         with jax.set_mesh(setup.mesh):
-            stage.run(setup, **flags)
+            run(setup, **flags)
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException:
         hosts.crash()
         raise
+
+
+def _opened(name: str, config: object, origins: dict[str, str], command: str) -> tuple[Any, Callable[..., None]]:
+    """The experiment, of pictures or of texts, and what runs the command."""
+    if isinstance(config, PictureConfig):
+        from dpo_jax.stages.pictures.setup import PictureSetup
+
+        if name not in PICTURE_STAGES:
+            raise UserError(f"command line: {name} is not for experiments on pictures. {nearest(name, PICTURE_STAGES)}")
+        return PictureSetup(config, origins, command=command), PICTURE_STAGES[name]
+    from dpo_jax.stages.setup import Setup
+
+    return Setup(config, origins, command=command), STAGES[name].run  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

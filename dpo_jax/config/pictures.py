@@ -75,6 +75,7 @@ class PictureReferenceConfig:
     draws: Count = 0  # of time and noise for each row, with the reference's errors stored; 0: it runs in every step
     store: str | None = None  # folder of stores; default: WORKDIR/stores
     batch_pairs: Positive = 64  # pairs scored at once
+    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
 
 
 @dataclass(frozen=True, kw_only=True)

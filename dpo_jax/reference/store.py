@@ -1,9 +1,9 @@
-"""The store of reference log-probs: Orbax arrays in shards of rows, a manifest, digests of every file.
+"""The store of what the reference says of rows, log-probs or denoising errors: Orbax arrays in shards of rows, a manifest, digests of every file.
 
 A shard is there when the manifest names it, and the manifest is replaced in one move: a killed pass loses the shard in
 flight and nothing else.
 
-Dimension key: n rows, P slot in the pair.
+Dimension key: n rows, P slot in the pair, K draws.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -34,18 +34,30 @@ class Scores(NamedTuple):
     heads_nP: np.ndarray  # float32, sums over as many tokens as the shortest response of the row has (LD-DPO), nats
 
 
-class Store:
+class Errors(NamedTuple):
+    """What the reference of a diffusion model says of rows: denoising errors, float32 [n, K P], draw after draw."""
+
+    errors_nP: np.ndarray
+
+
+Kind = TypeVar("Kind", Scores, Errors)
+_WHOLE_NUMBERS = ("tokens",)
+
+
+class Store(Generic[Kind]):
     """One store: one frozen model, one set of rows."""
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint):
-        """Opens the store or begins it.
+    def __init__(self, folder: Path, fingerprint: Fingerprint, kind: type[Kind] = Scores):
+        """Opens the store or begins it; `kind` is what it holds.
 
         Raises:
             UserError: the folder holds a store of something else (the fields that differ are named) or a damaged one.
         """
         self.folder = folder
+        self._kind = kind
+        self._names = [field.partition("_")[0] for field in kind._fields]
         self._manifest: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "shards": []}
-        self._shards: list[tuple[np.ndarray, Scores]] = []
+        self._shards: list[tuple[np.ndarray, Kind]] = []
         if (folder / "manifest.json").exists():
             self._open(fingerprint)
 
@@ -58,8 +70,10 @@ class Store:
         return RowIndex(np.concatenate([ids for ids, _ in self._shards] or [as_ids([])]))
 
     @cached_property
-    def _scores(self) -> Scores:
-        return Scores(*(np.concatenate(arrays) for arrays in zip(*(scores for _, scores in self._shards), strict=True)))
+    def _scores(self) -> Kind:
+        return self._kind(
+            *(np.concatenate(arrays) for arrays in zip(*(scores for _, scores in self._shards), strict=True))
+        )
 
     def _open(self, fingerprint: Fingerprint) -> None:
         manifest = read_json(self.folder / "manifest.json")
@@ -75,7 +89,7 @@ class Store:
         self._manifest = manifest
         self._shards = [self._read(shard) for shard in manifest["shards"]]
 
-    def _read(self, shard: dict[str, Any]) -> tuple[np.ndarray, Scores]:
+    def _read(self, shard: dict[str, Any]) -> tuple[np.ndarray, Kind]:
         import orbax.checkpoint as ocp
 
         target = self.folder / shard["name"]
@@ -89,17 +103,11 @@ class Store:
                 f"Delete {self.folder} and run `dpo-jax reference` again."
             )
         n, slots = shard["rows"], shard["slots"]
-        like = {
-            "row_id": np.zeros((n, 16), np.uint8),
-            "logps": np.zeros((n, slots), np.float32),
-            "tokens": np.zeros((n, slots), np.int32),
-            "heads": np.zeros((n, slots), np.float32),
-        }
+        like = {"row_id": np.zeros((n, 16), np.uint8)}
+        like |= {name: np.zeros((n, slots), _dtype(name)) for name in self._names}
         with ocp.StandardCheckpointer() as reader:
             arrays = reader.restore(target.absolute(), like)
-        return np.asarray(arrays["row_id"]), Scores(
-            *(np.asarray(arrays[name]) for name in ("logps", "tokens", "heads"))
-        )
+        return np.asarray(arrays["row_id"]), self._kind(*(np.asarray(arrays[name]) for name in self._names))
 
     def serves(self, workdir: str) -> None:
         """Notes that a run reads this store, for `listing`."""
@@ -114,41 +122,40 @@ class Store:
         absent = np.flatnonzero(self._index.find(ids) < 0)
         return absent[RowIndex(ids[absent]).first]
 
-    def append(self, row_ids: RowIds, scores: Scores) -> None:
+    def append(self, row_ids: RowIds, scores: Kind) -> None:
         """Writes one shard: the arrays first, then the manifest that names it."""
         import orbax.checkpoint as ocp
 
         ids = as_ids(row_ids)
-        if not np.isfinite(scores.logps_nP).all():
-            bad = ids[int(np.flatnonzero(~np.isfinite(scores.logps_nP).all(axis=1))[0])].tobytes().hex()
-            raise FloatingPointError(f"the reference's log-prob of row {bad} is not finite; check the weights")
+        values_nP = scores[0]
+        if not np.isfinite(values_nP).all():
+            bad = ids[int(np.flatnonzero(~np.isfinite(values_nP).all(axis=1))[0])].tobytes().hex()
+            what = {"logps": "log-prob", "errors": "error"}[self._names[0]]
+            raise FloatingPointError(f"the reference's {what} of row {bad} is not finite; check the weights")
         name = f"shard_{len(self._shards):05d}"
         target = self.folder / name
         if target.exists() and jax.process_index() == 0:  # the manifest does not name it: left by a killed pass
             shutil.rmtree(target)
         meet(f"room for {name}")
         arrays = {
-            "row_id": ids,
-            "logps": scores.logps_nP.astype(np.float32),
-            "tokens": scores.tokens_nP.astype(np.int32),
-            "heads": scores.heads_nP.astype(np.float32),
+            name: np.asarray(values).astype(_dtype(name)) for name, values in zip(self._names, scores, strict=True)
         }
         with ocp.StandardCheckpointer() as writer:
-            writer.save(target.absolute(), arrays)
+            writer.save(target.absolute(), {"row_id": ids, **arrays})
         meet(f"{name} written")
         entry = {
             "name": name,
             "rows": len(ids),
-            "slots": scores.logps_nP.shape[1],
+            "slots": values_nP.shape[1],
             "digests": digest_folder(target),
         }
         self._manifest = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
         write_json(self.folder / "manifest.json", self._manifest)
-        self._shards.append((ids, Scores(*(arrays[field] for field in ("logps", "tokens", "heads")))))
+        self._shards.append((ids, self._kind(*arrays.values())))
         for derived in ("_index", "_scores"):
             self.__dict__.pop(derived, None)
 
-    def lookup(self, row_ids: RowIds) -> Scores:
+    def lookup(self, row_ids: RowIds) -> Kind:
         """The scores of these rows, in their order.
 
         Raises:
@@ -160,7 +167,11 @@ class Store:
                 f"{self.folder}: {missing} of {len(found)} rows are missing; "
                 "`dpo-jax reference` goes on where it stopped."
             )
-        return Scores(*(array[found] for array in self._scores))
+        return self._kind(*(array[found] for array in self._scores))
+
+
+def _dtype(name: str) -> type:
+    return np.int32 if name in _WHOLE_NUMBERS else np.float32
 
 
 class Listed(NamedTuple):

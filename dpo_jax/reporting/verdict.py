@@ -43,7 +43,7 @@ def verdict(
 
     `fitted` and `data` as `RunReport` has them.
     """
-    status, text = _judgement(evaluation)
+    status, text = judgement(evaluation)
     concerns = [
         *judgement_concerns(evaluation),
         *sample_concerns(evaluation),
@@ -54,7 +54,8 @@ def verdict(
     return Verdict(status, text, concerns)
 
 
-def _judgement(evaluation: Evaluation | None) -> tuple[str, str]:
+def judgement(evaluation: Evaluation | None) -> tuple[str, str]:
+    """Status and text of a verdict."""
     distance = _distance(evaluation)
     difference = part(evaluation, "judged", "difference")
     policy, reference = (part(evaluation, "judged", side, "positive") for side in ("policy", "reference"))

@@ -5,18 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
-from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import Described
+from dpo_jax.stages.experiment import Experiment
 from dpo_jax.stages.history import note_session
 from dpo_jax.stages.program import Program, make_program
 from dpo_jax.stages.progress import Progress, say
-from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.sinks import open_sinks
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
@@ -64,13 +63,29 @@ _MAY_CHANGE = (
 """What a resumed run may change: where and how it computes, and how long; never what is computed."""
 
 _DECIDES = {
-    "sft": ("sft", "seed", "model", "data"),
-    "reward": ("reward", "lora", "sft", "seed", "model", "data"),
+    "sft": ("sft", "seed", "model", "data", "pictures"),
+    "pairs": ("pairs", "sampling", "sft", "seed", "model", "data", "pictures"),
+    "reward": ("reward", "lora", "sft", "seed", "model", "data", "pictures", "pairs", "sampling"),
 }
 """The sections of a configuration that decide what a stage computes; of the policy all do but `reward`."""
 
+_OF_PICTURES = ("pairs", "sampling")
+"""What decides where it is pictures whose pairs the training makes itself."""
+
 _NOT_READ = ("data.train", "data.eval")
 """Settings in these sections that fine-tuning does not read."""
+
+
+class Batches(Protocol):
+    """Batches by their step: those of texts and those of pictures."""
+
+    def steps(self, epochs: float) -> int:
+        """How many steps pass over the data `epochs` times."""
+        ...
+
+    def batch(self, step: int) -> Any:
+        """The batch of one step; it has `arrays` and `work`."""
+        ...
 
 
 def planned_steps(train: TrainConfig, batches: Batches) -> int:
@@ -79,7 +94,7 @@ def planned_steps(train: TrainConfig, batches: Batches) -> int:
 
 
 def fit(
-    setup: Setup,
+    setup: Experiment,
     *,
     stage: str,
     folder: Path,
@@ -131,7 +146,8 @@ def fit(
         seed, shardings = setup.config.seed if seed is None else seed, program.shardings
         state = create_state(start(), program.optimizer, shardings, seed=seed, memory=memory, frozen=still)
         check(state)
-        _say_what_is_trained(stage, state)
+        if objective.refresh is None:
+            _say_what_is_trained(stage, state)
     else:
         state = restored(checkpoints, done, program, model, memory=memory, frozen=still)
         say(stage, f"resumes at step {done} of {steps}")
@@ -174,7 +190,7 @@ def restored(
     return state if frozen is None else state._replace(frozen=frozen)
 
 
-def _placed(setup: Setup, batches: Batches, number: int) -> loop.Placed:
+def _placed(setup: Experiment, batches: Batches, number: int) -> loop.Placed:
     batch = batches.batch(number)
     return loop.Placed(setup.place(batch.arrays, micro_batches=True), batch.work)
 
@@ -230,11 +246,12 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     unread: tuple[str, ...] = ()
     if stage == "sft":
         unread = _NOT_READ if (config["sft"] or {}).get("seed") is None else (*_NOT_READ, "seed")
+    free = [key for key in (*_MAY_CHANGE, *unread) if "pictures" not in config or key not in _OF_PICTURES]
     return {
         key: value
         for key, value in _flat(config).items()
         if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
-        and not any(key == free or key.startswith(f"{free}.") for free in (*_MAY_CHANGE, *unread))
+        and not any(key == each or key.startswith(f"{each}.") for each in free)
     }
 
 

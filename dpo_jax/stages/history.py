@@ -12,10 +12,10 @@ import jax
 
 from dpo_jax import __version__
 from dpo_jax.files import read_json, write_json
-from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.experiment import Experiment
 
 
-def note_session(setup: Setup, folder: Path, *, from_step: int | None) -> None:
+def note_session(setup: Experiment, folder: Path, *, from_step: int | None) -> None:
     """Adds this command to `folder`/history.json; a training that begins anew begins it anew."""
     earlier = read_history(folder) if from_step is not None else []
     write_json(folder / "history.json", [*earlier, session(setup) | {"from_step": from_step or 0}])
@@ -27,7 +27,7 @@ def read_history(folder: Path) -> list[dict[str, Any]]:
     return read_json(path) if path.exists() else []
 
 
-def session(setup: Setup) -> dict[str, Any]:
+def session(setup: Experiment) -> dict[str, Any]:
     """This one: `command`, `date` (ISO), `environment`."""
     devices = jax.devices()
     environment = {

@@ -9,11 +9,11 @@ import optax
 
 from dpo_jax.config import OptimizerConfig
 from dpo_jax.models.decoder import Described
-from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.experiment import Experiment
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, param_shardings, state_shapes, state_shardings
 from dpo_jax.training.step import Objective, make_step
-from dpo_jax.types import PairBatch, Params
+from dpo_jax.types import Params
 
 
 class Program(NamedTuple):
@@ -22,7 +22,7 @@ class Program(NamedTuple):
     step: Callable[..., tuple]
     optimizer: optax.GradientTransformation
     shardings: TrainState
-    batch_shardings: PairBatch
+    batch_shardings: Any
 
     def state_shapes(self, model: Described, memory: Any, frozen: Params | None = None) -> TrainState:
         """The state as shapes with shardings; `frozen` are the shapes of frozen parameters, else as the model's."""
@@ -31,12 +31,12 @@ class Program(NamedTuple):
 
 
 def make_program(
-    setup: Setup,
+    setup: Experiment,
     *,
     model: Described,
     objective: Objective,
     optimizer: OptimizerConfig,
-    batch: PairBatch,
+    batch: Any,
     steps: int,
     memory: Any,
     has_frozen: bool,

@@ -35,14 +35,14 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
     Raises:
         UserError: nothing was trained there.
     """
-    metrics, sft_metrics = (_rows(folder / "metrics.jsonl") for folder in (workdir, sft_folder))
+    metrics, sft_metrics = (metric_rows(folder) for folder in (workdir, sft_folder))
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
-    evaluation = _known(workdir / "evaluation.json")
+    evaluation = known(workdir / "evaluation.json")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
     return RunReport(
         title=workdir.name or str(workdir),
-        command=_commands(sessions),
+        command=commands(sessions),
         created=sessions[-1]["date"],
         environment=sessions[-1]["environment"],
         # What made it, not what is asked now.
@@ -50,9 +50,9 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         metrics=metrics,
         sft_metrics=sft_metrics,
         evaluation=evaluation,
-        analysis=_known(workdir / "analysis.json"),
-        fitted=_known(workdir / "fitted.json"),
-        data=_known(workdir / "data.json") or (),
+        analysis=known(workdir / "analysis.json"),
+        fitted=known(workdir / "fitted.json"),
+        data=known(workdir / "data.json") or (),
         frontier=_frontier(evaluation or {}),
     )
 
@@ -64,15 +64,19 @@ def _frontier(evaluation: Mapping[str, Any]) -> list[Line]:
     return [line, *best_of_lines(evaluation["best_of"], line)]
 
 
-def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:
+def commands(sessions: Sequence[Mapping[str, Any]]) -> str:
+    """The commands that trained a run, one on each line."""
     if len(sessions) == 1:
         return sessions[0]["command"]
     return "\n".join(f"{each['command']}    # {each['date']}, from step {each['from_step']}" for each in sessions)
 
 
-def _known(path: Path) -> Any:
+def known(path: Path) -> Any:
+    """What a JSON file says; None where it is not there."""
     return read_json(path) if path.exists() else None
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def metric_rows(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the metrics that a training wrote there; none where there are none."""
+    path = folder / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []

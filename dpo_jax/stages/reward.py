@@ -17,8 +17,7 @@ from dpo_jax.data.batches import Batches
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.rewards import reward_metrics
 from dpo_jax.files import write_json
-from dpo_jax.losses import Loss, bradley_terry
-from dpo_jax.losses.knobs import knobs
+from dpo_jax.losses import bradley_terry
 from dpo_jax.models.heads import RewardModel, trunk_of
 from dpo_jax.models.lora import join
 from dpo_jax.reading import locate
@@ -29,7 +28,7 @@ from dpo_jax.stages.progress import say
 from dpo_jax.stages.rows import DataRows
 from dpo_jax.stages.scoring import merged_reward, reward_folder, reward_model, score_rewards, trained_reward
 from dpo_jax.stages.setup import Setup
-from dpo_jax.stages.terms import Term, is_unpaired, read_options
+from dpo_jax.stages.terms import Term, is_unpaired, read_term
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.step import Counts, Knobs, Objective
 from dpo_jax.types import Metrics, PairBatch, Params
@@ -62,13 +61,12 @@ def check(setup: Setup) -> Term:
             f"{locate('loss', origins)}: reward: a reward model learns from pairs, but with loss "
             f"{setup.config.loss[0].name} the rows are labelled completions. Name a loss on pairs."
         )
-    static, numbers = read_options(
+    return read_term(
         "bradley_terry",
-        knobs(bradley_terry),
+        bradley_terry,
         config.options,
         lambda name: f"{locate(f'reward.options.{name}', origins)}: reward",
     )
-    return Term("bradley_terry", Loss(bradley_terry), 1.0, static, numbers)
 
 
 def reward_objective(model: RewardModel, sources: Sequence[str] = ()) -> Objective:

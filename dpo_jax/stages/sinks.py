@@ -9,11 +9,11 @@ import jax
 from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.reading import locate
-from dpo_jax.stages.setup import Setup
+from dpo_jax.stages.experiment import Experiment
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 
 
-def check_sinks(setup: Setup) -> None:
+def check_sinks(setup: Experiment) -> None:
     """Misses a package now, as a UserError, rather than after the reference pass."""
     if not setup.config.logging.wandb or jax.process_index():
         return
@@ -26,7 +26,7 @@ def check_sinks(setup: Setup) -> None:
         ) from None
 
 
-def open_sinks(setup: Setup, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
+def open_sinks(setup: Experiment, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
     """One process writes the metrics; every process has the same ones."""
     if jax.process_index():
         return []
@@ -38,7 +38,7 @@ def open_sinks(setup: Setup, stage: str, folder: Path, *, resume_step: int | Non
     ]
 
 
-def _wandb(setup: Setup, stage: str, folder: Path, resume_step: int | None) -> list[Sink]:
+def _wandb(setup: Experiment, stage: str, folder: Path, resume_step: int | None) -> list[Sink]:
     project = setup.config.logging.wandb
     if not project:
         return []

@@ -26,13 +26,15 @@ from dpo_jax.stages.progress import say
 from dpo_jax.stages.setup import Setup
 
 
-def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
+def run(setup: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callable[[Any], None] | None = None) -> None:
     """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
 
     `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
-    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
+    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated. `run_point` trains one
+    and evaluates it.
     """
-    if not setup.config.data.eval:
+    run_point = run_point or _run_point
+    if run_point is _run_point and not setup.config.data.eval:
         raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
     points = read_points(grid or (), setup.config.sweep, setup.origins)
     compiled = _count_compilations()
@@ -40,19 +42,21 @@ def run(setup: Setup, *, grid: Sequence[str] | None, lean: bool) -> None:
     for number, settings in enumerate(points, 1):
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
-        results.append({"label": label, "settings": settings, **_result(setup, label, settings, compiled, lean=lean)})
+        results.append(
+            {"label": label, "settings": settings, **_result(setup, label, settings, run_point, compiled, lean=lean)}
+        )
         write_json(setup.workdir / "sweep.json", results)
         _write_tables(setup, results, [])
     left_out = [result for result in results if "failed" in result]
     if len(left_out) == len(points):
         raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
-    if setup.config.evaluation.best_of:
+    if getattr(setup.config.evaluation, "best_of", 0):
         _write_tables(setup, results, _best_of(setup, points))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
     say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
 
 
-def _write_tables(setup: Setup, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+def _write_tables(setup: Any, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
     lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
     lines += best_of_lines(best, lines[0]) if lines else []
     table = make_table(lines, left_out)
@@ -77,7 +81,24 @@ def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
     return table
 
 
-def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> dict[str, Any]:
+def _run_point(point: Setup) -> None:
+    if point.config.analysis:
+        analyse.check(point)
+    train.run(point)
+    evaluate.run(point)
+    if point.config.analysis:
+        analyse.run(point)
+
+
+def _result(
+    base: Any,
+    label: str,
+    settings: Settings,
+    run_point: Callable[[Any], None],
+    compiled: Callable[[], int],
+    *,
+    lean: bool,
+) -> dict[str, Any]:
     """What came of a point: `config`, `evaluation`, `seconds`, `compiled`; or `failed`, why it could not be run."""
     try:
         point = point_of(base, label, settings)
@@ -89,13 +110,8 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
                 return result
         start, before = time.perf_counter(), compiled()
         point.begin()
-        if point.config.analysis:
-            analyse.check(point)
         with _everything_cached():
-            train.run(point)
-            evaluate.run(point)
-            if point.config.analysis:
-                analyse.run(point)
+            run_point(point)
     except UserError as error:
         say("sweep", f"left out: {error}")
         return {"failed": str(error)}
@@ -105,7 +121,7 @@ def _result(base: Setup, label: str, settings: Settings, compiled: Callable[[], 
         "seconds": time.perf_counter() - start,
         "compiled": compiled() - before,
     }
-    if point.config.analysis:
+    if (point.workdir / "analysis.json").exists():
         result["evaluation"]["halves"] = read_json(point.workdir / "analysis.json")["halves"]
     write_json(kept, result)
     if lean and jax.process_index() == 0:
@@ -126,7 +142,7 @@ def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def point_of(base: Setup, label: str, settings: Settings) -> Setup:
+def point_of(base: Any, label: str, settings: Settings) -> Any:
     """The experiment of a point. What it has in common with the others, fine-tuning and store, it shares with them.
 
     Raises:
@@ -136,16 +152,16 @@ def point_of(base: Setup, label: str, settings: Settings) -> Setup:
     own = [
         f"--workdir={base.workdir / 'sweep' / label}",
         f"--reference.store={store}",
-        "--evaluation.best_of=0",
+        *(["--evaluation.best_of=0"] if hasattr(base.config.evaluation, "best_of") else []),
     ]
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])
-    point = Setup(config, origins, command=base.command)
+    point = type(base)(config, origins, command=base.command)
     point.sft_folder = _sft_folder(base, as_mapping(config))
     return point
 
 
-def _sft_folder(base: Setup, config: Mapping[str, Any]) -> Path:
+def _sft_folder(base: Any, config: Mapping[str, Any]) -> Path:
     """Where the fine-tuning of a point lies: points that differ in what decides it have their own."""
     wanted = deciding("sft", config)
     if wanted == deciding("sft", as_mapping(base.config)):

@@ -150,6 +150,12 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
     return Term(config.name, entry, config.weight, static, numbers, budget, config.ld_alpha, config.wpo)
 
 
+def read_term(name: str, function: Callable[..., Any], options: Mapping[str, Any], where: Callable[[str], str]) -> Term:
+    """A loss that is in none of the tables, with its options; `where` as for `read_options`."""
+    static, numbers = read_options(name, knobs(function), options, where)
+    return Term(name, Loss(function), 1.0, static, numbers)
+
+
 def read_options(
     loss: str, specs: Mapping[str, KnobSpec], options: Mapping[str, Any], where: Callable[[str], str]
 ) -> tuple[dict[str, Any], dict[str, float | Ramp]]:

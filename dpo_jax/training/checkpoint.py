@@ -29,7 +29,7 @@ class Checkpoints:
         self._keep = keep
         self._pending: tuple[int, dict[str, Any]] | None = None
         # Trees apart, so that a later stage reads the parameters without the optimizer's moments.
-        self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "memory", "rest")}
+        self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "memory", "frozen", "rest")}
 
     def steps(self) -> list[int]:
         """The sealed steps, oldest first."""
@@ -90,12 +90,17 @@ class Checkpoints:
         self._verify(step)
         found = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
         memory = _with_leaves(like.memory, found.get("memory", {}))
-        return TrainState(params=found["params"], memory=memory, **found["rest"])
+        return TrainState(params=found["params"], memory=memory, frozen=found.get("frozen"), **found["rest"])
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone."""
         self._verify(step)
         return self._read(step, "params", like)
+
+    def restore_frozen(self, step: int, like: Params) -> Params:
+        """The parameters without gradient, alone, of a training that moves them."""
+        self._verify(step)
+        return self._read(step, "frozen", like)
 
     def restore_memory(self, step: int, like: Any) -> Any:
         """What the objective remembers, alone."""
@@ -125,11 +130,9 @@ class Checkpoints:
 
 
 def _trees(state: TrainState) -> dict[str, Any]:
-    rest: dict[str, Any] = {"step": state.step, "optimizer": state.optimizer, "key": state.key}
-    if state.frozen is not None:
-        rest["frozen"] = state.frozen
-    remembered = _numbered(state.memory)
-    return {"params": state.params, "rest": rest} | ({"memory": remembered} if remembered else {})
+    rest = {"step": state.step, "optimizer": state.optimizer, "key": state.key}
+    apart = {"memory": _numbered(state.memory), "frozen": state.frozen}
+    return {"params": state.params, "rest": rest} | {name: tree for name, tree in apart.items() if tree}
 
 
 def _numbered(tree: Any) -> dict[str, Any]:

@@ -55,6 +55,19 @@ def pair_errors(
         schedule: how much noise there is at a time.
         prediction: what the network predicts.
     """
+    return denoised(predict, clean_BPX, drawn, condition, schedule=schedule, prediction=prediction)[0]
+
+
+def denoised(
+    predict: Predict,
+    clean_BPX: jax.Array,
+    drawn: Draw,
+    condition: Any = None,
+    *,
+    schedule: Schedule,
+    prediction: Prediction,
+) -> tuple[jax.Array, jax.Array]:
+    """The errors of `pair_errors`, and the clean samples that the predictions mean, [B, P, X]; at least float32."""
     pairs, members = clean_BPX.shape[:2]
     chex.assert_shape(drawn.noise_BX, (pairs, *clean_BPX.shape[2:]))
 
@@ -67,4 +80,6 @@ def pair_errors(
     noisy_RX = add_noise(clean_RX, noise_RX, signal)
     noisy_RX = constrain(noisy_RX, "rows", *[None] * (noisy_RX.ndim - 1))
     predicted_RX = predict(noisy_RX, time_R, condition)
-    return denoising_errors(predicted_RX, prediction.target(clean_RX, noise_RX, signal)).reshape(pairs, members)
+    errors_R = denoising_errors(predicted_RX, prediction.target(clean_RX, noise_RX, signal))
+    seen_RX, _ = prediction.split(noisy_RX, predicted_RX, signal)
+    return errors_R.reshape(pairs, members), seen_RX.reshape(clean_BPX.shape)

@@ -1,0 +1,25 @@
+"""A grid of experiments on pictures over one pre-training, each point trained and evaluated in its own folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dpo_jax.errors import UserError
+from dpo_jax.stages import sweep
+from dpo_jax.stages.pictures import evaluate, report, reward, train
+from dpo_jax.stages.pictures.setup import PictureSetup
+
+
+def run(setup: PictureSetup, *, grid: Sequence[str] | None, lean: bool) -> None:
+    """Writes WORKDIR/sweep.json, sweep.md and sweep.html, as for texts; each point has its report."""
+    if not evaluate.has_work(setup):
+        raise UserError("sweep: there is nothing to compare the points by: set evaluation.samples, or name data.eval.")
+    sweep.run(setup, grid=grid, lean=lean, run_point=_run_point)
+
+
+def _run_point(point: PictureSetup) -> None:
+    train.run(point)
+    if point.config.reward:
+        reward.run(point)
+    evaluate.run(point)
+    report.run(point)

@@ -1,0 +1,71 @@
+"""Preference training of a diffusion model, against the reference beside it or its stored errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dpo_jax.errors import UserError
+from dpo_jax.stages.fit import fit
+from dpo_jax.stages.pictures import reference
+from dpo_jax.stages.pictures.objectives import preference_objective
+from dpo_jax.stages.pictures.setup import PictureSetup
+from dpo_jax.stages.pictures.sft import batches_of
+from dpo_jax.stages.progress import say
+from dpo_jax.stages.sinks import check_sinks
+from dpo_jax.training.state import TrainState
+
+
+def run(setup: PictureSetup) -> None:
+    """Trains into WORKDIR, after pre-training, pairs and reference pass where they are missing."""
+    check_sinks(setup)
+    _ = setup.term  # a mistake in the loss is told before hours of pre-training
+    reference.prepare(setup)
+    config, model = setup.config, setup.model
+    draws = config.reference.draws
+    rows = setup.train_data.rows
+    stored = {"reference_errors": reference.complete_store(setup)} if draws else {}
+    desirable = {"desirable": np.array([row.desirable for row in rows])} if setup.is_labelled else {}
+    # With an adapter the base stands beside it whether it is also the reference or not.
+    beside = model.lora is not None or not draws
+    fit(
+        setup,
+        stage="train",
+        folder=setup.workdir,
+        model=model,
+        start=(lambda: setup.fresh_adapter(model, seed=config.seed)) if model.lora else setup.start_params,
+        frozen=setup.start_params if beside else None,
+        objective=preference_objective(
+            model,
+            **setup.noise,
+            seed=config.seed,
+            draws=draws,
+            temporal_weight=setup.temporal_weight,
+            labelled=setup.is_labelled,
+        ),
+        batches=batches_of(rows, config.train, seed=config.seed, order=config.data.order, **stored, **desirable),
+        optimizer=config.optimizer,
+        train=config.train,
+        knobs=lambda step: {"options": setup.term.knobs(step)},
+        check=lambda state: check_start(setup, state, stored),
+    )
+
+
+def check_start(setup: PictureSetup, state: TrainState, stored: dict[str, Any]) -> None:
+    """Before the first step policy and reference are one: their errors agree, or something is not what it seems."""
+    if not stored:
+        return
+    from dpo_jax.models.lora import join
+
+    rows = setup.train_data.rows[:4]
+    params = state.params if state.frozen is None else join(state.frozen, state.params)
+    now = reference.errors_of(setup, reference.scorer(setup), params, rows, draws=1)[:, 0]
+    apart = float(np.abs(now - stored["reference_errors"][: len(rows), 0]).max())
+    allowed = 1e-4 if setup.config.model.dtype == "float32" else 2e-2
+    if not apart <= allowed:
+        raise UserError(
+            f"train: before the first step the policy's errors differ from the stored ones by {apart:.2g}, more than "
+            f"{allowed:g}: the store is of another model. Delete {reference.store_folder(setup)}."
+        )
+    say("train", f"step 0: policy and reference agree on {len(rows)} rows to {apart:.1e}")
