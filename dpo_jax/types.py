@@ -7,7 +7,7 @@ R rows, T tokens, N scored tokens, V vocabulary, D width, W words of a row id; X
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -235,6 +235,17 @@ class HostPictures(NamedTuple):
         """How much there is to do, for rates: real rows, and their pictures or clips."""
         rows = int(self.arrays.weight_B.sum())
         return {"pairs": rows, "pictures": rows * self.arrays.samples_BPX.shape[self.arrays.weight_B.ndim]}
+
+
+def row_words(row_ids: Sequence[str]) -> np.ndarray:
+    """Row ids, 32 hexadecimal digits each, as numbers that fit on a device: uint32 [B, 4].
+
+    Example:
+        >>> row_words(["00000001000000020000000300000004"])
+        array([[1, 2, 3, 4]], dtype=uint32)
+    """
+    words = np.frombuffer(bytes.fromhex("".join(row_ids)), ">u4").reshape(len(row_ids), 4)
+    return words.astype(np.uint32)
 
 
 class Unembedding(NamedTuple):

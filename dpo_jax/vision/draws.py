@@ -13,11 +13,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dpo_jax.vision.schedules import STEPS
 
-_WORDS = 4
 _TIME, _NOISE, _DROPPED, _START, _STEP = range(5)
 
 
@@ -26,17 +24,6 @@ class Draw(NamedTuple):
 
     time_B: jax.Array
     noise_BX: jax.Array
-
-
-def row_words(row_ids: Sequence[str]) -> np.ndarray:
-    """Row ids, 32 hexadecimal digits each, as numbers that fit on a device: uint32 [B, 4].
-
-    Example:
-        >>> row_words(["00000001000000020000000300000004"])
-        array([[1, 2, 3, 4]], dtype=uint32)
-    """
-    words = np.frombuffer(bytes.fromhex("".join(row_ids)), ">u4").reshape(len(row_ids), _WORDS)
-    return words.astype(np.uint32)
 
 
 def row_keys(words_BW: jax.Array, *, seed: int | jax.Array, epoch: int | jax.Array) -> jax.Array:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding
+from dpo_jax.types import row_words
 from dpo_jax.vision.denoising import denoising_errors, pair_errors
-from dpo_jax.vision.draws import draw, dropped, row_keys, row_words, start, step_noise
+from dpo_jax.vision.draws import draw, dropped, row_keys, start, step_noise
 from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES, add_noise
 
 RANDOM = np.random.default_rng(0)

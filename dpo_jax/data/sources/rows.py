@@ -128,7 +128,7 @@ def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False
     brings, response = _brings(record, beside), _text(record, columns, "completion")
     prompt = _prompt(record, columns)
     messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
-    label = _value(record, columns, "label")
+    label = value_of(record, columns, "label")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
         found = f"column {columns['label']!r} is {reprlib.repr(label)}"
         raise BadRow(where, "not a label", f"{found}; it must be true or false (1 or 0), without quotes.")
@@ -196,14 +196,15 @@ def _prompt(record: Record, columns: Mapping[str, str]) -> Text:
 
 
 def _text(record: Record, columns: Mapping[str, str], name: str) -> Text:
-    return messages.check(_value(record, columns, name), f"column {columns[name]!r}", record.where)
+    return messages.check(value_of(record, columns, name), f"column {columns[name]!r}", record.where)
 
 
 def _has(record: Record, columns: Mapping[str, str], name: str) -> bool:
     return record.values.get(columns[name]) is not None
 
 
-def _value(record: Record, columns: Mapping[str, str], name: str) -> Any:
+def value_of(record: Record, columns: Mapping[str, str], name: str) -> Any:
+    """What the column of this name holds; raises BadRow where it is missing."""
     column, values = columns[name], record.values
     if column not in values:
         near = difflib.get_close_matches(column, values, n=1)

@@ -1,0 +1,158 @@
+"""Bytes of pictures and clips to pixels: what Pillow reads, arrays of numpy, and MP4 by PyAV.
+
+Nothing here trusts a file: no pickles, no more pixels than fit, and every failure is an `Undecodable`.
+
+Dimension key: F frames, H height, W width, C channels (1 or 3; of arrays also 4, the last one alpha).
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, cast
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dpo_jax.data.pictures.shape import Undecodable, over_white
+from dpo_jax.errors import UserError
+
+MOST_PIXELS = 1 << 26
+"""Of one picture or frame; a small file may claim to hold any number."""
+
+_STILL = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not all that Pillow knows: some run other programs
+_MOVING = ("GIF", "PNG", "TIFF", "WEBP")
+PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+CLIPS = (".gif", ".mp4", ".npy", ".npz")
+
+
+def picture(data: bytes) -> np.ndarray:
+    """The only frame of a picture, uint8 [1, H, W, C]."""
+    with _opened(data, _STILL) as opened:
+        frames = getattr(opened, "n_frames", 1)
+        if frames > 1 and opened.format in _MOVING:
+            raise Undecodable(
+                "a clip, not a picture", f"it has {frames} frames: read it as videos, or keep one of them."
+            )
+        return _pixels(ImageOps.exif_transpose(opened))[None]
+
+
+def clip(data: bytes, *, frames: int) -> np.ndarray:
+    """The first frames of a clip, uint8 [F, H, W, C]; fewer where it has fewer."""
+    for begins, decode in _CLIPS.items():
+        if data[begins[0] :].startswith(begins[1]):
+            found = list(itertools.islice(decode(data), frames))
+            if len({frame.shape for frame in found}) > 1:
+                raise Undecodable("frames of different sizes", "its frames have different sizes.")
+            return np.stack(found) if found else np.empty((0, 1, 1, 1), np.uint8)
+    raise Undecodable("not a clip", f"it is none of {', '.join(CLIPS)}, whatever it is called.")
+
+
+@contextmanager
+def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
+    """A picture as Pillow opens it; whatever Pillow raises, also in the block, becomes an `Undecodable`."""
+    try:
+        opened = Image.open(io.BytesIO(data), formats=formats)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Undecodable("too many pixels", f"it claims more than {MOST_PIXELS} pixels: {error}") from error
+    except Exception as error:  # its plugins raise what they like
+        raise Undecodable("not a picture", f"it is none of {', '.join(formats)}, or its head is damaged.") from error
+    _check_size(opened.height, opened.width)
+    try:
+        yield opened
+    except Undecodable:
+        raise
+    except Exception as error:
+        raise Undecodable("damaged picture", f"it cannot be decoded: {error}") from error
+
+
+def _check_size(height: int, width: int) -> None:
+    if height * width > MOST_PIXELS:
+        found = f"it claims to be {height} x {width} pixels; at most {MOST_PIXELS} are read."
+        raise Undecodable("too many pixels", found)
+
+
+def _pixels(opened: Image.Image) -> np.ndarray:
+    """uint8 [H, W, C]; 16 bits of grey become 8."""
+    if opened.mode.startswith("I;16"):
+        grey = np.asarray(opened).astype(np.float32) / 257.0
+        return np.rint(grey).astype(np.uint8)[..., None]
+    if opened.mode in ("I", "F"):
+        raise Undecodable("unknown pixels", f"its pixels are of Pillow's mode {opened.mode}, whose white is unknown.")
+    pixels = np.asarray(over_white(opened))
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _gif(data: bytes) -> Iterator[np.ndarray]:
+    with _opened(data, ("GIF",)) as opened:
+        for number in range(getattr(opened, "n_frames", 1)):
+            opened.seek(number)
+            pixels = _pixels(opened)
+            yield np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _npy(data: bytes) -> Iterator[np.ndarray]:
+    """The frames of an array, [F, H, W] or [F, H, W, C]; read by hand, because numpy allocates before it looks."""
+    file = io.BytesIO(data)
+    try:
+        version = np.lib.format.read_magic(file)
+        shape, by_columns, dtype = _HEADERS[version](file)
+    except (ValueError, KeyError, EOFError) as error:
+        raise Undecodable("damaged array", f"the head of the array cannot be read: {error}") from error
+    if dtype != np.uint8:
+        raise Undecodable("array not of uint8", f"it is an array of {dtype}; only uint8 is read, and never a pickle.")
+    if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
+        raise Undecodable("array of another shape", f"its shape is {list(shape)}, not [F, H, W] or [F, H, W, C].")
+    if math.prod(shape) != len(data) - file.tell():
+        found = f"its shape {list(shape)} does not fit its {len(data) - file.tell()} bytes."
+        raise Undecodable("damaged array", found)
+    _check_size(shape[1], shape[2])
+    frames = np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")
+    yield from np.ascontiguousarray(frames[..., None] if frames.ndim == 3 else frames)
+
+
+_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+def _npz(data: bytes) -> Iterator[np.ndarray]:
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.infolist()
+            if len(members) != 1:
+                raise Undecodable("not one array", f"it holds {len(members)} arrays; one is wanted.")
+            if members[0].file_size > 4 * MOST_PIXELS:
+                raise Undecodable("too many pixels", f"its array claims {members[0].file_size} bytes.")
+            held = archive.read(members[0])
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
+        raise Undecodable("damaged array", f"the archive cannot be read: {error}") from error
+    yield from _npy(held)
+
+
+def _mp4(data: bytes) -> Iterator[np.ndarray]:
+    try:
+        import av
+    except ImportError as error:
+        raise UserError("MP4 needs PyAV, which is not installed. Install it: pip install 'dpo-jax[video]'") from error
+    try:
+        with av.open(cast(IO[bytes], io.BytesIO(data))) as container:
+            if not container.streams.video:
+                raise Undecodable("no video", "the file holds no pictures.")
+            for frame in container.decode(container.streams.video[0]):
+                _check_size(frame.height, frame.width)
+                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
+    except (av.FFmpegError, LookupError) as error:
+        raise Undecodable("damaged video", f"it cannot be decoded: {error}") from error
+
+
+_CLIPS: dict[tuple[int, bytes], Callable[[bytes], Iterator[np.ndarray]]] = {
+    (0, b"\x93NUMPY"): _npy,
+    (0, b"PK\x03\x04"): _npz,
+    (0, b"GIF8"): _gif,
+    (4, b"ftyp"): _mp4,
+}
+"""Where a file of a kind begins how -> its frames, uint8 [H, W, C], one after the other."""

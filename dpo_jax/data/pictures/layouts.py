@@ -1,0 +1,146 @@
+"""One record to the rows that it holds, still without ids: pairs, labelled samples, or samples.
+
+A pair is `chosen, rejected`; or `image_0, image_1` with `label_0`, the share of those who prefer image_0, or `label`,
+the number of the preferred one. A half, and the label "tie", are ties: no rows.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dpo_jax.data.pictures.samples import Sample
+from dpo_jax.data.sources import messages
+from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.rows import value_of
+from dpo_jax.types import PictureRow
+
+_INFINITE = float("inf")
+_BESIDE = ("class", "embedding", "weight")
+_PAIR = ("chosen", "rejected", "image_0", "image_1", "label_0", "label")
+_ALSO = {"image_0": ("jpg_0", "video_0"), "image_1": ("jpg_1", "video_1"), "image": ("video",)}
+"""Name of a column -> what others call it."""
+
+MakeSample = Callable[[Any, str, str], Sample]
+"""(value, column, where) -> a sample; raises BadRow."""
+
+
+class Shown(NamedTuple):
+    """What rows say that a sample is to show: one of so many classes, or an embedding so wide; 0: nothing."""
+
+    classes: int
+    text_width: int
+
+
+class Layout(NamedTuple):
+    """What is made of a record, and from which columns."""
+
+    columns: tuple[str, ...]
+    make: Callable[[Record, Mapping[str, str], MakeSample, Shown], list[PictureRow]]
+    flipped: Callable[[PictureRow], PictureRow] | None = None  # the row with the wrong label, where it has one
+
+
+def pairs(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+    """The pair of a record, or none where it is a tie; raises BadRow."""
+    if _column(record, columns, "image_0") in record.values and columns["chosen"] not in record.values:
+        better = _preferred(record, columns)
+        if better is None:
+            return []
+        names = ("image_0", "image_1") if better == 0 else ("image_1", "image_0")
+    else:
+        names = ("chosen", "rejected")
+    return [_row(record, columns, [_sample(record, columns, name, make) for name in names], shown)]
+
+
+def unpaired(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+    """The two samples of a pair, the better one desirable; raises BadRow."""
+    return [
+        pair._replace(samples=(sample,), desirable=good)
+        for pair in pairs(record, columns, make, shown)
+        for sample, good in zip(pair.samples, (True, False), strict=True)
+    ]
+
+
+def labelled(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+    """A sample and whether it is a good one; raises BadRow."""
+    if columns["image"] not in record.values and {"chosen", "rejected"} <= record.values.keys():
+        found = f"no column {columns['image']!r} but a pair. To read each pair as two rows, write unpair: true."
+        raise BadRow(record.where, "a pair, without unpair: true", found)
+    (row,) = samples(record, columns, make, shown)
+    label = value_of(record, columns, "desirable")
+    if not isinstance(label, bool | int | float) or label not in (0, 1):
+        found = f"column {columns['desirable']!r} is {reprlib.repr(label)}; it must be true or false (1 or 0)."
+        raise BadRow(record.where, "not a label", found)
+    return [row._replace(desirable=bool(label))]
+
+
+def samples(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+    """A sample alone; raises BadRow."""
+    return [_row(record, columns, [_sample(record, columns, "image", make)], shown)]
+
+
+LAYOUTS: dict[str, Layout] = {
+    "pairs": Layout((*_PAIR, *_BESIDE), pairs, lambda row: row._replace(samples=row.samples[::-1])),
+    "labelled": Layout(
+        ("image", "desirable", *_BESIDE), labelled, lambda row: row._replace(desirable=not row.desirable)
+    ),
+    "samples": Layout(("image", *_BESIDE), samples),
+}
+UNPAIRED = LAYOUTS["labelled"]._replace(columns=LAYOUTS["pairs"].columns, make=unpaired)
+
+
+def _row(record: Record, columns: Mapping[str, str], made: list[Sample], shown: Shown) -> PictureRow:
+    column = columns["weight"]
+    weight = record.values.get(column)
+    weight = messages.check_number(weight, f"column {column!r}", record.where, low=0.0, high=_INFINITE)
+    return PictureRow("", tuple(made), record.where, _shown(record, columns, shown), weight=weight)
+
+
+def _sample(record: Record, columns: Mapping[str, str], name: str, make: MakeSample) -> Sample:
+    column = _column(record, columns, name)
+    return make(value_of(record, {name: column}, name), column, record.where)
+
+
+def _column(record: Record, columns: Mapping[str, str], name: str) -> str:
+    """The column of this name, or what others call it where `columns` does not rename it."""
+    also = _ALSO.get(name, ()) if columns[name] == name else ()
+    return next((column for column in (columns[name], *also) if column in record.values), columns[name])
+
+
+def _preferred(record: Record, columns: Mapping[str, str]) -> int | None:
+    """Which of the two is preferred, 0 or 1; None: a tie."""
+    share, where = columns["label_0"], record.where
+    if share in record.values:
+        found = messages.check_number(
+            value_of(record, columns, "label_0"), f"column {share!r}", where, low=0.0, high=1.0
+        )
+        if found is None:
+            raise BadRow(where, "not a label", f"column {share!r} is empty; it must be the share that prefers image_0.")
+        return None if found == 0.5 else int(found < 0.5)
+    label = value_of(record, columns, "label")
+    if label in (0.5, "tie"):
+        return None
+    if isinstance(label, bool) or label not in (0, 1):
+        found = f"column {columns['label']!r} is {reprlib.repr(label)}; it must be 0 or 1, the number of the preferred "
+        raise BadRow(where, "not a label", f"{found}picture, or 0.5 or 'tie'.")
+    return int(label)
+
+
+def _shown(record: Record, columns: Mapping[str, str], shown: Shown) -> int | np.ndarray | None:
+    if shown.text_width:
+        value, column = value_of(record, columns, "embedding"), f"column {columns['embedding']!r}"
+        numbers = np.asarray(value) if isinstance(value, list | tuple | np.ndarray) else np.empty(())
+        if numbers.shape != (shown.text_width,) or numbers.dtype.kind not in "fi" or not np.isfinite(numbers).all():
+            found = f"{column} is {reprlib.repr(value)}, not a list of {shown.text_width} finite numbers."
+            raise BadRow(record.where, "not an embedding", found)
+        return numbers.astype(np.float32)
+    if shown.classes:
+        value, column = value_of(record, columns, "class"), f"column {columns['class']!r}"
+        if type(value) is not int or not 0 <= value < shown.classes:
+            found = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {shown.classes - 1}."
+            raise BadRow(record.where, "not a class", found)
+        return value
+    return None
