@@ -1,4 +1,6 @@
-"""The store of what the reference says of rows, log-probs or denoising errors: Orbax arrays in shards of rows, a manifest, digests of every file.
+"""The store of what the reference says of rows, log-probs or denoising errors.
+
+Orbax arrays in shards of rows, a manifest, digests of every file.
 
 A shard is there when the manifest names it, and the manifest is replaced in one move: a killed pass loses the shard in
 flight and nothing else.

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from dpo_jax.types import Params
 class Experiment(abc.ABC):
     """One experiment, opened. What it needs beside this is made when it is asked for."""
 
-    batch_axes: dict[str, tuple[str | None, ...]]
+    batch_axes: ClassVar[dict[str, tuple[str | None, ...]]]
     """How a batch lies on the mesh, by the names of its arrays."""
 
     def __init__(self, config: AnyConfig, origins: Origins, *, command: str):

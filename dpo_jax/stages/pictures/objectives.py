@@ -1,7 +1,7 @@
 """What the trainings on pictures minimise: denoising, preferences between denoised samples, and scores.
 
-Dimension key: B rows, P members of a row (0 chosen, 1 rejected; samples alone have P = 1), R = B P samples; X stands for
-all axes of a sample.
+Dimension key: B rows, P members of a row (0 chosen, 1 rejected; samples alone have P = 1), R = B P samples; X stands
+for all axes of a sample.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ import numpy as np
 
 from dpo_jax.mesh import constrain, place
 from dpo_jax.stages.pictures.setup import PictureSetup
-from dpo_jax.types import Params
+from dpo_jax.types import Params, row_words
 from dpo_jax.vision.conditions import Condition, present
-from dpo_jax.vision.draws import row_keys, row_words
+from dpo_jax.vision.draws import row_keys
 from dpo_jax.vision.sampling import make_sampler
 
 Sample = Callable[..., np.ndarray]

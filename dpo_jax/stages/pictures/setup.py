@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ class PictureSetup(Experiment):
     """One experiment on pictures or clips, opened."""
 
     config: PictureConfig
-    batch_axes = {
+    batch_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
         "samples_BPX": ("rows",),
         "words_BW": ("rows",),
         "epoch_B": ("rows",),

@@ -26,7 +26,6 @@ def run(setup: PictureSetup) -> None:
     draws = config.reference.draws
     rows = setup.train_data.rows
     stored = {"reference_errors": reference.complete_store(setup)} if draws else {}
-    desirable = {"desirable": np.array([row.desirable for row in rows])} if setup.is_labelled else {}
     # With an adapter the base stands beside it whether it is also the reference or not.
     beside = model.lora is not None or not draws
     fit(
@@ -44,7 +43,7 @@ def run(setup: PictureSetup) -> None:
             temporal_weight=setup.temporal_weight,
             labelled=setup.is_labelled,
         ),
-        batches=batches_of(rows, config.train, seed=config.seed, order=config.data.order, **stored, **desirable),
+        batches=batches_of(rows, config.train, seed=config.seed, order=config.data.order, **stored),
         optimizer=config.optimizer,
         train=config.train,
         knobs=lambda step: {"options": setup.term.knobs(step)},
