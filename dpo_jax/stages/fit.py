@@ -245,7 +245,11 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what a stage computes, by their dotted names."""
     unread: tuple[str, ...] = ()
     if stage == "sft":
-        unread = _NOT_READ if (config["sft"] or {}).get("seed") is None else (*_NOT_READ, "seed")
+        unread = _NOT_READ
+    # A part that has a seed of its own does not read that of the run, if what it begins with does not either.
+    parts = {"sft": ("sft",), "pairs": ("sft", "pairs")}.get(stage, ())
+    if parts and all(config[part] is None or config[part].get("seed") is not None for part in parts):
+        unread = (*unread, "seed")
     free = [key for key in (*_MAY_CHANGE, *unread) if "pictures" not in config or key not in _OF_PICTURES]
     return {
         key: value

@@ -35,7 +35,7 @@ class Drawn(NamedTuple):
 
 def has_work(setup: PictureSetup) -> bool:
     """Whether there is anything to measure."""
-    return setup.eval_data is not None or bool(setup.config.evaluation.samples)
+    return setup.has_heldout or bool(setup.config.evaluation.samples)
 
 
 def run(setup: PictureSetup) -> None:

@@ -50,7 +50,10 @@ def make_missing(setup: PictureSetup) -> None:
     options = setup.config.pairs
     if options is None:
         return
-    wanted, record = [setup.pairs_file, *([setup.heldout_file] if options.heldout else [])], setup.workdir / _RECORD
+    wanted, record = (
+        [setup.pairs_file, *([setup.heldout_file] if options.heldout else [])],
+        setup.pairs_folder / _RECORD,
+    )
     if not record.exists() or not all(file.exists() for file in wanted):
         _make(setup, setup.start_params())
         return
@@ -77,14 +80,14 @@ def _make(setup: PictureSetup, params: Params) -> None:
     judge = open_judge(setup, asked, "pairs.judge" if options.judge else "evaluation.judge")
     seed = setup.config.seed if options.seed is None else options.seed
     sample = make_sampling(setup, seed=seed)
-    (setup.workdir / _RECORD).unlink(missing_ok=True)
+    (setup.pairs_folder / _RECORD).unlink(missing_ok=True)
     for file, groups, purpose in (
         (setup.pairs_file, options.groups, "pairs"),
         (setup.heldout_file, options.heldout, "held-out pairs"),
     ):
         if groups:
             _write(setup, judge, functools.partial(sample, params), file, groups, purpose)
-    write_json(setup.workdir / _RECORD, _settings(setup))
+    write_json(setup.pairs_folder / _RECORD, _settings(setup))
 
 
 def _write(

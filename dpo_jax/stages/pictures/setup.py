@@ -175,15 +175,20 @@ class PictureSetup(Experiment):
         """Whether the loss reads labelled samples, not pairs."""
         return self.config.loss[0].name == "diffusion_kto"
 
+    @cached_property
+    def pairs_folder(self) -> Path:
+        """Where the pairs lie that the model made itself; those who share them set another one."""
+        return self.workdir
+
     @property
     def pairs_file(self) -> Path:
         """The pairs that the model made itself, for training."""
-        return self.workdir / "pairs.parquet"
+        return self.pairs_folder / "pairs.parquet"
 
     @property
     def heldout_file(self) -> Path:
         """The same, held out."""
-        return self.workdir / "heldout.parquet"
+        return self.pairs_folder / "heldout.parquet"
 
     def read(self, name: str, sources: Sequence[Source], layout: Any, *, seed: int | None = None) -> Pictures:
         """Rows of some sources; `name` is their key in the configuration. What was left out is said."""
@@ -210,10 +215,15 @@ class PictureSetup(Experiment):
     @cached_property
     def eval_data(self) -> Pictures | None:
         """The held-out ones; None where there are none."""
+        if not self.has_heldout:
+            return None
+        return self._preferences("data.eval", self.config.data.eval or self._own(self.heldout_file))
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there are held-out rows, or will be."""
         config = self.config
-        own = self._own(self.heldout_file) if config.pairs and config.pairs.heldout else ()
-        sources = config.data.eval or own
-        return self._preferences("data.eval", sources) if sources else None
+        return bool(config.data.eval or (config.pairs and config.pairs.heldout))
 
     @cached_property
     def prompts_E(self) -> list[np.ndarray]:

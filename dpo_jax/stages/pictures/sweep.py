@@ -1,11 +1,13 @@
-"""A grid of experiments on pictures over one pre-training, each point trained and evaluated in its own folder."""
+"""A grid of experiments on pictures over one pre-training and one set of pairs, each point in its own folder."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.stages import sweep
+from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.pictures import evaluate, report, reward, train
 from dpo_jax.stages.pictures.setup import PictureSetup
 
@@ -14,7 +16,14 @@ def run(setup: PictureSetup, *, grid: Sequence[str] | None, lean: bool) -> None:
     """Writes WORKDIR/sweep.json, sweep.md and sweep.html, as for texts; each point has its report."""
     if not evaluate.has_work(setup):
         raise UserError("sweep: there is nothing to compare the points by: set evaluation.samples, or name data.eval.")
-    sweep.run(setup, grid=grid, lean=lean, run_point=_run_point)
+    decides = deciding("pairs", as_mapping(setup.config))
+
+    def run_point(point: PictureSetup) -> None:
+        if decides == deciding("pairs", as_mapping(point.config)):
+            point.pairs_folder = setup.workdir
+        _run_point(point)
+
+    sweep.run(setup, grid=grid, lean=lean, run_point=run_point)
 
 
 def _run_point(point: PictureSetup) -> None:

@@ -24,7 +24,7 @@ def run(setup: PictureSetup) -> None:
     reference.prepare(setup)
     config, model = setup.config, setup.model
     draws = config.reference.draws
-    rows = setup.train_data.rows
+    rows, _ = setup.train_data.rows, setup.eval_data  # what is wrong with held-out rows is told now, too
     stored = {"reference_errors": reference.complete_store(setup)} if draws else {}
     # With an adapter the base stands beside it whether it is also the reference or not.
     beside = model.lora is not None or not draws
