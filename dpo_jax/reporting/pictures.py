@@ -15,7 +15,7 @@ import numpy as np
 from dpo_jax.reporting.concerns import training_concerns
 from dpo_jax.reporting.numbers import GAP, interval, percent, plain, points
 from dpo_jax.reporting.page import page
-from dpo_jax.reporting.plots import LINES, STYLE, Curve, Plot, as_svg, draw
+from dpo_jax.reporting.plots import STYLE, Curve, Plot, as_svg, draw, style_of
 from dpo_jax.reporting.results import Result, part
 from dpo_jax.reporting.verdict import Verdict, judgement
 
@@ -102,7 +102,8 @@ def result_rows(evaluation: Mapping[str, Any] | None, scorer: Mapping[str, Any] 
         note = f"{plain(found['reference'])} before, {plain(found['policy'])} after; their difference:"
         rows.append(Result(name, plain(found["difference"]), interval(found["difference_interval"], plain), note))
     if classes:
-        note = f"of {percent(classes['reference']['share'])} before; the classifier knows {percent(classes['real'])} of real ones"
+        before, real = (percent(share) for share in (classes["reference"]["share"], classes["real"]))
+        note = f"{before} before; the classifier is right on {real} of real samples"
         found = classes["policy"]
         rows.append(
             Result("Class asked for is seen", percent(found["share"]), interval(found["interval"], percent), note)
@@ -193,9 +194,10 @@ def _histograms(run: PictureReport) -> list[Curve]:
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.2), layout="constrained")
         axes = figure.add_subplot()
-        for colour, values in zip(LINES, sides.values(), strict=False):
+        for number, values in enumerate(sides.values()):
+            colour, dash = style_of(number)
             axes.hist(values, bins=edges, histtype="stepfilled", color=colour, alpha=0.25)
-            axes.hist(values, bins=edges, histtype="step", color=colour, linewidth=1.4)
+            axes.hist(values, bins=edges, histtype="step", color=colour, linestyle=dash, linewidth=1.4)
         axes.set_ylabel("samples")
         svg = as_svg(figure, "scores")
     means = "; ".join(f"{name} on average {plain(values.mean())}" for name, values in sides.items())

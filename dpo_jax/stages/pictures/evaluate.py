@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,12 +140,16 @@ def _classes(setup: PictureSetup, sides: dict[str, np.ndarray], shown_n: np.ndar
 
 
 def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Any:
-    """A network of one hidden layer on pixels; the same for every run on the same rows."""
+    """A network of one hidden layer on pixels; the same for every run on the same rows.
+
+    It sees a clip as the mean of its frames, each moved so that its centre of brightness is in the middle.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     def flat(samples: np.ndarray) -> np.ndarray:
-        return samples.reshape(len(samples), -1).astype(np.float32) / 255.0
+        pictures = samples if samples.ndim == 4 else np.stack([_aligned(clip) for clip in samples])
+        return pictures.reshape(len(samples), -1).astype(np.float32) / 255.0
 
     network = MLPClassifier((128,), max_iter=30, random_state=0)
     with warnings.catch_warnings():
@@ -155,6 +158,10 @@ def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Any:
     return lambda samples: network.predict(flat(samples))
 
 
-def labels_of(shown: np.ndarray | None) -> Sequence[str]:
-    """What samples were to show, for people."""
-    return [] if shown is None or shown.ndim > 1 else [f"class {value}" for value in shown]
+def _aligned(clip_FHWC: np.ndarray) -> np.ndarray:
+    light_FHW = clip_FHWC.astype(np.float64).mean(axis=-1) + 1e-9
+    size_2 = np.array(light_FHW.shape[1:])
+    places = np.stack(np.meshgrid(*map(np.arange, size_2), indexing="ij"), axis=-1)
+    centres_F2 = np.einsum("fhw,hwx->fx", light_FHW, places) / light_FHW.sum(axis=(1, 2))[:, None]
+    moves_F2 = np.rint(size_2 // 2 - centres_F2).astype(int)
+    return np.mean([np.roll(frame, move, axis=(0, 1)) for frame, move in zip(clip_FHWC, moves_F2, strict=True)], axis=0)

@@ -62,10 +62,10 @@ def open_judge(setup: PictureSetup, config: PictureJudgeConfig, key: str) -> Pic
 
 
 def metrics_of(samples_nX: np.ndarray) -> dict[str, np.ndarray]:
-    """Every quality metric that samples of this shape have, [n] each."""
+    """Every quality metric that says something of samples of this shape, [n] each."""
     names = list(METRICS if samples_nX.ndim == 5 and samples_nX.shape[1] > 2 else OF_IMAGES)
-    small = min(samples_nX.shape[-3:-1]) < 3
-    names = [name for name in names if not (small and name == "sharpness")]
+    silent = {"sharpness": min(samples_nX.shape[-3:-1]) < 3, "saturation": samples_nX.shape[-1] == 1}
+    names = [name for name in names if not silent.get(name)]
 
     @jax.jit
     def of(samples: jax.Array) -> jax.Array:

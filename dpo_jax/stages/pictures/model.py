@@ -7,7 +7,6 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-from flax import nnx
 
 from dpo_jax.models.decoder import Tree
 from dpo_jax.models.lora import Lora, adapter_of, attach
@@ -89,7 +88,7 @@ def make_picture_model(spec: TransformerSpec, *, dtype: Any, remat: str, lora: L
     return PictureModel(base, make_diffuser(spec, dtype=dtype, remat=remat, adapt=functools.partial(_with, lora)), lora)
 
 
-def _with(lora: Lora, module: nnx.Module, rngs: nnx.Rngs) -> nnx.Module:
+def _with(lora: Lora, module: Any, rngs: Any) -> Any:
     return attach(module, rngs, lora)
 
 

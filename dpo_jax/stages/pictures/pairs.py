@@ -60,8 +60,8 @@ def make_missing(setup: PictureSetup) -> None:
     old, new = read_json(record), _settings(setup)
     if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
         raise UserError(
-            f"{setup.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the pairs anew "
-            "with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
+            f"{setup.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the pairs "
+            "anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
         )
 
 
