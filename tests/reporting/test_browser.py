@@ -11,12 +11,14 @@ import pytest
 
 from dpo_jax.reporting import data
 from dpo_jax.reporting.comparison import render_comparison
+from dpo_jax.reporting.pictures import render as render_pictures
 from dpo_jax.reporting.report import render
 from dpo_jax.reporting.sweep import as_html, make_table
 from tests.reporting.browser import CHROMIUM, Browser
 from tests.reporting.made_up import CONFIG, DATA, FITTED, WHOLE, made_up_run
 from tests.reporting.test_analysis import made_up_analysis
 from tests.reporting.test_comparison import compared, run
+from tests.reporting.test_pictures import made_up_pictures
 from tests.reporting.test_sweep import LINES
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -81,6 +83,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "comparison": render_comparison(compared(**several)),
         "unlike": render_comparison(compared(one=run(), other=other)),
         "data": data.as_html("d" * 90, [split]),
+        "pictures": render_pictures(made_up_pictures()._replace(title="t" * 90, command="c" * 400)),
+        "clips": render_pictures(made_up_pictures(clips=True)),
         "sweep": as_html("s" * 90, "dpo-jax " + "c" * 400, make_table(LINES, [("p" * 90, "w" * 90)]), LINES),
     }
     folder = tmp_path_factory.mktemp("pages")
@@ -95,7 +99,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-PLOTS_OF = {"report": 12, "comparison": 6, "unlike": 5, "data": 0, "sweep": 1}
+PLOTS_OF = {"report": 12, "comparison": 6, "unlike": 5, "data": 0, "sweep": 1, "pictures": 8, "clips": 8}
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -114,7 +118,9 @@ def test_a_page(browser: Browser, pages: dict[str, Path], name: str, width: int,
     paper, faintest = browser.evaluate(CONTRAST)
     assert (paper < 0.05) == dark and (paper > 0.8) != dark
     assert faintest >= 4.5  # what WCAG 2 asks of text
-    assert browser.said == [] and browser.requests == [pages[name].as_uri()]
+    asked = [address for address in browser.requests if not address.startswith("data:")]
+    assert browser.said == [] and asked == [pages[name].as_uri()]
+    assert browser.evaluate("[...document.images].every(image => image.naturalWidth && image.width > 30)")
 
 
 def test_nothing_leaves_the_file(browser: Browser, pages: dict[str, Path]) -> None:

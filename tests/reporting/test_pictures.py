@@ -1,0 +1,125 @@
+"""The report of runs on pictures and clips, from made-up results."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpo_jax.reporting.pictures import PictureReport, render, result_rows, shown_samples
+from tests.reporting.made_up import supervised_rows
+
+EVALUATION: dict[str, Any] = {
+    "heldout": {
+        "pairs": 40,
+        "accuracy": 0.9,
+        "accuracy_interval": [0.77, 0.96],
+        "error_margin": 0.01,
+        "errors": {"policy": 0.25, "reference": 0.2},
+        "draws": 8,
+    },
+    "judged": {
+        "judge": "quality, 1 brightness",
+        "policy": {"reward": 0.4, "interval": [0.35, 0.45]},
+        "reference": {"reward": 0.3, "interval": [0.25, 0.35]},
+        "win_rate": 0.8,
+        "win_rate_interval": [0.7, 0.9],
+        "samples": 6,
+    },
+    "metrics": {"brightness": {"policy": 0.4, "reference": 0.3, "difference": 0.1, "difference_interval": [0.05, 0.15]}},
+    "classes": {
+        "real": 0.95,
+        "policy": {"share": 0.5, "interval": [0.4, 0.6]},
+        "reference": {"share": 0.7, "interval": [0.6, 0.8]},
+        "difference": -0.2,
+        "difference_interval": [-0.3, -0.1],
+    },
+}
+
+
+def made_up_pictures(*, clips: bool = False) -> PictureReport:
+    dice = np.random.default_rng(0)
+    size = (6, 3, 8, 8, 1) if clips else (6, 8, 8, 3)
+    names = ("errors/chosen", "errors/rejected", "gained/chosen", "gained/rejected", "rewards/accuracies")
+    rows = [{"step": step, "loss": 0.7 - step / 100, **dict.fromkeys(names, step / 50)} for step in range(1, 31)]
+    return PictureReport(
+        title="brighter",
+        command="dpo-jax run configs/image.yaml",
+        created="2026-11-22",
+        environment={"python": "3.11"},
+        config={"seed": 0},
+        metrics=rows,
+        sft_metrics=supervised_rows(),
+        scorer_metrics=rows,
+        evaluation=EVALUATION,
+        scorer={"pairs": 200, "accuracy": 0.97, "accuracy_interval": [0.93, 0.99]},
+        samples={
+            "policy": dice.integers(0, 256, size).astype(np.uint8),
+            "reference": dice.integers(0, 256, size).astype(np.uint8),
+            "shown": np.arange(6),
+            "policy_scores": dice.normal(0.4, 0.1, 6),
+            "reference_scores": dice.normal(0.3, 0.1, 6),
+        },
+        shown=4,
+    )
+
+
+def decoded(url: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
+
+
+def test_verdict_and_worries():
+    page = render(made_up_pictures())
+    assert "Better" in page and "win 80.0" in page
+    assert "Fewer of its samples show the class that was asked for" in page
+    assert render(made_up_pictures()) == page
+    kept = EVALUATION | {"classes": EVALUATION["classes"] | {"difference_interval": [-0.3, 0.1]}}
+    assert "Fewer of its samples" not in render(made_up_pictures()._replace(evaluation=kept))
+
+
+def test_every_measure_has_a_line():
+    names = [row.measure for row in result_rows(EVALUATION, made_up_pictures().scorer)]
+    assert names == [
+        "Win rate",
+        "Mean score, reference",
+        "Mean score, policy",
+        "Brightness",
+        "Class asked for is seen",
+        "Preference accuracy",
+        "Denoising error",
+        "Scorer's accuracy",
+    ]
+    assert result_rows(None, None) == [] and result_rows({}, None) == []
+
+
+def test_moved_far_is_said():
+    far = EVALUATION | {"heldout": EVALUATION["heldout"] | {"errors": {"policy": 0.4, "reference": 0.2}}}
+    assert "it has moved far" in render(made_up_pictures()._replace(evaluation=far))
+    assert "it has moved far" not in render(made_up_pictures())
+
+
+@pytest.mark.parametrize("clips", [False, True])
+def test_pictures_are_those_of_the_run(clips: bool):
+    run = made_up_pictures(clips=clips)
+    shown = shown_samples(run.samples, run.shown)
+    assert [each.label for each in shown] == ["class 0", "class 1", "class 2", "class 3"]
+    image = decoded(shown[2].after)
+    sample = run.samples["policy"][2]
+    if clips:
+        image.seek(1)
+        np.testing.assert_array_equal(np.asarray(image.convert("L")), sample[1, ..., 0])
+        assert image.n_frames == 3
+    else:
+        np.testing.assert_array_equal(np.asarray(image), sample)
+    urls = re.findall(r'src="(data:image/[^"]+)"', render(run))
+    assert len(urls) == 8 and urls[5] == shown[2].after
+
+
+def test_without_samples_or_evaluation():
+    page = render(made_up_pictures()._replace(samples={}, evaluation=None, scorer=None))
+    assert "Not judged" in page and "Samples before and after" not in page
