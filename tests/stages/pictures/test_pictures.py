@@ -249,6 +249,21 @@ def test_pairs_are_the_judges_best_and_worst(experiment: str) -> None:
         assert light == pytest.approx([row["chosen_score"], row["rejected_score"]], abs=1e-5)
 
 
+def test_held_out_pairs_are_others(experiment: str) -> None:
+    setup = opened(experiment)
+    ours, theirs = ({row.row_id for row in data.rows} for data in (setup.train_data, setup.eval_data) if data)
+    assert len(ours) == 16 and len(theirs) == 8 and not ours & theirs
+
+
+def test_a_policy_that_did_not_move_samples_what_the_reference_does(experiment: str) -> None:
+    cli.main(["train", experiment, "--optimizer.learning_rate", "0"])
+    cli.main(["evaluate", experiment, "--optimizer.learning_rate", "0"])
+    found = json.loads(Path("runs/demo/evaluation.json").read_text())
+    assert found["judged"]["ties"] == found["judged"]["samples"] == 16
+    assert found["metrics"]["sharpness"]["difference"] == 0.0
+    assert found["heldout"]["errors"]["policy"] == pytest.approx(found["heldout"]["errors"]["reference"], rel=1e-6)
+
+
 def test_pairs_of_other_settings_are_refused(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main(["train", experiment, "--pairs.samples", "3"])
