@@ -190,7 +190,7 @@ def _histograms(run: PictureReport) -> list[Curve]:
 
     sides = {"before": run.samples["reference_scores"], "after": run.samples["policy_scores"]}
     everything = np.concatenate(list(sides.values()))
-    edges = np.histogram_bin_edges(everything, bins=24)
+    edges = np.histogram_bin_edges(everything, bins=24).tolist()
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.1, 2.2), layout="constrained")
         axes = figure.add_subplot()

@@ -11,10 +11,9 @@ import jax
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.errors import UserError
-from dpo_jax.models.decoder import Described
 from dpo_jax.stages.experiment import Experiment
 from dpo_jax.stages.history import note_session
-from dpo_jax.stages.program import Program, make_program
+from dpo_jax.stages.program import Program, Trainable, make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.sinks import open_sinks
 from dpo_jax.training import loop
@@ -98,7 +97,7 @@ def fit(
     *,
     stage: str,
     folder: Path,
-    model: Described,
+    model: Trainable,
     start: Callable[[], Params],
     objective: Objective,
     batches: Batches,
@@ -143,8 +142,8 @@ def fit(
     keeps_frozen = objective.refresh is not None
     still = frozen() if frozen and (done is None or not keeps_frozen) else None
     if done is None:
-        seed, shardings = setup.config.seed if seed is None else seed, program.shardings
-        state = create_state(start(), program.optimizer, shardings, seed=seed, memory=memory, frozen=still)
+        first: int = setup.config.seed if seed is None else seed
+        state = create_state(start(), program.optimizer, program.shardings, seed=first, memory=memory, frozen=still)
         check(state)
         if objective.refresh is None:
             _say_what_is_trained(stage, state)
@@ -182,7 +181,7 @@ def fit(
 
 
 def restored(
-    checkpoints: Checkpoints, step: int, program: Program, model: Described, *, memory: Any, frozen: Params | None
+    checkpoints: Checkpoints, step: int, program: Program, model: Trainable, *, memory: Any, frozen: Params | None
 ) -> TrainState:
     """The state of a checkpoint. `frozen` are parameters beside it that never move; None where it holds those too."""
     saved = program if frozen is None else program._replace(shardings=program.shardings._replace(frozen=None))

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import optax
 
 from dpo_jax.config import OptimizerConfig
-from dpo_jax.models.decoder import Described
+from dpo_jax.models.decoder import Tree
 from dpo_jax.stages.experiment import Experiment
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, param_shardings, state_shapes, state_shardings
 from dpo_jax.training.step import Objective, make_step
 from dpo_jax.types import Params
+
+
+class Trainable(Protocol):
+    """What a training must know of a model, of texts or of pictures."""
+
+    @property
+    def tree(self) -> Tree:
+        """All of its parameters, an adapter left out."""
+        ...
+
+    @property
+    def trained(self) -> Tree:
+        """What training changes: the adapter if there is one, else everything."""
+        ...
 
 
 class Program(NamedTuple):
@@ -24,7 +38,7 @@ class Program(NamedTuple):
     shardings: TrainState
     batch_shardings: Any
 
-    def state_shapes(self, model: Described, memory: Any, frozen: Params | None = None) -> TrainState:
+    def state_shapes(self, model: Trainable, memory: Any, frozen: Params | None = None) -> TrainState:
         """The state as shapes with shardings; `frozen` are the shapes of frozen parameters, else as the model's."""
         beside = None if self.shardings.frozen is None else frozen or model.tree.shapes
         return state_shapes(model.trained.shapes, self.optimizer, self.shardings, memory=memory, frozen=beside)
@@ -33,7 +47,7 @@ class Program(NamedTuple):
 def make_program(
     setup: Experiment,
     *,
-    model: Described,
+    model: Trainable,
     objective: Objective,
     optimizer: OptimizerConfig,
     batch: Any,

@@ -31,7 +31,9 @@ EVALUATION: dict[str, Any] = {
         "win_rate_interval": [0.7, 0.9],
         "samples": 6,
     },
-    "metrics": {"brightness": {"policy": 0.4, "reference": 0.3, "difference": 0.1, "difference_interval": [0.05, 0.15]}},
+    "metrics": {
+        "brightness": {"policy": 0.4, "reference": 0.3, "difference": 0.1, "difference_interval": [0.05, 0.15]}
+    },
     "classes": {
         "real": 0.95,
         "policy": {"share": 0.5, "interval": [0.4, 0.6]},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from dpo_jax.config import TrainConfig
 from dpo_jax.data.pictures.batches import PictureBatches
@@ -40,9 +41,7 @@ def run(setup: PictureSetup) -> None:
     )
 
 
-def batches_of(
-    rows: Sequence[PictureRow], train: TrainConfig, *, seed: int, order: str, **more: object
-) -> PictureBatches:
+def batches_of(rows: Sequence[PictureRow], train: TrainConfig, *, seed: int, order: str, **more: Any) -> PictureBatches:
     """The training batches of some rows."""
     micro = train.micro_batch_pairs or train.batch_pairs
     return PictureBatches(rows, batch_pairs=train.batch_pairs, micro_batch_pairs=micro, seed=seed, order=order, **more)
