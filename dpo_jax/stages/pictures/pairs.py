@@ -13,13 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
 from dpo_jax.files import read_json, write_atomic, write_json
+from dpo_jax.mesh import meet
 from dpo_jax.stages.fit import deciding
+from dpo_jax.stages.pictures import sft
 from dpo_jax.stages.pictures.judging import PictureJudge, open_judge
 from dpo_jax.stages.pictures.sampling import make_sampling, what_to_show
 from dpo_jax.stages.pictures.setup import PictureSetup
@@ -39,8 +42,6 @@ def run(setup: PictureSetup, *, output: str | None = None) -> None:
             "pairs: the configuration has no `pairs:` section; `pairs: {groups: 256, samples: 4}` is enough."
         )
     if setup.config.sft:
-        from dpo_jax.stages.pictures import sft
-
         sft.run(setup)
     _make(setup, setup.start_params())
 
@@ -80,7 +81,8 @@ def _make(setup: PictureSetup, params: Params) -> None:
     judge = open_judge(setup, asked, "pairs.judge" if options.judge else "evaluation.judge")
     seed = setup.config.seed if options.seed is None else options.seed
     sample = make_sampling(setup, seed=seed)
-    (setup.pairs_folder / _RECORD).unlink(missing_ok=True)
+    if jax.process_index() == 0:
+        (setup.pairs_folder / _RECORD).unlink(missing_ok=True)  # the pairs count when all of them are there
     for file, groups, purpose in (
         (setup.pairs_file, options.groups, "pairs"),
         (setup.heldout_file, options.heldout, "held-out pairs"),
@@ -88,6 +90,7 @@ def _make(setup: PictureSetup, params: Params) -> None:
         if groups:
             _write(setup, judge, functools.partial(sample, params), file, groups, purpose)
     write_json(setup.pairs_folder / _RECORD, _settings(setup))
+    meet("pairs written")
 
 
 def _write(

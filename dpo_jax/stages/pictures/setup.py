@@ -227,8 +227,13 @@ class PictureSetup(Experiment):
 
     @cached_property
     def prompts_E(self) -> list[np.ndarray]:
-        """The text embeddings that samples are to show: of the held-out rows, else of those for training."""
-        rows = (self.eval_data or self.train_data).rows
+        """The text embeddings that samples are to show: of held-out rows, of those for training, or of pre-training."""
+        config = self.config
+        if config.data.train:
+            rows = (self.eval_data or self.train_data).rows
+        else:
+            assert config.sft is not None
+            rows = self.read("sft.data.train", config.sft.data.train, "samples").rows
         return [np.asarray(row.shown) for row in rows]
 
     def _own(self, file: Path) -> tuple[Source, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from dpo_jax.errors import UserError
+from dpo_jax.models.lora import join
 from dpo_jax.stages.fit import fit
 from dpo_jax.stages.pictures import reference
 from dpo_jax.stages.pictures.objectives import preference_objective
@@ -55,8 +56,6 @@ def check_start(setup: PictureSetup, state: TrainState, stored: dict[str, Any]) 
     """Before the first step policy and reference are one: their errors agree, or something is not what it seems."""
     if not stored:
         return
-    from dpo_jax.models.lora import join
-
     rows = setup.train_data.rows[:4]
     params = state.params if state.frozen is None else join(state.frozen, state.params)
     now = reference.errors_of(setup, reference.scorer(setup), params, rows, draws=1)[:, 0]

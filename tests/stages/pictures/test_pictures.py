@@ -293,6 +293,32 @@ def test_weights_fitted_to_preferences(experiment: str, capsys: pytest.CaptureFi
     assert float(judged["judge"].split()[1]) > 0  # the brighter one was chosen in all of them
 
 
+def test_what_texts_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    from dpo_jax.stages.pictures.pairs import encoded
+
+    monkeypatch.chdir(tmp_path)
+    dice = np.random.default_rng(0)
+    rows = [
+        {"image": encoded(dice.integers(0, 256, (8, 8, 1)).astype(np.uint8)), "embedding": dice.normal(size=4).tolist()}
+        for _ in range(20)
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), "said.parquet")
+    config = PICTURES | {
+        "pictures": {"height": 8, "width": 8, "channels": 1, "text_width": 4},
+        "sft": PICTURES["sft"] | {"data": {"train": [{"images": "said.parquet"}]}},
+        "sampling": {"steps": 3, "guidance": 2.0},
+    }
+    cli.main(["run", written(config, tmp_path)])
+    assert metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
+    asked = parquet.read_table("runs/demo/pairs.parquet").to_pylist()
+    assert all(len(row["embedding"]) == 4 and "class" not in row for row in asked)
+    np.testing.assert_allclose(asked[1]["embedding"], rows[1]["embedding"], rtol=1e-6)
+    assert not Path("runs/demo/export").exists()  # Diffusers has no class for it
+
+
 def test_samples_as_files(experiment: str) -> None:
     cli.main(["sample", experiment, "--model", "reference", "--output", "drawn"])
     assert len(list(Path("drawn").rglob("*.png"))) == 16 and Path("drawn/3/00013.png").exists()
