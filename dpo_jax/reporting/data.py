@@ -30,6 +30,7 @@ class SplitReport(NamedTuple):
     percentiles: Sequence[int]
     lengths: Mapping[str, Sequence[int]]
     examples: Sequence[Example]
+    pictures: Sequence[tuple[str, Sequence[str]]] = ()  # of rows what they show, and the data URLs of their members
 
 
 def as_text(splits: Sequence[SplitReport]) -> list[str]:
@@ -38,6 +39,8 @@ def as_text(splits: Sequence[SplitReport]) -> list[str]:
     for split in splits:
         lines.append(f"{split.name}:")
         lines += [f"  {'!' if odd else ' '} {count:>9}  {what}" for what, count, odd in split.facts]
+        if not split.lengths:
+            continue
         header = "  ".join(f"{f'{share} %' if share < 100 else 'longest':>7}" for share in split.percentiles)
         lines.append(f"    {'tokens':<12}{header}")
         for name, counts in split.lengths.items():

@@ -151,8 +151,8 @@ def shown_samples(samples: Mapping[str, np.ndarray], count: int) -> list[Shown]:
     has_scores = "policy_scores" in samples
     return [
         Shown(
-            _data_url(samples["reference"][number]),
-            _data_url(samples["policy"][number]),
+            data_url(samples["reference"][number]),
+            data_url(samples["policy"][number]),
             "" if labels is None or labels.ndim > 1 else f"class {labels[number]}",
             (plain(samples["reference_scores"][number]), plain(samples["policy_scores"][number]))
             if has_scores
@@ -162,7 +162,7 @@ def shown_samples(samples: Mapping[str, np.ndarray], count: int) -> list[Shown]:
     ]
 
 
-def _data_url(sample_X: np.ndarray) -> str:
+def data_url(sample_X: np.ndarray) -> str:
     """A picture as PNG, a clip as an animation that repeats itself."""
     from PIL import Image
 

@@ -22,6 +22,12 @@ def _sft(setup: PictureSetup) -> None:
     sft.run(setup)
 
 
+def _check_data(setup: PictureSetup) -> None:
+    from dpo_jax.stages.pictures import check_data
+
+    check_data.run(setup)
+
+
 def _pairs(setup: PictureSetup, **flags: Any) -> None:
     from dpo_jax.stages.pictures import pairs
 
@@ -79,6 +85,7 @@ def _report(setup: PictureSetup, **flags: Any) -> None:
 PICTURE_STAGES: dict[str, Callable[..., None]] = {
     "run": _run,
     "sft": _sft,
+    "check-data": _check_data,
     "pairs": _pairs,
     "reference": _reference,
     "train": _train,
