@@ -179,7 +179,8 @@ def test_an_adapter_leaves_the_weights(experiment: str) -> None:
     adapter = trained(experiment, "--lora.rank", "2", "--lora.targets", "[to_q, to_v]")
     base = weights_of("sft", experiment)
     np.testing.assert_array_equal(adapter["layers"]["mlp"]["up"]["weight"], base["layers"]["mlp"]["up"]["weight"])
-    assert np.abs(adapter["layers"]["attention"]["query"]["adapter"]["b"]).max() > 0
+    thin = adapter["layers"]["attention"]["query"]["adapter"]
+    assert thin["a"].shape == (1, 16, 2) and np.abs(thin["b"]).max() > 0
 
 
 def test_labelled_samples(experiment: str) -> None:
