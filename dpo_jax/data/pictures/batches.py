@@ -1,14 +1,14 @@
 """Rows of pictures or clips to batches: which rows a step holds, decoded by threads when the batch is asked for.
 
-Dimension key: A micro-batches, B pairs, P slot in the pair, K draw epochs, W words of a row id; X stands for all axes of
-a picture, [H, W, C], or of a clip, [F, H, W, C].
+Dimension key: A micro-batches, B pairs, P slot in the pair, K draw epochs, W words of a row id; X stands for all axes
+of a picture, [H, W, C], or of a clip, [F, H, W, C].
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -75,8 +75,7 @@ class PictureBatches:
         if self._errors is not None:
             arrays = arrays._replace(reference_errors_BP=self._errors[picks, epochs % self._errors.shape[1]])
         micro = (-1, self._micro_batch_pairs)
-        arrays = PictureBatch(*(None if x is None else x.reshape(*micro, *x.shape[1:]) for x in arrays))
-        return HostPictures(arrays, tuple(row.row_id for row in rows))
+        return HostPictures(_each(arrays, lambda x: x.reshape(*micro, *x.shape[1:])), tuple(row.row_id for row in rows))
 
 
 def evaluation_batches(rows: Sequence[PictureRow], *, pairs: int) -> Iterator[HostPictures]:
@@ -88,9 +87,14 @@ def evaluation_batches(rows: Sequence[PictureRow], *, pairs: int) -> Iterator[Ho
     for start in range(0, len(rows), pairs):
         real = rows[start : start + pairs]
         filled = np.minimum(np.arange(pairs), len(real) - 1)
-        arrays = PictureBatch(*(None if x is None else x[filled] for x in _arrays(real, weighted=weighted)))
+        arrays = _each(_arrays(real, weighted=weighted), lambda x, filled=filled: x[filled])
         arrays.weight_B[len(real) :] = 0.0  # type: ignore[index]
         yield HostPictures(arrays, tuple(row.row_id for row in real))
+
+
+def _each(batch: PictureBatch, change: Callable[[Any], Any]) -> PictureBatch:
+    """Every array that there is, changed."""
+    return batch._replace(**{name: change(x) for name, x in batch._asdict().items() if x is not None})
 
 
 def _arrays(rows: Sequence[PictureRow], *, weighted: bool) -> PictureBatch:
@@ -98,7 +102,12 @@ def _arrays(rows: Sequence[PictureRow], *, weighted: bool) -> PictureBatch:
     with ThreadPoolExecutor(WORKERS) as pool:
         samples = list(pool.map(lambda sample: sample(), [sample for row in rows for sample in row.samples]))
     stacked = np.stack(samples)
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {
+        "samples_BPX": stacked.reshape(len(rows), -1, *stacked.shape[1:]),
+        "words_BW": row_words([row.row_id for row in rows]),
+        "epoch_B": np.zeros(len(rows), np.int32),
+        "weight_B": np.ones(len(rows), np.float32),
+    }
     if rows[0].shown is not None:
         shown = np.stack([np.asarray(row.shown) for row in rows])
         found["shown_B"] = shown.astype(np.int32 if shown.ndim == 1 else np.float32)
@@ -106,10 +115,4 @@ def _arrays(rows: Sequence[PictureRow], *, weighted: bool) -> PictureBatch:
         found["desirable_B"] = np.array([row.desirable for row in rows], np.float32)
     if weighted:
         found["loss_weight_B"] = np.array([1.0 if row.weight is None else row.weight for row in rows], np.float32)
-    return PictureBatch(
-        samples_BPX=stacked.reshape(len(rows), -1, *stacked.shape[1:]),
-        words_BW=row_words([row.row_id for row in rows]),
-        epoch_B=np.zeros(len(rows), np.int32),
-        weight_B=np.ones(len(rows), np.float32),
-        **found,
-    )
+    return PictureBatch(**found)

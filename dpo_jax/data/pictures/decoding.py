@@ -135,17 +135,18 @@ def _npz(data: bytes) -> Iterator[np.ndarray]:
 
 def _mp4(data: bytes) -> Iterator[np.ndarray]:
     try:
-        import av
+        import av  # pyright: ignore[reportMissingImports]
+        import av.error  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("MP4 needs PyAV, which is not installed. Install it: pip install 'dpo-jax[video]'") from error
     try:
-        with av.open(cast(IO[bytes], io.BytesIO(data))) as container:
+        with av.open(cast(IO[bytes], io.BytesIO(data)), "r") as container:
             if not container.streams.video:
                 raise Undecodable("no video", "the file holds no pictures.")
             for frame in container.decode(container.streams.video[0]):
                 _check_size(frame.height, frame.width)
                 yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-    except (av.FFmpegError, LookupError) as error:
+    except (av.error.FFmpegError, LookupError) as error:
         raise Undecodable("damaged video", f"it cannot be decoded: {error}") from error
 
 

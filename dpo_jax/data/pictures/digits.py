@@ -18,7 +18,7 @@ def read_digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     """Pixels, uint8 [N, 8, 8], 0 to 255, and classes [N] of split train or test."""
     from sklearn.datasets import load_digits
 
-    found = load_digits()
+    flat, classes_N = map(np.asarray, load_digits(return_X_y=True))
     part = slice(None, TRAIN) if split == "train" else slice(TRAIN, None)
-    pixels_NHW = np.rint(found.images[part] * (255.0 / 16.0)).astype(np.uint8)
-    return pixels_NHW, found.target[part]
+    pixels_NHW = np.rint(flat[part].reshape(-1, 8, 8) * (255.0 / 16.0)).astype(np.uint8)
+    return pixels_NHW, classes_N[part]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -57,7 +57,7 @@ def sample_of(value: Any, column: str, where: str, *, shape: Shape, root: Path |
     if isinstance(value, Mapping) and {"bytes", "path"} & value.keys():
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, bytes) or callable(value):
-        return Sample(value, shape, where, what)
+        return Sample(cast(Cell, value), shape, where, what)
     if not isinstance(value, str) or not value:
         found = f"{what} is {reprlib.repr(value)}, neither a path nor bytes nor {{bytes, path}}."
         raise BadRow(where, "no picture", found)
