@@ -199,7 +199,7 @@ def check_pictures(config: PictureConfig, origins: Origins) -> None:
             raise refuse("model.patch", f"{model.patch} does not divide pictures.{name}, {size}.")
     if shape.frames and shape.frames % model.frame_patch:
         raise refuse("model.frame_patch", f"{model.frame_patch} does not divide pictures.frames, {shape.frames}.")
-    if model.weights is None and config.sft is None:
+    if model.weights is None and config.sft is None and (config.pairs or not config.reward):
         raise refuse("model", "there are no weights; name a folder in model.weights, or pre-train: add `sft:`.")
     if (model.schedule == "flow") != (model.prediction == "velocity"):
         raise refuse("model.prediction", "velocity is what schedule flow predicts, and only there.")

@@ -108,7 +108,8 @@ def complete_store(setup: PictureSetup) -> np.ndarray:
         "draws": f"{draws} of seed {config.seed}",
         "shape": str(setup.shape),
     }
-    store = Store(store_folder(setup) / f"pictures-{fingerprint['weights'][:12]}-{draws}", fingerprint, kind=Errors)
+    name = f"pictures-{fingerprint['weights'][:12]}-{draws}-of-{config.seed}"  # runs of other draws have their own
+    store = Store(store_folder(setup) / name, fingerprint, kind=Errors)
     missing = store.missing(row_ids)
     if not len(missing):
         say("reference", f"{len(rows)} rows in {store.folder}: nothing to score")

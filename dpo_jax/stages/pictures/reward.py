@@ -51,7 +51,8 @@ def run(setup: PictureSetup) -> None:
     """Trains into WORKDIR/reward, then says how often it is right on held-out pairs."""
     term, config = check(setup), setup.config
     assert config.reward is not None
-    reference.prepare(setup)
+    if config.pairs:  # else a scorer needs no model
+        reference.prepare(setup)
     scorer = scorer_of(setup, config.reward)
     model, folder = ScorerModel(scorer), setup.workdir / "reward"
     born = jax.jit(scorer.init, out_shardings=param_shardings(setup.mesh, *model.tree))

@@ -141,7 +141,12 @@ class PictureSetup(Experiment):
             return load_dit(
                 self.source, model.base, self.mesh, dtypes=dtypes, told=lambda loaded: say("model", str(loaded))
             )
-        seed = config.seed if config.sft is None or config.sft.seed is None else config.sft.seed
+        if config.sft is None:
+            raise UserError(
+                f"{locate('model', self.origins)}: model: there are no weights; name a folder in model.weights, or "
+                "pre-train: add `sft:`. Without them there is `dpo-jax reward` alone."
+            )
+        seed = config.seed if config.sft.seed is None else config.sft.seed
         born = jax.jit(model.init, out_shardings=param_shardings(self.mesh, *model.tree))
         return born(jax.random.key(seed))
 

@@ -284,6 +284,26 @@ def test_a_scorer_judges_another_run(experiment: str) -> None:
     assert "its scores may flatter" in Path("runs/next/report.html").read_text()
 
 
+def test_a_scorer_alone_needs_no_model(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    more = ["--data", "{train: [{images: runs/demo/pairs.parquet}], eval: [{images: runs/demo/heldout.parquet}]}"]
+    more += ["--pairs", "null", "--sft", "null", "--workdir", "runs/next", "--reward.train.steps", "2"]
+    cli.main(["reward", experiment, *more])
+    assert json.loads(Path("runs/next/reward/evaluation.json").read_text())["heldout"]["pairs"] == 8
+    assert not Path("runs/next/sft").exists()
+    with pytest.raises(SystemExit):
+        cli.main(["train", experiment, *more])
+    assert "there are no weights" in capsys.readouterr().err
+
+
+def test_stores_of_other_draws_lie_beside_each_other(experiment: str) -> None:
+    shutil.copytree("runs/demo", "runs/other")
+    for seed, workdir in (("0", "runs/demo"), ("1", "runs/other")):
+        flags = ["--seed", seed, "--pairs.seed", "0", "--workdir", workdir, "--reference.store", "stores"]
+        Path(workdir, "pairs.json").unlink()
+        cli.main(["reference", experiment, *flags, "--reference.draws", "2", "--pairs.groups", "4"])
+    assert len(list(Path("stores").iterdir())) == 2
+
+
 def test_weights_fitted_to_preferences(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     pairs = "{train: [{images: runs/demo/pairs.parquet}]}"
     more = ["--data", pairs, "--pairs", "null", "--workdir", "runs/next"]
