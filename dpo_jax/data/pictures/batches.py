@@ -1,7 +1,7 @@
 """Rows of pictures or clips to batches: which rows a step holds, decoded by threads when the batch is asked for.
 
-Dimension key: A micro-batches, B pairs, P slot in the pair, K draw epochs, W words of a row id; X stands for all axes of
-a picture, [H, W, C], or of a clip, [F, H, W, C].
+Dimension key: A micro-batches, B pairs, P slot in the pair, K draw epochs, W words of a row id; X stands for all axes
+of a picture, [H, W, C], or of a clip, [F, H, W, C].
 """
 
 from __future__ import annotations
