@@ -54,11 +54,11 @@ def _frame(pixels_HWC: np.ndarray, shape: Shape) -> np.ndarray:
     picture = over_white(picture).convert(_MODES[shape.channels])
     if (height, width) != (shape.height, shape.width):
         scale = min(height / shape.height, width / shape.width)
-        kept_height, kept_width = round(scale * shape.height), round(scale * shape.width)
+        kept_height, kept_width = max(1, round(scale * shape.height)), max(1, round(scale * shape.width))
         left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        # Cut first: given a box, Pillow's filter would look at what is outside of it.
-        picture = picture.crop((left, top, left + kept_width, top + kept_height))
-        picture = picture.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+        # Cut first: with `box`, Pillow would mix in what lies beside it.
+        middle = picture.crop((left, top, left + kept_width, top + kept_height))
+        picture = middle.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
     return np.asarray(picture).reshape(shape[1:])
 
 

@@ -31,10 +31,10 @@ def check_keys(spec: Spec, allowed: Sequence[str]) -> None:
 
 
 def option(spec: Spec, name: str, allowed: Sequence[Any]) -> Any:
-    """What the source says, of what is allowed; the first of it where it says nothing."""
+    """What the source says, of what is allowed; the first of it, which may be None, where it says nothing."""
     value = spec.get(name, allowed[0])
     if not any(value is known or (isinstance(value, str) and value == known) for known in allowed):
-        words = [str(known).lower() if isinstance(known, bool) else known for known in allowed]
+        words = [str(known).lower() if isinstance(known, bool) else known for known in allowed if known is not None]
         raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
     return value
 

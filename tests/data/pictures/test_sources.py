@@ -1,336 +1,201 @@
-"""Sources of pictures and clips: what they hold, what is refused, and by which name."""
+"""Folders, tables and saved data sets to rows: layouts, labels, ties, classes, ids, and paths that lead elsewhere."""
 
 from __future__ import annotations
 
-import io
-import json
-import struct
-import zlib
+import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as parquet
+import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from dpo_jax.data.pictures import Pictures, Shape, read_pictures
+from dpo_jax.data import pictures
+from dpo_jax.data.pictures import read_pictures
 from dpo_jax.errors import UserError
-
-SMALL = Shape(None, 4, 4, 3)
-GREY = Shape(None, 4, 4, 1)
-CLIP = Shape(3, 4, 4, 3)
+from tests.data.pictures.conftest import CLIP, COLOUR, GREY, lines, moving, plain, read, write
 
 
-def picture(value: int | tuple[int, ...], *, size: tuple[int, int] = (4, 4), mode: str = "RGB") -> Image.Image:
-    return Image.new(mode, size, value)
+def values(row) -> list[int]:
+    """The value of each sample of a row; they are all of one."""
+    return [int(sample().flat[0]) for sample in row.samples]
 
 
-def as_bytes(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    sink = io.BytesIO()
-    image.save(sink, kind, **options)
-    return sink.getvalue()
-
-
-def png(value: int) -> bytes:
-    return as_bytes(picture((value, value, value)))
-
-
-def array(value: Any) -> bytes:
-    sink = io.BytesIO()
-    np.save(sink, value)
-    return sink.getvalue()
-
-
-def table(path: Path, rows: list[dict[str, Any]]) -> dict[str, str]:
-    parquet.write_table(pa.Table.from_pylist(rows), path)
-    return {"images": str(path)}
-
-
-def read(spec: dict[str, Any], **options: Any) -> Pictures:
-    return read_pictures([spec], **{"layout": "pairs", "shape": SMALL, "classes": 0, **options})
-
-
-def one(data: bytes, tmp_path: Path, shape: Shape = SMALL, key: str = "images") -> np.ndarray:
-    source = table(tmp_path / "one.parquet", [{"image": data}])
-    found = read({key: source["images"]}, layout="samples", shape=shape)
-    return found.rows[0].samples[0]()
-
-
-def test_folders_are_classes(tmp_path: Path) -> None:
-    for label, value in (("shirt", 10), ("boot", 200), ("coat", 90)):
-        (tmp_path / label).mkdir()
-        (tmp_path / label / "a.png").write_bytes(png(value))
-    (tmp_path / "coat" / ".hidden.png").write_bytes(b"")
-    rows = read({"images": str(tmp_path)}, layout="samples", classes=3).rows
-    assert [(row.shown, int(row.samples[0]()[0, 0, 0])) for row in rows] == [(0, 200), (1, 90), (2, 10)]
-    with pytest.raises(UserError, match="whole number from 0 to 1"):
-        read({"images": str(tmp_path)}, layout="samples", classes=2)
-
-
-def test_pairs_of_bytes_and_of_dictionaries(tmp_path: Path) -> None:
-    rows = [{"chosen": {"bytes": png(9), "path": None}, "rejected": {"bytes": png(8), "path": "x.png"}, "weight": 0.5}]
-    (row,) = read(table(tmp_path / "p.parquet", rows)).rows
-    assert [int(sample().mean()) for sample in row.samples] == [9, 8] and row.weight == 0.5
-
-
-def test_label_is_the_number_of_the_preferred_one(tmp_path: Path) -> None:
-    labels = [0, 1, 0.5, 1.0]
-    rows = [{"image_0": png(10 + n), "image_1": png(20 + n), "label": float(label)} for n, label in enumerate(labels)]
-    found = read(table(tmp_path / "p.parquet", rows))
-    assert [int(row.samples[0]().mean()) for row in found.rows] == [10, 21, 23] and found.ties == 1
-
-
-def test_label_0_is_the_share_for_the_first_as_in_pick_a_pic(tmp_path: Path) -> None:
-    rows = [
-        {"jpg_0": png(10 + n), "jpg_1": png(20 + n), "label_0": share} for n, share in enumerate([1.0, 0.0, 0.5, 0.7])
+def test_class_folders_and_flat_ones(tmp_path: Path):
+    folder = write(
+        tmp_path, {"dog/2.png": plain(2), "cat/1.png": plain(1), "dog/deep/3.PNG": plain(3), ".x/h.png": b""}
+    )
+    found = read(folder, classes=2).rows
+    assert [(values(row), row.shown, row.source) for row in found] == [
+        ([1], 0, tmp_path.name),
+        ([2], 1, tmp_path.name),
+        ([3], 1, tmp_path.name),
     ]
-    found = read(table(tmp_path / "p.parquet", rows))
-    assert [int(row.samples[0]().mean()) for row in found.rows] == [10, 21, 13] and found.ties == 1
+    assert [row.shown for row in read(folder).rows] == [None] * 3
+    write(folder, {"top.png": plain(4), "notes.txt": b"read me"})
+    assert read(folder, classes=2, on_error="skip").skipped == {"missing column": 1, "unknown suffix": 1}
+    with pytest.raises(UserError, match=r"notes\.txt: the file is none of"):
+        read(folder)
+    with pytest.raises(UserError, match="from 0 to 0"):
+        read(folder, classes=1, on_error="stop")
 
 
-def test_unpaired_and_labelled(tmp_path: Path) -> None:
-    pairs = table(tmp_path / "p.parquet", [{"chosen": png(9), "rejected": png(8)}])
-    rows = read({**pairs, "unpair": True}, layout="labelled").rows
-    assert [(int(row.samples[0]().mean()), row.desirable) for row in rows] == [(9, True), (8, False)]
-    with pytest.raises(UserError, match="write unpair: true"):
-        read(pairs, layout="labelled")
-    labelled = table(tmp_path / "l.parquet", [{"image": png(9), "desirable": False}])
-    assert read(labelled, layout="labelled").rows[0].desirable is False
-    flipped = read({**labelled, "flip": 1.0}, layout="labelled").rows
-    assert flipped[0].desirable is True
+def test_parquet_with_bytes_and_with_bytes_and_path(tmp_path: Path):
+    write(tmp_path, {"pictures/3.png": plain(3)})
+    held = [{"bytes": plain(1), "path": "/gone/1.png"}, {"bytes": None, "path": "pictures/3.png"}]
+    rows = {"chosen": held, "rejected": [{"bytes": plain(2), "path": None}] * 2, "weight": [0.5, None]}
+    pq.write_table(pa.table(rows), tmp_path / "a.parquet")
+    pq.write_table(pa.table({"chosen": [plain(5)], "rejected": [plain(6)]}), tmp_path / "b.parquet")
+    found = read(tmp_path, "pairs").rows
+    assert [values(row) for row in found] == [[1, 2], [3, 2], [5, 6]]
+    assert [row.weight for row in found] == [0.5, None, None]
+    assert found[1].where == f"{tmp_path / 'a.parquet'} row 2"
 
 
-def test_embeddings(tmp_path: Path) -> None:
-    source = table(tmp_path / "p.parquet", [{"image": png(9), "embedding": [0.5, -1.0]}])
-    (row,) = read(source, layout="samples", text_width=2).rows
-    np.testing.assert_array_equal(np.asarray(row.shown), [0.5, -1.0])
-    with pytest.raises(UserError, match="not a list of 3 finite numbers"):
-        read(source, layout="samples", text_width=3)
+def test_a_saved_data_set_keeps_its_pictures_undecoded(tmp_path: Path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "class": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [{"bytes": plain(7), "path": None}, {"bytes": b"no picture", "path": None}], "class": [1, 0]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "saved")
+    for spec in ({"images": str(tmp_path / "saved")}, {"hub": str(tmp_path / "saved"), "split": "train"}):
+        found = read(spec, classes=2, on_error="skip")
+        assert [(values(row), row.shown) for row in found.rows] == [([7], 1)]
+        assert found.skipped == {"not a picture": 1}
 
 
-def test_ids_are_of_pixels_not_of_names(tmp_path: Path) -> None:
-    for folder, name in (("a", "x"), ("b", "y")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / f"{name}.png").write_bytes(png(7))
-    first, second = (read({"images": str(tmp_path / each)}, layout="samples").rows[0].row_id for each in "ab")
-    assert first == second and len(first) == 32
-    (tmp_path / "b/y.png").write_bytes(png(8))
-    assert read({"images": str(tmp_path / "b")}, layout="samples").rows[0].row_id != first
-    source = table(tmp_path / "p.parquet", [{"image": png(7), "class": 1}])
-    assert read(source, layout="samples", classes=2).rows[0].row_id != first
+@pytest.mark.parametrize("names", [("image_0", "image_1"), ("jpg_0", "jpg_1")])
+def test_two_pictures_and_a_label(tmp_path: Path, names: tuple[str, str]):
+    write(tmp_path, {"0.png": plain(10), "1.png": plain(11)})
+    pair = dict(zip(names, ("0.png", "1.png"), strict=True))
+    labels = [{"label": 0}, {"label": 1}, {"label": 0.5}, {"label": "tie"}, {"label_0": 1.0, "label_1": 0.0}]
+    labels += [{"label_0": 0}, {"label_0": 0.5}, {"label_0": 0.8}]
+    found = read(lines(tmp_path / "a.jsonl", [pair | label for label in labels]), "pairs")
+    assert [values(row) for row in found.rows] == [[10, 11], [11, 10], [10, 11], [11, 10], [10, 11]]
+    assert found.ties == 3 and found.skipped == {}
+    with pytest.raises(UserError, match=r"hold no rows \(1 ties\)"):
+        read(lines(tmp_path / "b.jsonl", [pair | {"label": "tie"}]), "pairs")
+    for wrong in ({"label": 2}, {"label": True}, {"label": None}, {"label_0": 1.5}, {"label_0": None}, {}):
+        with pytest.raises(UserError, match="label"):
+            read(lines(tmp_path / "c.jsonl", [pair | wrong]), "pairs")
 
 
-@pytest.mark.parametrize(
-    ("image", "wanted"),
-    [
-        (picture(77, mode="L"), (77, 77, 77)),
-        (picture((0, 0, 0, 0), mode="RGBA"), (255, 255, 255)),
-        (picture((200, 0, 0, 255), mode="RGBA"), (200, 0, 0)),
-        (picture((200, 100, 50)).quantize(2), (200, 100, 50)),
-        (picture(1, mode="1"), (255, 255, 255)),
-    ],
-)
-def test_modes_become_colours(image: Image.Image, wanted: tuple[int, ...], tmp_path: Path) -> None:
-    found = one(as_bytes(image), tmp_path)
-    assert found.shape == (4, 4, 3) and found.dtype == np.uint8 and tuple(found[1, 2]) == wanted
+def test_labelled_samples_and_pairs_taken_apart(tmp_path: Path):
+    write(tmp_path, {"1.png": plain(1), "2.png": plain(2)})
+    rows = [{"image": "1.png", "desirable": True}, {"image": "2.png", "desirable": 0}]
+    found = read(lines(tmp_path / "a.jsonl", rows), "labelled").rows
+    assert [(values(row), row.desirable) for row in found] == [([1], True), ([2], False)]
+    pair = lines(tmp_path / "b.jsonl", [{"chosen": "2.png", "rejected": "1.png"}])
+    halves = read({"images": str(pair), "unpair": True}, "labelled").rows
+    assert [(values(row), row.desirable) for row in halves] == [([2], True), ([1], False)]
+    assert len({row.row_id for row in [*found, *halves]}) == 4  # the label is part of what a row is
+    with pytest.raises(UserError, match="unpair: true"):
+        read(pair, "labelled")
+    wrong = read({"images": str(pair), "unpair": True, "flip": 1}, "labelled").rows
+    assert [(values(row), row.desirable) for row in wrong] == [([2], False), ([1], True)]
+    assert values(read({"images": str(pair), "flip": 1}, "pairs").rows[0]) == [1, 2]
 
 
-def test_colours_become_grey(tmp_path: Path) -> None:
-    found = one(as_bytes(picture((255, 0, 0))), tmp_path, GREY)
-    assert found.shape == (4, 4, 1) and found[0, 0, 0] == 76  # 0.299 of 255
+def test_clips_of_a_table_and_embeddings(tmp_path: Path):
+    write(tmp_path, {"a.npy": moving(1, 2, 3), "b.npy": moving(4, 5, 6)})
+    row = {"video_0": "a.npy", "video_1": "b.npy", "label": 1, "text": [0.5, -1]}
+    path = lines(tmp_path / "a.jsonl", [row])
+    spec = {"videos": str(path), "columns": {"embedding": "text"}, "name": "mine"}
+    (found,) = read(spec, "pairs", shape=CLIP, text_width=2).rows
+    assert values(found) == [4, 1] and found.source == "mine"
+    assert isinstance(found.shown, np.ndarray) and found.shown.dtype == np.float32 and found.shown.tolist() == [0.5, -1]
+    for wrong in ([0.5], [0.5, float("nan")], ["a", "b"], [True, False], 3):
+        with pytest.raises(UserError, match="not a list of 2 finite numbers"):
+            read(
+                {**spec, "videos": str(lines(tmp_path / "b.jsonl", [row | {"text": wrong}]))},
+                "pairs",
+                shape=CLIP,
+                text_width=2,
+            )
 
 
-def test_a_turned_photograph_is_turned_back(tmp_path: Path) -> None:
-    image = picture(0, size=(4, 4), mode="L")
-    image.putpixel((0, 0), 255)
-    exif = Image.Exif()
-    exif[274] = 6  # to be turned by 90 degrees clockwise
-    found = one(as_bytes(image, "PNG", exif=exif), tmp_path, GREY)
-    assert np.argwhere(found[..., 0] > 128).tolist() == [[0, 3]]
+def test_ids_are_of_pixels_and_not_of_names(tmp_path: Path):
+    one = read(write(tmp_path / "one", {"a.png": plain(1), "b.png": plain(2)}))
+    two = read(write(tmp_path / "two", {"x/c.png": plain(2), "x/d.png": plain(1)}))
+    assert [row.row_id for row in one.rows] == [row.row_id for row in two.rows][::-1]
+    assert all(len(row.row_id) == 32 for row in one.rows)
+    others = [read(tmp_path / "two", classes=1), read(tmp_path / "two", shape=COLOUR)]
+    assert (
+        len({row.row_id for found in (one, *others) for row in found.rows}) == 6
+    )  # what is shown, and the shape, count
 
 
-def test_the_middle_is_kept_and_resized(tmp_path: Path) -> None:
-    pixels = np.zeros((8, 16), np.uint8)
-    pixels[:, 4:12] = 200  # the middle square
-    assert (one(as_bytes(Image.fromarray(pixels)), tmp_path, GREY) == 200).all()
+def test_what_would_read_files_of_elsewhere_is_refused(tmp_path: Path):
+    write(tmp_path, {"secret.png": plain(9), "data/in.png": plain(1), "data/sub/x.png": plain(2)})
+    (tmp_path / "data" / "link.png").symlink_to(tmp_path / "secret.png")
+    outside = ["../secret.png", str(tmp_path / "secret.png"), "sub/../../secret.png", "link.png", "in.png\0"]
+    path = lines(tmp_path / "data" / "a.jsonl", [{"image": name} for name in [*outside, "in.png", "sub/../in.png"]])
+    found = read(path, on_error="skip")
+    assert found.skipped == {"path outside of the folder": len(outside)}
+    assert [values(row) for row in found.rows] == [[1], [1]]
+    with pytest.raises(
+        UserError, match=r"a\.jsonl:1: column 'image' is the path '\.\./secret\.png', which is not below"
+    ):
+        read(path)
+    allowed = read({"images": str(path), "root": str(tmp_path)}, on_error="skip")  # where the user says so
+    assert [values(row) for row in allowed.rows] == [[9]]  # the absolute one
+    with pytest.raises(UserError, match=r"gone\.png: it cannot be read: No such file"):
+        read(lines(tmp_path / "b.jsonl", [{"image": "gone.png"}]))
 
 
-BAD = {
-    "renamed": b"this is text, whatever its name says",
-    "truncated": png(3)[:40],
-    "empty": b"",
-    "cut": as_bytes(Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)))[:3000],
-}
-
-
-def claims(side: int) -> bytes:
-    """A PNG whose head claims to be a square of this side."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head)) + b"\0" * 40
-
-
-@pytest.mark.parametrize("name", [*BAD, "bomb"])
-def test_what_cannot_be_decoded_is_named_or_counted(name: str, tmp_path: Path) -> None:
-    bad = claims(100_000) if name == "bomb" else BAD[name]
-    rows = [{"chosen": png(1), "rejected": png(2)}, {"chosen": png(1), "rejected": bad}]
-    source = table(tmp_path / "p.parquet", rows)
-    with pytest.raises(UserError, match=r"p\.parquet.*row 2.*column 'rejected'"):
-        read(source)
-    found = read(source, on_error="skip")
-    assert len(found.rows) == 1 and sum(found.skipped.values()) == 1
-
-
-def test_equal_members_prefer_nothing(tmp_path: Path) -> None:
-    source = table(tmp_path / "p.parquet", [{"chosen": png(1), "rejected": png(1)}])
-    with pytest.raises(UserError, match="same pixels"):
-        read(source)
-
-
-@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "a/../../secret.png", "secret\0.png"])
-def test_no_path_leaves_its_folder(name: str, tmp_path: Path) -> None:
-    (tmp_path / "secret.png").write_bytes(png(5))
-    inside = tmp_path / "data"
-    (inside / "a").mkdir(parents=True)
-    (inside / "rows.jsonl").write_text(json.dumps({"image": name}))
-    with pytest.raises(UserError, match="not below"):
-        read({"images": str(inside / "rows.jsonl")}, layout="samples")
-
-
-def test_a_file_that_changes_later_is_named(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(5))
-    (row,) = read({"images": str(tmp_path)}, layout="samples").rows
-    (tmp_path / "a.png").write_bytes(b"gone")
-    with pytest.raises(UserError, match=r"a\.png"):
+def test_a_file_that_changed_after_reading_is_named(tmp_path: Path):
+    folder = write(tmp_path, {"a.png": plain(1)})
+    (row,) = read(folder).rows
+    write(folder, {"a.png": b"overwritten"})
+    with pytest.raises(UserError, match=r"a\.png: column 'image', file a\.png"):
         row.samples[0]()
 
 
-def frames(count: int = 4) -> np.ndarray:
-    return np.stack([np.full((4, 4, 3), 40 * number, np.uint8) for number in range(count)])
-
-
-def mp4(pixels: np.ndarray) -> bytes:
-    av = pytest.importorskip("av")
-    sink = io.BytesIO()
-    with av.open(sink, "w", format="mp4") as container:
-        stream = container.add_stream("mpeg4", rate=8)
-        stream.height, stream.width, stream.pix_fmt = *pixels.shape[1:3], "yuv420p"
-        for frame in pixels:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-    return sink.getvalue()
-
-
-def gif(pixels: np.ndarray) -> bytes:
-    first, *rest = [Image.fromarray(frame) for frame in pixels]
-    return as_bytes(first, "GIF", save_all=True, append_images=rest)
-
-
-def npz(pixels: np.ndarray) -> bytes:
-    sink = io.BytesIO()
-    np.savez_compressed(sink, pixels)
-    return sink.getvalue()
-
-
-@pytest.mark.parametrize("encode", [array, npz, gif])
-def test_clips(encode: Any, tmp_path: Path) -> None:
-    found = one(encode(frames()), tmp_path, CLIP, "videos")
-    np.testing.assert_array_equal(found, frames()[:3])
-    np.testing.assert_array_equal(one(array(frames()[..., 0]), tmp_path, CLIP, "videos"), frames()[:3])
-    with pytest.raises(UserError, match="2 frames; 3 are wanted"):
-        one(encode(frames(2)), tmp_path, CLIP, "videos")
-
-
-def test_films(tmp_path: Path) -> None:
-    pixels = np.stack([np.full((32, 32, 3), 60 * number, np.uint8) for number in range(4)])
-    found = one(mp4(pixels), tmp_path, CLIP, "videos")
-    assert found.shape == (3, 4, 4, 3)
-    assert np.abs(found.astype(int) - pixels[:3, :4, :4]).max() < 8  # the codec loses a little
-    with pytest.raises(UserError, match=r"cannot be decoded|no pictures"):
-        one(mp4(pixels)[:200], tmp_path, CLIP, "videos")
-
-
-@pytest.mark.parametrize(
-    ("data", "says"),
-    [
-        (array(np.array([{"a": 1}], object)), "never a pickle"),
-        (array(np.zeros((3, 4, 4, 3), np.float32)), "only uint8"),
-        (array(np.zeros((3, 4), np.uint8)), "its shape is"),
-        (array(np.zeros((3, 4, 4, 3), np.uint8))[:-7], "does not fit"),
-        (b"\x93NUMPY\x01\x00", "head of the array"),
-        (png(4), "is none of"),
-    ],
-)
-def test_arrays_that_are_refused(data: bytes, says: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=says):
-        one(data, tmp_path, CLIP, "videos")
-
-
-def test_pictures_are_no_clips(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="read it as videos"):
-        one(gif(frames()), tmp_path)
-    source = table(tmp_path / "p.parquet", [{"image": png(1)}])
+def test_bad_pairs_and_bad_requests(tmp_path: Path):
+    write(tmp_path, {"1.png": plain(1), "2.png": plain(1, side=8), "d/1.png": plain(1)})
+    same = lines(tmp_path / "a.jsonl", [{"chosen": "1.png", "rejected": "2.png"}])
+    with pytest.raises(UserError, match=r"a\.jsonl:1: the two have the same pixels"):
+        read(same, "pairs")
+    for spec, says in [
+        ({"image": "x"}, "Did you mean 'images'"),
+        ({"images": str(tmp_path / "d"), "colums": {}}, "Did you mean 'columns'"),
+        ({"images": "nowhere"}, "nowhere does not exist"),
+        ({"images": 3}, "not the name of a file"),
+        ({"videos": str(tmp_path / "d")}, "set the number of frames"),
+        ({"images": str(tmp_path / "d"), "split": "train"}, "has no splits"),
+        ({"images": str(tmp_path / "d"), "flip": 0.1}, "unknown key 'flip'"),
+        ({"images": str(tmp_path / "1.png")}, "is of no known kind"),
+    ]:
+        with pytest.raises(UserError, match=says):
+            read(spec)
     with pytest.raises(UserError, match="clips of 3 frames are wanted"):
-        read(source, layout="samples", shape=CLIP)
-    with pytest.raises(UserError, match="set the number of frames"):
-        read({"videos": source["images"]}, layout="samples")
+        read(tmp_path / "d", shape=CLIP)
+    with pytest.raises(UserError, match=r"layout is 'pair'. Did you mean 'pairs'"):
+        read(tmp_path / "d", "pair")
+    with pytest.raises(UserError, match="not both"):
+        read(tmp_path / "d", classes=2, text_width=2)
 
 
-@pytest.mark.parametrize(
-    ("spec", "says"),
-    [
-        ({"images": "nowhere"}, "does not exist"),
-        ({"pictures": "x"}, "unknown key 'pictures'"),
-        ({"package": "fashion"}, "unknown package 'fashion'"),
-        ({"package": "digits", "limit": 0}, "limit is 0"),
-        ({"package": "digits", "split": "valid"}, "valid"),
-        ({"package": "digits", "weigth": 2}, "weigth"),
-    ],
-)
-def test_sources_that_cannot_be(spec: dict[str, Any], says: str) -> None:
-    with pytest.raises(UserError, match=says):
-        read(spec, layout="samples", shape=GREY)
+def test_weights_of_sources(tmp_path: Path):
+    folder = write(tmp_path, {f"{number}.png": plain(number) for number in range(40)})
+    whole = {row.row_id for row in read(folder).rows}
+    half = [
+        read_pictures([{"images": str(folder), "weight": 0.5}], layout="samples", shape=GREY, classes=0, seed=s)
+        for s in (0, 1)
+    ]
+    assert all(8 < len(found.rows) < 32 and {row.row_id for row in found.rows} < whole for found in half)
+    assert half[0].rows != half[1].rows
+    assert len(read({"images": str(folder), "weight": 2}).rows) == 80
 
 
-def test_digits_by_value() -> None:
-    from sklearn.datasets import load_digits
+def test_samples_are_decoded_by_several_threads_while_reading(tmp_path: Path, monkeypatch):
+    together = threading.Barrier(2, timeout=20)
+    monkeypatch.setattr(pictures, "WORKERS", 2)
+    decode = pictures.sample_of.__globals__["decoding"].picture
 
-    rows = read({"package": "digits", "split": "test"}, layout="samples", shape=Shape(None, 8, 8, 1), classes=10).rows
-    images, labels = load_digits(return_X_y=True)
-    assert len(rows) == 397 and [row.shown for row in rows[:9]] == labels[1400:1409].tolist()
-    np.testing.assert_array_equal(rows[3].samples[0]()[..., 0], np.rint(images[1403].reshape(8, 8) * 255 / 16))
+    def waiting(data: bytes) -> np.ndarray:
+        together.wait()  # passes when two are here
+        return decode(data)
 
-
-def test_moving_digits_are_smooth_or_jitter(tmp_path: Path) -> None:
-    shape = Shape(6, 16, 16, 1)
-    found = read({"package": "moving-digits", "pairs": "smooth", "limit": 20}, shape=shape, classes=10)
-    light = [[sample().astype(float).sum(axis=(1, 2, 3)) for sample in row.samples] for row in found.rows]
-    spread = np.array([[(each.std() / each.mean()) for each in pair] for pair in light])
-    assert (spread[:, 0] < 0.02).all() and (spread[:, 1] > 0.05).all()
-    again = read({"package": "moving-digits", "pairs": "smooth", "limit": 20}, shape=shape, classes=10, seed=5)
-    assert [row.row_id for row in again.rows] == [row.row_id for row in found.rows]
-    other = read({"package": "moving-digits", "pairs": "smooth", "limit": 20, "seed": 1}, shape=shape, classes=10)
-    assert not {row.row_id for row in other.rows} & {row.row_id for row in found.rows}
-
-
-def test_fashion_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import gzip
-
-    monkeypatch.chdir(tmp_path)
-    spec = {"package": "fashion-mnist", "split": "test"}
-    folder = tmp_path / ".data/fashion-mnist"
-    monkeypatch.setattr("dpo_jax.data.pictures.packages.FASHION_MNIST", (folder,))
-    with pytest.raises(UserError, match=r"bash launch/fashion_mnist\.sh"):
-        read(spec, layout="samples", shape=Shape(None, 28, 28, 1), classes=10)
-    folder.mkdir(parents=True)
-    pixels = np.random.default_rng(0).integers(0, 256, (5, 28, 28), np.uint8)
-    images = struct.pack(">BBBBIII", 0, 0, 8, 3, 5, 28, 28) + pixels.tobytes()
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images))
-    (folder / "t10k-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 5) + bytes([3, 1, 4, 1, 5]))
-    rows = read(spec, layout="samples", shape=Shape(None, 28, 28, 1), classes=10).rows
-    assert [row.shown for row in rows] == [3, 1, 4, 1, 5]
-    np.testing.assert_array_equal(rows[2].samples[0]()[..., 0], pixels[2])
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(gzip.compress(images[:-1]))
-    with pytest.raises(UserError, match="is damaged"):
-        read(spec, layout="samples", shape=Shape(None, 28, 28, 1), classes=10)
+    monkeypatch.setattr(pictures.sample_of.__globals__["decoding"], "picture", waiting)
+    assert len(read(write(tmp_path, {f"{number}.png": plain(number) for number in range(4)})).rows) == 4
