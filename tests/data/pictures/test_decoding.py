@@ -29,7 +29,8 @@ def test_channels(pixels):
     assert (pixels(plain(77), COLOUR) == 77).all() and pixels(plain(77), COLOUR).shape == (4, 4, 3)
     assert (pixels(encoded(red.quantize(2)), COLOUR) == (200, 0, 0)).all()
     assert (pixels(encoded(Image.new("1", (4, 4), 1)), GREY) == 255).all()
-    assert (pixels(encoded(Image.fromarray(np.full((4, 4), 33096, np.uint16))), GREY) == 129).all()  # 128.8
+    for sixteen_bits, eight in ((33096, 129), (65535, 255)):  # 128.8 and 255 times 257
+        assert (pixels(encoded(Image.fromarray(np.full((4, 4), sixteen_bits, np.uint16))), GREY) == eight).all()
     assert (pixels(encoded(Image.new("CMYK", (4, 4), (0, 0, 0, 255)), "TIFF"), COLOUR, "a.tif") == 0).all()
 
 
