@@ -93,6 +93,10 @@ MUTANTS: list[Mutant] = [
             '{"rankings": rows.RANKINGS}, labels',
             '{"rankings": rows.RANKINGS, "unpair": (True, False)}, labels',
         ),
+    ),
+    *planted(
+        "data/sources/keys.py",
+        ("tests/data/sources/test_unpaired.py tests/data/sources/test_sources.py",),
         ("any value of `unpair` is taken", "    if not any(value is known", "    if False and not any(value is known"),
     ),
     *planted(

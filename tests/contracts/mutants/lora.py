@@ -81,7 +81,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *planted(
-        "stages/setup.py",
+        "stages/experiment.py",
         (RUNS,),
         (
             "adapter: evaluated without it",

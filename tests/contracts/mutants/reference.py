@@ -103,11 +103,11 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "heads are whole log-probs",
-            '"heads": scores.heads_nP.astype(np.float32)',
-            '"heads": scores.logps_nP.astype(np.float32)',
+            "zip(self._names, scores, strict=True)",
+            "zip(self._names, (*scores[:2], *scores[:1]), strict=False)",
         ),
         ("every row is missing", "np.flatnonzero(self._index.find(ids) < 0)", "np.arange(len(ids))"),
-        ("a log-prob that is not finite is stored", "if not np.isfinite(scores.logps_nP).all():", "if False:"),
+        ("a log-prob that is not finite is stored", "if not np.isfinite(values_nP).all():", "if False:"),
         ("rows that are missing are overlooked", "if missing := int((found < 0).sum()):", "if False:"),
     ),
     *planted(

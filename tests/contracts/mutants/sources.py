@@ -98,8 +98,8 @@ MUTANTS: list[Mutant] = [
         ("sources of one kind draw the same", 'f"{seed} {name} {number}"', 'f"{seed} {number}"'),
         (
             "a weight of 1 is of all",
-            "weight, flip, name = _weight(spec), _flip(spec), _name(spec, kind)",
-            "weight, flip, name = 1.0, _flip(spec), _name(spec, kind)",
+            "weight, flip, name = weight_of(spec), flip_of(spec), name_of(spec, kind)",
+            "weight, flip, name = 1.0, flip_of(spec), name_of(spec, kind)",
         ),
         ("all sources have one name", "row._replace(source=name)", "row._replace(source=kind)"),
         ("skipped rows are not counted", "                skipped[row.reason] += 1", "                pass"),

@@ -130,7 +130,7 @@ MUTANTS: list[Mutant] = [
     *planted(
         "training/checkpoint.py",
         ("tests/training/test_checkpoint.py", RUNS),
-        ("what was remembered is not saved", '({"memory": remembered} if remembered else {})', "{}"),
+        ("what was remembered is not saved", '"memory": _numbered(state.memory)', '"memory": {}'),
         (
             "what was remembered begins anew",
             'memory = _with_leaves(like.memory, found.get("memory", {}))',
@@ -146,8 +146,8 @@ MUTANTS: list[Mutant] = [
             'return _with_leaves(like, self._read(step, "memory", leaves) if leaves else {})',
             "return like",
         ),
-        ("frozen parameters are not saved", "    if state.frozen is not None:", "    if False:"),
-        ("frozen parameters are the policy's", 'rest["frozen"] = state.frozen', 'rest["frozen"] = state.params'),
+        ("frozen parameters are not saved", '"frozen": state.frozen}', '"frozen": None}'),
+        ("frozen parameters are the policy's", '"frozen": state.frozen}', '"frozen": state.frozen and state.params}'),
         ("digests are not compared", "        if damaged:", "        if False:"),
         ("another dtype is cast without a word", "or other.dtype != leaf.dtype", ""),
     ),

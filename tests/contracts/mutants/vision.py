@@ -38,7 +38,7 @@ MUTANTS: list[Mutant] = [
         "vision/draws.py",
         DENOISING,
         ("the last word of a row id is not read", "jnp.asarray(words_BW), 1, 0):", "jnp.asarray(words_BW), 1, 0)[:3]:"),
-        ("the epoch is not used", 'impl="threefry2x32"), epoch)', 'impl="threefry2x32"), 0)'),
+        ("the epoch is not used", "jnp.broadcast_to(epoch, rows)", "jnp.broadcast_to(0, rows)"),
         ("the seed is not used", "jax.random.key(seed, impl", "jax.random.key(0, impl"),
         (
             "samples start from the noise of training",
@@ -71,8 +71,12 @@ MUTANTS: list[Mutant] = [
             "    signal = schedule(time_R)",
             "    noise_RX = noise_RX.at[1::2].set(noise_RX[1::2, ::-1])\n    signal = schedule(time_R)",
         ),
-        ("chosen and rejected swapped", ".reshape(pairs, members)\n", ".reshape(pairs, members)[:, ::-1]\n"),
-        ("pairs are read as members", ".reshape(pairs, members)\n", ".reshape(members, pairs).T\n"),
+        (
+            "chosen and rejected swapped",
+            "errors_R.reshape(pairs, members)",
+            "errors_R.reshape(pairs, members)[:, ::-1]",
+        ),
+        ("pairs are read as members", "errors_R.reshape(pairs, members)", "errors_R.reshape(members, pairs).T"),
         (
             "the mean over the last axis alone",
             "axis=tuple(range(1, target_RX.ndim))",
