@@ -11,10 +11,10 @@ from dpo_jax.evaluation.seeds import lines_of
 from dpo_jax.files import write_atomic
 from dpo_jax.reporting.comparison import Comparison, render_comparison
 from dpo_jax.reporting.report import RunReport
-from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.history import session
 from dpo_jax.stages.progress import say
 from dpo_jax.stages.report import read_run
+from dpo_jax.stages.resume import deciding
 from dpo_jax.stages.setup import Setup
 
 _MOST_RUNS = 12

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import jax
 
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
-from dpo_jax.errors import UserError
 from dpo_jax.stages.experiment import Experiment
 from dpo_jax.stages.history import note_session
 from dpo_jax.stages.program import Program, Trainable, make_program
 from dpo_jax.stages.progress import Progress, say
+from dpo_jax.stages.resume import refuse_changes
 from dpo_jax.stages.sinks import open_sinks
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
@@ -23,56 +23,6 @@ from dpo_jax.training.profile import traced
 from dpo_jax.training.state import TrainState, create_state
 from dpo_jax.training.step import Knobs, Objective
 from dpo_jax.types import Params
-
-_MAY_CHANGE = (
-    "workdir",
-    "mesh",
-    "pairs",
-    "sampling",
-    "sweep",
-    "reference.store",
-    "reference.batch_pairs",
-    "reference.rows_per_shard",
-    "evaluation",
-    "analysis",
-    "logging",
-    "export",
-    "data.layout",
-    "model.attention",
-    "model.remat",
-    "profile",
-    "tiles",
-    "train.epochs",
-    "train.keep",
-    "train.log_every",
-    "train.micro_batch_pairs",
-    "train.save_every",
-    "train.steps",
-    "sft.train.keep",
-    "sft.train.log_every",
-    "sft.train.micro_batch_pairs",
-    "sft.train.save_every",
-    "reward.train.epochs",
-    "reward.train.keep",
-    "reward.train.log_every",
-    "reward.train.micro_batch_pairs",
-    "reward.train.save_every",
-    "reward.train.steps",
-)
-"""What a resumed run may change: where and how it computes, and how long; never what is computed."""
-
-_DECIDES = {
-    "sft": ("sft", "seed", "model", "data", "pictures"),
-    "pairs": ("pairs", "sampling", "sft", "seed", "model", "data", "pictures"),
-    "reward": ("reward", "lora", "sft", "seed", "model", "data", "pictures", "pairs", "sampling"),
-}
-"""The sections of a configuration that decide what a stage computes; of the policy all do but `reward`."""
-
-_OF_PICTURES = ("pairs", "sampling")
-"""What decides where it is pictures whose pairs the training makes itself."""
-
-_NOT_READ = ("data.train", "data.eval")
-"""Settings in these sections that fine-tuning does not read."""
 
 
 class Batches(Protocol):
@@ -121,7 +71,7 @@ def fit(
     checkpoints = Checkpoints(folder / "checkpoints", keep=train.keep)
     done = checkpoints.latest()
     if done is not None:
-        _refuse_changes(stage, checkpoints.record(done), record)
+        refuse_changes(stage, checkpoints.record(done), record)
     # WORKDIR/config.yaml is of the policy, for its report.
     setup.keep_config(folder if stage == "reward" else setup.workdir)
     if done is not None and done >= steps:
@@ -152,7 +102,6 @@ def fit(
         say(stage, f"resumes at step {done} of {steps}")
     del still
     sinks = open_sinks(setup, stage, folder, resume_step=done)
-
     profile = setup.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
@@ -214,55 +163,3 @@ def _say_what_is_trained(stage: str, state: TrainState) -> None:
         f"trains {own:,} numbers beside {base:,} frozen ones ({own / base:.2%}): {base_bytes:,.1f} MB frozen, "
         f"{own_bytes:,.1f} MB trained, as much again of gradients, {moments_bytes:,.1f} MB in the optimizer",
     )
-
-
-def _refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuses to go on with another experiment under the same name."""
-    old, new = deciding(stage, saved["config"]), deciding(stage, current["config"])
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    # A schedule that ends at the last step is another schedule when that step moves.
-    section = current["config"] if stage == "train" else current["config"][stage]
-    schedule = section["optimizer"]["schedule"]
-    if saved["steps"] != current["steps"]:
-        if schedule != "constant":
-            changed.append(f"train.steps (the {schedule} schedule ends there)")
-        if stage == "train" and any(term["options"].get("alpha") == "auto" for term in current["config"]["loss"]):
-            changed.append("train.steps (alpha: auto reaches its budget there)")
-    if changed:
-        lines = [
-            f"  {key}: was {old.get(key)!r}, is {new.get(key)!r}" if key in old or key in new else f"  {key}"
-            for key in changed
-        ]
-        raise UserError(
-            f"{stage}: {saved['config']['workdir']} holds the beginning of another run:\n"
-            + "\n".join(lines)
-            + "\nUndo the change, or start afresh with `--workdir FOLDER`."
-        )
-
-
-def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that decide what a stage computes, by their dotted names."""
-    unread: tuple[str, ...] = ()
-    if stage == "sft":
-        unread = _NOT_READ
-    # A part that has a seed of its own does not read that of the run, if what it begins with does not either.
-    parts = {"sft": ("sft",), "pairs": ("sft", "pairs")}.get(stage, ())
-    if parts and all(config[part] is None or config[part].get("seed") is not None for part in parts):
-        unread = (*unread, "seed")
-    free = [key for key in (*_MAY_CHANGE, *unread) if "pictures" not in config or key not in _OF_PICTURES]
-    return {
-        key: value
-        for key, value in _flat(config).items()
-        if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
-        and not any(key == each or key.startswith(f"{each}.") for each in free)
-    }
-
-
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
-    items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
-    if items is None:
-        return {key: value}
-    flat: dict[str, Any] = {}
-    for name, item in items:
-        flat |= _flat(item, f"{key}.{name}" if key else str(name))
-    return flat

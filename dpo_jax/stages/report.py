@@ -35,25 +35,32 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
     Raises:
         UserError: nothing was trained there.
     """
+    found = whatever_trained(workdir, sft_folder, unknown=unknown)
+    return RunReport(
+        **found,
+        analysis=known(workdir / "analysis.json"),
+        fitted=known(workdir / "fitted.json"),
+        data=known(workdir / "data.json") or (),
+        frontier=_frontier(found["evaluation"] or {}),
+    )
+
+
+def whatever_trained(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> dict[str, Any]:
+    """What reports of texts and of pictures say alike; `unknown` as for `read_run`, which says what is raised."""
     metrics, sft_metrics = (metric_rows(folder) for folder in (workdir, sft_folder))
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
-    evaluation = known(workdir / "evaluation.json")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
-    return RunReport(
+    return dict(
         title=workdir.name or str(workdir),
-        command=commands(sessions),
+        command=_commands(sessions),
         created=sessions[-1]["date"],
         environment=sessions[-1]["environment"],
         # What made it, not what is asked now.
         config=yaml.safe_load((workdir / "config.yaml").read_text(encoding="utf8")),
         metrics=metrics,
         sft_metrics=sft_metrics,
-        evaluation=evaluation,
-        analysis=known(workdir / "analysis.json"),
-        fitted=known(workdir / "fitted.json"),
-        data=known(workdir / "data.json") or (),
-        frontier=_frontier(evaluation or {}),
+        evaluation=known(workdir / "evaluation.json"),
     )
 
 
@@ -64,8 +71,7 @@ def _frontier(evaluation: Mapping[str, Any]) -> list[Line]:
     return [line, *best_of_lines(evaluation["best_of"], line)]
 
 
-def commands(sessions: Sequence[Mapping[str, Any]]) -> str:
-    """The commands that trained a run, one on each line."""
+def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:
     if len(sessions) == 1:
         return sessions[0]["command"]
     return "\n".join(f"{each['command']}    # {each['date']}, from step {each['from_step']}" for each in sessions)

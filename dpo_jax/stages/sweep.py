@@ -19,10 +19,10 @@ from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.stages import analyse, evaluate, reference, train
 from dpo_jax.stages.best_of import measure_best_of
-from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.grid import Settings, label_of, read_points
 from dpo_jax.stages.judging import open_judge
 from dpo_jax.stages.progress import say
+from dpo_jax.stages.resume import deciding
 from dpo_jax.stages.setup import Setup
 
 

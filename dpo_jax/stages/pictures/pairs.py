@@ -21,12 +21,12 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
 from dpo_jax.files import read_json, write_atomic, write_json
 from dpo_jax.mesh import meet
-from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.pictures import sft
 from dpo_jax.stages.pictures.judging import PictureJudge, open_judge
 from dpo_jax.stages.pictures.sampling import make_sampling, what_to_show
 from dpo_jax.stages.pictures.setup import PictureSetup
 from dpo_jax.stages.progress import Progress, say
+from dpo_jax.stages.resume import deciding
 from dpo_jax.types import Params
 
 _RECORD = "pairs.json"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.stages import sweep
-from dpo_jax.stages.fit import deciding
 from dpo_jax.stages.pictures import evaluate, report, reward, train
 from dpo_jax.stages.pictures.setup import PictureSetup
+from dpo_jax.stages.resume import deciding
 
 
 def run(setup: PictureSetup, *, grid: Sequence[str] | None, lean: bool) -> None:

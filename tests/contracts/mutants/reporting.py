@@ -115,7 +115,7 @@ MUTANTS: list[Mutant] = [
         "stages/report.py",
         COMMAND,
         ("the environment of nobody", 'environment=sessions[-1]["environment"]', "environment={}"),
-        ("today's command", "command=commands(sessions)", 'command=unknown["command"]'),
+        ("today's command", "command=_commands(sessions)", 'command=unknown["command"]'),
     ),
     *planted(
         "stages/comparison.py",

@@ -109,7 +109,7 @@ MUTANTS: list[Mutant] = [
         ),
     ),
     *planted(
-        "stages/fit.py",
+        "stages/resume.py",
         LEARNS,
         ("another reward model goes on", '"reward": ("reward", "lora"', '"reward": ("lora"'),
         (
@@ -117,6 +117,10 @@ MUTANTS: list[Mutant] = [
             '"reward": ("reward", "lora"',
             '"reward": ("reward", "loss", "lora"',
         ),
+    ),
+    *planted(
+        "stages/fit.py",
+        LEARNS,
         (
             "WORKDIR/config.yaml is the reward model's",
             'folder if stage == "reward" else setup.workdir',

@@ -101,7 +101,7 @@ MUTANTS: list[Mutant] = [
         ("alpha stays", "{**own, **moved}", "{**own}"),
     ),
     *planted(
-        "stages/fit.py",
+        "stages/resume.py",
         ("tests/stages/test_losses.py -k 'steered or reached or refused'",),
         ("a steered run may change its last step", 'if stage == "train" and any(', "if False and any("),
     ),
