@@ -1,6 +1,7 @@
 """The command line: `dpo-jax COMMAND CONFIG [--key.sub value ...]`.
 
-Exit codes: 0 done, 1 crashed, 2 a mistake in the configuration, the data or on the command line, 130 interrupted.
+Exit codes: 0 done, 1 crashed, 2 a mistake in the configuration, the data or on the command line, 124 a step hung,
+130 interrupted, 143 told to stop by SIGTERM. After 124 and 143 the same command goes on.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
     xla_flags.apply(os.environ)
     import jax
 
-    from dpo_jax.stages import hosts
+    from dpo_jax.stages import hosts, preemption
 
     stage = STAGES[known.command]
     setup, run = _opened(known.command, config, origins, command)
@@ -132,6 +133,8 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
         hosts.check_shared(setup.workdir)
         with jax.set_mesh(setup.mesh):
             run(setup, **flags)
+    except preemption.Preempted as told:
+        hosts.leave_together(preemption.EXIT_CODE, str(told))
     except (UserError, KeyboardInterrupt):
         raise
     except BaseException:

@@ -60,6 +60,12 @@ class TrainConfig:
     save_every: Positive | None = None  # steps between checkpoints; the last step is always saved
     log_every: Positive = 1
     keep: Positive = 2  # checkpoints kept
+    skips_allowed: Count = (
+        2  # steps in a row that are skipped, their loss or gradient not finite; one more ends the run
+    )
+    step_timeout_seconds: Annotated[float, Range(1.0)] = (
+        1800.0  # a step that takes longer, as one that hangs, ends the process
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

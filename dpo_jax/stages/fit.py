@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,10 +13,12 @@ import jax
 from dpo_jax.config import OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.stages.experiment import Experiment
 from dpo_jax.stages.history import note_session
+from dpo_jax.stages.preemption import Notice, Preempted
 from dpo_jax.stages.program import Program, Trainable, make_program
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.resume import refuse_changes
 from dpo_jax.stages.sinks import open_sinks
+from dpo_jax.stages.watchdog import Watchdog
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.metrics import Sink
@@ -106,26 +109,39 @@ def fit(
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
     tracing = traced(program.step, folder / "profile", done=done or 0, **dataclasses.asdict(profile))
-    with Progress(stage, steps, done=done or 0) as progress, tracing as step:
+    dog, notice = Watchdog(stage, limit_seconds=train.step_timeout_seconds), Notice()
+
+    def stops() -> bool:
+        checkpoints.check()
+        return notice.reached()
+
+    with Progress(stage, steps, done=done or 0) as progress, tracing as step, dog, notice:
         try:
-            loop.run(
+            last = loop.run(
                 step,
                 state,
                 lambda number: _placed(setup, batches, number),
                 lambda number: {"learning_rate": optimizer.learning_rate, **knobs(number)},
                 steps=steps,
-                log=lambda number, values: _log(sinks, progress, number, values),
+                log=lambda number, values: _log(stage, sinks, progress, number, values),
                 log_every=train.log_every,
                 save=lambda number, state: checkpoints.save(
                     number, state if keeps_frozen else state._replace(frozen=None), record
                 ),
                 save_every=train.save_every,
                 after=after,
+                skips_allowed=train.skips_allowed,
+                stops=stops,
+                watched=dog.watched,
             )
             checkpoints.close()
         finally:
             for sink in sinks:
                 sink.close()
+    if (reached := int(last.step)) < steps:
+        raise Preempted(
+            f"{stage}: told to stop, and saved step {reached} of {steps}; the same command goes on from there"
+        )
     say(stage, f"done: {steps} steps, checkpoint in {folder / 'checkpoints'}")
 
 
@@ -140,10 +156,12 @@ def restored(
 
 def _placed(setup: Experiment, batches: Batches, number: int) -> loop.Placed:
     batch = batches.batch(number)
-    return loop.Placed(setup.place(batch.arrays, micro_batches=True), batch.work)
+    return loop.Placed(setup.place(batch.arrays, micro_batches=True), batch.work, batch.row_ids)
 
 
-def _log(sinks: Sequence[Sink], progress: Progress, number: int, values: dict[str, float]) -> None:
+def _log(stage: str, sinks: Sequence[Sink], progress: Progress, number: int, values: dict[str, float]) -> None:
+    if not math.isfinite(values["loss"] + values["grad_norm"]):
+        say(stage, f"step {number} is skipped: loss {values['loss']}, gradient norm {values['grad_norm']}")
     for sink in sinks:
         sink.write(number, {"loss": values["loss"], **values})  # the loss first, for who reads the file
     rates = [f"{value:.4g} {name.removesuffix('_per_second')}/s" for name, value in values.items() if "_per_s" in name]

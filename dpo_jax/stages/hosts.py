@@ -115,6 +115,14 @@ def leave(code: int, message: str) -> NoReturn:
     raise SystemExit(code)
 
 
+def leave_together(code: int, message: str) -> NoReturn:
+    """Ends this process; of several, once all of them are here: none is to take the others for dead."""
+    print(f"dpo-jax: {message}", file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+    raise SystemExit(code)
+
+
 def crash() -> None:
     """Shows the error at hand and ends this process, if it is one of several; does nothing if it is alone."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:

@@ -20,6 +20,7 @@ from dpo_jax.reference.rows import as_ids
 from dpo_jax.reference.score import score_rows
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.stages import sft
+from dpo_jax.stages.preemption import leave_if_told
 from dpo_jax.stages.progress import Progress, say
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.terms import is_unpaired, needs_mismatched, needs_reference
@@ -166,13 +167,18 @@ def complete_store(setup: Setup, params: Callable[[], Params], *, heldout_only: 
     start = time.perf_counter()
     with Progress("reference", len(missing), unit="rows") as progress:
         done = 0
+
+        def count(rows: int) -> None:
+            progress.update(done + rows)
+            leave_if_told("reference")
+
         for shard in _shards(parts, missing, config.reference.rows_per_shard):
             found = score_rows(
                 setup.score,
                 params(),
                 setup.scoring_batches(shard),
                 place=setup.place,
-                progress=lambda rows, done=done: progress.update(done + rows),
+                progress=count,
             )
             store.append(*found)
             done += len(shard)

@@ -6,7 +6,12 @@ Orbax itself restores a flipped byte without a word.
 
 from __future__ import annotations
 
+import errno
+import functools
+import os
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +32,8 @@ class Checkpoints:
 
         self._folder = folder.absolute()
         self._keep = keep
-        self._pending: tuple[int, dict[str, Any]] | None = None
+        self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
+        self._pending: Future[None] | Callable[[], None] | None = None
         # Trees apart, so that a later stage reads the parameters without the optimizer's moments.
         self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "memory", "frozen", "rest")}
 
@@ -55,33 +61,46 @@ class Checkpoints:
         except OSError as error:
             raise UserError(f"{target}: the checkpoint cannot be written: {error.strerror}.") from error
         meet(f"folder of step {step}")
-        for name, tree in _trees(state).items():
-            self._writers[name].save(target / name, tree)
-        self._pending = (step, record)
+        try:
+            for name, tree in _trees(state).items():
+                self._writers[name].save(target / name, tree)
+        except (OSError, ValueError) as error:
+            raise _not_written(target, error) from error
+        seal = functools.partial(self._seal, step, record)
+        # Several processes meet in Orbax when all have written: nothing of theirs may run beside that.
+        self._pending = self._sealer.submit(seal) if jax.process_count() == 1 else seal
+
+    def check(self) -> None:
+        """Raises at once if the step being written could not be; else does nothing, and waits for nothing."""
+        if isinstance(self._pending, Future) and self._pending.done():
+            self.wait()
 
     def wait(self) -> None:
-        """Waits for the step being written, seals it and deletes the oldest beyond those kept."""
-        if self._pending is None:
-            return
-        step, record = self._pending
+        """Waits until the step being written is sealed, and those beyond the kept ones are gone."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result() if isinstance(pending, Future) else pending()
+            meet("a step is sealed")
+
+    def _seal(self, step: int, record: dict[str, Any]) -> None:
+        target = self._folder / str(step)
         try:
             for writer in self._writers.values():
                 writer.wait_until_finished()
             if jax.process_index() == 0:
-                seal = {"record": record, "digests": digest_folder(self._folder / str(step))}
-                write_json(self._folder / f"{step}.json", seal)
+                write_json(self._folder / f"{step}.json", {"record": record, "digests": digest_folder(target)})
                 for old in self.steps()[: -self._keep]:
                     (self._folder / f"{old}.json").unlink()  # first: without its seal it no longer counts
-                    shutil.rmtree(self._folder / str(old))
+                for path in self._folder.iterdir():
+                    if path.name.isdigit() and not path.with_name(f"{path.name}.json").exists():
+                        shutil.rmtree(path)  # of a step that is not kept, or that a killed run left half
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._folder / str(step)}: the checkpoint could not be written: {error}") from error
-        finally:
-            self._pending = None
-        meet(f"step {step} sealed")
+            raise _not_written(target, error) from error
 
     def close(self) -> None:
         """Seals what is being written and stops the writer."""
         self.wait()
+        self._sealer.shutdown()
         for writer in self._writers.values():
             writer.close()
 
@@ -129,8 +148,18 @@ class Checkpoints:
             raise UserError(f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written. {hint}")
 
 
+def _not_written(target: Path, error: Exception) -> UserError:
+    """Says why in a line: Orbax's own errors are pages."""
+    known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
+    words = next((os.strerror(code) for code in known if os.strerror(code) in str(error)), str(error).splitlines()[0])
+    return UserError(
+        f"{target}: the checkpoint could not be written: {words}. The steps before it are whole; make room there, and "
+        "the same command goes on from the last of them."
+    )
+
+
 def _trees(state: TrainState) -> dict[str, Any]:
-    rest = {"step": state.step, "optimizer": state.optimizer, "key": state.key}
+    rest = {"step": state.step, "optimizer": state.optimizer, "key": state.key, "skipped": state.skipped}
     apart = {"memory": _numbered(state.memory), "frozen": state.frozen}
     return {"params": state.params, "rest": rest} | {name: tree for name, tree in apart.items() if tree}
 

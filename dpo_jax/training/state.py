@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -23,6 +24,7 @@ class TrainState(NamedTuple):
     key: jax.Array  # uint32, the data of a random key; each step folds its number in
     memory: Any = ()  # what the objective remembers from batch to batch; small
     frozen: Params | None = None  # without gradient: the base under an adapter, or the reference where the step runs it
+    skipped: jax.Array | np.ndarray = np.zeros((), np.int32)  # steps whose loss or gradient was not finite
 
 
 def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
@@ -58,6 +60,7 @@ def state_shardings(
         key=whole,
         memory=jax.tree.map(lambda _: whole, memory),
         frozen=frozen,
+        skipped=whole,
     )
 
 
@@ -91,6 +94,7 @@ def state_shapes(
 def _born(optimizer: optax.GradientTransformation, seed: int) -> Callable[..., TrainState]:
     def born(params: Params, frozen: Params | None, memory: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key, memory, frozen)
+        step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
+        return TrainState(step, params, optimizer.init(params), key, memory, frozen, skipped)
 
     return born

@@ -112,21 +112,33 @@ def make_step(
 ) -> Callable[[TrainState, Any, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, batch, knobs) -> (state, metrics)`, jitted once for each shape; the old state is donated.
 
-    The metrics are numbers: `loss`, `grad_norm` before clipping, `learning_rate`, and those of the objective.
+    The metrics are numbers: `loss`, `grad_norm` before clipping, `learning_rate`, `skipped_steps` of the run so far,
+    and those of the objective. A step whose loss or gradient norm is not finite is skipped: it moves on to the next
+    batch and changes nothing else.
     """
 
     def step(state: TrainState, batch: Any, knobs: Knobs) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (loss, metrics, memory), gradient = gradients(objective, state, batch, knobs, key)
+        norm = optax.tree.norm(gradient)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+        def unless_skipped(new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
+
         with jax.named_scope("optimizer"):
             direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
             learning_rate = knobs["learning_rate"] * schedule(state.step)
-            params = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
-        numbers = {"loss": loss, "grad_norm": optax.tree.norm(gradient), "learning_rate": learning_rate}
+            moved = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
+            params = unless_skipped(moved, state.params)
+        skipped = state.skipped + jnp.where(finite, 0, 1)
+        numbers = {"loss": loss, "grad_norm": norm, "learning_rate": learning_rate, "skipped_steps": skipped}
         frozen = state.frozen
         if objective.refresh and frozen is not None:
             frozen = objective.refresh(params, frozen, state.step + 1)
-        return TrainState(state.step + 1, params, optimizer_state, state.key, memory, frozen), numbers | divide(metrics)
+        kept = unless_skipped((optimizer_state, memory), (state.optimizer, state.memory))
+        new = TrainState(state.step + 1, params, kept[0], state.key, kept[1], frozen, skipped)
+        return new, numbers | divide(metrics)
 
     return jax.jit(
         step, in_shardings=(shardings, batch_shardings, None), out_shardings=(shardings, None), donate_argnums=0

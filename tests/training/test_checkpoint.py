@@ -38,6 +38,7 @@ def state(number: float, mesh=None) -> TrainState:
             {"a": Pair(*jax.device_put((1.5, number), whole))},
         ),
         frozen={"layer": {"w": jax.device_put(array - 7, matrix)}},
+        skipped=jax.device_put(jnp.asarray(2, jnp.int32), whole),
     )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import pytest
 
+from dpo_jax.errors import UserError
 from dpo_jax.training import loop
 from dpo_jax.training.loop import Placed, prefetch
 from dpo_jax.training.state import TrainState
@@ -15,14 +18,26 @@ def state(step: int = 0) -> TrainState:
 
 
 def step(now: TrainState, batch, knobs):
-    loss = jnp.where(batch == knobs["bad"], jnp.nan, batch * 1.0)
-    params = {"seen": now.params["seen"] + batch}
+    bad = (batch >= knobs["bad"][0]) & (batch < knobs["bad"][1])
+    loss = jnp.where(bad, jnp.nan, batch * 1.0)
+    params = {"seen": now.params["seen"] + jnp.where(bad, knobs["harm"], batch)}
     return now._replace(step=now.step + 1, params=params), {"loss": loss, "grad_norm": loss, "knob": knobs["number"]}
 
 
-def run(first: int = 0, *, steps: int = 7, bad: int = -1, log_every: int = 1, save_every: int | None = 3):
+def run(
+    first: int = 0,
+    *,
+    steps: int = 7,
+    bad: tuple[int, int] = (-1, -1),
+    harm: float = 0.0,
+    skips_allowed: int = 0,
+    stop_after: int = 0,
+    log_every: int = 1,
+    save_every: int | None = 3,
+    saved: dict[int, float] | None = None,
+):
     logged: dict[int, dict[str, float]] = {}
-    saved: dict[int, float] = {}
+    saved = {} if saved is None else saved
     read: list[int] = []
 
     def after(number: int, now: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -33,19 +48,21 @@ def run(first: int = 0, *, steps: int = 7, bad: int = -1, log_every: int = 1, sa
 
     def read_batch(number: int) -> Placed:
         read.append(number)
-        return Placed(jnp.asarray(float(number)), {"pairs": 2, "tokens": 10})
+        return Placed(jnp.asarray(float(number)), {"pairs": 2, "tokens": 10}, [f"row-{number}"])
 
     last = loop.run(
         step,
         state(first),
         read_batch,
-        lambda number: {"bad": float(bad), "number": number},
+        lambda number: {"bad": bad, "harm": harm, "number": number},
         steps=steps,
         log=lambda number, values: logged.update({number: values}),
         log_every=log_every,
         save=lambda number, now: saved.update({number: float(now.params["seen"])}),
         save_every=save_every,
         after=after,
+        skips_allowed=skips_allowed,
+        stops=lambda: max(read) > stop_after > 0,
     )
     return last, logged, saved, read
 
@@ -74,22 +91,50 @@ def test_resumes_at_the_batch_of_its_step():
     assert read == [4, 5, 6] and list(logged) == [5, 6, 7]
 
 
-def test_logs_less_often_but_always_the_last():
-    assert list(run(log_every=3)[1]) == [3, 6, 7]
+def test_logs_less_often_but_always_the_last_and_what_was_measured():
+    assert list(run(log_every=3)[1]) == [3, 4, 6, 7]
 
 
 @pytest.mark.parametrize("bad", [1, 2, 6])
-def test_a_loss_that_is_not_finite_stops_before_anything_of_it_is_saved(bad: int):
-    with pytest.raises(FloatingPointError, match=f"step {bad + 1}: the loss is nan"):
-        run(bad=bad)
+def test_too_many_skipped_steps_stop_with_their_rows(bad: int):
     saved: dict[int, float] = {}
-    with pytest.raises(FloatingPointError):
-        loop.run(
-            step, state(), lambda n: Placed(jnp.asarray(float(n)), {}),
-            lambda n: {"bad": float(bad), "number": n}, steps=7,
-            log=lambda *_: None, log_every=1, save=lambda n, _: saved.update({n: 0.0}), save_every=1,
-        )  # fmt: skip
+    with pytest.raises(UserError, match=f"(?s)step {bad + 1} was skipped: the loss of the last is nan.*row-{bad}[.]"):
+        run(bad=(bad, bad + 1), save_every=1, saved=saved)
     assert max(saved, default=0) == bad
+    with pytest.raises(UserError, match=f"(?s)steps {bad + 1} to {bad + 3} were skipped.*row-{bad + 2}[.]"):
+        run(bad=(bad, bad + 3), skips_allowed=2, steps=10, save_every=None)
+
+
+def test_a_few_skipped_steps_are_logged_as_they_are():
+    _, logged, saved, _ = run(bad=(1, 3), skips_allowed=2, log_every=7)
+    assert list(logged) == [2, 3, 4, 7]  # step 4 for what was measured after it
+    assert all(math.isnan(logged[number]["loss"]) for number in (2, 3)) and logged[7]["loss"] == 6
+    assert saved == {3: 0, 6: 3 + 4 + 5, 7: 18}
+
+
+def test_skipped_steps_count_only_in_a_row():
+    with pytest.raises(UserError):
+        run(bad=(2, 4), skips_allowed=1)
+    logged: list[int] = []
+    loop.run(
+        lambda now, batch, knobs: (now, {"loss": jnp.where(batch % 2 == 0, jnp.inf, 0.0), "grad_norm": jnp.zeros(())}),
+        state(), lambda n: Placed(jnp.asarray(n), {}), lambda n: {}, steps=9, skips_allowed=1,
+        log=lambda n, _: logged.append(n), log_every=100, save=lambda *_: None, save_every=None,
+    )  # fmt: skip
+    assert logged == [1, 3, 5, 7, 9]
+
+
+def test_parameters_that_are_not_finite_are_never_saved():
+    saved: dict[int, float] = {}
+    with pytest.raises(UserError, match="step 3: parameters are NaN or infinite"):
+        run(bad=(1, 4), harm=float("nan"), skips_allowed=5, saved=saved)
+    assert not saved
+
+
+def test_stops_when_told_to_with_its_state_saved():
+    last, logged, saved, _ = run(stop_after=4, save_every=None)
+    assert int(last.step) < 7 and list(saved) == [int(last.step)] and max(logged) == int(last.step)
+    assert run(first=int(last.step))[1].keys() == set(range(int(last.step) + 1, 8))
 
 
 def test_an_error_while_reading_reaches_the_caller():

@@ -289,3 +289,44 @@ def test_a_bfloat16_first_moment_by_hand():
     (moments,) = (part for part in state if isinstance(part, optax.ScaleByAdamState))
     assert moments.mu["matrix"].dtype == jnp.bfloat16 and moments.nu["matrix"].dtype == jnp.float32
     np.testing.assert_array_equal(moments.mu["matrix"].astype(jnp.float32), mu)
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient", "parameters"])
+@pytest.mark.parametrize(("micro_batches", "whole"), [(1, False), (4, False), (4, True)])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(where: str, micro_batches: int, whole: bool):
+    @jax.custom_vjp
+    def poisoned(x, bad):
+        return x
+
+    poisoned.defvjp(lambda x, bad: (x, bad), lambda bad, g: (jnp.where(bad > 0, jnp.inf, g), None))
+
+    def bad_loss(value_R, batch, knobs, counts, memory, key):
+        loss, metrics, _ = weighted(value_R, batch, knobs, counts, memory, key)
+        bad = knobs["bad"]
+        now = {"loss": jnp.where(bad > 0, jnp.nan, loss), "gradient": poisoned(loss, bad), "parameters": loss}[where]
+        return now, metrics, memory + 1
+
+    def harmed(params, frozen, batch, key):
+        return forward(params, None, batch, key) - forward(frozen, None, batch, key)
+
+    def refresh(params, frozen, done):
+        return params
+
+    good = {"bad": -1.0}
+    knobs = [good, {"bad": 1.0}, good]
+    if where == "parameters":
+        knobs = [good, {"bad": 1.0, "learning_rate": jnp.inf}, good]  # parameters go off, and every step after them
+    objective = Objective(weigh, harmed, bad_loss, whole_batch=whole, refresh=refresh)
+    options = {"objective": objective, "micro_batches": micro_batches, "memory": np.float32(0.0), "with_frozen": True}
+    state, history, step = train(3, knobs=lambda number: knobs[number], **options)
+    if where == "parameters":
+        assert [int(row["skipped_steps"]) for row in history] == [0, 0, 1]
+        return
+    assert [int(row["skipped_steps"]) for row in history] == [0, 1, 1] and step._cache_size() == 1
+    assert not np.isfinite(history[1]["loss"] + history[1]["grad_norm"])
+    wanted, _, _ = train(2, knobs=lambda number: good, **options)
+    # the same two updates, with the skipped batch between them; only the bias correction counts updates, not steps
+    for ours, theirs in zip(jax.tree.leaves(state), jax.tree.leaves(wanted), strict=True):
+        if ours.shape != ():
+            np.testing.assert_array_equal(ours, theirs)
+    assert state.step == 3 and wanted.step == 2 and state.skipped == 1
