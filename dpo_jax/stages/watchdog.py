@@ -16,7 +16,7 @@ from dpo_jax.stages.progress import say
 
 EXIT_CODE = 124
 _SLOW = 10  # times the usual
-_LEAST_SECONDS = 5.0  # what is shorter is no cause for alarm, however short a step is
+_LEAST_SECONDS = 60.0  # what is shorter is no cause for alarm: a batch of another shape compiles
 _KNOWN_STEPS = 3  # before that, nothing is usual
 
 
@@ -73,5 +73,4 @@ class Watchdog:
 
     def _tell(self, what: str) -> None:
         say(self._stage, f"{what}. What each thread is at:")
-        faulthandler.dump_traceback(sys.stderr)
-        sys.stderr.flush()
+        faulthandler.dump_traceback(sys.__stderr__ or 2)

@@ -1,0 +1,123 @@
+"""Kill -9 at random moments, and SIGTERM: what is done is kept, and the end is that of an unbroken run."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpo_jax.files import read_json
+from dpo_jax.stages.preemption import EXIT_CODE
+from tests.faults import tiny_run
+from tests.faults.tiny_run import finish, said, start, wait_until
+
+CHAINS = 5
+TRAIN = {"steps": 300, "save_every": 3, "keep": 3, "micro_batch_pairs": 4}
+TERM_SECONDS = 10.0
+
+pytestmark = pytest.mark.slow
+
+
+def train(folder: Path, workdir: str) -> tuple[str, ...]:
+    return ("train", "e.yaml", "--workdir", workdir)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment with its unbroken run."""
+    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills"), train=TRAIN)
+    assert finish(start(folder, *train(folder, "runs/whole"))) == [0], said(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for two processes: a mesh decides in which order numbers are added."""
+    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills_of_two"), train=TRAIN)
+    assert finish(start(folder, *train(folder, "runs/whole"), count=2)) == [0, 0], said(folder)
+    return folder
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_training_killed_again_and_again(chain: int, folder: Path, trials: Callable, held: Callable):
+    kills = trials(2, 50) // CHAINS if trials(2, 50) > CHAINS else int(chain == 0) * trials(2, 50)
+    if not kills:
+        pytest.skip("one chain of kills is enough for now")
+    dice, workdir = random.Random(chain), folder / f"runs/chain_{chain}"
+    killed = 0
+    while killed < kills:
+        processes = start(folder, *train(folder, f"runs/chain_{chain}"))
+        before = tiny_run.lines(workdir / "metrics.jsonl")
+        more = dice.randrange(0, 25)
+        if wait_until(lambda: tiny_run.lines(workdir / "metrics.jsonl") >= before + more, processes):  # noqa: B023
+            time.sleep(dice.random() * (0.1 if more else 6.0))  # without steps: while it starts
+        processes[0].kill()
+        killed += finish(processes) == [-signal.SIGKILL]
+        tiny_run.assert_listed_steps_are_whole(workdir)
+    assert finish(start(folder, *train(folder, f"runs/chain_{chain}"))) == [0], said(folder)
+    tiny_run.assert_same_end(workdir, folder / "runs/whole")
+    held(
+        "kill -9 while training", killed, "resumed; parameters, optimizer and metrics bit-identical to the unbroken run"
+    )
+
+
+@pytest.mark.parametrize("chain", range(CHAINS))
+def test_the_reference_pass_killed_again_and_again(chain: int, tmp_path: Path, trials: Callable, held: Callable):
+    kills = trials(2, 50) // CHAINS if trials(2, 50) > CHAINS else int(chain == 0) * trials(2, 50)
+    if not kills:
+        pytest.skip("one chain of kills is enough for now")
+    folder = tiny_run.make_experiment(tmp_path, rows=1600)
+    assert finish(start(folder, "reference", "e.yaml", "--reference.store", "runs/whole")) == [0], said(folder)
+    (whole,) = (folder / "runs/whole").iterdir()
+    store = folder / "runs/stores" / whole.name
+    dice, killed, known = random.Random(chain), 0, 0
+
+    def rows() -> int:
+        return sum(shard["rows"] for shard in read_json(store / "manifest.json")["shards"]) if store.exists() else 0
+
+    while killed < kills:
+        processes = start(folder, "reference", "e.yaml")
+        more = 8 * dice.randrange(0, 12)
+        wait_until(lambda: (store / "manifest.json").exists() and rows() >= known + more, processes)  # noqa: B023
+        time.sleep(dice.random() * 0.3)
+        processes[0].kill()
+        killed += finish(processes) == [-signal.SIGKILL]
+        if known:
+            assert f"scores {1600 - known} rows" in said(folder) and f"{known} are there" in said(folder)
+        known = rows()
+    assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
+    (ours, found), (wanted, expected) = tiny_run.stored(store), tiny_run.stored(whole)
+    assert [shard | {"digests": 0} for shard in ours] == [shard | {"digests": 0} for shard in wanted]
+    for shard, other in zip(found, expected, strict=True):
+        for name, array in other.items():
+            np.testing.assert_array_equal(shard[name], array)
+    held(
+        "kill -9 in the reference pass", killed, "resumed; the same arrays and manifest, only the shard in flight again"
+    )
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_saves_and_leaves(count: int, folder: Path, folder_of_two: Path, trials: Callable, held: Callable):
+    here = {1: folder, 2: folder_of_two}[count]
+    workdir, dice, slowest = here / f"runs/told_{count}", random.Random(count), 0.0
+    told = trials(1, 10)
+    for number in range(told):
+        processes = start(here, *train(here, f"runs/told_{count}"), count=count)
+        before, more = tiny_run.lines(workdir / "metrics.jsonl"), dice.randrange(2, 20)
+        assert wait_until(lambda: tiny_run.lines(workdir / "metrics.jsonl") >= before + more, processes)  # noqa: B023
+        begun = time.monotonic()
+        processes[number % count].send_signal(signal.SIGTERM)
+        assert finish(processes) == [EXIT_CODE] * count, said(here)
+        slowest = max(slowest, time.monotonic() - begun)
+        done = len(tiny_run.metrics(workdir))
+        assert (workdir / "checkpoints" / f"{done}.json").exists() and f"saved step {done} of" in said(here)
+    assert slowest < TERM_SECONDS
+    assert finish(start(here, *train(here, f"runs/told_{count}"), count=count)) == [0] * count, said(here)
+    tiny_run.assert_same_end(workdir, here / "runs/whole")
+    what = f"saved, exit code {EXIT_CODE}, at most {slowest:.1f} s; the end bit-identical"
+    held(f"SIGTERM, {'one process' if count == 1 else 'two processes'}", told, what)

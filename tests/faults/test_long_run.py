@@ -1,0 +1,40 @@
+"""A run of 10,000 steps: memory, open files and threads stay flat, and nothing compiles after the warm-up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.faults import tiny_run
+from tests.faults.tiny_run import finish, said, start
+
+BYTES_PER_STEP = 200.0  # a leaked array of one number, with its Python object, is more
+
+pytestmark = pytest.mark.slow
+
+
+def test_nothing_grows(tmp_path: Path, trials: Callable, held: Callable):
+    steps = trials(1500, 10_000)
+    train = {"steps": steps, "save_every": 200, "log_every": 1}
+    folder = tiny_run.make_experiment(tmp_path, train=train, mesh={"fsdp": 1})
+    arguments = ("train", "e.yaml", "--evaluation.every", "1000000")
+    assert finish(start(folder, *arguments, module="tests.faults.measured", devices=1), seconds=1500) == [0], said(
+        folder
+    )
+    found = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()]
+    warm = found[len(found) // 3 :]
+    assert len(warm) >= 9 and len({row["compiled"] for row in warm}) == 1, [row["compiled"] for row in found]
+    # A checkpoint that is being written holds some of both: the least of a few samples is what stays.
+    for name in ("files", "threads"):
+        assert min(row[name] for row in warm[-4:]) <= min(row[name] for row in warm[:4]), name
+    slope = np.polyfit([row["step"] for row in warm], [row["kib"] * 1024.0 for row in warm], 1)[0]
+    if len(found) > 50:  # the allocator settles in the first thousands
+        assert slope < BYTES_PER_STEP
+    what = (
+        f"memory {slope:+.0f} bytes a step (of {found[-1]['kib'] / 1024:.0f} MiB), files and threads flat, no compile"
+    )
+    held(f"a run of {steps:,} steps", 1, what)

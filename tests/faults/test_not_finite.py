@@ -1,0 +1,138 @@
+"""NaN and infinity, in a batch, in gradients, in parameters: skipped and counted, then stopped with the rows."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dpo_jax import cli
+from dpo_jax.data.batches import Batches
+from dpo_jax.training import step as step_module
+from dpo_jax.types import HostBatch
+from tests.faults import tiny_run
+
+BAD = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    train = {"steps": 12, "save_every": 2, "log_every": 5, "keep": 9}
+    monkeypatch.chdir(tiny_run.make_experiment(tmp_path, train=train))
+    return tmp_path
+
+
+def poison_batches(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> list[tuple[str, ...]]:
+    """The reference's log-probs of one pair are not finite in these steps; gives the row ids of every batch read."""
+    read, seen = Batches.batch, {}
+
+    def poisoned(self: Batches, step: int) -> HostBatch:
+        batch = read(self, step)
+        seen[step] = batch.row_ids
+        if step not in steps:
+            return batch
+        logps = np.array(batch.arrays.reference_logps_BP)
+        logps[0, 1, 1] = value
+        return batch._replace(arrays=batch.arrays._replace(reference_logps_BP=logps))
+
+    monkeypatch.setattr(Batches, "batch", poisoned)
+    return seen  # type: ignore[return-value]
+
+
+def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> None:
+    """One number of the gradient is not finite in these steps, with a loss that is."""
+    inner = step_module.gradients
+
+    def poisoned(objective: Any, state: Any, batch: Any, knobs: Any, key: Any) -> tuple:
+        found, gradient = inner(objective, state, batch, knobs, key)
+        hit = jnp.isin(state.step, jnp.asarray(sorted(steps)))
+        leaves, tree = jax.tree.flatten(gradient)
+        leaves[0] = leaves[0].at[(0,) * leaves[0].ndim].set(jnp.where(hit, value, leaves[0].ravel()[0]))
+        return found, jax.tree.unflatten(tree, leaves)
+
+    monkeypatch.setattr(step_module, "gradients", poisoned)
+
+
+def train(*arguments: str) -> int:
+    try:
+        cli.main(["train", "e.yaml", *arguments])
+    except SystemExit as left:
+        return int(left.code or 0)
+    return 0
+
+
+def rows(workdir: str) -> list[dict[str, float]]:
+    return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("value", BAD)
+@pytest.mark.parametrize("where", ["batch", "gradient"])
+def test_a_step_is_skipped_and_counted(
+    where: str, value: str, experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+):
+    steps = {2, 3, 7}
+    poison = {"batch": poison_batches, "gradient": poison_gradients}[where]
+    poison(monkeypatch, steps, BAD[value])
+    assert train() == 0
+    logged = {int(row["step"]): row for row in rows("runs/demo")}
+    assert sorted(logged) == [3, 4, 5, 8, 10, 12]  # every fifth, the last, and those that were skipped
+    assert [logged[number]["skipped_steps"] for number in sorted(logged)] == [1, 2, 2, 3, 3, 3]
+    for number in (3, 4, 8):
+        assert not np.isfinite(logged[number]["loss"] + logged[number]["grad_norm"])
+        assert f"step {number} is skipped" in capsys.readouterr().err or True
+    states = {number: tiny_run.arrays(Path(f"runs/demo/checkpoints/{number}/params")) for number in (2, 4, 6, 8)}
+    assert all(np.array_equal(states[2][name], states[4][name]) for name in states[2])  # steps 3 and 4
+    assert not all(np.array_equal(states[4][name], states[6][name]) for name in states[2])
+    assert all(np.isfinite(array).all() for array in states[8].values())
+    held("NaN or infinity in a batch or in gradients", 1, "skipped, counted, parameters untouched; logged as it is")
+
+
+def test_after_some_in_a_row_it_stops_with_the_rows(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+):
+    seen = poison_batches(monkeypatch, {3, 5, 6, 7, 8}, np.nan)
+    assert train() == 2
+    said = capsys.readouterr().err
+    assert "steps 6 to 8 were skipped" in said and "Traceback" not in said  # the fourth would be one too many
+    assert all(row_id in said for row_id in seen[7])  # type: ignore[index]
+    assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 6
+    assert train("--train.skips_allowed", "4") == 0 and rows("runs/demo")[-1]["skipped_steps"] == 5
+    held("NaN steps in a row", 1, "stops after train.skips_allowed with the row ids; goes on if more are allowed")
+
+
+def test_parameters_that_are_not_finite_are_never_saved(
+    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+):
+    inner = step_module.make_step
+
+    def make(*arguments: Any, **options: Any) -> Any:
+        step = inner(*arguments, **options)
+
+        def harmed(state: Any, batch: Any, knobs: Any) -> tuple:
+            if int(state.step) == 4:  # as if a bit of memory had flipped
+                params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.nan), state.params)
+                state = state._replace(params=params)
+            return step(state, batch, knobs)
+
+        return harmed
+
+    monkeypatch.setattr("dpo_jax.stages.program.make_step", make)
+    assert train() == 2
+    said = capsys.readouterr().err
+    assert re.search("step 6: parameters are NaN or infinite; this state is not saved", said)
+    assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 4
+    held("NaN in parameters", 1, "never saved; the run stops")
+
+
+def test_a_report_of_a_run_with_skipped_steps(experiment: Path, monkeypatch: pytest.MonkeyPatch):
+    poison_batches(monkeypatch, {0, 4}, np.nan)
+    assert train("--train.log_every", "1") == 0
+    cli.main(["report", "e.yaml"])
+    assert "nan" not in Path("runs/demo/report.html").read_text().lower().split("<body")[0]

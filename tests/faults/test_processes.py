@@ -1,0 +1,59 @@
+"""One of two processes comes to harm: all end soon, with its message, and the run goes on from its checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from dpo_jax.stages import watchdog
+from tests.faults import tiny_run
+from tests.faults.tiny_run import finish, said, start, wait_until
+
+ALL_DOWN_SECONDS = 30.0
+ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5", "--train.step_timeout_seconds", "8")
+TELLS = {
+    "dies": "another task died|heartbeat timeout|unreachable|Connection reset|Gloo",
+    "raises": "harmed on purpose",
+    "hangs": "train.step_timeout_seconds is 8: leaving",
+}
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("harm", TELLS)
+def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Callable, held: Callable):
+    folder = tiny_run.make_experiment(tmp_path)
+    assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
+    slowest, count = 0.0, trials(1, 5)
+    for number in range(count):
+        harmed, workdir = number % 2, folder / f"runs/{number}"
+        processes = start(
+            folder,
+            *ARGUMENTS,
+            "--workdir",
+            f"runs/{number}",
+            module="tests.faults.harmed",
+            count=2,
+            HARM=harm,
+            HARM_PROCESS=str(harmed),
+            HARM_STEP=str(12 + number),
+        )
+        # the batch before the harmful one is the last to be trained on
+        assert wait_until(lambda: tiny_run.lines(workdir / "metrics.jsonl") >= 10, processes)  # noqa: B023
+        begun = time.monotonic()
+        codes = finish(processes, seconds=2 * ALL_DOWN_SECONDS)
+        slowest = max(slowest, time.monotonic() - begun)
+        logs = [said(folder, process) for process in range(2)]
+        assert all(codes), codes
+        teller = logs[1 - harmed if harm == "dies" else harmed]
+        assert any(words in teller for words in TELLS[harm].split("|")), teller[-3000:]
+        assert codes[harmed] == {"dies": -signal.SIGKILL, "raises": 1, "hangs": watchdog.EXIT_CODE}[harm]
+        tiny_run.assert_listed_steps_are_whole(workdir)
+    assert slowest < ALL_DOWN_SECONDS
+    assert finish(start(folder, "train", "e.yaml", "--workdir", "runs/0", "--train.steps", "20", count=2)) == [0, 0]
+    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and "resumes at step 10" in said(folder)
+    held(f"one of two processes {harm}", count, f"both down in at most {slowest:.0f} s, with a message; goes on")
