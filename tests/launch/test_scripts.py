@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_jax.stages.watchdog import EXIT_CODE
 from tests.launch.conftest import ROOT, Fakes, refused
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch" / "slurm.sbatch"])
@@ -89,6 +90,14 @@ def test_a_slurm_job_near_its_time_limit_goes_back_into_the_queue(fakes: Fakes, 
             time.sleep(0.05)
         running.send_signal(signal.SIGUSR1)
         assert running.wait(20) == 0  # srun was waited for
+    assert fakes.calls()[1:] == [["scontrol", "requeue", "42"]]
+
+
+def test_a_slurm_job_that_hung_goes_back_into_the_queue(fakes: Fakes, folder: Path):
+    fakes.add("srun", f"exit {EXIT_CODE}")
+    fakes.add("scontrol")
+    with job(fakes, folder, "mine.yaml") as running:
+        assert running.wait(20) == EXIT_CODE
     assert fakes.calls()[1:] == [["scontrol", "requeue", "42"]]
 
 
