@@ -136,6 +136,7 @@ def fit(
             )
             checkpoints.close()
         finally:
+            checkpoints.settle()
             for sink in sinks:
                 sink.close()
     if (reached := int(last.step)) < steps:

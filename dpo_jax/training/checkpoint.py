@@ -11,6 +11,7 @@ import functools
 import os
 import shutil
 from collections.abc import Callable
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,11 @@ class Checkpoints:
         if pending is not None:
             pending.result() if isinstance(pending, Future) else pending()
             meet("a step is sealed")
+
+    def settle(self) -> None:
+        """Lets what is being written become whole where the training ends by an error, which others may have caused."""
+        if isinstance(self._pending, Future):
+            futures.wait([self._pending])
 
     def _seal(self, step: int, record: dict[str, Any]) -> None:
         target = self._folder / str(step)

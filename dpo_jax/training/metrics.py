@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,7 @@ class TensorBoardSink:
     def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
         from tensorboardX import SummaryWriter
 
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # that a value is NaN is said by others
         purge_step = None if resume_step is None else resume_step + 1
         # tensorboardX names a file by the second alone and would write over that of a run begun in the same one.
         suffix = f".{time.time_ns()}"

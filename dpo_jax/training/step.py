@@ -127,7 +127,7 @@ def make_step(
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
         with jax.named_scope("optimizer"):
-            direction, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+            direction, moments = optimizer.update(gradient, state.optimizer, state.params)
             learning_rate = knobs["learning_rate"] * schedule(state.step)
             moved = jax.tree.map(lambda p, d: p + (learning_rate * d).astype(p.dtype), state.params, direction)
             params = unless_skipped(moved, state.params)
@@ -136,8 +136,8 @@ def make_step(
         frozen = state.frozen
         if objective.refresh and frozen is not None:
             frozen = objective.refresh(params, frozen, state.step + 1)
-        kept = unless_skipped((optimizer_state, memory), (state.optimizer, state.memory))
-        new = TrainState(state.step + 1, params, kept[0], state.key, kept[1], frozen, skipped)
+        moments, memory = unless_skipped((moments, memory), (state.optimizer, state.memory))
+        new = TrainState(state.step + 1, params, moments, state.key, memory, frozen, skipped)
         return new, numbers | divide(metrics)
 
     return jax.jit(

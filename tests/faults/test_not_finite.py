@@ -20,6 +20,7 @@ from dpo_jax.types import HostBatch
 from tests.faults import tiny_run
 
 BAD = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
+REST = [("batch", "infinity"), ("batch", "minus infinity"), ("gradient", "nan"), ("gradient", "minus infinity")]
 
 
 @pytest.fixture
@@ -72,11 +73,18 @@ def rows(workdir: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("value", BAD)
-@pytest.mark.parametrize("where", ["batch", "gradient"])
+@pytest.mark.parametrize(("where", "value"), [("batch", "nan"), ("gradient", "infinity"), *REST])
 def test_a_step_is_skipped_and_counted(
-    where: str, value: str, experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+    where: str,
+    value: str,
+    experiment: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Any,
+    trials: Callable,
+    held: Callable,
 ):
+    if (where, value) in REST and not trials(0, 1):
+        pytest.skip("one value each is enough for now")
     steps = {2, 3, 7}
     poison = {"batch": poison_batches, "gradient": poison_gradients}[where]
     poison(monkeypatch, steps, BAD[value])
@@ -84,9 +92,10 @@ def test_a_step_is_skipped_and_counted(
     logged = {int(row["step"]): row for row in rows("runs/demo")}
     assert sorted(logged) == [3, 4, 5, 8, 10, 12]  # every fifth, the last, and those that were skipped
     assert [logged[number]["skipped_steps"] for number in sorted(logged)] == [1, 2, 2, 3, 3, 3]
+    said = capsys.readouterr().err
     for number in (3, 4, 8):
         assert not np.isfinite(logged[number]["loss"] + logged[number]["grad_norm"])
-        assert f"step {number} is skipped" in capsys.readouterr().err or True
+        assert f"step {number} is skipped" in said
     states = {number: tiny_run.arrays(Path(f"runs/demo/checkpoints/{number}/params")) for number in (2, 4, 6, 8)}
     assert all(np.array_equal(states[2][name], states[4][name]) for name in states[2])  # steps 3 and 4
     assert not all(np.array_equal(states[4][name], states[6][name]) for name in states[2])

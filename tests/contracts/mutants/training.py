@@ -77,8 +77,8 @@ MUTANTS: list[Mutant] = [
         ("the last micro-batch is left out", "zeros, jnp.arange(count))[0]", "zeros, jnp.arange(count - 1))[0]"),
         (
             "grad_norm after clipping",
-            '"grad_norm": optax.tree.norm(gradient)',
-            '"grad_norm": optax.tree.norm(direction)',
+            '"grad_norm": norm,',
+            '"grad_norm": optax.tree.norm(direction),',
         ),
         (
             "the learning rate of the next step",
@@ -97,14 +97,36 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "the reference's move is forgotten",
-            "state.key, memory, frozen), numbers",
-            "state.key, memory, state.frozen), numbers",
+            "state.key, memory, frozen, skipped)",
+            "state.key, memory, state.frozen, skipped)",
         ),
         (
             "what is remembered is forgotten",
-            "state.key, memory, frozen), numbers",
-            "state.key, state.memory, frozen), numbers",
+            "state.key, memory, frozen, skipped)",
+            "state.key, state.memory, frozen, skipped)",
         ),
+        ("a loss that is not finite is learned from", "jnp.isfinite(loss) & jnp.isfinite(norm)", "jnp.isfinite(norm)"),
+        (
+            "a gradient that is not finite is learned from",
+            "jnp.isfinite(loss) & jnp.isfinite(norm)",
+            "jnp.isfinite(loss)",
+        ),
+        (
+            "parameters move in a step that is skipped",
+            "params = unless_skipped(moved, state.params)",
+            "params = jax.tree.map(lambda n, o: jnp.where(jnp.isfinite(n), n, o * 1.001), moved, state.params)",
+        ),
+        (
+            "the optimizer learns from a step that is skipped",
+            "unless_skipped((moments, memory), (state.optimizer, state.memory))",
+            "(moments, unless_skipped(memory, state.memory))",
+        ),
+        (
+            "what a skipped step found is remembered",
+            "unless_skipped((moments, memory), (state.optimizer, state.memory))",
+            "(unless_skipped(moments, state.optimizer), memory)",
+        ),
+        ("skipped steps are not counted", "state.skipped + jnp.where(finite, 0, 1)", "state.skipped"),
         ("the old state is not donated", "donate_argnums=0\n    )", "donate_argnums=()\n    )"),
     ),
     *planted(
@@ -113,8 +135,8 @@ MUTANTS: list[Mutant] = [
         ("replicated moments", "lambda _, sharding: sharding,", "lambda _, sharding: whole,"),
         (
             "frozen parameters are the trained ones",
-            "optimizer.init(params), key, memory, frozen)",
-            "optimizer.init(params), key, memory, frozen and params)",
+            "optimizer.init(params), key, memory, frozen, skipped)",
+            "optimizer.init(params), key, memory, frozen and params, skipped)",
         ),
         (
             "every state has the same key",
@@ -123,8 +145,8 @@ MUTANTS: list[Mutant] = [
         ),
         (
             "a state remembers nothing at first",
-            "optimizer.init(params), key, memory, frozen)",
-            "optimizer.init(params), key, jax.tree.map(jnp.zeros_like, memory), frozen)",
+            "optimizer.init(params), key, memory, frozen, skipped)",
+            "optimizer.init(params), key, jax.tree.map(jnp.zeros_like, memory), frozen, skipped)",
         ),
     ),
     *planted(
@@ -154,8 +176,28 @@ MUTANTS: list[Mutant] = [
     *planted(
         "training/loop.py",
         ("tests/training/test_loop.py", RUNS),
-        ("the loss of another step is logged", "late = (done, numbers, more)", "late = (done + 1, numbers, more)"),
-        ("a loss that is not finite is saved", 'if not abs(values["loss"]) < float("inf"):', "if False:"),
+        ("the loss of another step is logged", "late = _Late(done, numbers", "late = _Late(done + 1, numbers"),
+        ("any number of steps in a row is skipped", "if len(skips) > skips_allowed:", "if False:"),
+        (
+            "skipped steps count that do not follow each other",
+            "skips[:] = [*skips, step.done] if skipped else []",
+            "skips[:] = [*skips, *[step.done] * skipped]",
+        ),
+        ("a skipped step is not logged", "elif skipped or step.more:", "elif step.more:"),
+        ("what is measured off the log's steps is lost", "elif skipped or step.more:", "elif skipped:"),
+        ("an infinite gradient norm is none of a skip", 'values["loss"] + values["grad_norm"]', 'values["loss"]'),
+        ("parameters that are not finite are saved", "if skips and not _finite(state.params):", "if False:"),
+        (
+            "the rows of another step are named",
+            "_Late(done, numbers, more, batch.row_ids)",
+            "_Late(done, numbers, more, [])",
+        ),
+        ("told to stop, it leaves without saving", "if leaves or done == steps or", "if done == steps or"),
+        (
+            "told to stop, it goes on",
+            "            if leaves:\n                break",
+            "            if False:\n                break",
+        ),
         (
             "what is done after a step does not reach the next",
             "state, more = after(done, state) if after else (state, {})",
@@ -164,8 +206,8 @@ MUTANTS: list[Mutant] = [
         ("knobs of the next step", "knobs(done - 1)", "knobs(done)"),
         (
             "a resumed run begins its data anew",
-            "prefetch(read, start, steps), start + 1)",
-            "prefetch(read, 0, steps - start), start + 1)",
+            "closing(prefetch(read, start, steps))",
+            "closing(prefetch(read, 0, steps - start))",
         ),
     ),
 ]
