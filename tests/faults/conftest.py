@@ -23,11 +23,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-results", action="store_true", help="put what held into tests/faults/README.md")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """`trials(quick, full)` is the number of trials of this run; the option is unknown where all tests are run."""
+    """`trials(quick, full)` is the number of trials of this run; the option is unknown where all tests are run.
+
+    A test that has no trials in the quick run is skipped.
+    """
     full = request.config.getoption("--full-trials", default=False)
-    return lambda quick, all_of_them: all_of_them if full else quick
+
+    def count(quick: int, all_of_them: int) -> int:
+        if not full and not quick:
+            pytest.skip("one of --full-trials")
+        return all_of_them if full else quick
+
+    return count
 
 
 @pytest.fixture

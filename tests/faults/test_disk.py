@@ -69,7 +69,8 @@ def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable
     )
 
 
-def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held: Callable):
+def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, trials: Callable, held: Callable):
+    trials(0, 1)
     disk = small_disk(20_000)
     workdir = disk / "run"
     assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]

@@ -17,7 +17,7 @@ from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
 
 CHAINS = 5
-TRAIN = {"steps": 300, "save_every": 3, "keep": 3, "micro_batch_pairs": 4}
+TRAIN = {"save_every": 3, "keep": 3, "micro_batch_pairs": 4}
 TERM_SECONDS = 10.0
 
 pytestmark = pytest.mark.slow
@@ -28,26 +28,30 @@ def train(folder: Path, workdir: str) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def steps(trials: Callable) -> dict[str, int]:
+    return TRAIN | {"steps": trials(60, 300)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, steps: dict[str, int]) -> Path:
     """An experiment with its unbroken run."""
-    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills"), train=TRAIN)
+    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills"), train=steps)
     assert finish(start(folder, *train(folder, "runs/whole"))) == [0], said(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def folder_of_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder_of_two(tmp_path_factory: pytest.TempPathFactory, steps: dict[str, int], trials: Callable) -> Path:
     """The same for two processes: a mesh decides in which order numbers are added."""
-    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills_of_two"), train=TRAIN)
+    trials(0, 1)
+    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("kills_of_two"), train=steps)
     assert finish(start(folder, *train(folder, "runs/whole"), count=2)) == [0, 0], said(folder)
     return folder
 
 
 @pytest.mark.parametrize("chain", range(CHAINS))
 def test_training_killed_again_and_again(chain: int, folder: Path, trials: Callable, held: Callable):
-    kills = trials(2, 50) // CHAINS if trials(2, 50) > CHAINS else int(chain == 0) * trials(2, 50)
-    if not kills:
-        pytest.skip("one chain of kills is enough for now")
+    kills = trials(2 * (chain == 0), 10)
     dice, workdir = random.Random(chain), folder / f"runs/chain_{chain}"
     killed = 0
     while killed < kills:
@@ -68,10 +72,9 @@ def test_training_killed_again_and_again(chain: int, folder: Path, trials: Calla
 
 @pytest.mark.parametrize("chain", range(CHAINS))
 def test_the_reference_pass_killed_again_and_again(chain: int, tmp_path: Path, trials: Callable, held: Callable):
-    kills = trials(2, 50) // CHAINS if trials(2, 50) > CHAINS else int(chain == 0) * trials(2, 50)
-    if not kills:
-        pytest.skip("one chain of kills is enough for now")
-    folder = tiny_run.make_experiment(tmp_path, rows=1600)
+    kills = trials(1 * (chain == 0), 10)
+    rows_in_all = trials(400, 1600)
+    folder = tiny_run.make_experiment(tmp_path, rows=rows_in_all)
     assert finish(start(folder, "reference", "e.yaml", "--reference.store", "runs/whole")) == [0], said(folder)
     (whole,) = (folder / "runs/whole").iterdir()
     store = folder / "runs/stores" / whole.name
@@ -82,13 +85,13 @@ def test_the_reference_pass_killed_again_and_again(chain: int, tmp_path: Path, t
 
     while killed < kills:
         processes = start(folder, "reference", "e.yaml")
-        more = 8 * dice.randrange(0, 12)
+        more = 8 * dice.randrange(1, 12)
         wait_until(lambda: (store / "manifest.json").exists() and rows() >= known + more, processes)  # noqa: B023
         time.sleep(dice.random() * 0.3)
         processes[0].kill()
         killed += finish(processes) == [-signal.SIGKILL]
         if known:
-            assert f"scores {1600 - known} rows" in said(folder) and f"{known} are there" in said(folder)
+            assert f"scores {rows_in_all - known} rows" in said(folder) and f"{known} are there" in said(folder)
         known = rows()
     assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
     (ours, found), (wanted, expected) = tiny_run.stored(store), tiny_run.stored(whole)
@@ -102,10 +105,10 @@ def test_the_reference_pass_killed_again_and_again(chain: int, tmp_path: Path, t
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_saves_and_leaves(count: int, folder: Path, folder_of_two: Path, trials: Callable, held: Callable):
-    here = {1: folder, 2: folder_of_two}[count]
+def test_sigterm_saves_and_leaves(count: int, request: pytest.FixtureRequest, trials: Callable, held: Callable):
+    here = request.getfixturevalue({1: "folder", 2: "folder_of_two"}[count])
     workdir, dice, slowest = here / f"runs/told_{count}", random.Random(count), 0.0
-    told = trials(1, 10)
+    told = trials(1 * (count == 1), 10)
     for number in range(told):
         processes = start(here, *train(here, f"runs/told_{count}"), count=count)
         before, more = tiny_run.lines(workdir / "metrics.jsonl"), dice.randrange(2, 20)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,3 +141,32 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path):
     checkpoints = Checkpoints(tmp_path / "in_the_way")
     with pytest.raises(UserError, match="cannot be written"):
         checkpoints.save(1, state(1), {})
+
+
+def test_a_save_that_fails_is_said_as_soon_as_it_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = saved(tmp_path, 1)
+
+    def full(path: Path, value: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("dpo_jax.training.checkpoint.write_json", full)
+    checkpoints.save(2, state(2), {})
+    with pytest.raises(UserError, match=r"2: the checkpoint could not be written: No space left on device\. The steps"):
+        while True:
+            checkpoints.check()  # as the loop does after every step
+    checkpoints.check()
+    assert checkpoints.latest() == 1
+
+
+def test_what_is_being_written_is_sealed_by_itself(tmp_path: Path):
+    checkpoints = saved(tmp_path, 1)
+    checkpoints.save(2, state(2), {})
+    checkpoints.settle()
+    assert Checkpoints(tmp_path).latest() == 2
+
+
+def test_what_a_killed_run_left_half_is_swept_away(tmp_path: Path):
+    (tmp_path / "7" / "params.orbax-checkpoint-tmp").mkdir(parents=True)
+    (tmp_path / "notes").mkdir()
+    saved(tmp_path, 1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1.json", "notes"]
