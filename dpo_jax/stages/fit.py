@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -135,10 +136,14 @@ def fit(
                 watched=dog.watched,
             )
             checkpoints.close()
-        finally:
+        except BaseException:
             checkpoints.settle()
             for sink in sinks:
-                sink.close()
+                with contextlib.suppress(OSError):  # it may be the same disk: what came first is said
+                    sink.close()
+            raise
+        for sink in sinks:
+            sink.close()
     if (reached := int(last.step)) < steps:
         raise Preempted(
             f"{stage}: told to stop, and saved step {reached} of {steps}; the same command goes on from there"

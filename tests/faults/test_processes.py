@@ -14,11 +14,11 @@ from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
 
 ALL_DOWN_SECONDS = 30.0
-ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5", "--train.step_timeout_seconds", "8")
+ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5", "--train.step_timeout_seconds", "15")
 TELLS = {
     "dies": "another task died|heartbeat timeout|unreachable|Connection reset|Gloo",
     "raises": "harmed on purpose",
-    "hangs": "train.step_timeout_seconds is 8: leaving",
+    "hangs": "train.step_timeout_seconds is 15: leaving",
 }
 
 pytestmark = pytest.mark.slow
