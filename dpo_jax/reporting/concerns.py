@@ -82,6 +82,8 @@ def training_concerns(rows: Rows, fitted: Mapping[str, Any] | None) -> list[str]
     if broken := broken_steps(rows):
         count = f"{len(broken)} of {len(rows)} logged steps"
         concerns.append(f"NaN or infinite values at {count}, first at step {broken[0]}.")
+    if skipped := int(rows[-1].get("skipped_steps", 0)) if rows else 0:
+        concerns.append(f"Steps skipped because their loss or gradient was not finite: {skipped}.")
     # Log-ratios are free of how long each batch's responses happen to be; log-probs are not.
     _, ratio = ends(series(rows, "log_ratios/chosen")[1])
     before, after = ends(series(rows, "logps/chosen")[1])
