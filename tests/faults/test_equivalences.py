@@ -38,7 +38,7 @@ pytestmark = pytest.mark.slow
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_run.make_experiment(
         tmp_path_factory.mktemp("equivalences"),
-        data={"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "pairs.jsonl", "limit": 4}], "max_tokens": 64},
+        data={"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "eval.jsonl"}], "max_tokens": 64},
         optimizer={"learning_rate": 1e-4},
         train={"batch_pairs": 8, "micro_batch_pairs": 8, "steps": STEPS, "log_every": 1},
         evaluation={"max_new_tokens": 4, "batch_rows": 8},

@@ -30,6 +30,7 @@ def make_experiment(folder: Path, *, rows: int = 40, **sections: Any) -> Path:
     """A model, rows and an experiment file in a new folder; `sections` change or join those of the experiment."""
     make_hf_folder(folder / "model")
     write_rows(folder / "pairs.jsonl", rows)
+    write_rows(folder / "eval.jsonl", 4, seed=1)
     config: dict[str, Any] = {
         "workdir": "runs/demo",
         "model": {"weights": "model"},
