@@ -20,6 +20,9 @@ Origins = dict[str, str]
 """Dotted key -> "file.yaml:12" or "command line"; a key that is not there has its default."""
 
 
+_MOST_VALUES = 20_000  # of a file
+
+
 class Range(NamedTuple):
     """The numbers that a setting may be, ends included."""
 
@@ -35,6 +38,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
         raise UserError(f"{path}: there is no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -42,7 +47,10 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}: a configuration is a mapping of keys, such as `workdir: runs/demo`.")
     origins: Origins = {}
-    return _plain(root, path, "", origins), origins
+    try:
+        return _plain(root, path, "", origins), origins
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply, or an alias (*name) that stands in itself.") from None
 
 
 def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
@@ -50,6 +58,8 @@ def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
     where = f"{path}:{node.start_mark.line + 1}"
     if key:
         origins[key] = where
+    if len(origins) > _MOST_VALUES:
+        raise UserError(f"{where}: more than {_MOST_VALUES:,} values; aliases (*name) of aliases make as many.")
     prefix = f"{key}." if key else ""
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
