@@ -21,6 +21,7 @@ Origins = dict[str, str]
 
 
 _MOST_VALUES = 20_000  # of a file
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
 class Range(NamedTuple):
@@ -61,6 +62,8 @@ def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
     if len(origins) > _MOST_VALUES:
         raise UserError(f"{where}: more than {_MOST_VALUES:,} values; aliases (*name) of aliases make as many.")
     prefix = f"{key}." if key else ""
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        raise UserError(f"{where}: {key}: the tag {node.tag} is not allowed; write plain values.")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for name_node, value_node in node.value:

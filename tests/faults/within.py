@@ -10,19 +10,19 @@ from contextlib import contextmanager
 
 @contextmanager
 def within(seconds: int, megabytes: int) -> Iterator[None]:
-    """Fails where the block takes longer, or allocates more at any time; only the main thread can watch the clock."""
+    """Fails where the block takes more of the processor's time, or allocates more; for the main thread only."""
 
     def late(number: int, frame: object) -> None:
         raise Late(f"not done within {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again and again: a callback of the collector swallows it
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)  # again: a callback of the collector swallows one
     tracemalloc.start()
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < megabytes * 1e6, f"held {peak / 1e6:.0f} MB"
