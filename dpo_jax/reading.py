@@ -21,6 +21,7 @@ Origins = dict[str, str]
 
 
 _MOST_VALUES = 20_000  # of a file
+_DEEPEST = 50
 _PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 
 
@@ -34,13 +35,13 @@ class Range(NamedTuple):
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """The mapping of one YAML file, and the line of each of its keys."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf8")
+        _check_depth(path, text)  # the parser takes time by the square of it
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: there is no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    except RecursionError:
-        raise UserError(f"{path}: nested too deeply.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
@@ -51,7 +52,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     try:
         return _plain(root, path, "", origins), origins
     except RecursionError:
-        raise UserError(f"{path}: nested too deeply, or an alias (*name) that stands in itself.") from None
+        raise UserError(f"{path}: an alias (*name) that stands in itself.") from None
+
+
+def _check_depth(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        opens, closes = isinstance(event, yaml.CollectionStartEvent), isinstance(event, yaml.CollectionEndEvent)
+        depth += opens - closes
+        if depth > _DEEPEST:
+            raise UserError(f"{path}:{event.start_mark.line + 1}: nested too deeply, more than {_DEEPEST} levels.")
 
 
 def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
