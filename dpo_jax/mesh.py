@@ -137,6 +137,13 @@ def meet(what: str) -> None:
         multihost_utils.sync_global_devices(what)
 
 
+def least(number: int) -> int:
+    """The least of the numbers with which all processes of the run come here."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.min(multihost_utils.process_allgather(np.int32(number))))
+
+
 def splits(mesh: Mesh, name: str) -> int:
     """Into how many parts a mesh splits a dimension with this logical name."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name])

@@ -20,6 +20,11 @@ Origins = dict[str, str]
 """Dotted key -> "file.yaml:12" or "command line"; a key that is not there has its default."""
 
 
+_MOST_VALUES = 20_000  # of a file
+_DEEPEST = 50
+_PLAIN_TAGS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+
+
 class Range(NamedTuple):
     """The numbers that a setting may be, ends included."""
 
@@ -30,7 +35,9 @@ class Range(NamedTuple):
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """The mapping of one YAML file, and the line of each of its keys."""
     try:
-        root = yaml.compose(path.read_text(encoding="utf8"), Loader=yaml.SafeLoader)
+        text = path.read_text(encoding="utf8")
+        _check_depth(path, text)  # the parser takes time by the square of it
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: there is no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -42,7 +49,19 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}: a configuration is a mapping of keys, such as `workdir: runs/demo`.")
     origins: Origins = {}
-    return _plain(root, path, "", origins), origins
+    try:
+        return _plain(root, path, "", origins), origins
+    except RecursionError:
+        raise UserError(f"{path}: an alias (*name) that stands in itself.") from None
+
+
+def _check_depth(path: Path, text: str) -> None:
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        opens, closes = isinstance(event, yaml.CollectionStartEvent), isinstance(event, yaml.CollectionEndEvent)
+        depth += opens - closes
+        if depth > _DEEPEST:
+            raise UserError(f"{path}:{event.start_mark.line + 1}: nested too deeply, more than {_DEEPEST} levels.")
 
 
 def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
@@ -50,7 +69,11 @@ def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
     where = f"{path}:{node.start_mark.line + 1}"
     if key:
         origins[key] = where
+    if len(origins) > _MOST_VALUES:
+        raise UserError(f"{where}: more than {_MOST_VALUES:,} values; aliases (*name) of aliases make as many.")
     prefix = f"{key}." if key else ""
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
+        raise UserError(f"{where}: {key}: the tag {node.tag} is not allowed; write plain values.")
     if isinstance(node, yaml.MappingNode):
         result: dict[str, Any] = {}
         for name_node, value_node in node.value:

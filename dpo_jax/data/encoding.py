@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-_TEXTS = ("prompt", "chosen", "rejected", "completion", "mismatched", "tools")
 
 
 class Encoded(NamedTuple):
@@ -35,7 +31,12 @@ class Encoded(NamedTuple):
 
 
 def encode(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, special_tokens: bool, *, offsets: bool = False
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerFast,
+    special_tokens: bool,
+    *,
+    bos: int | None,
+    offsets: bool = False,
 ) -> list[Encoded]:
     """Each text, without what the tokenizer adds behind it: the template says how a response ends.
 
@@ -58,7 +59,7 @@ def encode(
         start, end = 0, len(ids)
         while end and added[end - 1]:
             end -= 1
-        if end > 1 and added[0] and ids[0] == ids[1] == tokenizer.bos_token_id:
+        if end > 1 and added[0] and ids[0] == ids[1] == bos:
             start = 1
         of_tokens = None if places is None else np.asarray(places[start:end], np.int32).reshape(-1, 2)
         found.append(Encoded(np.asarray(ids[start:end], np.int32), of_tokens))
@@ -85,37 +86,3 @@ def keep_end(prompt: np.ndarray, bos: Any, max_prompt_tokens: int) -> np.ndarray
     if prompt[0] == bos and max_prompt_tokens > 1:
         return np.concatenate([prompt[:1], prompt[len(prompt) - max_prompt_tokens + 1 :]])
     return prompt[len(prompt) - max_prompt_tokens :]
-
-
-class Specials:
-    """The special tokens of a tokenizer, which the text of a row must not hold: it would speak as the template does."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerFast):
-        added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
-        names = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-        self._pattern = re.compile("|".join(map(re.escape, names)) or "(?!)")
-
-    def check(self, row: Any, *, closing: Any) -> None:
-        """Raises BadRow if a text of the row holds one; a text may end with `closing`."""
-        texts = row._asdict()
-        for name in _TEXTS:
-            for text in _strings(texts.get(name)):
-                found = self._pattern.search(text.removesuffix(closing) if closing else text)
-                if found:
-                    raise BadRow(
-                        row.where,
-                        "special token in the text",
-                        f"{name} holds {found.group()!r}, a special token of the tokenizer, which the model would take "
-                        "for the template's own. If that is meant, set data.special_tokens: allow.",
-                    )
-
-
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _strings(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _strings(item)

@@ -11,9 +11,10 @@ import numpy as np
 
 from dpo_jax.data import encoding
 from dpo_jax.data.chat import TEMPLATES, Span, Template
-from dpo_jax.data.encoding import Encoded, Specials
+from dpo_jax.data.encoding import Encoded
 from dpo_jax.data.rules import Rules, checked
 from dpo_jax.data.sources.record import BadRow
+from dpo_jax.data.specials import AsText, Specials
 from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow, UnpairedCompletion
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Counts(NamedTuple):
     boundaries_moved: int = 0  # the end of the prompt merged with a response, and counts as response
     identical_responses: int = 0  # chosen and rejected differ in text, but not in the tokens that are left of them
     long_rows_dropped: int = 0
+    special_tokens_as_text: int = 0
 
 
 class Tokenized(NamedTuple):
@@ -62,7 +64,7 @@ def tokenize_chunks(
         UserError: a row cannot be used (with on_error "stop"), or the tokenizer cannot do what the template asks.
     """
     form = checked(rules)
-    specials = Specials(tokenizer) if rules.special_tokens == "refuse" else None
+    specials = _specials(tokenizer, rules)
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _CHUNK_ROWS)):
         skipped: Counter[str] = Counter()
@@ -74,6 +76,7 @@ def tokenize_chunks(
                 if isinstance(whole, BadRow):
                     raise whole
                 cut, counts = _cut(row, whole, tokenizer, rules)
+                counts = counts._replace(special_tokens_as_text=whole.as_text and not counts.long_rows_dropped)
             except BadRow as bad:
                 if on_error == "stop":
                     raise
@@ -105,13 +108,32 @@ def tokenize_prompts(
     """
     settings = Rules(**rules)
     form, limit = checked(settings), settings.max_prompt_tokens
-    if settings.special_tokens == "refuse":
-        specials = Specials(tokenizer)
-        for prompt in prompts:
-            specials.check(prompt, closing=None)
-    encoded = encoding.encode([form.prompt(tokenizer, prompt) for prompt in prompts], tokenizer, form.special_tokens)
+    specials = _specials(tokenizer, settings)
+    texts = [_prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
+    encoder, bos = _encoder(tokenizer, specials), tokenizer.bos_token_id
+    encoded = encoding.encode(texts, encoder, form.special_tokens, bos=bos)
     kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
     return kept, sum(len(whole.ids) > limit for whole in encoded)
+
+
+def _specials(tokenizer: PreTrainedTokenizerFast, rules: Rules) -> Specials | AsText | None:
+    if rules.special_tokens == "allow":
+        return None
+    return AsText(tokenizer) if rules.special_tokens == "text" else Specials(tokenizer)
+
+
+def _encoder(tokenizer: PreTrainedTokenizerFast, specials: Specials | AsText | None) -> PreTrainedTokenizerFast:
+    return specials.encoder if isinstance(specials, AsText) else tokenizer
+
+
+def _prompt_text(
+    prompt: Any, tokenizer: PreTrainedTokenizerFast, form: Template, specials: Specials | AsText | None
+) -> str:
+    if isinstance(specials, AsText):
+        return specials.finished(form.prompt(tokenizer, specials.marked(prompt)), prompt.where)
+    if specials:
+        specials.check(prompt, closing=None)
+    return form.prompt(tokenizer, prompt)
 
 
 class _Whole(NamedTuple):
@@ -120,6 +142,7 @@ class _Whole(NamedTuple):
     prompt: Encoded
     wholes: list[Encoded]
     spans: list[list[Span] | None]  # the characters to score, of each response
+    as_text: bool  # some special token of the row is read as text
 
 
 def _encoded(
@@ -127,14 +150,15 @@ def _encoded(
     tokenizer: PreTrainedTokenizerFast,
     rules: Rules,
     form: Template,
-    specials: Specials | None,
+    specials: Specials | AsText | None,
 ) -> Iterator[tuple[Row, _Whole | BadRow]]:
     """Each row of the chunk, encoded, or the error that it would raise; neighbours of one form go together."""
     for is_text, group in itertools.groupby(chunk, key=_is_text):
         rows, used = list(group), TEMPLATES["plain"] if is_text else form
         texts = [_formatted(row, tokenizer, rules, used, specials) for row in rows]
         flat = [text for one in texts if not isinstance(one, BadRow) for text in (one.prompt, *one.wholes)]
-        encoded = iter(encoding.encode(flat, tokenizer, used.special_tokens, offsets=rules.score == "assistant"))
+        settings = {"offsets": rules.score == "assistant", "bos": tokenizer.bos_token_id}
+        encoded = iter(encoding.encode(flat, _encoder(tokenizer, specials), used.special_tokens, **settings))
         for row, one in zip(rows, texts, strict=True):
             if isinstance(one, BadRow):
                 yield row, one
@@ -142,7 +166,7 @@ def _encoded(
             prompt, *wholes = itertools.islice(encoded, 1 + len(one.wholes))
             if used.special_tokens:
                 encoding.check_end(wholes, tokenizer, row.where)
-            yield row, _Whole(prompt, wholes, one.spans)
+            yield row, _Whole(prompt, wholes, one.spans, one.as_text)
 
 
 def _is_text(row: Any) -> bool:
@@ -154,21 +178,44 @@ class _Formatted(NamedTuple):
     prompt: str
     wholes: list[str]
     spans: list[list[Span] | None]
+    as_text: bool = False
 
 
 def _formatted(
-    row: Any, tokenizer: PreTrainedTokenizerFast, rules: Rules, form: Template, specials: Specials | None
+    row: Any, tokenizer: PreTrainedTokenizerFast, rules: Rules, form: Template, specials: Specials | AsText | None
 ) -> _Formatted | BadRow:
     try:
-        if specials:
-            specials.check(row, closing=tokenizer.eos_token if form is TEMPLATES["plain"] else None)
-        return _Formatted(
-            form.prompt(tokenizer, row),
-            [form.conversation(tokenizer, row, response) for response in row.responses],
-            [form.spans(tokenizer, row, r) if rules.score == "assistant" else None for r in row.responses],
+        is_plain = form is TEMPLATES["plain"]
+        if isinstance(specials, Specials):
+            specials.check(row, closing=tokenizer.eos_token if is_plain else None)
+        seen = specials.marked(row) if isinstance(specials, AsText) and not is_plain else row
+        found = _Formatted(
+            form.prompt(tokenizer, seen),
+            [form.conversation(tokenizer, seen, response) for response in seen.responses],
+            [form.spans(tokenizer, seen, r) if rules.score == "assistant" else None for r in seen.responses],
         )
+        if is_plain and isinstance(specials, Specials):
+            for whole in found.wholes:
+                specials.check_joined(found.prompt, whole, row.where)
+        return _as_text(found, specials, row.where, tokenizer, is_plain) if isinstance(specials, AsText) else found
     except BadRow as bad:
         return bad
+
+
+def _as_text(
+    found: _Formatted, specials: AsText, where: str, tokenizer: PreTrainedTokenizerFast, is_plain: bool
+) -> _Formatted:
+    """The same with the special tokens of the row as text. Without a template only the EOS at the end is none."""
+    prompt, wholes = found.prompt, found.wholes
+    if is_plain:
+        eos = str(tokenizer.eos_token)
+        prompt = specials.mark(prompt, where)
+        wholes = [specials.mark(whole.removesuffix(eos), where) + eos for whole in wholes]
+    return found._replace(
+        prompt=specials.finished(prompt, where),
+        wholes=[specials.finished(whole, where) for whole in wholes],
+        as_text=any(map(specials.holds_marks, [prompt, *wholes])),
+    )
 
 
 def _cut(row: Any, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rules) -> tuple[TokenRow, Counts]:

@@ -69,6 +69,7 @@ def _report(setup: Setup, name: str, data: DataRows, found: Findings, shared: Ov
     counted = {
         "prompts truncated, their end kept": data.counts.prompts_truncated,
         "responses truncated, their start kept": data.counts.responses_truncated,
+        "rows with special tokens, read as text": data.counts.special_tokens_as_text,
         "over-long rows dropped": data.counts.long_rows_dropped,
         "pairs identical in what truncation left": data.counts.identical_responses,
         "pairs nearly identical": found.nearly_identical,

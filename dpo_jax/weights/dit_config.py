@@ -6,6 +6,7 @@ from typing import Any
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.vision.embeddings import TransformerSpec
+from dpo_jax.weights.sizes import check_sizes
 from dpo_jax.weights.source import WeightsSource
 
 _CLASS = "DiTTransformer2DModel"
@@ -40,6 +41,10 @@ def dit_spec(source: WeightsSource) -> TransformerSpec:
         UserError: a key is missing, unknown, or has a value that this network does not compute.
     """
     config, where = source.config, f"{source.where}/config.json"
+    try:
+        check_sizes(config)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}.") from None
     for key, value in config.items():
         if key in _ONLY and value not in _ONLY[key]:
             allowed = " or ".join(map(repr, _ONLY[key]))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
+import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json
+from dpo_jax.weights.mapped import Tensor, map_file
 from dpo_jax.weights.source import WeightsSource, token_ids
 
 if TYPE_CHECKING:
@@ -21,15 +20,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 DIGESTS_FILE = "digests.json"
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
-
-
-class _Tensor(NamedTuple):
-    """Where one tensor lies: a view of its mapped file, its dtype and its shape."""
-
-    data: np.ndarray
-    dtype: np.dtype
-    shape: tuple[int, ...]
+_MOST_JSON = 100_000_000  # bytes; an index of a thousand files has fewer
 
 
 def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
@@ -85,29 +76,41 @@ def _check_digests(folder: Path) -> None:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
+        if (size := path.stat().st_size) > _MOST_JSON:
+            raise UserError(f"{path}: {size / 1e6:,.0f} MB long, which no such file is. Fetch it again.")
         value = read_json(path)
     except FileNotFoundError:
+        if path.with_name("adapter_config.json").exists():
+            raise UserError(
+                f"{path.parent}: an adapter without its base. Merge the two, and give that folder."
+            ) from None
         raise UserError(f"{path}: missing. A Hugging Face folder holds config.json and {SINGLE_FILE}.") from None
-    except ValueError as error:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: want a JSON object, found {type(value).__name__}")
     return value
 
 
-def _map_tensors(folder: Path, stem: str) -> dict[str, _Tensor]:
+def _map_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     if not (folder / index).exists():
         if not (folder / single).exists():
             raise UserError(
                 f"{folder}: neither {single} nor {index}. Only safetensors are read, never pickled weights."
             )
-        return _map_file(folder / single)
-    weight_map = _read_object(folder / index).get("weight_map", {})
-    tensors: dict[str, _Tensor] = {}
+        return map_file(folder / single)
+    weight_map = _read_object(folder / index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{folder / index}: no weight_map, which says in which file each tensor is. Fetch it again.")
+    for file in weight_map.values():
+        _check_name(folder / index, file)
+    tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         listed = {name for name, at in weight_map.items() if at == file}
-        held = _map_file(folder / file)
+        held = map_file(folder / file)
         if listed != held.keys():
             names = ", ".join(sorted(listed ^ held.keys())[:5])
             raise UserError(f"{folder / file}: does not hold the tensors that {index} says, see {names}")
@@ -115,31 +118,10 @@ def _map_tensors(folder: Path, stem: str) -> dict[str, _Tensor]:
     return tensors
 
 
-def _map_file(path: Path) -> dict[str, _Tensor]:
-    """Maps one safetensors file: 8 bytes of header length, a JSON header with offsets, then the data."""
-    try:
-        mapped = np.memmap(path, np.uint8, mode="r")
-        start = 8 + int.from_bytes(mapped[:8].tobytes(), "little")
-        header = json.loads(mapped[8:start].tobytes())
-        header.pop("__metadata__", None)
-        data = mapped[start:]
-        tensors = {name: _locate(path, name, entry, data) for name, entry in header.items()}
-    except FileNotFoundError:
-        raise UserError(f"{path}: missing") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: not a safetensors file, or a damaged one. Fetch it again.") from None
-    if sum(tensor.data.nbytes for tensor in tensors.values()) != data.nbytes:
-        raise UserError(f"{path}: truncated or damaged, its length is not what its header says. Fetch it again.")
-    return tensors
-
-
-def _locate(path: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> _Tensor:
-    if entry["dtype"] not in _DTYPES:
-        raise UserError(f"{path}: tensor {name!r} has dtype {entry['dtype']}. {nearest(entry['dtype'], _DTYPES)}")
-    tensor = _Tensor(data[slice(*entry["data_offsets"])], np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]))
-    if tensor.data.nbytes != math.prod(tensor.shape) * tensor.dtype.itemsize:
-        raise UserError(f"{path}: truncated or damaged at tensor {name!r}. Fetch it again.")
-    return tensor
+def _check_name(index: Path, file: Any) -> None:
+    """Refuses what leads out of the folder. A file of the folder may be a link: in the hub's cache all are."""
+    if not isinstance(file, str) or "\0" in file or Path(file).name != file or not file.endswith(".safetensors"):
+        raise UserError(f"{index}: {reprlib.repr(file)} is none of the names of files that this folder may hold.")
 
 
 def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -147,4 +129,11 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder}: no tokenizer.json; only fast tokenizers are read")
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    try:
+        # Code of the folder is never run, nor is the user asked whether it may be.
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # it raises what it likes
+        says = str(error).partition("\n")[0][:300]
+        raise UserError(
+            f"{folder}: tokenizer.json or tokenizer_config.json cannot be read ({type(error).__name__}): {says}"
+        ) from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.weights.gguf_header import check_header
 from dpo_jax.weights.gguf_tokenizer import make_tokenizer
+from dpo_jax.weights.sizes import check_sizes
 from dpo_jax.weights.source import WeightsSource, token_ids
 
 _ARCHITECTURE = "llama"
@@ -58,10 +61,12 @@ def open_gguf(path: Path) -> WeightsSource:
     from gguf import GGUFReader, dequantize
 
     try:
+        check_header(path)
         reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+        _check_apart(reader.tensors)
+    except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path}: not a GGUF file, or a damaged one ({error}). Fetch it again.") from None
-    metadata = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {_hugging_face_name(path, tensor.name): tensor for tensor in reader.tensors}
     config = _config(path, metadata, tied="lm_head.weight" not in tensors)
 
@@ -84,6 +89,14 @@ def open_gguf(path: Path) -> WeightsSource:
         read=read,
         tokenizer=lambda: make_tokenizer(metadata, where=str(path)),
     )
+
+
+def _check_apart(tensors: list[Any]) -> None:
+    """Raises ValueError where two tensors share bytes."""
+    places = sorted((tensor.data_offset, tensor.data_offset + tensor.n_bytes, tensor.name) for tensor in tensors)
+    for (_, end, name), (start, _, other) in pairwise(places):
+        if start < end:
+            raise ValueError(f"{name!r} and {other!r} share bytes")
 
 
 def _hugging_face_name(path: Path, name: str) -> str:
@@ -120,6 +133,10 @@ def _config(path: Path, metadata: dict[str, Any], *, tied: bool) -> dict[str, An
     if missing := sorted(set(_REQUIRED.values()) - ours.keys()):
         raise UserError(f"{path}: metadata {prefix}{missing[0]} is missing")
     config = {name: _plain(ours[key]) for name, key in _REQUIRED.items()}
+    try:
+        check_sizes(config)
+    except ValueError as error:
+        raise UserError(f"{path}: metadata: {error}") from None
     head_size = ours.get("attention.key_length", config["hidden_size"] // config["num_attention_heads"])
     for key in ("attention.value_length", "rope.dimension_count"):
         if ours.get(key, head_size) != head_size:

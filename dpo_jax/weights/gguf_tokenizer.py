@@ -26,9 +26,6 @@ def make_tokenizer(metadata: dict[str, Any], *, where: str) -> PreTrainedTokeniz
     Raises:
         UserError: the metadata asks for another kind of tokenizer, or holds none.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
     for key, only in _EXPECTED.items():
         if metadata.get(key, only) != only:
             raise UserError(f"{where}: metadata {key} is {metadata[key]!r}. Allowed: {only!r}.")
@@ -36,6 +33,18 @@ def make_tokenizer(metadata: dict[str, Any], *, where: str) -> PreTrainedTokeniz
     if missing := [key for key in keys if key not in metadata]:
         raise UserError(f"{where}: no tokenizer: metadata {missing[0]} is missing")
     tokens, types, merges = (metadata[key] for key in keys)
+    try:
+        return _byte_level(metadata, tokens, types, merges)
+    except Exception as error:  # lists of other lengths, ids beyond them, merges of tokens that there are not
+        raise UserError(f"{where}: its tokenizer cannot be made ({error}). Fetch it again.") from error
+
+
+def _byte_level(
+    metadata: dict[str, Any], tokens: list[str], types: list[int], merges: list[str]
+) -> PreTrainedTokenizerFast:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     vocabulary = {token: index for index, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ", 1)) for merge in merges]))
     digits = pre_tokenizers.Digits(individual_digits=True)

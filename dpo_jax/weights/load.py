@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.mesh import named_sharding, place_lazily
+from dpo_jax.mesh import least, named_sharding, place_lazily
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.memory import HostMemory
@@ -66,10 +67,11 @@ def load_params(
     Tensors whose names begin with one of `skipped` are none of the model's. `told` hears what it took.
 
     Raises:
-        UserError: a tensor is missing, unknown, or of another shape.
+        UserError: a tensor is missing, unknown, of another shape, or holds what is no number.
     """
     expected = _check(source, model, rules, tuple(skipped))
     params: Params = {}
+    unfit: set[str] = set()
     placed, start = 0, time.perf_counter()
     with HostMemory() as memory:
         for rule in rules:
@@ -79,10 +81,11 @@ def load_params(
             size = len(sharding.addressable_devices) * math.prod(sharding.shard_shape(shape)) * dtype.itemsize
             placed += size
             memory.stays(size if _on_host(mesh) else 0)
-            read = functools.partial(_read_part, source, rule, shape, dtype)
+            read = functools.partial(_read_part, source, rule, shape, dtype, unfit)
             array = place_lazily(sharding, shape, dtype, read, cut=_cut(rule, len(shape)))
             branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), rule.path[:-1], params)
             branch[rule.path[-1]] = array
+    _check_finite(source, unfit, list(expected))
     told(Loaded(len(expected), placed, time.perf_counter() - start, memory.most))
     return params
 
@@ -131,6 +134,22 @@ def _check(
     return expected
 
 
+def _check_finite(source: WeightsSource, unfit: set[str], names: Sequence[str]) -> None:
+    """Refuses what some process has seen in its parts; all of them come here, and say the same."""
+    first = least(min(map(names.index, unfit), default=len(names)))
+    if first < len(names):
+        raise UserError(
+            f"{source.where}: tensor {names[first]!r} holds NaN or Inf. Nothing can be learned from such weights: "
+            "fetch them again, or take an earlier checkpoint."
+        )
+
+
+def _is_finite(part: np.ndarray) -> bool:
+    if part.dtype == ml_dtypes.bfloat16:  # whose own isfinite takes seven times as long
+        return bool(((part.view(np.uint16) & 0x7F80) != 0x7F80).all())
+    return bool(np.isfinite(part).all())
+
+
 def _check_tied_head(source: WeightsSource, embedding: str) -> None:
     """Some tools write a tied head out: it may stand there if it says what the embedding says."""
     if not np.array_equal(source.read(_HEAD), source.read(embedding)):
@@ -141,15 +160,25 @@ def _check_tied_head(source: WeightsSource, embedding: str) -> None:
 
 
 def _read_part(
-    source: WeightsSource, rule: TensorRule, shape: tuple[int, ...], dtype: np.dtype, index: tuple[slice, ...]
+    source: WeightsSource,
+    rule: TensorRule,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    unfit: set[str],
+    index: tuple[slice, ...],
 ) -> np.ndarray:
-    """The part of a parameter at `index`, always a copy: a mapped file must not become device memory."""
+    """The part of a parameter at `index`, always a copy: a mapped file must not become device memory.
+
+    `unfit` is told which tensors hold what is no number there.
+    """
     part = np.empty([at.stop - at.start for at in index], dtype)
-    if not is_stacked(rule):
-        _read_slice(part, source, rule.name, rule, shape, index)
-        return part
-    for own, name in zip(part, tensor_names(rule, shape)[index[0]], strict=True):
-        _read_slice(own, source, name, rule, shape[1:], index[1:])
+    stacked = is_stacked(rule)
+    names = tensor_names(rule, shape)[index[0]] if stacked else [rule.name]
+    own_shape, own_index = (shape[1:], index[1:]) if stacked else (shape, index)
+    for own, name in zip(part if stacked else [part], names, strict=True):
+        _read_slice(own, source, name, rule, own_shape, own_index)
+        if not _is_finite(own):
+            unfit.add(name)
     return part
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.models.families import FAMILIES, HARMLESS, Family, TensorRule
-from dpo_jax.models.spec import Spec
+from dpo_jax.models.spec import DecoderSpec, Spec
+from dpo_jax.weights.sizes import check_sizes
 from dpo_jax.weights.source import WeightsSource
 
 
@@ -24,7 +25,7 @@ class Resolved(NamedTuple):
 def resolve_family(config: Mapping[str, Any]) -> Family:
     """The family of a `config.json`, by its `model_type`."""
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"config.json: model_type {kind!r} is not supported. {nearest(str(kind), FAMILIES)}")
     return FAMILIES[kind]
 
@@ -37,9 +38,12 @@ def resolve_spec(source: WeightsSource) -> Resolved:
     """
     try:
         family = resolve_family(source.config)
+        check_sizes(source.config if family.inner is None else source.config[family.inner])
         given, complete, defaults = _completed(source.config, family.inner)
         unknown = _guard(family, given, complete, defaults)
         spec = family.spec(complete)
+        if isinstance(spec, DecoderSpec) and (spec.head_size < 2 or spec.head_size % 2):
+            raise ValueError(f"heads of {spec.head_size} numbers (head_dim); rotary positions turn an even number")
     except KeyError as error:
         raise UserError(f"{source.where}: config.json: key {error} is missing") from None
     except (UserError, ValueError, TypeError) as error:
@@ -60,7 +64,10 @@ def _completed(config: Mapping[str, Any], inner: str | None) -> tuple[dict[str, 
     rest = {key: value for key, value in config.items() if key != "model_type"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        whole = AutoConfig.for_model(config["model_type"], **rest)
+        try:
+            whole = AutoConfig.for_model(config["model_type"], **rest)
+        except Exception as error:  # it raises what it likes
+            raise ValueError(f"transformers cannot read it: {str(error)[:300]}") from error
         default = AutoConfig.for_model(config["model_type"])
     if inner is None:
         return dict(config), whole.to_dict(), default.to_dict()

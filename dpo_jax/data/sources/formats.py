@@ -97,7 +97,7 @@ def _turn(turn: Any, column: str, where: str) -> Any:
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn
     speaker, words = turn["from"], turn.get("value")
-    if speaker not in _SHAREGPT_ROLES:
+    if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
         known = ", ".join(_SHAREGPT_ROLES)
         raise BadRow(where, "unknown role", f"{column} is from {reprlib.repr(speaker)}. Allowed: {known}.")
     if speaker != "function_call":
@@ -105,7 +105,7 @@ def _turn(turn: Any, column: str, where: str) -> Any:
     try:
         call = json.loads(words or "")
         return {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(where, "call not JSON", f"{column} is a function_call, but not of JSON ({error}).") from error
 
 

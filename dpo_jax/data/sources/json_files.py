@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,10 +12,13 @@ from typing import IO, Any
 from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError
 
+_LONGEST_LINE = 1 << 26  # bytes; a small file may be packed from any number of them
+_LARGEST_ARRAY = 1 << 32
+
 
 def read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
     """The objects of a file, line by line; a line that holds none comes as the error that it would raise."""
-    for number, line in _numbered(file):
+    for number, line in _numbered(file, path):
         where = f"{path}:{number}"
         try:
             yield Record(where, _parse(line, where))
@@ -24,7 +28,11 @@ def read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
 
 def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
     """The objects of an array, or the columns of an object row by row; what is JSON Lines after all is read as that."""
-    data = file.read().removeprefix(codecs.BOM_UTF8)
+    data = file.read(_LARGEST_ARRAY + 1).removeprefix(codecs.BOM_UTF8)
+    if len(data) > _LARGEST_ARRAY:
+        raise UserError(
+            f"data file {path} holds more than {_LARGEST_ARRAY >> 30} GiB; write JSON Lines, read line by line."
+        )
     try:
         content = json.loads(data.decode("utf8"))
     except UnicodeDecodeError as error:
@@ -32,7 +40,7 @@ def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
     except (ValueError, RecursionError) as error:
         if not _begins_with_an_object(data):
             raise UserError(f"data file {path} is not JSON ({error}).") from error
-        yield from read_lines(_Lines(data), path, spec)  # type: ignore[arg-type]
+        yield from read_lines(io.BytesIO(data), path, spec)
         return
     if isinstance(content, dict):
         content = _transposed(content, path)
@@ -42,13 +50,6 @@ def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
     for number, row in enumerate(content, 1):
         where = f"{path} row {number}"
         yield Record(where, row) if isinstance(row, dict) else _no_object(row, where, "row")
-
-
-class _Lines(list[bytes]):
-    """The lines of bytes that were read already."""
-
-    def __init__(self, data: bytes):
-        super().__init__(data.splitlines(keepends=True))
 
 
 def _begins_with_an_object(data: bytes) -> bool:
@@ -67,10 +68,14 @@ def _transposed(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _numbered(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+def _numbered(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines; blank ones at the end of the file are left out, those before a row are not."""
     blank: list[int] = []
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
+        if len(line) == _LONGEST_LINE:
+            raise UserError(
+                f"data file {path}:{number}: the line is longer than {_LONGEST_LINE >> 20} MiB, which no row is."
+            )
         if not line.strip():
             blank.append(number)
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -103,7 +104,7 @@ def check_tools(value: Any, column: str, where: str) -> tuple[Message, ...] | No
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow(where, "tools not JSON", f"{column} is text, but not JSON ({error}).") from error
     if value is None:
         return None
@@ -127,9 +128,9 @@ def check_number(value: Any, column: str, where: str, *, low: float, high: float
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise BadRow(where, "not a number", f"{column} is {reprlib.repr(value)}, not a number.")
-    if not math.isfinite(value) or not low <= value <= high:
+    if abs(value) > sys.float_info.max or not low <= value <= high:
         bounds = "finite" if low == -math.inf else f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
-        raise BadRow(where, "number out of range", f"{column} is {value}; it must be {bounds}.")
+        raise BadRow(where, "number out of range", f"{column} is {reprlib.repr(value)}; it must be {bounds}.")
     return float(value)
 
 

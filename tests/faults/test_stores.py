@@ -1,0 +1,168 @@
+"""A reference store made by another setting: refused with the name of what differs, and never trained on."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file, save_file
+
+from dpo_jax import cli
+from dpo_jax.reference import fingerprint
+from tests.stages.test_pipeline import write_rows
+from tests.tiny import make_hf_folder
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model, rows, an experiment and its store."""
+    root = tmp_path_factory.mktemp("scored")
+    make_hf_folder(root / "model")
+    write_rows(root / "pairs.jsonl", 12)
+    config = {
+        "workdir": "run",
+        "model": {"weights": "model"},
+        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
+        "reference": {"store": "stores"},
+        "loss": {"name": "dpo"},
+        "train": {"batch_pairs": 4, "steps": 2},
+    }
+    (root / "e.yaml").write_text(yaml.safe_dump(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        cli.main(["reference", "e.yaml", "--jsonl", "scores.jsonl"])
+    shutil.rmtree(root / "run")
+    return root
+
+
+@pytest.fixture
+def folder(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(scored, tmp_path / "copy"))
+    return Path()
+
+
+def weights(folder: Path) -> None:
+    """One number, by the smallest step that there is."""
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    norm = tensors["model.norm.weight"]
+    tensors["model.norm.weight"] = norm.copy()
+    tensors["model.norm.weight"][3] = np.nextafter(norm[3], np.float32(2))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def edited(name: str, change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        held = json.loads((folder / "model" / name).read_text())
+        change(held)
+        (folder / "model" / name).write_text(json.dumps(held))
+
+    return apply
+
+
+def rows(change: Callable[[list[str]], list[str]]) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        lines = (folder / "pairs.jsonl").read_text().splitlines()
+        (folder / "pairs.jsonl").write_text("\n".join(change(lines)) + "\n")
+
+    return apply
+
+
+def other_rope(folder: Path) -> None:
+    edited("config.json", lambda held: held.update(rope_theta=20000.0))(folder)
+
+
+Case = tuple[Callable[[Path], Any] | None, list[str], str]
+CHANGES: dict[str, Case] = {
+    "weights": (weights, [], "weights"),
+    "the config beside the weights": (other_rope, [], "model"),
+    "tokenizer": (edited("tokenizer.json", lambda held: held["model"]["merges"].pop()), [], "tokenizer"),
+    "a token more": (
+        edited("tokenizer_config.json", lambda held: held.update(additional_special_tokens=["<new>"])),
+        [],
+        "vocabulary",
+    ),
+    "end of a response": (
+        edited("tokenizer_config.json", lambda held: held.update(eos_token="<|im_start|>")),
+        [],
+        "eos",
+    ),
+    "template": (None, ["--data.template", "tokenizer"], "template"),
+    "truncation of all": (None, ["--data.max_tokens", "60"], "truncation"),
+    "truncation of prompts": (None, ["--data.max_prompt_tokens", "31"], "truncation"),
+    "what is too long is dropped": (None, ["--data.truncation", "drop"], "truncation"),
+    "special tokens as text": (None, ["--data.special_tokens", "text"], "special tokens of rows"),
+    "dtype": (None, ["--model.dtype", "bfloat16"], "dtype"),
+    "a row changed": (rows(lambda lines: [lines[0].replace("good", "fine"), *lines[1:]]), [], "rows"),
+    "a row is missing": (rows(lambda lines: lines[:-1]), [], "rows"),
+    "a row more": (rows(lambda lines: [*lines, lines[0]]), [], "rows"),
+    "row order": (rows(lambda lines: lines[::-1]), [], "rows"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_store_of_something_else(name: str, folder: Path, capsys: pytest.CaptureFixture[str], held):
+    change, arguments, names = CHANGES[name]
+    if change:
+        change(folder)
+    refused(capsys, arguments, names)
+    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+
+
+def test_a_store_of_another_scorer(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch, held):
+    monkeypatch.setattr(fingerprint, "SCORER_VERSION", "0")
+    refused(capsys, [], "scorer version")
+    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+
+
+def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "e.yaml", *arguments])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and f"  {names}: the store has" in said and "Traceback" not in said, said
+    assert not Path("run/metrics.jsonl").exists() and not Path("run/checkpoints").exists()
+
+
+def test_a_store_of_the_base_is_that_of_an_adapter_on_it(folder: Path, held):
+    """The reference of an adapter is the base under it, whatever its rank: the same numbers, so the store is used."""
+    before = (folder / "stores").rglob("manifest.json")
+    held_before = [path.read_bytes() for path in before]
+    for rank in ("2", "4"):
+        cli.main(["train", "e.yaml", "--lora.rank", rank, "--workdir", f"run{rank}"])
+    assert [path.read_bytes() for path in (folder / "stores").rglob("manifest.json")] == held_before
+    held("a store that does not match", 1, "an adapter: the reference is its base, whose store is used as it is")
+
+
+def test_an_adapter_that_was_trained_first_is_another_reference(folder: Path, capsys: pytest.CaptureFixture[str], held):
+    """Fine-tuning by an adapter, merged, is the reference: with another seed it is another one."""
+    (folder / "sft.yaml").write_text(
+        (folder / "e.yaml").read_text()
+        + yaml.safe_dump({"sft": {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 1}}})
+    )
+    config = yaml.safe_load((folder / "sft.yaml").read_text())
+    config["sft"]["lora"] = {"rank": 2}
+    (folder / "sft.yaml").write_text(yaml.safe_dump(config))
+    (folder / "sft.jsonl").write_text('{"prompt": "the lamp ", "completion": "was warm"}\n' * 4)
+    cli.main(["reference", "sft.yaml"])
+    shutil.rmtree("run")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "sft.yaml", "--sft.optimizer.learning_rate", "0.01"])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "  weights: the store has" in said and not Path("run/metrics.jsonl").exists(), said
+    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+
+
+def test_the_padding_side_of_a_tokenizer_changes_nothing(folder: Path, held):
+    """Rows are put into batches by us, pads always last: what the tokenizer would do is not asked."""
+    edited("tokenizer_config.json", lambda config: config.update(padding_side="left"))(folder)
+    cli.main(["reference", "e.yaml", "--reference.store", "other", "--jsonl", "again.jsonl"])
+    assert Path("again.jsonl").read_bytes() == Path("scores.jsonl").read_bytes()
+    cli.main(["train", "e.yaml"])
+    held("a store that does not match", 1, "padding side: the same scores bit by bit, and the store is used")

@@ -1,0 +1,32 @@
+"""What a malformed thing may take before it is refused: seconds, and bytes of this process."""
+
+from __future__ import annotations
+
+import signal
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def within(seconds: int, megabytes: int) -> Iterator[None]:
+    """Fails where the block takes more of the processor's time, or allocates more; for the main thread only."""
+
+    def late(number: int, frame: object) -> None:
+        raise Late(f"not done within {seconds} s")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds, 0.5)  # again: a callback of the collector swallows one
+    tracemalloc.start()
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < megabytes * 1e6, f"held {peak / 1e6:.0f} MB"
+
+
+class Late(BaseException):
+    """The time is up; no `except Exception` of the code under test swallows it."""
