@@ -88,8 +88,6 @@ def _read_object(path: Path) -> dict[str, Any]:
         value = read_json(path)
     except FileNotFoundError:
         raise UserError(f"{path}: missing. A Hugging Face folder holds config.json and {SINGLE_FILE}.") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: want a JSON object, found {type(value).__name__}")
     return value
