@@ -73,16 +73,17 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: damaged, or edited by hand: not JSON: {error}.") from None
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Reads a file of one JSON value a line; a last line that a killed process left half is left out."""
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of one JSON object a line; a last line that a killed process left half is left out."""
     *whole, last = path.read_bytes().split(b"\n")
     found = []
     for number, line in enumerate([*whole, last] if last else whole, start=1):
         try:
-            found.append(json.loads(line))
-        except (ValueError, RecursionError):
+            found.append({**json.loads(line)})
+        except (ValueError, TypeError, RecursionError):
             if number <= len(whole):
-                raise UserError(f"{path}, line {number}: damaged: not JSON. Mend or remove this line.") from None
+                says = "damaged: not a JSON object. Mend or remove this line."
+                raise UserError(f"{path}, line {number}: {says}") from None
     return found
 
 

@@ -69,7 +69,8 @@ def examine(root: Path) -> Iterator[Found]:
 
 def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
     """What checks a folder as a whole; None of one that is looked into."""
-    if "digests.json" in files or (folder.name == "export" and files):
+    weights = any(each.endswith(".safetensors") for each in files)
+    if "digests.json" in files or (folder.name == "export" and weights):
         return _export
     if "manifest.json" in files or any(_SHARD.fullmatch(each) for each in folders):
         return _store
@@ -180,7 +181,7 @@ def _metrics(path: Path) -> Iterator[Found]:
     if path.name != "metrics.jsonl":
         yield Found("good", str(path), f"{len(rows):,} lines")
         return
-    steps = [row.get("step") if isinstance(row, dict) else None for row in rows]
+    steps = [row.get("step") for row in rows]
     for number, (before, step) in enumerate(zip([-1, *steps], steps, strict=False), start=1):
         if not isinstance(step, int) or step <= (before or 0):
             after = "" if number == 1 else f" after {before}"

@@ -39,7 +39,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 PLANTED = {
     "device memory": (
         XLA("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
-        "out of memory on the device: 8589934592 bytes .*Lower train.micro_batch_pairs, set model.remat.*\n.*dpo-jax plan",
+        "out of memory on the device: 8589934592 bytes .*Lower train.micro_batch_pairs, set model.*\n.*dpo-jax plan",
     ),
     "host memory": (MemoryError("Unable to allocate 3 GiB"), "out of memory on this host: Unable to allocate 3 GiB"),
     "full disk": (os_error(errno.ENOSPC), "/runs/a/metrics.jsonl: No space left on device: make room"),
