@@ -145,4 +145,10 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder}: no tokenizer.json; only fast tokenizers are read")
-    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    for name in ("tokenizer_config.json", "config.json"):  # transformers would ask on the terminal whether to run it
+        if (folder / name).exists() and "AutoTokenizer" in (_read_object(folder / name).get("auto_map") or {}):
+            raise UserError(
+                f"{folder / name}: auto_map: the tokenizer wants to run code that came with it. dpo_jax never does; "
+                "remove the key if the plain tokenizer.json is what you want."
+            )
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
