@@ -126,7 +126,9 @@ def test_the_processes_of_a_run_answer_by_name(tmp_path: Path):
 def test_processes_that_differ(tmp_path: Path, monkeypatch):
     everyone = [{"host": "a", "versions": {"jax": "1"}}, {"host": "b", "versions": {"jax": "2"}}]
     monkeypatch.setattr(doctor.multihost_utils, "sync_global_devices", lambda _: None)
-    monkeypatch.setattr(doctor.multihost_utils, "process_allgather", lambda mine: np.stack([mine, mine + np.array([7, 0])]))
+    monkeypatch.setattr(
+        doctor.multihost_utils, "process_allgather", lambda mine: np.stack([mine, mine + np.array([7, 0])])
+    )
     seen = list(doctor._together(json.loads(json.dumps(everyone)), tmp_path))
     assert "process 1 on b has jax 2, not 1. Install the same on all." in states(seen, "bad")
     assert "at most 7.00 s apart; set that of process" in states(seen, "warn")
