@@ -70,7 +70,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: damaged, or edited by hand: not JSON: {error}.") from None
+        raise UserError(f"{path}: not JSON (damaged, or edited by hand): {error}.") from None
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """The mapping of one YAML file, and the line of each of its keys."""
     try:
         root = yaml.compose(path.read_text(encoding="utf8"), Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise UserError(f"{path}: is nested too deeply to be a configuration.") from None
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"{path}: there is no such configuration file.") from None
     except (OSError, UnicodeDecodeError) as error:

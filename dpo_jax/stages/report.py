@@ -83,4 +83,8 @@ def known(path: Path) -> Any:
 def metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics that a training wrote there; none where there are none."""
     path = folder / "metrics.jsonl"
-    return read_json_lines(path) if path.exists() else []
+    rows = read_json_lines(path) if path.exists() else []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}, line {number}: damaged: not a row of metrics. Mend or remove this line.")
+    return rows

@@ -69,8 +69,7 @@ def examine(root: Path) -> Iterator[Found]:
 
 def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
     """What checks a folder as a whole; None of one that is looked into."""
-    weights = any(each.endswith(".safetensors") for each in files)
-    if "digests.json" in files or (folder.name == "export" and weights):
+    if "digests.json" in files or (folder.name == "export" and files and "config.yaml" not in files):
         return _export
     if "manifest.json" in files or any(_SHARD.fullmatch(each) for each in folders):
         return _store

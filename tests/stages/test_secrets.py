@@ -67,7 +67,8 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, judge: str, monkeypatch
         rows=16,
         train={"steps": 2},
         logging={"wandb": "project"},
-        evaluation={"samples": 2, "max_new_tokens": 4, "batch_rows": 8, "judge": asks},
+        optimizer={"learning_rate": 0.1},  # far enough that the responses differ, and the judge is asked
+        evaluation={"samples": 4, "max_new_tokens": 8, "batch_rows": 8, "judge": asks},
         data={"eval": [{"path": "eval.jsonl"}]},
     )
     monkeypatch.chdir(tmp_path)
