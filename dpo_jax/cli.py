@@ -7,6 +7,7 @@ Exit codes: 0 done, 1 crashed, 2 a mistake in the configuration, the data or on 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shlex
@@ -18,12 +19,24 @@ from typing import Any, NoReturn
 from dpo_jax import __version__, xla_flags
 from dpo_jax.config import PictureConfig, load
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.masking import mask
 from dpo_jax.stages import STAGES
 from dpo_jax.stages.pictures import PICTURE_STAGES
 
 _EPILOG = """\
 Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
-`dpo-jax config show CONFIG` prints the merged configuration and where each value came from."""
+`dpo-jax config show CONFIG` prints the merged configuration and where each value came from.
+Every command takes --verbose, which shows the whole traceback of an error."""
+
+
+@dataclasses.dataclass
+class _Running:
+    """What is told of a crash: the command line, the command, and its working directory once that is known."""
+
+    line: str
+    command: str = "dpo-jax"
+    workdir: Path | None = None
+    verbose: bool = False
 
 
 class _Parser(argparse.ArgumentParser):
@@ -42,9 +55,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"dpo-jax {__version__}")
+    common = argparse.ArgumentParser(add_help=False)  # `main` has taken it out of the line
+    common.add_argument("--verbose", action="store_true", help="show the whole traceback of an error")
+    shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, stage in STAGES.items():
-        command = commands.add_parser(name, help=stage.help, description=stage.help, allow_abbrev=False)
+        command = commands.add_parser(name, help=stage.help, description=stage.help, **shared)
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
@@ -54,27 +70,43 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{flag}", action="store_true", help=text)
         for flag, key in stage.settings.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), dest=key, help=f"short for --{key}")
-    show = commands.add_parser("config", help="config show: print the merged configuration", allow_abbrev=False)
+    show = commands.add_parser("config", help="config show: print the merged configuration", **shared)
     show.add_argument("action", choices=["show"])
     show.add_argument("config", metavar="CONFIG")
-    store = commands.add_parser("store", help="store ls: the reference stores below a folder", allow_abbrev=False)
+    store = commands.add_parser("store", help="store ls: the reference stores below a folder", **shared)
     store.add_argument("action", choices=["ls"])
     store.add_argument("folder", metavar="FOLDER", nargs="?", default=".")
+    text = "check the digests of all that a run has written: checkpoints, stores, exports"
+    verify = commands.add_parser("verify", help=text, description=text, **shared)
+    verify.add_argument("folder", metavar="RUN", help="a working directory, or a store, checkpoints or export folder")
+    text = "what this machine has, what of it will not work, and what to do"
+    doctor = commands.add_parser("doctor", help=text, description=text, **shared)
+    doctor.add_argument("--workdir", metavar="FOLDER", default=".", help="where runs are to be written; default: here")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `dpo-jax` command."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    running = _Running(mask(shlex.join(["dpo-jax", *given])), verbose="--verbose" in given)
     try:
-        _dispatch(arguments)
+        _dispatch([each for each in given if each != "--verbose"], running)
     except UserError as error:
-        _leave(2, str(error))
-    except KeyboardInterrupt:
-        _leave(130, "interrupted; the same command goes on from the last checkpoint")
+        _leave(2, mask(str(error)), error, running)
+    except KeyboardInterrupt as error:
+        _leave(130, "interrupted; the same command goes on from the last checkpoint", error, running)
+    except Exception as error:
+        from dpo_jax.stages import translate
+
+        kept = translate.keep(error, running.workdir, running.line)
+        _leave(1, f"{translate.explain(error, running.command)}\n{kept}", error, running)
 
 
-def _leave(code: int, message: str) -> NoReturn:
+def _leave(code: int, message: str, error: BaseException, running: _Running) -> NoReturn:
+    if running.verbose:
+        from dpo_jax.stages import translate
+
+        message += f"\n\n{translate.details(error)}"
     if "jax" not in sys.modules:  # a mistake that was found at once
         print(f"dpo-jax: {message}", file=sys.stderr)
         raise SystemExit(code)
@@ -83,13 +115,16 @@ def _leave(code: int, message: str) -> NoReturn:
     leave(code, message)
 
 
-def _dispatch(arguments: Sequence[str]) -> None:
-    commands = [*STAGES, "config", "store"]
+def _dispatch(arguments: Sequence[str], running: _Running) -> None:
+    commands = [*STAGES, "config", "store", "verify", "doctor"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
-    if known.command == "store":
-        _list_stores(Path(known.folder), overrides)
+    running.command = known.command
+    if known.command in _WITHOUT_CONFIG:
+        if overrides:
+            raise UserError(f"command line: {known.command}: {overrides[0]!r} is not understood. Give one folder.")
+        _WITHOUT_CONFIG[known.command](known)
         return
     for key in STAGES[known.command].settings.values() if known.command in STAGES else ():
         if (value := getattr(known, key)) is not None:
@@ -100,28 +135,55 @@ def _dispatch(arguments: Sequence[str]) -> None:
 
         print(render(config, origins, comments=True), end="")
         return
-    _run_stage(known, config, origins, shlex.join(["dpo-jax", *arguments]))
+    _run_stage(known, config, origins, running)
 
 
-def _list_stores(root: Path, unknown: Sequence[str]) -> None:
+def _list_stores(known: argparse.Namespace) -> None:
     from dpo_jax.stages.stores import describe
 
-    if unknown:
-        raise UserError(f"command line: store ls: {unknown[0]!r} is not understood. Give one folder.")
-    print(describe(root))
+    print(describe(Path(known.folder)))
 
 
-def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str], command: str) -> None:
+def _verify(known: argparse.Namespace) -> None:
+    from dpo_jax.stages import verify
+
+    verify.run(Path(known.folder))
+
+
+def _doctor(known: argparse.Namespace) -> None:
+    from dpo_jax.stages import doctor
+
+    _quieten()
+    asked = dict(os.environ)
+    xla_flags.apply(os.environ)
+    doctor.run(Path(known.workdir), asked)
+
+
+_WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], None]] = {
+    "store": _list_stores,
+    "verify": _verify,
+    "doctor": _doctor,
+}
+
+
+def _quieten() -> None:
+    """Libraries neither chatter nor send anything home."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is not there
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # of datasets and transformers too
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells there of its every move
+
+
+def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], running: _Running) -> None:
+    _quieten()
+    running.workdir = Path(config.workdir)
     xla_flags.apply(os.environ)
     import jax
 
     from dpo_jax.stages import hosts, preemption
 
     stage = STAGES[known.command]
-    setup, run = _opened(known.command, config, origins, command)
+    setup, run = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
     if stage.dry:
@@ -135,7 +197,7 @@ def _run_stage(known: argparse.Namespace, config: object, origins: dict[str, str
             run(setup, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, str(told))
-    except (UserError, KeyboardInterrupt):
+    except (Exception, KeyboardInterrupt):  # `main` says it, and ends this process as it must
         raise
     except BaseException:
         hosts.crash()

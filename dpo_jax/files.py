@@ -1,15 +1,20 @@
-"""Digests and atomic writes: a file is there whole or not at all."""
+"""Digests and atomic writes: a file is there whole or not at all, and one that was damaged is not believed."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
+from dpo_jax.errors import UserError
+
 _BLOCK_BYTES = 1 << 24
+_OWN_DIGEST = "0" * 32  # stands in a sealed file while it is digested
 _writes = True
 
 
@@ -61,5 +66,50 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Reads one JSON file."""
-    return json.loads(path.read_text(encoding="utf8"))
+    """Reads one JSON file; a UserError says where it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON (damaged, or edited by hand): {error}.") from None
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file of one JSON object a line; a last line that a killed process left half is left out."""
+    *whole, last = path.read_bytes().split(b"\n")
+    found = []
+    for number, line in enumerate([*whole, last] if last else whole, start=1):
+        try:
+            found.append({**json.loads(line)})
+        except (ValueError, TypeError, RecursionError):
+            if number <= len(whole):
+                says = "damaged: not a JSON object. Mend or remove this line."
+                raise UserError(f"{path}, line {number}: {says}") from None
+    return found
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes a JSON object with a digest of the whole file in it."""
+    text = json.dumps({"digest": _OWN_DIGEST, **value}, indent=1, ensure_ascii=False) + "\n"
+    write_atomic(path, text.replace(_OWN_DIGEST, digest(text.encode()), 1))
+
+
+def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote; an earlier version wrote these keys and no digest.
+
+    Raises:
+        UserError: any byte of it has changed, or it is something else.
+    """
+    value = read_json(path)
+    if isinstance(value, dict) and value.keys() == set(keys):
+        return value
+    data = path.read_bytes()
+    own = re.match(rb'\{\n "digest": "([0-9a-f]{32})"', data)
+    if own is None or digest(data.replace(own[1], _OWN_DIGEST.encode(), 1)).encode() != own[1] or set(keys) - {*value}:
+        raise UserError(f"{path}: damaged: not as it was written.")
+    return {name: item for name, item in value.items() if name != "digest"}
+
+
+def changed(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """The files below `folder` that differ from their digests, are missing, or have none."""
+    found = digest_folder(folder)
+    return sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))

@@ -25,7 +25,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "files": set(),
     "reading": set(),
-    "config": {"reading"},
+    "masking": set(),
+    "config": {"reading", "masking"},
     "mesh": set(),
     "xla_flags": set(),
     "planning": set(),
@@ -42,7 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reporting": {"types"},
 }
 MAY_IMPORT["stages"] = set(MAY_IMPORT)
-MAY_IMPORT["cli"] = {"stages", "config", "xla_flags"}
+MAY_IMPORT["cli"] = {"stages", "config", "xla_flags", "masking"}
 MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 
 # Package or module of others -> where alone in dpo_jax it may be imported.

@@ -26,6 +26,7 @@ from dpo_jax.config.training import (
     TrainConfig,
 )
 from dpo_jax.errors import UserError
+from dpo_jax.masking import masked
 from dpo_jax.reading import Origins, locate, override, read_yaml, typed
 
 
@@ -118,7 +119,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, Origins]:
 
 def changed(config: AnyConfig, origins: Origins, overrides: Sequence[str]) -> tuple[Any, Origins]:
     """The same experiment with overrides on top, checked like a file's. Raises `UserError`."""
-    mapping = as_mapping(config)
+    mapping = _plain(config)
     if len(mapping["loss"]) == 1:  # as most files have it
         mapping["loss"] = mapping["loss"][0]
         origins = {key.replace("loss.0.", "loss.", 1): at for key, at in origins.items()}
@@ -201,8 +202,11 @@ def _check(config: Config, origins: Origins) -> None:
 
 
 def as_mapping(config: AnyConfig) -> dict[str, Any]:
-    """The whole configuration as plain data, defaults filled in."""
+    """The whole configuration as plain data to be kept and shown: defaults filled in, secrets hidden."""
+    return masked(_plain(config))
 
+
+def _plain(config: AnyConfig) -> dict[str, Any]:
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.files import changed, digest_folder, read_json, read_sealed, write_json, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.reference.fingerprint import Fingerprint, differences
 from dpo_jax.reference.rows import RowIds, RowIndex, as_ids
@@ -78,8 +78,11 @@ class Store(Generic[Kind]):
         )
 
     def _open(self, fingerprint: Fingerprint) -> None:
-        manifest = read_json(self.folder / "manifest.json")
-        if manifest.get("format") != _FORMAT:
+        try:
+            manifest = read_sealed(self.folder / "manifest.json", *self._manifest)
+        except UserError as error:
+            raise UserError(f"{error} Delete {self.folder} and run `dpo-jax reference` again.") from None
+        if manifest["format"] != _FORMAT:
             raise UserError(f"{self.folder}: store format {manifest.get('format')!r}; this version reads {_FORMAT}.")
         different = differences(manifest["fingerprint"], fingerprint)
         if different:
@@ -95,11 +98,7 @@ class Store(Generic[Kind]):
         import orbax.checkpoint as ocp
 
         target = self.folder / shard["name"]
-        found = digest_folder(target)
-        damaged = sorted(
-            name for name in found.keys() | shard["digests"].keys() if found.get(name) != shard["digests"].get(name)
-        )
-        if damaged:
+        if damaged := changed(target, shard["digests"]):
             raise UserError(
                 f"{target}: the reference store is damaged: {damaged[0]} is not as it was written. "
                 f"Delete {self.folder} and run `dpo-jax reference` again."
@@ -152,7 +151,7 @@ class Store(Generic[Kind]):
             "digests": digest_folder(target),
         }
         self._manifest = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
-        write_json(self.folder / "manifest.json", self._manifest)
+        write_sealed(self.folder / "manifest.json", self._manifest)
         self._shards.append((ids, self._kind(*arrays.values())))
         for derived in ("_index", "_scores"):
             self.__dict__.pop(derived, None)

@@ -6,7 +6,6 @@ Dimension key: n rows, P slot in the pair, D width, B pairs.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +16,7 @@ from dpo_jax.analysis.displacement import by_similarity, ches, edit_similarity, 
 from dpo_jax.config import AnalysisConfig
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.intervals import share_interval
-from dpo_jax.files import write_json
+from dpo_jax.files import read_json_lines, write_json
 from dpo_jax.losses import PairLogps
 from dpo_jax.mesh import constrain
 from dpo_jax.reference.score import score_rows
@@ -40,7 +39,7 @@ def run(setup: Setup) -> None:
     log = setup.workdir / "metrics.jsonl"
     if step is None or not log.exists():
         raise UserError(f"{setup.workdir}: there is no trained run yet; run `dpo-jax train` first.")
-    trajectory = read_trajectory([json.loads(line) for line in log.read_text("utf8").splitlines()], where=str(log))
+    trajectory = read_trajectory(read_json_lines(log), where=str(log))
     store = _store(setup)
     now, frozen, likeness = _compared(setup, store, options.rows)
     pair = _typical(frozen)

@@ -19,6 +19,7 @@ from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, splits
 from dpo_jax.models.lora import join, merge
 from dpo_jax.reading import Origins, locate
+from dpo_jax.stages.machine import compile_cache
 from dpo_jax.stages.rendering import render
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import param_shardings
@@ -58,8 +59,7 @@ class Experiment(abc.ABC):
         except OSError as error:
             raise UserError(f"workdir: {self.workdir} cannot be written: {error.strerror}.") from None
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "dpo_jax" / "compiled"
-            jax.config.update("jax_compilation_cache_dir", str(cache))
+            jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
 
     def keep_config(self, folder: Path) -> None:
         """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""

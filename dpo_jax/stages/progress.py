@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from dpo_jax.masking import mask
+
 _QUIET_SECONDS = 10.0
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -16,7 +18,7 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(stage: str, message: str) -> None:
     """One line of what a stage does or found."""
     console.print(f"[bold]{stage:>9}[/bold]  ", end="")
-    console.print(message, markup=False)
+    console.print(mask(message), markup=False)
 
 
 class Progress:
@@ -48,7 +50,7 @@ class Progress:
     def update(self, done: int, text: str = "") -> None:
         """Shows how much is done, and a short text such as the loss."""
         if self._bars and self._task is not None:
-            self._bars.update(self._task, completed=done, text=text)
+            self._bars.update(self._task, completed=done, text=mask(text))
             return
         now = time.perf_counter()
         if now - self._said < _QUIET_SECONDS and done < self._total:

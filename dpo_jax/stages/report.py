@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
-from dpo_jax.files import read_json, write_atomic
+from dpo_jax.files import read_json, read_json_lines, write_atomic
+from dpo_jax.reading import read_yaml
 from dpo_jax.reporting.report import RunReport, render
 from dpo_jax.stages.history import read_history, session
 from dpo_jax.stages.progress import say
@@ -57,7 +55,7 @@ def whatever_trained(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, A
         created=sessions[-1]["date"],
         environment=sessions[-1]["environment"],
         # What made it, not what is asked now.
-        config=yaml.safe_load((workdir / "config.yaml").read_text(encoding="utf8")),
+        config=read_yaml(workdir / "config.yaml")[0],
         metrics=metrics,
         sft_metrics=sft_metrics,
         evaluation=known(workdir / "evaluation.json"),
@@ -85,4 +83,8 @@ def known(path: Path) -> Any:
 def metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics that a training wrote there; none where there are none."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf8").splitlines()] if path.exists() else []
+    rows = read_json_lines(path) if path.exists() else []
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row.get("step"), int):
+            raise UserError(f"{path}, line {number}: damaged: not a row of metrics. Mend or remove this line.")
+    return rows

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.files import changed, digest_folder, read_sealed, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
@@ -48,7 +48,7 @@ class Checkpoints:
 
     def record(self, step: int) -> dict[str, Any]:
         """What was saved beside the arrays of a sealed step."""
-        return read_json(self._folder / f"{step}.json")["record"]
+        return self._sealed(step)["record"]
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
         """Starts to write a step and returns; the one before is sealed first, and its failure shows here."""
@@ -94,7 +94,7 @@ class Checkpoints:
             for writer in self._writers.values():
                 writer.wait_until_finished()
             if jax.process_index() == 0:
-                write_json(self._folder / f"{step}.json", {"record": record, "digests": digest_folder(target)})
+                write_sealed(self._folder / f"{step}.json", {"record": record, "digests": digest_folder(target)})
                 for old in self.steps()[: -self._keep]:
                     (self._folder / f"{old}.json").unlink()  # first: without its seal it no longer counts
                 for path in self._folder.iterdir():
@@ -143,15 +143,19 @@ class Checkpoints:
     def _verify(self, step: int) -> None:
         """Refuses a step with a file that changed, is missing or is new since it was sealed."""
         target = self._folder / str(step)
-        wanted = read_json(self._folder / f"{step}.json")["digests"]
-        found = digest_folder(target)
-        damaged = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        if damaged:
-            older = [other for other in self.steps() if other < step]
-            hint = (
-                f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
-            )
-            raise UserError(f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written. {hint}")
+        if damaged := changed(target, self._sealed(step)["digests"]):
+            says = f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written."
+            raise UserError(f"{says} {self._go_back(step)}")
+
+    def _sealed(self, step: int) -> dict[str, Any]:
+        try:
+            return read_sealed(self._folder / f"{step}.json", "record", "digests")
+        except UserError as error:
+            raise UserError(f"{error} {self._go_back(step)}") from None
+
+    def _go_back(self, step: int) -> str:
+        older = [other for other in self.steps() if other < step]
+        return f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
 
 
 def _not_written(target: Path, error: Exception) -> UserError:

@@ -87,8 +87,6 @@ def _read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: missing. A Hugging Face folder holds config.json and {SINGLE_FILE}.") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: want a JSON object, found {type(value).__name__}")
     return value
@@ -129,6 +127,12 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
     if not (folder / "tokenizer.json").exists():
         raise UserError(f"{folder}: no tokenizer.json; only fast tokenizers are read")
+    for name in ("tokenizer_config.json", "config.json"):  # transformers would ask on the terminal whether to run it
+        if (folder / name).exists() and "AutoTokenizer" in str(_read_object(folder / name).get("auto_map")):
+            raise UserError(
+                f"{folder / name}: auto_map: the tokenizer wants to run code that came with it. dpo_jax never does; "
+                "remove the key if the plain tokenizer.json is what you want."
+            )
     try:
         # Code of the folder is never run, nor is the user asked whether it may be.
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

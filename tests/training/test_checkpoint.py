@@ -149,7 +149,7 @@ def test_a_save_that_fails_is_said_as_soon_as_it_has_failed(tmp_path: Path, monk
     def full(path: Path, value: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("dpo_jax.training.checkpoint.write_json", full)
+    monkeypatch.setattr("dpo_jax.training.checkpoint.write_sealed", full)
     checkpoints.save(2, state(2), {})
     with pytest.raises(UserError, match=r"2: the checkpoint could not be written: No space left on device\. The steps"):
         while True:

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import digest_folder, write_json
+from dpo_jax.files import digest_folder, read_json, write_json
 from dpo_jax.weights.opening import open_weights
 from tests.tiny import make_hf_folder
 
@@ -137,3 +137,15 @@ def test_a_flipped_byte_in_a_folder_with_digests(folder: Path):
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"model\.safetensors: missing, damaged or edited"):
         open_weights(str(folder))
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_code_that_comes_with_a_tokenizer_is_never_run(folder: Path, file: str, monkeypatch: pytest.MonkeyPatch):
+    (folder / "own.py").write_text("raise SystemExit('it ran')\nclass Own: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks
+    content = read_json(folder / file)
+    write_json(folder / file, content | {"auto_map": {"AutoTokenizer": [None, "own.Own"]}})
+    with pytest.raises(UserError, match=r"auto_map: the tokenizer wants to run code .* dpo_jax never does"):
+        open_weights(str(folder)).tokenizer()
+    write_json(folder / file, content | {"auto_map": {"AutoModelForCausalLM": "own.Own"}})
+    assert len(open_weights(str(folder)).tokenizer()) > 300  # of the model only the tensors are read

@@ -94,7 +94,7 @@ MUTANTS: list[Mutant] = [
     *planted(
         "reference/store.py",
         ("tests/reference", PAIRED),
-        ("digests are not compared", "        if damaged:", "        if False:"),
+        ("digests are not compared", 'if damaged := changed(target, shard["digests"]):', "if damaged := []:"),
         ("fingerprints are not compared", "        if different:", "        if False:"),
         (
             "rows by their position, not their id",

@@ -170,7 +170,11 @@ MUTANTS: list[Mutant] = [
         ),
         ("frozen parameters are not saved", '"frozen": state.frozen}', '"frozen": None}'),
         ("frozen parameters are the policy's", '"frozen": state.frozen}', '"frozen": state.frozen and state.params}'),
-        ("digests are not compared", "        if damaged:", "        if False:"),
+        (
+            "digests are not compared",
+            'if damaged := changed(target, self._sealed(step)["digests"]):',
+            "if damaged := []:",
+        ),
         ("another dtype is cast without a word", "or other.dtype != leaf.dtype", ""),
     ),
     *planted(

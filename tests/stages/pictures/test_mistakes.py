@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from dpo_jax import cli
+from dpo_jax.files import read_sealed, write_sealed
 
 
 def test_a_store_of_other_weights_is_refused(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["reference", experiment, "--reference.draws", "2"])
     (folder,) = Path("runs/demo/stores").iterdir()
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = read_sealed(folder / "manifest.json")
     manifest["fingerprint"]["weights"] = "0" * 64
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_sealed(folder / "manifest.json", manifest)
     with pytest.raises(SystemExit):
         cli.main(["train", experiment, "--reference.draws", "2"])
     assert "weights: the store has" in capsys.readouterr().err

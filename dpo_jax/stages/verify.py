@@ -1,0 +1,239 @@
+"""Whether what a run has written is as it was written: checkpoints, stores, exports, and the files between them.
+
+Reads files and nothing else: it needs neither the model nor devices, and loads no JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dpo_jax.errors import UserError
+from dpo_jax.files import changed, read_json, read_json_lines, read_sealed
+from dpo_jax.reading import read_yaml
+
+_LEFT = re.compile(r"\..*\.(\d+\.)?partial|\..*\.old|\.shared-\d+|.*\.orbax-checkpoint-tmp.*|crash(\.\d+)?\.txt")
+_SHARD = re.compile(r"shard_\d{5}")
+_NOT_OURS = ("tensorboard", "profile", "wandb")  # folders that others write and that nothing is read from
+_MOST_NAMED = 3
+
+
+class Found(NamedTuple):
+    """One thing: `good`, `bad`, or `left`, which a killed process has left behind and which harms nobody."""
+
+    state: str
+    what: str
+    says: str
+
+
+def run(root: Path) -> None:
+    """Prints a line for each thing at `root` or below.
+
+    Raises:
+        UserError: one of them is damaged, or there is nothing to be checked.
+    """
+    if not root.is_dir():
+        raise UserError(f"command line: verify: {root} is not a folder.")
+    found = []
+    for each in examine(root):
+        print(f"{each.state:>4}  {each.what}: {each.says}", flush=True)
+        found.append(each)
+    bad = [each for each in found if each.state == "bad"]
+    if bad:
+        raise UserError(f"verify: {root}: {len(bad)} of {len(found)} are not as they were written: {bad[0].what} ...")
+    if all(each.state == "left" for each in found):
+        raise UserError(f"verify: {root} holds no checkpoint, store or export, and nothing else of a run.")
+
+
+def examine(root: Path) -> Iterator[Found]:
+    """All that there is at `root` or below, and in the stores elsewhere that the run reads."""
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        folders[:] = sorted(each for each in folders if each not in _NOT_OURS)
+        if looks_like := _kind(folder, folders, files):
+            yield from _guarded(folder, looks_like)
+            folders.clear()
+            continue
+        for left in [each for each in (*folders, *files) if _LEFT.fullmatch(each)]:
+            yield Found("left", str(folder / left), _says_of_left(left))
+        folders[:] = [each for each in folders if not _LEFT.fullmatch(each)]
+        for file in sorted(each for each in files if not _LEFT.fullmatch(each)):
+            yield from _guarded(folder / file, _FILES.get(Path(file).suffix, lambda path: iter(())))
+    yield from _elsewhere(root)
+
+
+def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
+    """What checks a folder as a whole; None of one that is looked into."""
+    if "digests.json" in files or (folder.name == "export" and files and "config.yaml" not in files):
+        return _export
+    if "manifest.json" in files or any(_SHARD.fullmatch(each) for each in folders):
+        return _store
+    if folder.name == "checkpoints" or any(f"{each}.json" in files for each in folders if each.isdigit()):
+        return _checkpoints
+    return None
+
+
+def _guarded(path: Path, check: Any) -> Iterator[Found]:
+    """What a check finds; that it cannot go on is a finding too."""
+    try:
+        yield from check(path)
+    except UserError as error:
+        yield Found("bad", str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, "))
+    except OSError as error:
+        yield Found("bad", error.filename or str(path), f"cannot be read: {error.strerror}.")
+
+
+def _checkpoints(folder: Path) -> Iterator[Found]:
+    """The steps, the oldest first; of a damaged one also which to go back to."""
+    good: list[int] = []
+    numbers = {int(path.stem) for path in folder.iterdir() if path.stem.isdigit() and path.suffix in ("", ".json")}
+    for step in sorted(numbers):
+        target, seal = folder / str(step), folder / f"{step}.json"
+        back = f"Delete {step} and {step}.json to go on from step {good[-1]}." if good else "No older step is good."
+        if not seal.exists():
+            yield Found("left", str(target), "a step that was not finished; it does not count, and harms nobody")
+            continue
+        try:
+            digests = read_sealed(seal, "record", "digests")["digests"]
+        except UserError as error:
+            yield Found("bad", str(seal), f"{_bare(error, seal)} {back}")
+            continue
+        if damaged := changed(target, digests):
+            yield Found("bad", str(target), f"{_named(target, damaged, digests)} {back}")
+            continue
+        good.append(step)
+        yield Found("good", str(target), _size(target, digests))
+    for path in sorted(folder.iterdir()):
+        if not path.stem.isdigit():
+            yield Found("left", str(path), _says_of_left(path.name))
+
+
+def _store(folder: Path) -> Iterator[Found]:
+    again = f"Delete {folder} and run `dpo-jax reference` again."
+    path = folder / "manifest.json"
+    if not path.exists():
+        yield Found(
+            "left", str(folder), "a store without manifest.json: a pass was killed, or the file deleted; " + again
+        )
+        return
+    try:
+        manifest = read_sealed(path, "format", "fingerprint", "shards")
+    except UserError as error:
+        yield Found("bad", str(path), f"{_bare(error, path)} {again}")
+        return
+    names = [shard["name"] for shard in manifest["shards"]]
+    bad = False
+    for shard in manifest["shards"]:
+        target = folder / shard["name"]
+        if damaged := changed(target, shard["digests"]):
+            bad = True
+            yield Found("bad", str(target), f"{_named(target, damaged, shard['digests'])} {again}")
+    if not bad:
+        rows = sum(shard["rows"] for shard in manifest["shards"])
+        yield Found("good", str(folder), f"{len(names)} shards, {rows:,} rows")
+    if (folder / "used_by.json").exists():
+        read_json(folder / "used_by.json")
+    for other in sorted(each.name for each in folder.iterdir()):
+        if other not in (*names, "manifest.json", "used_by.json"):
+            yield Found("left", str(folder / other), "not in the manifest: what a killed pass had begun; harms nobody")
+
+
+def _export(folder: Path) -> Iterator[Found]:
+    again = "Run `dpo-jax export` again."
+    path = folder / "digests.json"
+    if not path.exists():
+        yield Found("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")
+        return
+    digests = read_json(path)
+    written = json.dumps(digests, indent=1, ensure_ascii=False) + "\n"
+    if not isinstance(digests, dict) or path.read_bytes() != written.encode():
+        raise UserError(f"{path}: damaged: not as it was written. {again}")
+    digests = {name: each for name, each in digests.items() if name != path.name}
+    damaged = [name for name in changed(folder, digests) if name in digests]
+    if damaged:
+        edited = " Where you edited on purpose, delete digests.json." if "README.md" in damaged else ""
+        yield Found("bad", str(folder), f"{_named(folder, damaged, digests)} {again}{edited}")
+    else:
+        yield Found("good", str(folder), _size(folder, digests))
+
+
+def _elsewhere(root: Path) -> Iterator[Found]:
+    """The stores outside of the folder that say that this run reads them."""
+    try:
+        config = read_yaml(root / "config.yaml")[0]
+    except UserError:  # no run, or told already
+        return
+    store = (config.get("reference") or {}).get("store")
+    for path in sorted(Path(store).glob("*/used_by.json")) if store else []:
+        if path.resolve().is_relative_to(root.resolve()) or str(config.get("workdir")) not in path.read_text("utf8"):
+            continue
+        yield from _guarded(path.parent, _store)
+
+
+def _metrics(path: Path) -> Iterator[Found]:
+    rows = read_json_lines(path)
+    if path.name != "metrics.jsonl":
+        yield Found("good", str(path), f"{len(rows):,} lines")
+        return
+    steps = [row.get("step") for row in rows]
+    for number, (before, step) in enumerate(zip([-1, *steps], steps, strict=False), start=1):
+        if not isinstance(step, int) or step <= (before or 0):
+            after = "" if number == 1 else f" after {before}"
+            raise UserError(f"{path}, line {number}: damaged: step {step}{after}; steps only grow. Remove this line.")
+    yield Found("good", str(path), f"{len(steps):,} rows" + (f", to step {steps[-1]:,}" if steps else ""))
+
+
+def _json(path: Path) -> Iterator[Found]:
+    read_json(path)
+    yield Found("good", str(path), "is whole JSON")
+
+
+def _yaml(path: Path) -> Iterator[Found]:
+    read_yaml(path)
+    yield Found("good", str(path), "can be read")
+
+
+def _zip(path: Path) -> Iterator[Found]:
+    """Arrays of pictures: a zip file has sums of its own."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            damaged = file.testzip()
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{path}: damaged: {error}. Delete it; the command that made it makes it again.") from None
+    if damaged:
+        raise UserError(f"{path}: damaged: {damaged} in it. Delete it; the command that made it makes it again.")
+    yield Found("good", str(path), "is whole")
+
+
+_FILES = {".jsonl": _metrics, ".json": _json, ".yaml": _yaml, ".npz": _zip}
+
+
+def _named(target: Path, damaged: list[str], digests: Mapping[str, str]) -> str:
+    """Which files, and what is wrong with them."""
+
+    def wrong(name: str) -> str:
+        state = "is new" if name not in digests else "is damaged" if (target / name).exists() else "is missing"
+        return f"{name} {state}"
+
+    more = len(damaged) - _MOST_NAMED
+    return "; ".join(map(wrong, damaged[:_MOST_NAMED])) + (f"; and {more} more." if more > 0 else ".")
+
+
+def _size(target: Path, digests: Mapping[str, str]) -> str:
+    size = sum((target / name).stat().st_size for name in digests)
+    return f"{len(digests)} files, {size / 1e6:,.1f} MB"
+
+
+def _bare(error: UserError, path: Path) -> str:
+    return str(error).removeprefix(f"{path}: ")
+
+
+def _says_of_left(name: str) -> str:
+    if name.startswith("crash"):
+        return "what was said when a command crashed"
+    return "left by a process that was killed while it wrote; may be deleted, and harms nobody"

@@ -1,0 +1,261 @@
+"""Files that a disk, a copy or a person has damaged: `dpo-jax verify` names them, and what reads them refuses."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpo_jax import cli
+from dpo_jax.errors import UserError
+from dpo_jax.files import changed, read_sealed
+from dpo_jax.reference.store import Store
+from dpo_jax.stages.verify import examine
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.weights.folder import open_folder
+from tests.faults import tiny_run
+
+TRAIN = {"steps": 6, "save_every": 2, "keep": 2}
+GARBAGE = (b"", b"{", b"\xff\xfe{}", b"\x00" * 64, b"[" * 100_000, b"null", b"[]", b'{"record": 1}')
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is trained and exported, its store elsewhere."""
+    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("damage"), train=TRAIN, rows=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for command in ("train", "export"):
+            cli.main([command, "e.yaml"])
+    shutil.copytree(folder / "runs/demo/checkpoints", folder / "runs/demo/sft/checkpoints")  # as fine-tuning leaves it
+    return folder
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to be damaged; the current folder is where it is."""
+    for name in ("model", "runs", "pairs.jsonl", "eval.jsonl", "e.yaml"):
+        path = made / name
+        shutil.copytree(path, tmp_path / name) if path.is_dir() else shutil.copy(path, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    return Path("runs/demo")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """All that is said when the command stops with exit code 2."""
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and "Traceback" not in said.err, said.err
+    return said.out + said.err
+
+
+def bad(root: Path) -> list[str]:
+    return [f"{each.what}: {each.says}" for each in examine(root) if each.state == "bad"]
+
+
+def stores() -> list[Path]:
+    return sorted(path.parent for path in Path("runs/stores").glob("*/manifest.json"))
+
+
+def read_checkpoints(run: Path, step: int) -> None:
+    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints.record(step)
+    checkpoints._verify(step)
+
+
+FINGERPRINT: dict[str, dict[str, str]] = {}
+
+
+def read_store(folder: Path) -> None:
+    Store(folder, FINGERPRINT[folder.name])
+
+
+def targets(run: Path) -> dict[str, tuple[list[Path], Callable[[Path], None]]]:
+    """What is damaged -> its files, and what reads the thing that a file is of."""
+    for folder in stores():
+        FINGERPRINT[folder.name] = read_sealed(folder / "manifest.json")["fingerprint"]
+    checkpoints, export = run / "checkpoints", run / "export"
+
+    def step(path: Path) -> int:
+        return int(Path(path.relative_to(checkpoints).parts[0]).stem)
+
+    def whole_store(path: Path) -> None:
+        read_store(next(folder for folder in stores() if path.is_relative_to(folder)))
+
+    def files(folder: Path) -> list[Path]:
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    return {
+        "a checkpoint": (files(checkpoints), lambda path: read_checkpoints(run, step(path))),
+        "the store": ([path for f in stores() for path in files(f) if path.name != "used_by.json"], whole_store),
+        "exported safetensors": (sorted(export.glob("*.safetensors")), lambda path: open_folder(export)),
+        "other exported files": (
+            [path for path in files(export) if path.suffix != ".safetensors"],
+            lambda path: open_folder(export) if path.name != "digests.json" else refuse(),
+        ),
+    }
+
+
+def refuse() -> None:
+    raise UserError("only `verify` looks at every byte of this one")
+
+
+def test_a_whole_run_is_good(run: Path, capsys: pytest.CaptureFixture[str]):
+    cli.main(["verify", str(run)])
+    said = capsys.readouterr().out
+    for part in ("checkpoints/4", "checkpoints/6", "sft/checkpoints/4", "export", "metrics.jsonl", "config.yaml"):
+        assert re.search(rf"good  runs/demo/{part}: ", said), said
+    assert "16 rows" in said and "good  runs/stores/" in said  # the store is not below the run
+    assert "bad" not in said
+    for part in ("checkpoints", "export", "../stores", "sft"):
+        cli.main(["verify", str(run / part)])
+        assert "good" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("what", ["a checkpoint", "the store", "exported safetensors", "other exported files"])
+def test_a_flipped_byte(run: Path, what: str, trials: Callable, held: Callable):
+    chance, (files, read), count = random.Random(what), targets(run)[what], trials(12, 200)
+    assert not bad(run)
+    for _ in range(count):
+        path = chance.choice([path for path in files if path.stat().st_size])
+        data = path.read_bytes()
+        place = chance.randrange(len(data))
+        path.write_bytes(data[:place] + bytes([data[place] ^ chance.randrange(1, 256)]) + data[place + 1 :])
+        (found,) = bad(run)
+        assert path.name in found or str(path.parent) in found, (path, place, found)
+        if what == "a checkpoint" and "/6" in str(path):
+            assert "Delete 6 and 6.json to go on from step 4." in found
+        with pytest.raises(UserError):
+            read(path)
+        path.write_bytes(data)
+    assert not bad(run)
+    readers = "" if what == "other exported files" else " and by what reads it"
+    held(f"a flipped byte in {what}", count, f"seen by `verify`{readers}")
+
+
+def truncated(path: Path, chance: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+
+
+def missing(path: Path, chance: random.Random) -> None:
+    path.unlink()
+
+
+def half_deleted(path: Path, chance: random.Random) -> None:
+    files = [each for each in path.parent.rglob("*") if each.is_file()]
+    for each in chance.sample(files, (len(files) + 1) // 2):
+        each.unlink()
+
+
+@pytest.mark.parametrize("harm", [truncated, missing, half_deleted])
+@pytest.mark.parametrize("what", ["a checkpoint", "the store", "exported safetensors"])
+def test_files_that_are_cut_or_gone(run: Path, tmp_path: Path, what: str, harm: Callable, trials: Callable, held):
+    chance, (files, read), count = random.Random(f"{what} {harm}"), targets(run)[what], trials(2, 10)
+    # Without its seal a step, and without its manifest a store, is one that was never finished.
+    inner = [path for path in files if path.stat().st_size and path.parent.parent.name not in ("stores", "demo")]
+    files = inner if what != "exported safetensors" else files
+    for number in range(count):
+        path = chance.choice(files)
+        kept = tmp_path / f"kept{number}"
+        shutil.copytree("runs", kept)
+        harm(path, chance)
+        assert bad(run), path
+        if what != "exported safetensors" or Path(run / "export/digests.json").exists():  # else as from elsewhere
+            with pytest.raises(UserError):
+                read(path)
+        shutil.rmtree("runs")
+        kept.rename("runs")
+    held("truncated, missing, half-deleted files", count, "seen by `verify` and by what reads them")
+
+
+@pytest.mark.parametrize("damage", ["array", "cut seal"])
+def test_training_refuses_the_newest_and_the_hint_works(run: Path, capsys, damage: str, held: Callable):
+    step = run / "checkpoints/6"
+    path = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    path = path if damage == "array" else step.with_name("6.json")
+    data = path.read_bytes()
+    path.write_bytes(data[:70] if damage == "cut seal" else data[:-70] + b"#" + data[-69:])
+    more = ("train", "e.yaml", "--train.steps", "8")
+    hint = "Delete 6 and 6.json to go on from step 4"
+    assert hint in refused(capsys, *more)
+    assert hint in refused(capsys, "verify", str(run))
+    shutil.rmtree(step)
+    step.with_name("6.json").unlink()
+    cli.main(more)
+    assert "resumes at step 4 of 8" in capsys.readouterr().err
+    cli.main(["verify", str(run)])
+    held("the newest checkpoint is damaged", 1, "training names the step before, and goes on from it")
+
+
+def test_what_killed_processes_leave_behind_harms_nobody(run: Path, capsys, held: Callable):
+    left = [run / ".metrics.jsonl.123.partial", run / ".shared-77", stores()[0] / ".manifest.json.9.partial"]
+    for path in left:
+        path.write_bytes(b"half a fi")
+    folders = [
+        run / "checkpoints/9/params.orbax-checkpoint-tmp-1",
+        run / ".export.partial",
+        stores()[0] / "shard_00099",
+        run / "checkpoints/8",
+    ]
+    for path in folders:
+        path.mkdir(parents=True)
+        (path / "half").write_bytes(b"half a fi")
+    cli.main(["verify", str(run)])
+    said = capsys.readouterr().out
+    assert said.count("left  ") >= len(left) + len(folders) and "bad  " not in said
+    cli.main(["train", "e.yaml", "--train.steps", "8"])
+    cli.main(["export", "e.yaml"])
+    assert "resumes at step 6 of 8" in capsys.readouterr().err
+    held("stale partial files, Orbax's leftovers", len(left) + len(folders), "named, harmless, training goes on")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "history.json", "checkpoints/6.json", "manifest"])
+def test_garbage_is_a_clear_error(run: Path, capsys, name: str, trials: Callable, held: Callable):
+    path = stores()[0] / "manifest.json" if name == "manifest" else run / name
+    data, count = path.read_bytes(), trials(3, len(GARBAGE))
+    command = "report" if name in ("config.yaml", "metrics.jsonl", "history.json") else "train"
+    tried = GARBAGE[: min(count, 5)] if name == "history.json" else GARBAGE[:count]  # the last three are JSON
+    for garbage in tried:
+        path.write_bytes(garbage + b"\n" + data if name == "metrics.jsonl" else garbage)
+        assert path.name in refused(capsys, "verify", str(run))
+        assert str(path) in refused(capsys, command, "e.yaml", "--train.steps", "8")
+    path.write_bytes(data)
+    held("garbage in seal, manifest, config.yaml, history and metrics", len(tried), "a clear error")
+
+
+def test_verify_needs_no_jax_and_starts_at_once(run: Path):
+    code = (
+        "import sys; from dpo_jax import cli; cli.main(['verify', 'runs/demo'])\n"
+        "print(sorted({'jax', 'numpy', 'orbax', 'transformers', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+
+
+def test_exports_without_digests_and_folders_without_anything(run: Path, capsys, tmp_path: Path):
+    (run / "export/digests.json").unlink()
+    assert "has no digests.json" in refused(capsys, "verify", str(run))
+    (tmp_path / "empty").mkdir()
+    assert "holds no checkpoint" in refused(capsys, "verify", "empty")
+    assert "is not a folder" in refused(capsys, "verify", "nowhere")
+    assert "Give one folder" in refused(capsys, "verify", "empty", "more")
+
+
+def test_a_new_file_in_a_checkpoint_is_named(run: Path):
+    (run / "checkpoints/6/params/added").write_bytes(b"x")
+    (found,) = bad(run)
+    assert "params/added is new" in found
+    assert changed(run / "checkpoints/6", read_sealed(run / "checkpoints/6.json")["digests"]) == ["params/added"]
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    yield
+    FINGERPRINT.clear()
