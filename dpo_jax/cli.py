@@ -37,6 +37,7 @@ class _Running:
     command: str = "dpo-jax"
     workdir: Path | None = None
     verbose: bool = False
+    owns_process: bool = False  # else it is called from Python, by who has own ways to hear of errors
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `dpo-jax` command."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    running = _Running(mask(shlex.join(["dpo-jax", *given])), verbose="--verbose" in given)
+    running = _Running(mask(shlex.join(["dpo-jax", *given])), owns_process=arguments is None)
+    running.verbose = "--verbose" in given
     try:
         _dispatch([each for each in given if each != "--verbose"], running)
     except UserError as error:
@@ -180,8 +182,10 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     xla_flags.apply(os.environ)
     import jax
 
-    from dpo_jax.stages import hosts, preemption
+    from dpo_jax.stages import background, hosts, preemption
 
+    if running.owns_process and not running.verbose:
+        background.tell_briefly()
     stage = STAGES[known.command]
     setup, run = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
