@@ -21,7 +21,7 @@ _NAME = (
 )
 _SECRET_NAME = re.compile(_NAME, re.IGNORECASE)
 _SECRET_VARIABLE = re.compile(rf"{_NAME}|\w+_KEY", re.IGNORECASE)
-_QUERY = r"[\w.-]*(?:token|key|secret|password|signature|credential|sig|x-amz-[\w-]+|x-goog-[\w-]+)"
+_QUERY = r"[\w.-]*(?:token|key|secret|password|signature|credential|sig)"
 _VALUE = rf"[\w.~+/=-]{{{_SHORTEST},}}"
 _PATTERNS = [
     (re.compile(pattern, re.IGNORECASE), shown)
