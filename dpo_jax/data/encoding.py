@@ -35,7 +35,7 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     special_tokens: bool,
     *,
-    bos: int | None,
+    bos: Any,
     offsets: bool = False,
 ) -> list[Encoded]:
     """Each text, without what the tokenizer adds behind it: the template says how a response ends.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class _Late(NamedTuple):
     row_ids: Sequence[str]
 
 
-def prefetch(read: Callable[[int], Placed], start: int, stop: int, *, depth: int = 2) -> Iterator[Placed]:
+def prefetch(read: Callable[[int], Placed], start: int, stop: int, *, depth: int = 2) -> Generator[Placed, None, None]:
     """Batches `start` to `stop`, the next ones being built and copied while a step runs."""
     with ThreadPoolExecutor(1) as worker:
         waiting: list[Future[Placed]] = []

@@ -46,7 +46,8 @@ def _byte_level(
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(merge.split(" ", 1)) for merge in merges]))
+    pairs = [(first, second) for first, second in (merge.split(" ", 1) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
     digits = pre_tokenizers.Digits(individual_digits=True)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = decoders.ByteLevel()

@@ -14,11 +14,12 @@ from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
 
 ALL_DOWN_SECONDS = 30.0
-ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5", "--train.step_timeout_seconds", "15")
+ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5")
+TIMEOUT_SECONDS = {"hangs": "20"}  # the first step compiles within it too
 TELLS = {
     "dies": "another task died|heartbeat timeout|unreachable|Connection reset|Gloo",
     "raises": "harmed on purpose",
-    "hangs": "train.step_timeout_seconds is 15: leaving",
+    "hangs": "train.step_timeout_seconds is 20: leaving",
 }
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,8 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
         processes = start(
             folder,
             *ARGUMENTS,
+            "--train.step_timeout_seconds",
+            TIMEOUT_SECONDS.get(harm, "300"),
             "--workdir",
             f"runs/{number}",
             module="tests.faults.harmed",

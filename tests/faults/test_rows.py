@@ -31,7 +31,10 @@ CASES = st.sampled_from(GOOD).flatmap(
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return open_weights(str(make_hf_folder(tmp_path_factory.mktemp("model")))).tokenizer()
+    tokenizer = open_weights(str(make_hf_folder(tmp_path_factory.mktemp("model")))).tokenizer()
+    for kind, good, data, spec in GOOD:  # what is imported on the way is not held against the rows
+        one(tmp_path_factory.mktemp("good") / "rows.jsonl", kind, tokenizer, data, spec, json.dumps(good).encode())
+    return tokenizer
 
 
 def read(path: Path, kind: str, tokenizer: Any, data: Mapping[str, Any], spec: Mapping[str, Any], on_error: str) -> Any:
