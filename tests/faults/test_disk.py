@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, trials: Callable) -> Path:
+    trials(0, 1)
     folder = tiny_run.make_experiment(tmp_path_factory.mktemp("disk"), train=TRAIN)
     assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
     return folder
@@ -49,7 +50,7 @@ def fill(disk: Path, *, spare: int) -> None:
 
 def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable, trials: Callable, held: Callable):
     disk = small_disk(20_000)
-    count = trials(1, 10)
+    count = trials(0, 10)
     for number in range(count):
         workdir = disk / str(number)
         assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]
@@ -69,8 +70,7 @@ def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable
     )
 
 
-def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, trials: Callable, held: Callable):
-    trials(0, 1)
+def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held: Callable):
     disk = small_disk(20_000)
     workdir = disk / "run"
     assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]

@@ -29,13 +29,13 @@ BITS = {
     "evaluation": ["--evaluation.every", "10"],
     "evaluation and samples": ["--evaluation.every", "20", "--evaluation.watched", "2"],
 }
-QUICK = {"accumulation over 4 micro-batches", "evaluation and samples"}
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, trials: Callable) -> Path:
+    trials(0, 1)
     folder = tiny_run.make_experiment(
         tmp_path_factory.mktemp("equivalences"),
         data={"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "eval.jsonl"}], "max_tokens": 64},
@@ -72,23 +72,20 @@ def assert_near(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> st
 
 
 @pytest.mark.parametrize("how", SAME)
-def test_the_same_losses(how: str, folder: Path, plain: list, trials: Callable, held: Callable):
-    trials(how in QUICK, 1)
+def test_the_same_losses(how: str, folder: Path, plain: list, held: Callable):
     held(f"50 steps: {how}", 1, assert_near(trained(folder, how, SAME[how]), plain))
 
 
 @pytest.mark.parametrize(
     "mesh", [["--mesh.fsdp", "8"], ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]], ids=str
 )
-def test_the_same_losses_on_eight_devices(mesh: list[str], folder: Path, plain: list, trials: Callable, held: Callable):
-    trials(0, 1)
+def test_the_same_losses_on_eight_devices(mesh: list[str], folder: Path, plain: list, held: Callable):
     name = "eight " + "_".join(word.removeprefix("--mesh.") for word in mesh)
     held("50 steps: 8 devices against 1", 1, assert_near(trained(folder, name, mesh, devices=8), plain))
 
 
 @pytest.mark.parametrize("what", BITS)
-def test_to_every_bit(what: str, folder: Path, plain: list, trials: Callable, held: Callable):
-    trials(what in QUICK, 1)
+def test_to_every_bit(what: str, folder: Path, plain: list, held: Callable):
     rows = {row["step"]: row for row in trained(folder, f"bits {what}", BITS[what])}
     same = [{name: rows[row["step"]].get(name) for name in row} == row for row in plain if row["step"] in rows]
     assert all(same) and len(same) >= 7

@@ -29,7 +29,7 @@ def train(folder: Path, workdir: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def steps(trials: Callable) -> dict[str, int]:
-    return TRAIN | {"steps": trials(60, 300)}
+    return TRAIN | {"steps": trials(30, 300)}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def folder_of_two(tmp_path_factory: pytest.TempPathFactory, steps: dict[str, int
 
 @pytest.mark.parametrize("chain", range(CHAINS))
 def test_training_killed_again_and_again(chain: int, folder: Path, trials: Callable, held: Callable):
-    kills = trials(2 * (chain == 0), 10)
+    kills = trials(1 * (chain == 0), 10)
     dice, workdir = random.Random(chain), folder / f"runs/chain_{chain}"
     killed = 0
     while killed < kills:

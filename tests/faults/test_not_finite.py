@@ -20,7 +20,13 @@ from dpo_jax.types import HostBatch
 from tests.faults import tiny_run
 
 BAD = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
-REST = [("batch", "infinity"), ("batch", "minus infinity"), ("gradient", "nan"), ("gradient", "minus infinity")]
+REST = [
+    ("gradient", "infinity"),
+    ("batch", "infinity"),
+    ("batch", "minus infinity"),
+    ("gradient", "nan"),
+    ("gradient", "minus infinity"),
+]
 
 
 @pytest.fixture
@@ -73,7 +79,7 @@ def rows(workdir: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("where", "value"), [("batch", "nan"), ("gradient", "infinity"), *REST])
+@pytest.mark.parametrize(("where", "value"), [("batch", "nan"), *REST])
 def test_a_step_is_skipped_and_counted(
     where: str,
     value: str,
@@ -139,7 +145,8 @@ def test_parameters_that_are_not_finite_are_never_saved(
     held("NaN in parameters", 1, "never saved; the run stops")
 
 
-def test_a_report_of_a_run_with_skipped_steps(experiment: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_report_of_a_run_with_skipped_steps(trials: Callable, experiment: Path, monkeypatch: pytest.MonkeyPatch):
+    trials(0, 1)
     poison_batches(monkeypatch, {0, 4}, np.nan)
     assert train("--train.log_every", "1") == 0
     cli.main(["report", "e.yaml"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -27,9 +28,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("harm", TELLS)
 def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Callable, held: Callable):
+    slowest, count = 0.0, trials(0, 5)
     folder = tiny_run.make_experiment(tmp_path)
     assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
-    slowest, count = 0.0, trials(1 * (harm == "raises"), 5)
     for number in range(count):
         harmed, workdir = number % 2, folder / f"runs/{number}"
         processes = start(
@@ -58,5 +59,6 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
         tiny_run.assert_listed_steps_are_whole(workdir)
     assert slowest < ALL_DOWN_SECONDS
     assert finish(start(folder, "train", "e.yaml", "--workdir", "runs/0", "--train.steps", "20", count=2)) == [0, 0]
-    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and "resumes at step 10" in said(folder)
+    # of several processes a step is sealed when the next is saved
+    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(r"resumes at step (5|10) ", said(folder))
     held(f"one of two processes {harm}", count, f"both down in at most {slowest:.0f} s, with a message; goes on")

@@ -129,8 +129,9 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str
     assert not Path("run/metrics.jsonl").exists() and not Path("run/checkpoints").exists()
 
 
-def test_a_store_of_the_base_is_that_of_an_adapter_on_it(folder: Path, held):
+def test_a_store_of_the_base_is_that_of_an_adapter_on_it(trials, folder: Path, held):
     """The reference of an adapter is the base under it, whatever its rank: the same numbers, so the store is used."""
+    trials(0, 1)
     before = (folder / "stores").rglob("manifest.json")
     held_before = [path.read_bytes() for path in before]
     for rank in ("2", "4"):
@@ -139,8 +140,11 @@ def test_a_store_of_the_base_is_that_of_an_adapter_on_it(folder: Path, held):
     held("a store that does not match", 1, "an adapter: the reference is its base, whose store is used as it is")
 
 
-def test_an_adapter_that_was_trained_first_is_another_reference(folder: Path, capsys: pytest.CaptureFixture[str], held):
-    """Fine-tuning by an adapter, merged, is the reference: with another seed it is another one."""
+def test_an_adapter_that_was_trained_first_is_another_reference(
+    trials: Callable, folder: Path, capsys: pytest.CaptureFixture[str], held
+):
+    """Fine-tuning by an adapter, merged, is the reference: with another learning rate it is another one."""
+    trials(0, 1)
     (folder / "sft.yaml").write_text(
         (folder / "e.yaml").read_text()
         + yaml.safe_dump({"sft": {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 1}}})
