@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from dpo_jax.data.bounded import bounded, endless
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Message, Text
@@ -123,21 +124,24 @@ def _render(
     tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, turns: Sequence[Message], *, asks: bool
 ) -> str:
     template = source(tokenizer)
-    _variables(template)  # a template that cannot be read is no fault of the row
     try:
-        text = tokenizer.apply_chat_template(
-            turns,  # type: ignore[arg-type]
-            chat_template=template,
-            tokenize=False,
-            add_generation_prompt=asks,
-            **_arguments(template, row),
-        )
+        with bounded(row.where):
+            _variables(template)  # a template that cannot be read is no fault of the row
+            text = tokenizer.apply_chat_template(
+                turns,  # type: ignore[arg-type]
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=asks,
+                **_arguments(template, row),
+            )
     except UserError:
         raise
     except Exception as error:  # a template is a program, and may fail as one
         said = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
         found = f"the tokenizer's chat template refuses a message or is broken: {said}"
         raise BadRow(row.where, "refused by the chat template", found.rstrip(".") + ".") from error
+    if len(text) > _LONGEST_TEXT:
+        raise endless(row.where, f"{len(text):,} characters")
     return str(text)
 
 
@@ -152,6 +156,7 @@ def _arguments(template: str, row: Asked) -> dict[str, Any]:
     return given
 
 
+_LONGEST_TEXT = 2**26  # characters, as many as a line of a file may have
 _RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize")
 _MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers knows these
 
@@ -160,15 +165,19 @@ _MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers
 def _variables(template: str) -> frozenset[str]:
     """The names that a template reads without setting them; raises UserError where it is not jinja."""
     import jinja2
-    from jinja2 import meta
+    from jinja2 import meta, nodes
 
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
+    other = "Mend it, or name another in data.chat_template."
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(_MARKER.sub("", template))))
+        parsed = environment.parse(_MARKER.sub("", template))
+        if power := parsed.find(nodes.Pow):  # which nothing can interrupt
+            raise UserError(f"the chat template, line {power.lineno}: `**` is not allowed. {other}")
+        return frozenset(meta.find_undeclared_variables(parsed))
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(
-            f"the chat template, line {error.lineno}: {error.message}. Mend it, or name another in data.chat_template."
-        ) from None
+        raise UserError(f"the chat template, line {error.lineno}: {error.message}. {other}") from None
+    except RecursionError:
+        raise UserError(f"the chat template is nested too deeply. {other}") from None
 
 
 def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns: Sequence[Message]) -> list[Span]:
@@ -176,9 +185,10 @@ def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns
     from transformers.utils.chat_template_utils import render_jinja_template
 
     arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
-    _, found = render_jinja_template(
-        [[dict(turn) for turn in turns]], chat_template=template, return_assistant_tokens_mask=True, **arguments
-    )
+    with bounded(row.where):
+        _, found = render_jinja_template(
+            [[dict(turn) for turn in turns]], chat_template=template, return_assistant_tokens_mask=True, **arguments
+        )
     spans: Any = found[0]  # annotated as text there
     return [(start, end) for start, end in spans]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import resource
+import signal
 import struct
 import zlib
 from pathlib import Path
@@ -13,8 +15,10 @@ import pytest
 from PIL import Image
 
 from dpo_jax.config import load
+from dpo_jax.data import bounded
 from dpo_jax.data.pictures.decoding import clip, picture
 from dpo_jax.data.pictures.shape import Undecodable
+from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError
 from dpo_jax.types import PreferencePair
@@ -61,6 +65,29 @@ TEMPLATES = {
     "a range": "{% for i in range(10**9) %}x{% endfor %}",
     "recursion": "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
 }
+
+
+ENDLESS = {
+    "a long text": "{{ 'x' * 10000000000 }}",
+    "a wide field": "{{ '%4000000000d' % 1 }}",
+    "a doubled text": "{% set n = namespace(x='xx') %}{% for _ in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+    "a large text": "{{ 'x' * 100000000 }}",
+    "ranges in ranges": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+    "a large power": "{{ 10 ** 10 ** 9 }}",
+    "deep nesting": "{{ " + "(" * 20_000 + "1" + ")" * 20_000 + " }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_chat_template_without_end(name: str, tokenizer: Any, monkeypatch, held):
+    monkeypatch.setattr(bounded, "SECONDS", 1.0)
+    monkeypatch.setattr(bounded, "_MORE_BYTES", 2**29)
+    limits = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
+    with within(10, 600), pytest.raises(UserError, match=r"the chat template") as stop:
+        render(tokenizer, ENDLESS[name])
+    assert not isinstance(stop.value, BadRow), "each of a million rows would take as long"
+    assert limits == (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
+    held(FAULT, 1, HELD)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["config", "tokenizer"])
