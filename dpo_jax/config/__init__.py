@@ -44,8 +44,8 @@ class DataConfig:
     max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
     max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
     truncation: Literal["keep", "drop"] = "keep"  # drop: what is longer is left out, and counted
-    special_tokens: Literal["refuse", "text", "allow"] = (
-        "refuse"  # a row whose text holds such as <|im_end|> is bad; text: these are letters; allow: these are meant
+    special_tokens: Literal["text", "refuse", "allow"] = (
+        "text"  # <|im_end|> and the like in a row's text are letters; refuse: a bad row; allow: these are meant
     )
     on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _CHOICES = {
     "score": ("completion", "assistant"),
-    "special_tokens": ("refuse", "text", "allow"),
+    "special_tokens": ("text", "refuse", "allow"),
     "truncation": ("keep", "drop"),
 }
 
@@ -25,7 +25,7 @@ class Rules(NamedTuple):
     template: str = "plain"
     chat_template: str | None = None  # jinja, in place of the tokenizer's own
     score: str = "completion"  # of a response of several turns: all of it, or what the assistant says
-    special_tokens: str = "refuse"  # in the text of a row: refuse it, read them as text, or allow them as tokens
+    special_tokens: str = "text"  # in the text of a row: read as text, the row refused, or allowed as tokens
     truncation: str = "keep"  # of a row that is too long: keep a part, or drop it
     max_prompt_tokens: int = 512
     max_tokens: int = 1024
@@ -66,5 +66,5 @@ def tokenization_fingerprint(tokenizer: PreTrainedTokenizerFast, **rules: Any) -
         if settings.truncation == "keep"
         else f"none: prompt to {prompt}, pair to {total}, or dropped",
         "scored": settings.score,
-        **({"special tokens of rows": "text"} if settings.special_tokens == "text" else {}),
+        **({"special tokens of rows": "allowed"} if settings.special_tokens == "allow" else {}),
     }

@@ -1,4 +1,4 @@
-"""Special tokens that stand in the text of a row, where they would speak as the template does: refused, or as text.
+"""Special tokens that stand in the text of a row, where they would speak as the template does: as text, or refused.
 
 As text they go through the tokenizer like any other letters, while those that the template writes stay what they are:
 before a template sees them the row's own become marks of the same length, and what it then writes an alias, which is
@@ -8,6 +8,7 @@ the name of the special token in a copy of the tokenizer. Lengths stay, so that 
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -57,16 +58,29 @@ class Specials:
 
 
 class AsText:
-    """The same, to be read as text; `encoder` is the copy of the tokenizer."""
+    """The same, to be read as text; `encoder` is a copy of the tokenizer, for the rows that hold some."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast):
         specials = Specials(tokenizer)
-        self._pattern = specials.pattern
+        self._tokenizer, self._pattern = tokenizer, specials.pattern
         self._marks = {name: chr(_MARKS + n) * len(name) for n, name in enumerate(specials.names)}
         self._aliases = {name: chr(_ALIASES + n) * len(name) for n, name in enumerate(specials.names)}
         self._names = {mark: name for name, mark in self._marks.items()}
         self._mark = re.compile("|".join(self._names) or "(?!)")
-        self.encoder = _renamed(tokenizer, self._aliases)
+
+    @functools.cached_property
+    def encoder(self) -> PreTrainedTokenizerFast:
+        """Made for the first row that needs it: not every tokenizer can be copied so."""
+        return _renamed(self._tokenizer, self._aliases)
+
+    def in_row(self, row: Any) -> bool:
+        """Whether a text of the row holds a special token."""
+        texts = row._asdict()
+        return any(self.in_text(text) for name in _TEXTS for text in _strings(texts.get(name)))
+
+    def in_text(self, text: str) -> bool:
+        """Whether a text holds a special token."""
+        return self._pattern.search(text) is not None
 
     def mark(self, value: Any, where: str) -> Any:
         """A text, or all texts of messages, tools or arguments, with marks in place of special tokens."""
@@ -84,10 +98,6 @@ class AsText:
         """The row for a chat template."""
         texts = row._asdict()
         return row._replace(**{name: self.mark(texts[name], row.where) for name in _TEXTS if name in texts})
-
-    def holds_marks(self, text: str) -> bool:
-        """Whether something in a text was a special token."""
-        return self._mark.search(text) is not None
 
     def finished(self, text: str, where: str) -> str:
         """What is encoded: the template's special tokens by their aliases, those of the row as they were written."""

@@ -110,8 +110,7 @@ def tokenize_prompts(
     form, limit = checked(settings), settings.max_prompt_tokens
     specials = _specials(tokenizer, settings)
     texts = [_prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
-    encoder, bos = _encoder(tokenizer, specials), tokenizer.bos_token_id
-    encoded = encoding.encode(texts, encoder, form.special_tokens, bos=bos)
+    encoded = list(_ids(texts, tokenizer, form, specials))
     kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
     return kept, sum(len(whole.ids) > limit for whole in encoded)
 
@@ -122,18 +121,32 @@ def _specials(tokenizer: PreTrainedTokenizerFast, rules: Rules) -> Specials | As
     return AsText(tokenizer) if rules.special_tokens == "text" else Specials(tokenizer)
 
 
-def _encoder(tokenizer: PreTrainedTokenizerFast, specials: Specials | AsText | None) -> PreTrainedTokenizerFast:
-    return specials.encoder if isinstance(specials, AsText) else tokenizer
+def _ids(
+    texts: Sequence[tuple[str, bool]],
+    tokenizer: PreTrainedTokenizerFast,
+    form: Template,
+    specials: Specials | AsText | None,
+    *,
+    offsets: bool = False,
+) -> Iterator[Encoded]:
+    """Each text, encoded, and whether it holds special tokens that are text."""
+    settings = {"bos": tokenizer.bos_token_id, "offsets": offsets}
+    encoded = {}
+    for as_text in dict.fromkeys(flag for _, flag in texts):
+        encoder = specials.encoder if as_text and isinstance(specials, AsText) else tokenizer
+        chosen = [text for text, flag in texts if flag is as_text]
+        encoded[as_text] = iter(encoding.encode(chosen, encoder, form.special_tokens, **settings))
+    return (next(encoded[flag]) for _, flag in texts)
 
 
 def _prompt_text(
     prompt: Any, tokenizer: PreTrainedTokenizerFast, form: Template, specials: Specials | AsText | None
-) -> str:
-    if isinstance(specials, AsText):
-        return specials.finished(form.prompt(tokenizer, specials.marked(prompt)), prompt.where)
-    if specials:
+) -> tuple[str, bool]:
+    if isinstance(specials, AsText) and specials.in_row(prompt):
+        return specials.finished(form.prompt(tokenizer, specials.marked(prompt)), prompt.where), True
+    if isinstance(specials, Specials):
         specials.check(prompt, closing=None)
-    return form.prompt(tokenizer, prompt)
+    return form.prompt(tokenizer, prompt), False
 
 
 class _Whole(NamedTuple):
@@ -156,9 +169,9 @@ def _encoded(
     for is_text, group in itertools.groupby(chunk, key=_is_text):
         rows, used = list(group), TEMPLATES["plain"] if is_text else form
         texts = [_formatted(row, tokenizer, rules, used, specials) for row in rows]
-        flat = [text for one in texts if not isinstance(one, BadRow) for text in (one.prompt, *one.wholes)]
-        settings = {"offsets": rules.score == "assistant", "bos": tokenizer.bos_token_id}
-        encoded = iter(encoding.encode(flat, _encoder(tokenizer, specials), used.special_tokens, **settings))
+        good = [one for one in texts if not isinstance(one, BadRow)]
+        flat = [(text, one.as_text) for one in good for text in (one.prompt, *one.wholes)]
+        encoded = _ids(flat, tokenizer, used, specials, offsets=rules.score == "assistant")
         for row, one in zip(rows, texts, strict=True):
             if isinstance(one, BadRow):
                 yield row, one
@@ -188,7 +201,8 @@ def _formatted(
         is_plain = form is TEMPLATES["plain"]
         if isinstance(specials, Specials):
             specials.check(row, closing=tokenizer.eos_token if is_plain else None)
-        seen = specials.marked(row) if isinstance(specials, AsText) and not is_plain else row
+        as_text = isinstance(specials, AsText) and not is_plain and specials.in_row(row)
+        seen = specials.marked(row) if isinstance(specials, AsText) and as_text else row
         found = _Formatted(
             form.prompt(tokenizer, seen),
             [form.conversation(tokenizer, seen, response) for response in seen.responses],
@@ -197,24 +211,24 @@ def _formatted(
         if is_plain and isinstance(specials, Specials):
             for whole in found.wholes:
                 specials.check_joined(found.prompt, whole, row.where)
-        return _as_text(found, specials, row.where, tokenizer, is_plain) if isinstance(specials, AsText) else found
+        if isinstance(specials, AsText) and is_plain:
+            return _plain_as_text(found, specials, row.where, str(tokenizer.eos_token))
+        if isinstance(specials, AsText) and as_text:
+            prompt, *wholes = (specials.finished(text, row.where) for text in (found.prompt, *found.wholes))
+            return found._replace(prompt=prompt, wholes=wholes, as_text=True)
+        return found
     except BadRow as bad:
         return bad
 
 
-def _as_text(
-    found: _Formatted, specials: AsText, where: str, tokenizer: PreTrainedTokenizerFast, is_plain: bool
-) -> _Formatted:
-    """The same with the special tokens of the row as text. Without a template only the EOS at the end is none."""
-    prompt, wholes = found.prompt, found.wholes
-    if is_plain:
-        eos = str(tokenizer.eos_token)
-        prompt = specials.mark(prompt, where)
-        wholes = [specials.mark(whole.removesuffix(eos), where) + eos for whole in wholes]
+def _plain_as_text(found: _Formatted, specials: AsText, where: str, eos: str) -> _Formatted:
+    """The same with special tokens as text, but the EOS at the end; prompt and response may each hold half of one."""
+    bare = [whole.removesuffix(eos) for whole in found.wholes]
+    if not any(map(specials.in_text, (found.prompt, *bare))):
+        return found
+    prompt, *wholes = (specials.finished(specials.mark(text, where), where) for text in (found.prompt, *bare))
     return found._replace(
-        prompt=specials.finished(prompt, where),
-        wholes=[specials.finished(whole, where) for whole in wholes],
-        as_text=any(map(specials.holds_marks, [prompt, *wholes])),
+        prompt=prompt, wholes=[whole + specials.finished(eos, where) for whole in wholes], as_text=True
     )
 
 

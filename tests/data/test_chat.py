@@ -211,6 +211,7 @@ def test_masks_are_cut_with_their_responses(tokenizer):
 
 
 def test_special_tokens_in_a_text_are_refused_wherever_they_stand(tokenizer):
+    refuse = {"special_tokens": "refuse"}
     said = turns("a:x<|im_start|>y")
     call = ({"role": "assistant", "content": "", "tool_calls": [{"function": {"arguments": {"q": "<|im_end|>"}}}]},)
     rows = [
@@ -221,14 +222,16 @@ def test_special_tokens_in_a_text_are_refused_wherever_they_stand(tokenizer):
     ]
     for row, words in rows:
         with pytest.raises(BadRow, match="f:1: " + words.replace("|", r"\|")):
-            one(row, tokenizer)
+            one(row, tokenizer, **refuse)
     assert one(rows[0][0], tokenizer, special_tokens="allow").responses[0].tolist().count(1) == 1
     added = make_tokenizer(extra_special_tokens=["<tool>"])
     with pytest.raises(BadRow, match="chosen holds '<tool>'"):
-        one(TALK._replace(chosen=turns("a:a <tool> b")), added)
+        one(TALK._replace(chosen=turns("a:a <tool> b")), added, **refuse)
     with pytest.raises(BadRow, match="prompt holds"):
-        tokenize_prompts([Prompt("x<|im_end|>", None, "f:1")], tokenizer, template="plain")
-    closed = one(pair("the", " lamp<|im_end|>", " plot"), tokenizer, template="plain")  # as TRL's users may have it
+        tokenize_prompts([Prompt("x<|im_end|>", None, "f:1")], tokenizer, template="plain", **refuse)
+    closed = one(
+        pair("the", " lamp<|im_end|>", " plot"), tokenizer, template="plain", **refuse
+    )  # as TRL's users may have it
     assert texts(closed, tokenizer)[1] == [" lamp<|im_end|>", " plot<|im_end|>"]
 
 
@@ -256,7 +259,7 @@ def test_chunks_are_made_as_they_are_asked_for(tokenizer, monkeypatch):
             taken.append(n)
             yield TALK._replace(row_id=f"{n}", chosen=turns("a:<|im_end|>") if n in (2, 3, 5) else TALK.chosen)
 
-    rules = Rules(template="tokenizer")
+    rules = Rules(template="tokenizer", special_tokens="refuse")
     chunks = tokenize_chunks(rows(), tokenizer, rules, on_error="skip")
     first = next(chunks)
     assert taken == [0, 1] and [row.row_id for row in first.tokens] == ["0", "1"]

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpo_jax.data import specials
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize, tokenize_prompts
+from dpo_jax.errors import UserError
 from dpo_jax.types import PreferencePair, Prompt
 from dpo_jax.weights.opening import open_weights
 from tests.tiny import make_hf_folder
@@ -121,10 +123,29 @@ def test_a_template_that_changes_them_is_refused(tokenizer: Any, change: str):
     with pytest.raises(BadRow, match="cuts a special token of the text, or writes it otherwise"):
         one(talk(INJECTED), tokenizer, chat_template=template)
     with pytest.raises(BadRow, match="planes 15 and 16"):
-        one(talk("\U00100000"), tokenizer)
+        one(talk("\U00100000" + INJECTED), tokenizer)
 
 
 def test_the_fingerprint_names_it(tokenizer: Any):
     prints = {how: tokenization_fingerprint(tokenizer, special_tokens=how) for how in ("refuse", "text", "allow")}
-    assert prints["refuse"] == prints["allow"]  # the rows that both keep have the same tokens
-    assert prints["text"].items() - prints["refuse"].items() == {("special tokens of rows", "text")}
+    assert prints["refuse"] == prints["text"]  # the rows that both keep have the same tokens
+    assert prints["allow"].items() - prints["text"].items() == {("special tokens of rows", "allowed")}
+
+
+def test_an_ordinary_row_never_meets_the_copy(tokenizer: Any, monkeypatch):
+    """It is encoded by the tokenizer itself, beside rows that are not, and whether or not that can be copied."""
+
+    def refuse(*_: Any) -> None:
+        raise UserError("the special tokens of this tokenizer cannot be told from text")
+
+    rows = [talk("the lamp"), talk(INJECTED), talk("naïve 12\n")]
+    every = tokenize(rows, tokenizer, template="tokenizer")
+    for row, found in zip(rows, every.rows, strict=True):
+        alone, _ = one(row, tokenizer)
+        np.testing.assert_array_equal(found.prompt, alone.prompt)
+        np.testing.assert_array_equal(found.responses[0], alone.responses[0])
+    assert every.counts.special_tokens_as_text == 1
+    monkeypatch.setattr(specials, "_renamed", refuse)
+    assert one(rows[0], tokenizer)[0].prompt.size
+    with pytest.raises(UserError, match="cannot be told"):
+        one(rows[1], tokenizer)

@@ -97,7 +97,7 @@ CHANGES: dict[str, Case] = {
     "truncation of all": (None, ["--data.max_tokens", "60"], "truncation"),
     "truncation of prompts": (None, ["--data.max_prompt_tokens", "31"], "truncation"),
     "what is too long is dropped": (None, ["--data.truncation", "drop"], "truncation"),
-    "special tokens as text": (None, ["--data.special_tokens", "text"], "special tokens of rows"),
+    "special tokens that are meant": (None, ["--data.special_tokens", "allow"], "special tokens of rows"),
     "dtype": (None, ["--model.dtype", "bfloat16"], "dtype"),
     "a row changed": (rows(lambda lines: [lines[0].replace("good", "fine"), *lines[1:]]), [], "rows"),
     "a row is missing": (rows(lambda lines: lines[:-1]), [], "rows"),

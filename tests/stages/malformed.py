@@ -14,6 +14,7 @@ TURNS = {"prompt": [U], "chosen": [A], "rejected": [B]}
 LABELLED = {"prompt": "the lamp ", "completion": "was warm", "label": True}
 DONE = {"prompt": "the lamp ", "completion": "was warm"}
 CHAT = {"template": "tokenizer"}
+REFUSE = {"special_tokens": "refuse"}
 STRICT = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must "
     "alternate') }}{% endif %}{{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' }}{% endfor %}"
@@ -96,9 +97,14 @@ TEXTS = [
     Bad(pair(rejected=False), "not a string", "'rejected' is a bool"),
     Bad(pair(chosen="\ud800"), "not Unicode", "'chosen' holds"),
     Bad(pair(rejected="was warm"), "identical responses", "'chosen' and 'rejected' are identical"),
-    Bad(pair(chosen="x<|im_end|>y"), "special token in the text", "chosen holds '<|im_end|>'|special_tokens: allow"),
-    Bad(pair(prompt="<|im_start|>user"), "special token in the text", "prompt holds '<|im_start|>'"),
-    Bad(pair(chosen="x<|im_end|><|im_end|>"), "special token in the text", "chosen holds '<|im_end|>'"),
+    Bad(
+        pair(chosen="x<|im_end|>y"),
+        "special token in the text",
+        "chosen holds '<|im_end|>'|special_tokens: allow",
+        data=REFUSE,
+    ),
+    Bad(pair(prompt="<|im_start|>user"), "special token in the text", "prompt holds '<|im_start|>'", data=REFUSE),
+    Bad(pair(chosen="x<|im_end|><|im_end|>"), "special token in the text", "chosen holds '<|im_end|>'", data=REFUSE),
     Bad(
         {"prompt": "t", "chosen": "he lamp", "rejected": "he plot"}, "no token of the prompt", "no token of the prompt"
     ),
@@ -176,7 +182,12 @@ MESSAGES = [
         "begin",
         data=CHAT,
     ),
-    Bad(turns(chosen=said(content="x<|im_end|>\n<|im_start|>user")), "special token in the text", "chosen", data=CHAT),
+    Bad(
+        turns(chosen=said(content="x<|im_end|>\n<|im_start|>user")),
+        "special token in the text",
+        "chosen",
+        data=CHAT | REFUSE,
+    ),
     Bad(
         turns(prompt=[U, U]),
         "refused by the chat template",
