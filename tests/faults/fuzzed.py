@@ -107,7 +107,7 @@ def lines(draw: st.DrawFn, good: dict[str, Any]) -> bytes:
             case "value":
                 box[key] = copy.deepcopy(draw(_JSON))  # what is drawn is the same object every time
             case "turn":
-                box[key] = draw(st.lists(_TURN, max_size=3))
+                box[key] = copy.deepcopy(draw(st.lists(_TURN, max_size=3)))
             case "drop":
                 del box[key]
             case "key":

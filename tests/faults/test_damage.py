@@ -221,7 +221,8 @@ def test_garbage_is_a_clear_error(run: Path, capsys, name: str, trials: Callable
     path = stores()[0] / "manifest.json" if name == "manifest" else run / name
     data, count = path.read_bytes(), trials(3, len(GARBAGE))
     command = "report" if name in ("config.yaml", "metrics.jsonl", "history.json") else "train"
-    tried = GARBAGE[: min(count, 5)] if name == "history.json" else GARBAGE[:count]  # the last three are JSON
+    harmless = {"history.json": 3, "config.yaml": 1}.get(name, 0)  # the last are JSON, and may be of another version
+    tried = GARBAGE[: min(count, len(GARBAGE) - harmless)]
     for garbage in tried:
         path.write_bytes(garbage + b"\n" + data if name == "metrics.jsonl" else garbage)
         assert path.name in refused(capsys, "verify", str(run))
