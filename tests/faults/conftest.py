@@ -59,7 +59,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         return
     terminalreporter.section("faults")
     terminalreporter.write_line("\n".join((*HEAD, *rows.values())))
-    if config.getoption("--write-results", default=False) and not terminalreporter.getreports("failed"):
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist, which has seen a part of the tests
+    if (
+        config.getoption("--write-results", default=False)
+        and not is_worker
+        and not terminalreporter.getreports("failed")
+    ):
         write_results(RESULTS, rows)
 
 
