@@ -140,11 +140,12 @@ def fit(
             checkpoints.settle()
             for sink in sinks:
                 with contextlib.suppress(OSError):  # it may be the same disk: what came first is said
-                    sink.close()
+                    sink.close(done=False)
             raise
+        reached = int(last.step)
         for sink in sinks:
-            sink.close()
-    if (reached := int(last.step)) < steps:
+            sink.close(done=reached == steps)
+    if reached < steps:
         raise Preempted(
             f"{stage}: told to stop, and saved step {reached} of {steps}; the same command goes on from there"
         )

@@ -37,8 +37,8 @@ class Sink(Protocol):
         """Writes the values of one step; steps only grow."""
         ...
 
-    def close(self) -> None:
-        """Writes out what is held back and lets the file go."""
+    def close(self, *, done: bool = True) -> None:
+        """Writes out what is held back and lets the file go; `done` is false of what ends before its last step."""
         ...
 
 
@@ -60,7 +60,7 @@ class JsonlSink:
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 
-    def close(self) -> None:
+    def close(self, *, done: bool = True) -> None:
         """Closes the file."""
         self._file.close()
 
@@ -82,7 +82,7 @@ class TensorBoardSink:
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
 
-    def close(self) -> None:
+    def close(self, *, done: bool = True) -> None:
         """Writes out what is held back, at most ten seconds' worth, and closes the file."""
         self._writer.close()
 
@@ -134,9 +134,9 @@ class WandbSink:
         """Hands the values over; they are sent in the background."""
         self._run.log(values, step=step)
 
-    def close(self) -> None:
-        """Waits until all is sent."""
-        self._run.finish()
+    def close(self, *, done: bool = True) -> None:
+        """Waits until all is sent; what is not done stands there as failed, until it goes on."""
+        self._run.finish(exit_code=0 if done else 1)
 
 
 def _lines_until(path: Path, last_step: int) -> bytes:

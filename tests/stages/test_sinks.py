@@ -14,6 +14,7 @@ import yaml
 
 from dpo_jax import cli
 from dpo_jax.config import load
+from dpo_jax.stages import fit
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.sinks import open_sinks
 from tests.stages.test_report import make_experiment
@@ -30,9 +31,9 @@ class Wandb(SimpleNamespace):
         self.runs: list[SimpleNamespace] = []
 
     def init(self, **settings: Any) -> SimpleNamespace:
-        run = SimpleNamespace(settings=settings, id=settings["id"] or f"id{len(self.runs)}", logged=[], finished=0)
+        run = SimpleNamespace(settings=settings, id=settings["id"] or f"id{len(self.runs)}", logged=[], finished=[])
         run.log = lambda values, step: run.logged.append((step, values))
-        run.finish = lambda: setattr(run, "finished", run.finished + 1)
+        run.finish = lambda exit_code: run.finished.append(exit_code)
         self.runs.append(run)
         return run
 
@@ -57,10 +58,22 @@ def test_the_same_numbers_go_there_and_a_resume_goes_on_in_the_same_run(wandb: W
     assert len(wandb.runs) == 3 and again.settings["id"] == first.id != sft.id and again.settings["resume"] == "allow"
     rows = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
     assert [{"step": step, **values} for step, values in [*first.logged, *again.logged]] == rows
-    assert all(run.finished == 1 for run in wandb.runs)
+    assert all(run.finished == [0] for run in wandb.runs)
 
     cli.main(["train", "a.yaml", "--logging.wandb", "null", "--train.steps", "4"])  # may change; off: nobody is told
     assert len(wandb.runs) == 3
+
+
+def test_a_training_that_fails_is_not_called_finished(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise RuntimeError("harmed on purpose")
+
+    cli.main(["sft", "a.yaml"])
+    cli.main(["reference", "a.yaml"])
+    monkeypatch.setattr(fit.loop, "run", fail)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "a.yaml"])
+    assert [run.finished for run in wandb.runs] == [[0], [1]]
 
 
 def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:

@@ -147,6 +147,7 @@ MUTANTS: list[Mutant] = [
             "if path.exists() else None",
         ),
         ("forgets the W&B run", "files.write_atomic(path, self._run.id)", "pass"),
+        ("a crash is called finished", "exit_code=0 if done else 1", "exit_code=0"),
     ),
     *planted(
         "stages/sinks.py",
