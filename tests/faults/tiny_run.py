@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,9 +110,10 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
     """All that Orbax holds in a folder, by name."""
     import orbax.checkpoint as ocp
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that no layout is given
-        found = ocp.StandardCheckpointer().restore(folder.absolute())
+    reader, here = ocp.StandardCheckpointer(), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    held: Any = reader.metadata(folder.absolute()).item_metadata
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), held.tree)
+    found = reader.restore(folder.absolute(), like)  # wherever it was written
     leaves = jax.tree_util.tree_leaves_with_path(found)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
