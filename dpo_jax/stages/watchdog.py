@@ -12,8 +12,6 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dpo_jax.stages.progress import say
-
 EXIT_CODE = 124
 _SLOW = 10  # times the usual
 _LEAST_SECONDS = 60.0  # what is shorter is no cause for alarm: a batch of another shape compiles
@@ -72,5 +70,6 @@ class Watchdog:
         return max(_LEAST_SECONDS, _SLOW * statistics.median(self._usual))
 
     def _tell(self, what: str) -> None:
-        say(self._stage, f"{what}. What each thread is at:")
-        faulthandler.dump_traceback(sys.__stderr__ or 2)
+        error_stream = sys.__stderr__ or sys.stderr  # of every process: `say` is for the first alone
+        print(f"{self._stage:>9}  {what}. What each thread is at:", file=error_stream, flush=True)
+        faulthandler.dump_traceback(error_stream)

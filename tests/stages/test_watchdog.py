@@ -14,7 +14,10 @@ from dpo_jax.stages.watchdog import EXIT_CODE, Watchdog
 
 HANGS = """
 import time
+from dpo_jax.stages.progress import console
 from dpo_jax.stages.watchdog import Watchdog
+
+console.quiet = True  # as in every process but the first
 
 def stuck_here():
     time.sleep(60)
