@@ -13,13 +13,15 @@ from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start
 
 BYTES_PER_STEP = 200.0  # a leaked array of one number, with its Python object, is more
+BYTES_PER_CHECKPOINT = 2**19  # Orbax keeps some 200 KiB of each
 
 pytestmark = pytest.mark.slow
 
 
-def test_nothing_grows(tmp_path: Path, trials: Callable, held: Callable):
+@pytest.mark.parametrize("save_every", [200, 100_000])
+def test_nothing_grows(save_every: int, tmp_path: Path, trials: Callable, held: Callable):
     steps = trials(0, 10_000)
-    train = {"steps": steps, "save_every": 200, "log_every": 1}
+    train = {"steps": steps, "save_every": save_every, "log_every": 1}
     folder = tiny_run.make_experiment(tmp_path, train=train, mesh={"fsdp": 1})
     processes = start(folder, "train", "e.yaml", module="tests.faults.measured", devices=1)
     assert finish(processes, seconds=1500) == [0], said(folder)
@@ -31,8 +33,8 @@ def test_nothing_grows(tmp_path: Path, trials: Callable, held: Callable):
         assert min(row[name] for row in warm[-4:]) <= min(row[name] for row in warm[:4]), name
     slope = np.polyfit([row["step"] for row in warm], [row["kib"] * 1024.0 for row in warm], 1)[0]
     if len(found) > 50:  # the allocator settles in the first thousands
-        assert slope < BYTES_PER_STEP
-    what = (
-        f"memory {slope:+.0f} bytes a step (of {found[-1]['kib'] / 1024:.0f} MiB), files and threads flat, no compile"
-    )
+        assert slope < BYTES_PER_STEP + BYTES_PER_CHECKPOINT / save_every
+    saves = f"a checkpoint every {save_every} steps" if save_every < steps else "no checkpoints"
+    size = f"memory {slope:+.0f} bytes a step (of {found[-1]['kib'] / 1024:.0f} MiB)"
+    what = f"{saves}: {size}, files and threads flat, no compile"
     held(f"a run of {steps:,} steps", 1, what)
