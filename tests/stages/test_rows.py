@@ -61,7 +61,8 @@ def test_arrays_leave_out_what_tokenization_leaves_out():
     bad = {**PAIR, "chosen": "x<|im_end|>y", "margin": 9, "prompt": "other"}
     long = {**PAIR, "chosen": " was warm" * 30, "margin": 8, "prompt": "another"}
     rows = [{**PAIR, "margin": 1}, bad, {**PAIR, "margin": 2}, long]
-    limits = {"on_error": "skip", "truncation": "drop", "max_prompt_tokens": 16, "max_tokens": 32}
+    refuse = {"on_error": "skip", "special_tokens": "refuse"}
+    limits = {**refuse, "truncation": "drop", "max_prompt_tokens": 16, "max_tokens": 32}
     data = read(rows, **limits)
     assert len(data.rows) == 2 and data.margin_B is not None and data.margin_B.tolist() == [1, 2]
     assert [prompt.prompt for prompt in data.prompts] == ["the lamp"]
@@ -73,7 +74,7 @@ def test_arrays_leave_out_what_tokenization_leaves_out():
     assert data.desirable is not None and data.weight_B is not None
     assert data.desirable.tolist() == [True, False] and data.weight_B.tolist() == [0, 2]
     with pytest.raises(UserError, match=r"data.train: no rows are left of .*: 1 skipped \(special token in the text\)"):
-        read([bad], on_error="skip")
+        read([bad], **refuse)
 
 
 def test_prompts_are_the_different_ones_with_what_they_bring():
