@@ -12,6 +12,7 @@ import numpy as np
 from dpo_jax.data import encoding
 from dpo_jax.data.chat import TEMPLATES, Span, Template
 from dpo_jax.data.encoding import Encoded
+from dpo_jax.data.formatted import find_specials, formatted, prompt_text
 from dpo_jax.data.rules import Rules, checked
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.specials import AsText, Specials
@@ -64,7 +65,7 @@ def tokenize_chunks(
         UserError: a row cannot be used (with on_error "stop"), or the tokenizer cannot do what the template asks.
     """
     form = checked(rules)
-    specials = _specials(tokenizer, rules)
+    specials = find_specials(tokenizer, rules)
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _CHUNK_ROWS)):
         skipped: Counter[str] = Counter()
@@ -108,17 +109,11 @@ def tokenize_prompts(
     """
     settings = Rules(**rules)
     form, limit = checked(settings), settings.max_prompt_tokens
-    specials = _specials(tokenizer, settings)
-    texts = [_prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
+    specials = find_specials(tokenizer, settings)
+    texts = [prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
     encoded = list(_ids(texts, tokenizer, form, specials))
     kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
     return kept, sum(len(whole.ids) > limit for whole in encoded)
-
-
-def _specials(tokenizer: PreTrainedTokenizerFast, rules: Rules) -> Specials | AsText | None:
-    if rules.special_tokens == "allow":
-        return None
-    return AsText(tokenizer) if rules.special_tokens == "text" else Specials(tokenizer)
 
 
 def _ids(
@@ -129,7 +124,7 @@ def _ids(
     *,
     offsets: bool = False,
 ) -> Iterator[Encoded]:
-    """Each text, encoded, and whether it holds special tokens that are text."""
+    """Each text, encoded; it comes with whether special tokens in it are text, which another encoder knows."""
     settings = {"bos": tokenizer.bos_token_id, "offsets": offsets}
     encoded = {}
     for as_text in dict.fromkeys(flag for _, flag in texts):
@@ -137,16 +132,6 @@ def _ids(
         chosen = [text for text, flag in texts if flag is as_text]
         encoded[as_text] = iter(encoding.encode(chosen, encoder, form.special_tokens, **settings))
     return (next(encoded[flag]) for _, flag in texts)
-
-
-def _prompt_text(
-    prompt: Any, tokenizer: PreTrainedTokenizerFast, form: Template, specials: Specials | AsText | None
-) -> tuple[str, bool]:
-    if isinstance(specials, AsText) and specials.in_row(prompt):
-        return specials.finished(form.prompt(tokenizer, specials.marked(prompt)), prompt.where), True
-    if isinstance(specials, Specials):
-        specials.check(prompt, closing=None)
-    return form.prompt(tokenizer, prompt), False
 
 
 class _Whole(NamedTuple):
@@ -168,7 +153,7 @@ def _encoded(
     """Each row of the chunk, encoded, or the error that it would raise; neighbours of one form go together."""
     for is_text, group in itertools.groupby(chunk, key=_is_text):
         rows, used = list(group), TEMPLATES["plain"] if is_text else form
-        texts = [_formatted(row, tokenizer, rules, used, specials) for row in rows]
+        texts = [formatted(row, tokenizer, rules, used, specials) for row in rows]
         good = [one for one in texts if not isinstance(one, BadRow)]
         flat = [(text, one.as_text) for one in good for text in (one.prompt, *one.wholes)]
         encoded = _ids(flat, tokenizer, used, specials, offsets=rules.score == "assistant")
@@ -185,51 +170,6 @@ def _encoded(
 def _is_text(row: Any) -> bool:
     """Whether it is text without a prompt, which no template formats."""
     return isinstance(row, Completion) and row.prompt == ""
-
-
-class _Formatted(NamedTuple):
-    prompt: str
-    wholes: list[str]
-    spans: list[list[Span] | None]
-    as_text: bool = False
-
-
-def _formatted(
-    row: Any, tokenizer: PreTrainedTokenizerFast, rules: Rules, form: Template, specials: Specials | AsText | None
-) -> _Formatted | BadRow:
-    try:
-        is_plain = form is TEMPLATES["plain"]
-        if isinstance(specials, Specials):
-            specials.check(row, closing=tokenizer.eos_token if is_plain else None)
-        as_text = isinstance(specials, AsText) and not is_plain and specials.in_row(row)
-        seen = specials.marked(row) if isinstance(specials, AsText) and as_text else row
-        found = _Formatted(
-            form.prompt(tokenizer, seen),
-            [form.conversation(tokenizer, seen, response) for response in seen.responses],
-            [form.spans(tokenizer, seen, r) if rules.score == "assistant" else None for r in seen.responses],
-        )
-        if is_plain and isinstance(specials, Specials):
-            for whole in found.wholes:
-                specials.check_joined(found.prompt, whole, row.where)
-        if isinstance(specials, AsText) and is_plain:
-            return _plain_as_text(found, specials, row.where, str(tokenizer.eos_token))
-        if isinstance(specials, AsText) and as_text:
-            prompt, *wholes = (specials.finished(text, row.where) for text in (found.prompt, *found.wholes))
-            return found._replace(prompt=prompt, wholes=wholes, as_text=True)
-        return found
-    except BadRow as bad:
-        return bad
-
-
-def _plain_as_text(found: _Formatted, specials: AsText, where: str, eos: str) -> _Formatted:
-    """The same with special tokens as text, but the EOS at the end; prompt and response may each hold half of one."""
-    bare = [whole.removesuffix(eos) for whole in found.wholes]
-    if not any(map(specials.in_text, (found.prompt, *bare))):
-        return found
-    prompt, *wholes = (specials.finished(specials.mark(text, where), where) for text in (found.prompt, *bare))
-    return found._replace(
-        prompt=prompt, wholes=[whole + specials.finished(eos, where) for whole in wholes], as_text=True
-    )
 
 
 def _cut(row: Any, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rules) -> tuple[TokenRow, Counts]:

@@ -138,9 +138,7 @@ def fit(
             checkpoints.close()
         except BaseException:
             checkpoints.settle()
-            for sink in sinks:
-                with contextlib.suppress(OSError):  # it may be the same disk: what came first is said
-                    sink.close(done=False)
+            _close_quietly(sinks)
             raise
         reached = int(last.step)
         for sink in sinks:
@@ -159,6 +157,13 @@ def restored(
     saved = program if frozen is None else program._replace(shardings=program.shardings._replace(frozen=None))
     state = checkpoints.restore(step, saved.state_shapes(model, memory))
     return state if frozen is None else state._replace(frozen=frozen)
+
+
+def _close_quietly(sinks: Sequence[Sink]) -> None:
+    """After an error, which is what is said: their disk may be the same."""
+    for sink in sinks:
+        with contextlib.suppress(OSError):
+            sink.close(done=False)
 
 
 def _placed(setup: Experiment, batches: Batches, number: int) -> loop.Placed:
