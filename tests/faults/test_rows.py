@@ -86,16 +86,16 @@ def test_rows_spoiled_at_random(tmp_path: Path, tokenizer: Any, trials, held):
         if "tools" in good:  # this template reads neither; the row is refused for that, whatever else it holds
             good = {name: value for name, value in good.items() if name not in ("tools", "chat_template_kwargs")}
         around = json.dumps(good).encode()
-        alone = one_by_one(path, kind, tokenizer, data, spec, spoiled)
-        path.write_bytes(b"\n".join([around, *spoiled, around]) + b"\n")
-        found, skipped = read(path, kind, tokenizer, data, spec, "skip")
-        made, _ = one(path, kind, tokenizer, data, spec, around)
+        with within(60, 200):  # not around hypothesis, which builds its tables of Unicode in a clean clone
+            alone = one_by_one(path, kind, tokenizer, data, spec, spoiled)
+            path.write_bytes(b"\n".join([around, *spoiled, around]) + b"\n")
+            found, skipped = read(path, kind, tokenizer, data, spec, "skip")
+            made, _ = one(path, kind, tokenizer, data, spec, around)
         assert skipped == Counter(reason for _, reason in alone if reason)
         assert found == 2 * made + sum(count for count, _ in alone)
         outcomes.update(reason or "used" for _, reason in alone)
 
-    with within(600, 200):
-        check()
+    check()
     assert len(outcomes) > 15 and outcomes["used"] < sum(outcomes.values()) / 2, outcomes
     held(
         "malformed rows, at random",
