@@ -15,6 +15,7 @@ from contextlib import contextmanager
 EXIT_CODE = 124
 _SLOW = 10  # times the usual
 _LEAST_SECONDS = 60.0  # what is shorter is no cause for alarm: a batch of another shape compiles
+_GRACE_SECONDS = 5.0  # the first process that leaves takes the others down: all are to say where they are before
 _KNOWN_STEPS = 3  # before that, nothing is usual
 
 
@@ -59,6 +60,7 @@ class Watchdog:
             waited = time.monotonic() - since
             if waited > self._limit:
                 self._tell(f"a step has taken {waited:.0f} s, train.step_timeout_seconds is {self._limit:g}: leaving")
+                time.sleep(min(_GRACE_SECONDS, self._limit / 4))
                 os._exit(EXIT_CODE)
             if since != warned and waited > self._slow_after():
                 warned = since

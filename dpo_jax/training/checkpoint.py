@@ -7,10 +7,8 @@ Orbax itself restores a flipped byte without a word.
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import shutil
-from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -34,7 +32,7 @@ class Checkpoints:
         self._folder = folder.absolute()
         self._keep = keep
         self._sealer = ThreadPoolExecutor(1, thread_name_prefix="seal")
-        self._pending: Future[None] | Callable[[], None] | None = None
+        self._pending: Future[None] | None = None
         # Trees apart, so that a later stage reads the parameters without the optimizer's moments.
         self._writers = {name: ocp.StandardCheckpointer() for name in ("params", "memory", "frozen", "rest")}
 
@@ -51,7 +49,7 @@ class Checkpoints:
         return self._sealed(step)["record"]
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Starts to write a step and returns; the one before is sealed first, and its failure shows here."""
+        """Starts to write a step and returns; it is sealed in the background, its failure shows here at the next."""
         self.wait()
         target = self._folder / str(step)
         try:
@@ -67,25 +65,24 @@ class Checkpoints:
                 self._writers[name].save(target / name, tree)
         except (OSError, ValueError) as error:
             raise _not_written(target, error) from error
-        seal = functools.partial(self._seal, step, record)
-        # Several processes meet in Orbax when all have written: nothing of theirs may run beside that.
-        self._pending = self._sealer.submit(seal) if jax.process_count() == 1 else seal
+        self._pending = self._sealer.submit(self._seal, step, record)
 
     def check(self) -> None:
         """Raises at once if the step being written could not be; else does nothing, and waits for nothing."""
-        if isinstance(self._pending, Future) and self._pending.done():
+        if self._pending is not None and self._pending.done() and self._pending.exception():
             self.wait()
 
     def wait(self) -> None:
         """Waits until the step being written is sealed, and those beyond the kept ones are gone."""
         pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result() if isinstance(pending, Future) else pending()
-            meet("a step is sealed")
+        if pending is None:
+            return
+        pending.result()
+        meet("a step is sealed")
 
     def settle(self) -> None:
         """Lets what is being written become whole where the training ends by an error, which others may have caused."""
-        if isinstance(self._pending, Future):
+        if self._pending is not None and jax.process_count() == 1:  # of several, one that is gone would be waited for
             futures.wait([self._pending])
 
     def _seal(self, step: int, record: dict[str, Any]) -> None:

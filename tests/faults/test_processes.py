@@ -55,10 +55,11 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
         assert all(codes), codes
         teller = logs[1 - harmed if harm == "dies" else harmed]
         assert any(words in teller for words in TELLS[harm].split("|")), teller[-3000:]
-        assert codes[harmed] == {"dies": -signal.SIGKILL, "raises": 1, "hangs": watchdog.EXIT_CODE}[harm]
+        first = {"dies": -signal.SIGKILL, "raises": 1, "hangs": watchdog.EXIT_CODE}[harm]
+        assert codes[harmed] == first or (harm == "hangs" and first in codes), codes  # either may be the first to leave
         tiny_run.assert_listed_steps_are_whole(workdir)
     assert slowest < ALL_DOWN_SECONDS
     assert finish(start(folder, "train", "e.yaml", "--workdir", "runs/0", "--train.steps", "20", count=2)) == [0, 0]
-    # of several processes a step is sealed when the next is saved
-    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(r"resumes at step (5|10) ", said(folder))
+    sealed = "10" if harm == "hangs" else "5|10"  # where there was time to write the last
+    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(rf"resumes at step ({sealed}) ", said(folder))
     held(f"one of two processes {harm}", count, f"both down in at most {slowest:.0f} s, with a message; goes on")
