@@ -11,7 +11,6 @@ import io
 import itertools
 import math
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, cast
@@ -54,21 +53,28 @@ def clip(data: bytes, *, frames: int) -> np.ndarray:
 
 
 @contextmanager
+def _or_refused(reason: str, says: str) -> Iterator[None]:
+    """Whatever is raised in the block becomes an `Undecodable`: of spoiled bytes the libraries raise what they like."""
+    try:
+        yield
+    except Undecodable:
+        raise
+    except Exception as error:
+        raise Undecodable(reason, f"{says}: {error}") from error
+
+
+@contextmanager
 def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
     """A picture as Pillow opens it; whatever Pillow raises, also in the block, becomes an `Undecodable`."""
     try:
         opened = Image.open(io.BytesIO(data), formats=formats)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Undecodable("too many pixels", f"it claims more than {MOST_PIXELS} pixels: {error}") from error
-    except Exception as error:  # its plugins raise what they like
+    except Exception as error:
         raise Undecodable("not a picture", f"it is none of {', '.join(formats)}, or its head is damaged.") from error
     _check_size(opened.height, opened.width)
-    try:
+    with _or_refused("damaged picture", "it cannot be decoded"):
         yield opened
-    except Undecodable:
-        raise
-    except Exception as error:
-        raise Undecodable("damaged picture", f"it cannot be decoded: {error}") from error
 
 
 def _check_size(height: int, width: int) -> None:
@@ -99,11 +105,9 @@ def _gif(data: bytes) -> Iterator[np.ndarray]:
 def _npy(data: bytes) -> Iterator[np.ndarray]:
     """The frames of an array, [F, H, W] or [F, H, W, C]; read by hand, because numpy allocates before it looks."""
     file = io.BytesIO(data)
-    try:
+    with _or_refused("damaged array", "the head of the array cannot be read"):
         version = np.lib.format.read_magic(file)
         shape, by_columns, dtype = _HEADERS[version](file)
-    except (ValueError, KeyError, EOFError) as error:
-        raise Undecodable("damaged array", f"the head of the array cannot be read: {error}") from error
     if dtype != np.uint8:
         raise Undecodable("array not of uint8", f"it is an array of {dtype}; only uint8 is read, and never a pickle.")
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
@@ -120,34 +124,34 @@ _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.r
 
 
 def _npz(data: bytes) -> Iterator[np.ndarray]:
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            members = archive.infolist()
-            if len(members) != 1:
-                raise Undecodable("not one array", f"it holds {len(members)} arrays; one is wanted.")
-            if members[0].file_size > 4 * MOST_PIXELS:
-                raise Undecodable("too many pixels", f"its array claims {members[0].file_size} bytes.")
-            held = archive.read(members[0])
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError, zlib.error) as error:
-        raise Undecodable("damaged array", f"the archive cannot be read: {error}") from error
+    with _or_refused("damaged array", "the archive cannot be read"), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = archive.infolist()
+        if len(members) != 1:
+            raise Undecodable("not one array", f"it holds {len(members)} arrays; one is wanted.")
+        if members[0].file_size > 4 * MOST_PIXELS:
+            raise Undecodable("too many pixels", f"its array claims {members[0].file_size} bytes.")
+        held = archive.read(members[0])
     yield from _npy(held)
 
 
 def _mp4(data: bytes) -> Iterator[np.ndarray]:
     try:
         import av  # pyright: ignore[reportMissingImports]
-        import av.error  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise UserError("MP4 needs PyAV, which is not installed. Install it: pip install 'dpo-jax[video]'") from error
-    try:
-        with av.open(cast(IO[bytes], io.BytesIO(data)), "r") as container:
-            if not container.streams.video:
-                raise Undecodable("no video", "the file holds no pictures.")
-            for frame in container.decode(container.streams.video[0]):
-                _check_size(frame.height, frame.width)
-                yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
-    except (av.error.FFmpegError, LookupError) as error:
-        raise Undecodable("damaged video", f"it cannot be decoded: {error}") from error
+    with (
+        _or_refused("damaged video", "it cannot be decoded"),
+        # A title in another code than UTF-8 is no reason to refuse what is seen.
+        av.open(cast(IO[bytes], io.BytesIO(data)), "r", metadata_errors="replace") as container,
+    ):
+        if not container.streams.video:
+            raise Undecodable("no video", "the file holds no pictures.")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:  # PyAV would end the process
+            raise Undecodable("unknown codec", "its pictures are in a code that FFmpeg does not know.")
+        for frame in container.decode(stream):
+            _check_size(frame.height, frame.width)
+            yield np.rot90(frame.to_ndarray(format="rgb24"), frame.rotation // 90)
 
 
 _CLIPS: dict[tuple[int, bytes], Callable[[bytes], Iterator[np.ndarray]]] = {

@@ -104,6 +104,12 @@ def test_mp4(pixels):
     assert abs(seen.mean(axis=(1, 2, 3)) - [0, 60, 120, 180]).max() < 6  # its codec loses some
     with pytest.raises(UserError, match=r"b\.mp4: it cannot be decoded"):
         pixels(mp4(0, 60, 120)[:-200], Shape(3, 8, 8, 3), "b.mp4")
+    unknown = bytearray(mp4(0, 60).replace(b"mp4v", b"none"))
+    unknown[unknown.index(b"\x04\x80\x80\x80", unknown.index(b"esds")) + 5] = 0xFF  # its code stands here again
+    with pytest.raises(UserError, match=r"c\.mp4: its pictures are in a code that FFmpeg does not know"):
+        pixels(bytes(unknown), Shape(2, 8, 8, 3), "c.mp4")
+    titled = mp4(0, 60, 120).replace(b"Lavf", b"\xff\xfe\xff\xfe")  # the name of what wrote it, not in UTF-8
+    assert pixels(titled, Shape(3, 8, 8, 3), "d.mp4").shape == (3, 8, 8, 3)
 
 
 def test_mp4_without_pyav_says_what_to_install(pixels, monkeypatch):
