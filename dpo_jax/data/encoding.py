@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+LONGEST_TEXT = 1 << 24
+"""Characters."""
+
+_BATCH_CHARACTERS = 1 << 22
 
 
 class Encoded(NamedTuple):
@@ -42,10 +48,22 @@ def encode(
 
     A BOS that a text begins with is not added a second time.
     """
-    if not texts:
-        return []
+    form: dict[str, Any] = {"special_tokens": special_tokens, "bos": bos, "offsets": offsets}
+    return [found for some in _batches(texts) for found in _encode(some, tokenizer, **form)]
+
+
+def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Neighbours that are encoded together: each takes some 200 bytes a character until it is an array."""
+    ends = np.cumsum([len(text) for text in texts])
+    for _, batch in itertools.groupby(range(len(texts)), key=lambda number: ends[number] // _BATCH_CHARACTERS):
+        yield [texts[number] for number in batch]
+
+
+def _encode(
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, special_tokens: bool, bos: Any, offsets: bool
+) -> list[Encoded]:
     encoded = tokenizer(
-        list(texts),
+        texts,
         add_special_tokens=special_tokens,
         return_attention_mask=False,
         return_token_type_ids=False,
@@ -64,6 +82,14 @@ def encode(
         of_tokens = None if places is None else np.asarray(places[start:end], np.int32).reshape(-1, 2)
         found.append(Encoded(np.asarray(ids[start:end], np.int32), of_tokens))
     return found
+
+
+def check_length(text: str, where: str) -> None:
+    """Raises BadRow for a text that would take gigabytes to encode, more than any model reads."""
+    if len(text) > LONGEST_TEXT:
+        raise BadRow(
+            where, "too long to encode", f"it has {len(text):,} characters; at most {LONGEST_TEXT:,} are read."
+        )
 
 
 def check_end(wholes: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, where: str) -> None:

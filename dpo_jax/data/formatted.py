@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_jax.data.chat import TEMPLATES, Span, Template
+from dpo_jax.data.encoding import check_length
 from dpo_jax.data.rules import Rules
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.specials import AsText, Specials
@@ -24,11 +25,12 @@ def prompt_text(
     prompt: Any, tokenizer: PreTrainedTokenizerFast, form: Template, specials: Specials | AsText | None
 ) -> tuple[str, bool]:
     """A prompt alone, and whether special tokens in it are text; raises BadRow."""
-    if isinstance(specials, AsText) and specials.in_row(prompt):
-        return specials.finished(form.prompt(tokenizer, specials.marked(prompt)), prompt.where), True
     if isinstance(specials, Specials):
         specials.check(prompt, closing=None)
-    return form.prompt(tokenizer, prompt), False
+    marks = specials if isinstance(specials, AsText) and specials.in_row(prompt) else None
+    text = form.prompt(tokenizer, marks.marked(prompt) if marks else prompt)
+    check_length(text, prompt.where)
+    return (marks.finished(text, prompt.where) if marks else text), marks is not None
 
 
 class Formatted(NamedTuple):
@@ -55,6 +57,8 @@ def formatted(
             [form.conversation(tokenizer, seen, response) for response in seen.responses],
             [form.spans(tokenizer, seen, r) if rules.score == "assistant" else None for r in seen.responses],
         )
+        for text in (found.prompt, *found.wholes):
+            check_length(text, row.where)
         if is_plain and isinstance(specials, Specials):
             for whole in found.wholes:
                 specials.check_joined(found.prompt, whole, row.where)

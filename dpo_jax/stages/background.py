@@ -21,13 +21,28 @@ def tell_briefly() -> None:
 
     threading.excepthook = tell
     sys.unraisablehook = tell
-    logging.getLogger("absl").addFilter(_shorten)  # Orbax logs the traceback of each thread that fails
+    logging.getLogger("absl").addFilter(_shortened)  # Orbax logs the traceback of each thread that fails
+    logging.getLogger("asyncio").addFilter(_first_of_its_kind)  # and leaves behind a task for each array
 
 
-def _shorten(record: logging.LogRecord) -> bool:
+def _first_of_its_kind(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return _shortened(record)
+    if type(error) in _told:
+        return False
+    _told.add(type(error))
+    record.msg, record.args = f"{type(error).__name__}: {error}", ()
+    return _shortened(record)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
     record.msg, record.args = mask(_first_line(record.getMessage())), ()
     record.exc_info = record.exc_text = record.stack_info = None
     return True
+
+
+_told: set[type[BaseException]] = set()
 
 
 def _first_line(text: str) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from dpo_jax.data.chat import TEMPLATES, find_template
 from dpo_jax.data.rules import tokenization_fingerprint
+from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import Counts, tokenize, tokenize_prompts
 from dpo_jax.errors import UserError
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
@@ -178,9 +179,29 @@ def test_prompt_and_response_together_are_the_encoding_of_the_text(make_tokenize
 
 def test_many_rows_keep_their_order_over_chunks(make_tokenizer, monkeypatch):
     monkeypatch.setattr("dpo_jax.data.tokenize._CHUNK_ROWS", 2)
+    monkeypatch.setattr("dpo_jax.data.encoding._BATCH_CHARACTERS", 6)
+    tokenizer, sizes = make_tokenizer(), []
+    call = type(tokenizer).__call__
+
+    def counted(self, texts, **settings):
+        sizes.append([len(text) for text in texts])
+        return call(self, texts, **settings)
+
+    monkeypatch.setattr(type(tokenizer), "__call__", counted)
     rows = [pair("c" * n, "d", "ab") for n in range(1, 6)]
-    tokenized, _ = tokenize(rows, make_tokenizer(), **limits())
+    tokenized, _ = tokenize(rows, tokenizer, **limits())
     assert [len(row.prompt) for row in tokenized] == [1, 2, 3, 4, 5]
+    assert [len(row.responses[0]) for row in tokenized] == [2] * 5
+    assert max(map(len, sizes)) > 1 and all(len(some) == 1 or sum(some) < 12 for some in sizes)
+
+
+def test_a_text_that_is_too_long_to_encode_is_refused(make_tokenizer, monkeypatch):
+    monkeypatch.setattr("dpo_jax.data.encoding.LONGEST_TEXT", 20)
+    for template in ("plain", "tokenizer"):
+        with pytest.raises(BadRow, match="characters; at most 20 are read"):
+            tokenize([pair("c" * 20, "d", "ab")], make_tokenizer(), **limits(template=template))
+        with pytest.raises(BadRow, match="at most 20 are read"):
+            tokenize_prompts([Prompt("c" * 21, None, "x")], make_tokenizer(), template=template, max_prompt_tokens=3)
 
 
 def test_the_fingerprint_changes_with_all_that_changes_ids(make_tokenizer, tmp_path):

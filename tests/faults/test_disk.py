@@ -76,7 +76,8 @@ def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held:
     assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for command in ("train", "evaluate", "export", "report"):
-        (code,) = finish(start(folder, command, "e.yaml", "--workdir", str(workdir)))
+        held_out = ("--data.eval", "[{path: eval.jsonl}]") if command == "evaluate" else ()
+        (code,) = finish(start(folder, command, "e.yaml", "--workdir", str(workdir), *held_out))
         assert code in (1, 2) and "Read-only file system" in said(folder), (command, said(folder)[-3000:])
         assert "Traceback" not in said(folder)
     held("a read-only disk", 4, "train, evaluate, export and report say so")

@@ -89,8 +89,8 @@ def test_another_dtype_is_refused(
     trials(0, 1)
     workdir, _ = begun(BEFORE[0])
     shutil.copytree(folder / "model", folder / "other", dirs_exist_ok=True)
-    # its own store, so that it is the checkpoint which is refused
     arguments = ("train", "e.yaml", "--workdir", str(workdir), "--train.steps", "9", f"--{key}", value)
-    assert finish(start(folder, *arguments, "--reference.store", f"runs/{value}")) == [2]
+    # its own store, so that it is the checkpoint which is refused
+    assert finish(start(folder, *arguments, "--reference.store", f"runs/{key}")) == [2]
     assert f"{key}: was" in said(folder) and len(tiny_run.metrics(workdir)) == STEPS
     held("resume with another dtype or model", 1, "refused by name")

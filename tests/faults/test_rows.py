@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dpo_jax.data.rules import Rules
-from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, stream
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, stream, tables
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_chunks
 from dpo_jax.errors import UserError
@@ -118,14 +118,33 @@ def one_by_one(path: Path, kind: str, tokenizer: Any, data: Any, spec: Any, spoi
     return [one(path, kind, tokenizer, data, spec, line) for line in spoiled]
 
 
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst"])
 def test_a_line_without_an_end(name: str, tmp_path: Path, tokenizer: Any, held):
-    import gzip
+    import pyarrow as pa
 
     path, zeros = tmp_path / name, b" " * 2**20
-    with gzip.open(path, "wb", compresslevel=1) if name.endswith(".gz") else path.open("wb") as file:
+    with pa.output_stream(path, compression={".gz": "gzip", ".zst": "zstd"}.get(path.suffix)) as file:
         for _ in range(300):
             file.write(zeros)
     with within(60, 200), pytest.raises(UserError, match=r"rows.*:1: the line is longer than"):
         read(path, "pairs", tokenizer, {}, {}, "skip")
+    held("huge expansions", 1, "refused within 200 MB")
+
+
+def test_a_small_parquet_file_that_holds_much(tmp_path: Path, tokenizer: Any, monkeypatch, held):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.setattr(tables, "_MOST_BYTES", 2**24)
+    path, count = tmp_path / "rows.parquet", 200
+    prompts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 2**22]))
+    answers = {name: pa.array([name] * count) for name in ("chosen", "rejected")}
+    smallest: dict[str, Any] = {"compression": "zstd", "dictionary_pagesize_limit": 2**26, "store_schema": False}
+    parquet.write_table(pa.table({"prompt": prompts, **answers}), path, **smallest)
+    del prompts
+    assert path.stat().st_size < 2**16
+    before = pa.default_memory_pool().max_memory()
+    with within(60, 200), pytest.raises(UserError, match=r"rows\.parquet: rows 1 to 8 hold 32 MiB"):
+        read(path, "pairs", tokenizer, {}, {}, "skip")
+    assert pa.default_memory_pool().max_memory() - before < 200e6
     held("huge expansions", 1, "refused within 200 MB")

@@ -14,7 +14,8 @@ from dpo_jax.errors import UserError
 
 _NUMBERS = ("label", "weight", "margin", "soft_label")
 _LONGEST_FIELD = 1 << 30  # characters; Python's own limit is less than a long conversation
-_ROWS = 256  # of a Parquet file, at once
+_ROWS = 8  # of a Parquet file, at once: a small one may claim to hold any amount
+_MOST_BYTES = _ROWS << 26  # of those; no row is as long as 64 MiB
 
 
 def read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
@@ -67,6 +68,12 @@ def read_parquet(file: IO[bytes], path: Path, spec: Spec) -> Records:
         table = pq.ParquetFile(file)
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS):
+            if batch.nbytes > _MOST_BYTES:
+                rows = f"rows {number + 1} to {number + len(batch)}"
+                raise UserError(
+                    f"data file {path}: {rows} hold {batch.nbytes >> 20} MiB, more than {_MOST_BYTES >> 20} MiB, "
+                    "which no rows do."
+                )
             for row in batch.to_pylist():
                 number += 1
                 yield Record(f"{path} row {number}", row)
