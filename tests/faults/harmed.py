@@ -10,6 +10,7 @@ import signal
 import time
 
 import jax
+import numpy as np
 
 from dpo_jax import cli
 from dpo_jax.data.batches import Batches
@@ -26,6 +27,11 @@ def harmed(self: Batches, step: int):
                 raise RuntimeError("harmed on purpose")
             case "hangs":
                 time.sleep(1e6)
+            case "nan":
+                batch = read(self, step)
+                return batch._replace(
+                    arrays=batch.arrays._replace(reference_logps_BP=batch.arrays.reference_logps_BP * np.nan)
+                )
     return read(self, step)
 
 

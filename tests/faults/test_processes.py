@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpo_jax.stages import watchdog
@@ -63,3 +64,19 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
     sealed = "10" if harm == "hangs" else "5|10"  # where there was time to write the last
     assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(rf"resumes at step ({sealed}) ", said(folder))
     held(f"one of two processes {harm}", count, f"both down in at most {slowest:.0f} s, with a message; goes on")
+
+
+def test_not_finite_in_one_process_is_skipped_by_both(tmp_path: Path, trials: Callable, held: Callable):
+    trials(0, 1)
+    folder, found = tiny_run.make_experiment(tmp_path), {}
+    assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
+    for count in (1, 2):  # the last process has it: of two, the other has finite numbers alone
+        harm = {"HARM": "nan", "HARM_PROCESS": str(count - 1), "HARM_STEP": "3"}
+        arguments = ("train", "e.yaml", "--workdir", f"runs/{count}")
+        assert finish(start(folder, *arguments, module="tests.faults.harmed", count=count, **harm)) == [0] * count
+        assert [row["skipped_steps"] for row in tiny_run.metrics(folder / f"runs/{count}")] == [0, 0, 0, 1, 1, 1]
+        found[count] = tiny_run.arrays(folder / f"runs/{count}/checkpoints/6/params")
+    for name, array in found[1].items():
+        assert np.isfinite(array).all()
+        np.testing.assert_allclose(found[2][name], array, atol=1e-5)
+    held("NaN in the batch of one of two processes", 1, "both skip the step; the end is that of one process")
