@@ -32,8 +32,11 @@ import hypothesis
 import jax
 import numpy as np
 import pytest
+from hypothesis.internal.conjecture import providers
 
-# A first call compiles, so no deadline; the same examples on every machine.
+# A first call compiles, so no deadline; the same examples on every machine, and in every worker: numbers and texts of
+# the modules that happen to be imported there would join them.
+providers.is_local_module_file = lambda path: False
 hypothesis.settings.register_profile("dpo_jax", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("dpo_jax")
 
