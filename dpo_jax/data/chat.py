@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dpo_jax.data.bounded import bounded, endless
-from dpo_jax.data.sources.record import BadRow
+from dpo_jax.data.sources.record import LONGEST_ROW, BadRow
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Message, Text
 
@@ -140,7 +140,7 @@ def _render(
         said = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
         found = f"the tokenizer's chat template refuses a message or is broken: {said}"
         raise BadRow(row.where, "refused by the chat template", found.rstrip(".") + ".") from error
-    if len(text) > _LONGEST_TEXT:
+    if len(text) > LONGEST_ROW:  # more than the row itself can hold
         raise endless(row.where, f"{len(text):,} characters")
     return str(text)
 
@@ -156,7 +156,6 @@ def _arguments(template: str, row: Asked) -> dict[str, Any]:
     return given
 
 
-_LONGEST_TEXT = 2**26  # characters, as many as a line of a file may have
 _RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize")
 _MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers knows these
 

@@ -14,9 +14,7 @@ from dpo_jax.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-LONGEST_TEXT = 1 << 24
-"""Characters."""
-
+_LONGEST_TEXT = 1 << 24  # characters
 _BATCH_CHARACTERS = 1 << 22
 
 
@@ -48,8 +46,11 @@ def encode(
 
     A BOS that a text begins with is not added a second time.
     """
-    form: dict[str, Any] = {"special_tokens": special_tokens, "bos": bos, "offsets": offsets}
-    return [found for some in _batches(texts) for found in _encode(some, tokenizer, **form)]
+    return [
+        found
+        for batch in _batches(texts)
+        for found in _encode(batch, tokenizer, special_tokens=special_tokens, bos=bos, offsets=offsets)
+    ]
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -86,9 +87,9 @@ def _encode(
 
 def check_length(text: str, where: str) -> None:
     """Raises BadRow for a text that would take gigabytes to encode, more than any model reads."""
-    if len(text) > LONGEST_TEXT:
+    if len(text) > _LONGEST_TEXT:
         raise BadRow(
-            where, "too long to encode", f"it has {len(text):,} characters; at most {LONGEST_TEXT:,} are read."
+            where, "too long to encode", f"it has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read."
         )
 
 

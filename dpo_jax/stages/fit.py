@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -117,7 +117,7 @@ def fit(
         return notice.reached()
 
     with Progress(stage, steps, done=done or 0) as progress, tracing as step, dog, notice:
-        try:
+        with _whole_at_the_end(checkpoints, sinks):
             last = loop.run(
                 step,
                 state,
@@ -135,11 +135,6 @@ def fit(
                 stops=stops,
                 watched=dog.watched,
             )
-            checkpoints.close()
-        except BaseException:
-            checkpoints.settle()
-            _close_quietly(sinks)
-            raise
         reached = int(last.step)
         for sink in sinks:
             sink.close(done=reached == steps)
@@ -159,11 +154,18 @@ def restored(
     return state if frozen is None else state._replace(frozen=frozen)
 
 
-def _close_quietly(sinks: Sequence[Sink]) -> None:
-    """After an error, which is what is said: their disk may be the same."""
-    for sink in sinks:
-        with contextlib.suppress(OSError):
-            sink.close(done=False)
+@contextlib.contextmanager
+def _whole_at_the_end(checkpoints: Checkpoints, sinks: Sequence[Sink]) -> Iterator[None]:
+    """What is being written becomes whole; after an error the sinks are closed too, with nothing said of their own."""
+    try:
+        yield
+        checkpoints.close()
+    except BaseException:
+        checkpoints.settle()
+        for sink in sinks:
+            with contextlib.suppress(OSError):  # their disk may be the same: what came first is said
+                sink.close(done=False)
+        raise
 
 
 def _placed(setup: Experiment, batches: Batches, number: int) -> loop.Placed:

@@ -75,10 +75,9 @@ class Checkpoints:
     def wait(self) -> None:
         """Waits until the step being written is sealed, and those beyond the kept ones are gone."""
         pending, self._pending = self._pending, None
-        if pending is None:
-            return
-        pending.result()
-        meet("a step is sealed")
+        if pending is not None:
+            pending.result()
+            meet("a step is sealed")
 
     def settle(self) -> None:
         """Lets what is being written become whole where the training ends by an error, which others may have caused."""

@@ -196,7 +196,7 @@ def test_many_rows_keep_their_order_over_chunks(make_tokenizer, monkeypatch):
 
 
 def test_a_text_that_is_too_long_to_encode_is_refused(make_tokenizer, monkeypatch):
-    monkeypatch.setattr("dpo_jax.data.encoding.LONGEST_TEXT", 20)
+    monkeypatch.setattr("dpo_jax.data.encoding._LONGEST_TEXT", 20)
     for template in ("plain", "tokenizer"):
         with pytest.raises(BadRow, match="characters; at most 20 are read"):
             tokenize([pair("c" * 20, "d", "ab")], make_tokenizer(), **limits(template=template))

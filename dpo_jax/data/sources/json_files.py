@@ -9,10 +9,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
+from dpo_jax.data.sources.record import LONGEST_ROW, BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError
 
-_LONGEST_LINE = 1 << 26  # bytes; a small file may be packed from any number of them
 _LARGEST_ARRAY = 1 << 32
 
 
@@ -71,10 +70,10 @@ def _transposed(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
 def _numbered(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
     """Numbered lines; blank ones at the end of the file are left out, those before a row are not."""
     blank: list[int] = []
-    for number, line in enumerate(iter(lambda: file.readline(_LONGEST_LINE), b""), 1):
-        if len(line) == _LONGEST_LINE:
+    for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), 1):
+        if len(line) == LONGEST_ROW:
             raise UserError(
-                f"data file {path}:{number}: the line is longer than {_LONGEST_LINE >> 20} MiB, which no row is."
+                f"data file {path}:{number}: the line is longer than {LONGEST_ROW >> 20} MiB, which no row is."
             )
         if not line.strip():
             blank.append(number)

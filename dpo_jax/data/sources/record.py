@@ -9,6 +9,9 @@ from dpo_jax.errors import UserError
 
 Spec = Mapping[str, Any]
 
+LONGEST_ROW = 1 << 26
+"""Bytes; no row is longer, and a small file may be packed from any number of them."""
+
 
 class Record(NamedTuple):
     """One row as its source holds it: values by column. `where` names file and line, or file and row from 1."""

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
+from dpo_jax.data.sources.record import LONGEST_ROW, BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError
 
 _NUMBERS = ("label", "weight", "margin", "soft_label")
 _LONGEST_FIELD = 1 << 30  # characters; Python's own limit is less than a long conversation
 _ROWS = 8  # of a Parquet file, at once: a small one may claim to hold any amount
-_MOST_BYTES = _ROWS << 26  # of those; no row is as long as 64 MiB
+_MOST_BYTES = _ROWS * LONGEST_ROW
 
 
 def read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
@@ -69,11 +69,8 @@ def read_parquet(file: IO[bytes], path: Path, spec: Spec) -> Records:
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS):
             if batch.nbytes > _MOST_BYTES:
-                rows = f"rows {number + 1} to {number + len(batch)}"
-                raise UserError(
-                    f"data file {path}: {rows} hold {batch.nbytes >> 20} MiB, more than {_MOST_BYTES >> 20} MiB, "
-                    "which no rows do."
-                )
+                held = f"rows {number + 1} to {number + len(batch)} hold {batch.nbytes >> 20} MiB"
+                raise UserError(f"data file {path}: {held}, which no {len(batch)} rows do.")
             for row in batch.to_pylist():
                 number += 1
                 yield Record(f"{path} row {number}", row)
