@@ -1,4 +1,4 @@
-"""The ground every test stands on: eight pretend CPU devices, no silent broadcasting, no network, no chance.
+"""The ground every test stands on: eight pretend CPU devices, no silent broadcasting, no network, no chance, a clock.
 
 The environment is set before anything imports JAX, and child processes that tests start inherit it.
 """
@@ -6,13 +6,16 @@ The environment is set before anything imports JAX, and child processes that tes
 from __future__ import annotations
 
 import atexit
+import gc
 import ipaddress
 import os
 import random
+import resource
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from importlib import metadata
 from typing import Any
 
 os.environ |= {
@@ -22,6 +25,12 @@ os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "MPLBACKEND": "agg",
 }
+# Most of the suite's time goes to XLA, which compiles programs that run once: without optimisations that takes 40 % of
+# the time. DPO_JAX_TEST_COMPILER=full compiles as a user's process does.
+if os.environ.get("DPO_JAX_TEST_COMPILER") != "full":
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
+    if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at this flag
+        os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Shared by the workers and child processes of one run, and by no other run: nothing is stale.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dpo-jax-tests-")
@@ -39,6 +48,65 @@ from hypothesis.internal.conjecture import providers
 providers.is_local_module_file = lambda path: False
 hypothesis.settings.register_profile("dpo_jax", deadline=None, derandomize=True, max_examples=50)
 hypothesis.settings.load_profile("dpo_jax")
+
+LIMIT_SECONDS = 10.0
+"""CPU-seconds, with those of child processes, that a test's body or its fixtures may take unless it is `slow`."""
+
+LIMIT_BYTES = 1.2 * 2**30
+"""Memory from which on a worker forgets its compiled programs, between two files of tests."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--everything", action="store_true", help="the tests marked `slow` too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        marker = item.get_closest_marker("slow")
+        if marker and not (marker.args and isinstance(marker.args[0], str)):
+            raise pytest.UsageError(f'{item.nodeid}: a slow test gives its reason, slow("...")')
+    if config.getoption("--everything") or any("::" in argument for argument in config.args):
+        return  # all tests, or those that were asked for by name
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def _clocked(item: pytest.Item, part: str) -> Generator[None, Any, Any]:
+    before = _cpu_seconds()
+    outcome = yield
+    spent = _cpu_seconds() - before
+    if spent > LIMIT_SECONDS and not item.get_closest_marker("slow"):
+        pytest.fail(
+            f"the {part} took {spent:.1f} CPU-seconds of {LIMIT_SECONDS:.0f}; see tests/README.md", pytrace=False
+        )
+    return outcome
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from _clocked(item, "setup"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    return (yield from _clocked(item, "test"))
+
+
+def _cpu_seconds() -> float:
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _memory() -> Iterator[None]:
+    """Compiled programs are forgotten where they have become many."""
+    yield
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[1]) * resource.getpagesize()
+    if held > LIMIT_BYTES:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

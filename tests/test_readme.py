@@ -22,4 +22,4 @@ def test_the_library_example_runs():
 
 def test_ci_runs_the_test_command_as_shown():
     command = re.search(r"^    (bash launch/test\.sh)", README, re.MULTILINE)
-    assert command and f"\n{command[1]}\n" in (ROOT / ".ci" / "run").read_text()
+    assert command and f" {command[1]} --everything\n" in (ROOT / ".ci" / "run").read_text()

@@ -15,7 +15,7 @@ from tests.faults.tiny_run import finish, said, start
 
 TRAIN = {"steps": 4000, "save_every": 4, "keep": 2, "log_every": 50}
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ BITS = {
     "evaluation and samples": ["--evaluation.every", "20", "--evaluation.watched", "2"],
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("fifty steps of each of a dozen programs")
 
 
 @pytest.fixture(scope="module")

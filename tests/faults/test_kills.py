@@ -18,7 +18,7 @@ CHAINS = 5
 TRAIN = {"save_every": 3, "keep": 3, "micro_batch_pairs": 4}
 TERM_SECONDS = 10.0
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
 def train(folder: Path, workdir: str) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from tests.faults.tiny_run import finish, said, start, wait_until
 
 CHAINS = 5
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
 @pytest.mark.parametrize("chain", range(CHAINS))

@@ -15,7 +15,7 @@ from tests.faults.tiny_run import finish, said, start
 BYTES_PER_STEP = 200.0  # a leaked array of one number, with its Python object, is more
 BYTES_PER_CHECKPOINT = 2**19  # Orbax keeps some 200 KiB of each
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
 @pytest.mark.parametrize("save_every", [200, 100_000])

@@ -17,7 +17,7 @@ AFTER = [{"fsdp": 1}, {"fsdp": 1, "tensor": 2}, {"fsdp": 4}, {"fsdp": 2, "tensor
 TOLERANCE = 2e-5  # relative: a mesh decides in which order float32 numbers are added
 STEPS = 3
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("a program for each mesh")
 
 
 def train(folder: Path, workdir: str, mesh: dict[str, int], steps: int, *more: str, count: int = 1) -> list[float]:

@@ -24,7 +24,7 @@ TELLS = {
     "hangs": "train.step_timeout_seconds is 20: leaving",
 }
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
 @pytest.mark.parametrize("harm", TELLS)

@@ -246,7 +246,7 @@ def test_a_run_of_dpo(tmp_path: Path, capsys):
     assert np.abs(happened).max() > 0.1 and "good" in pairs[0]["chosen"]["text"]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_a_small_step_is_its_first_order(tmp_path: Path):
     experiment = make_experiment(tmp_path, heldout=False)
     cli.main(["train", str(experiment), "--train.steps", "1"])
@@ -255,7 +255,7 @@ def test_a_small_step_is_its_first_order(tmp_path: Path):
     assert found["displacement"]["split"] == "training" and found["displacement"]["pairs"] == 20
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [

@@ -114,7 +114,7 @@ def test_no_devices(monkeypatch):
     assert "JAX finds none: no backend" in states(doctor._devices({}), "bad")
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_the_processes_of_a_run_answer_by_name(tmp_path: Path):
     arguments = ("dpo_jax.cli", "doctor", "--workdir", str(tmp_path))
     first, other = together(2, *arguments, folders=[tmp_path] * 2)

@@ -114,8 +114,8 @@ def test_chosen_and_rejected_stay_with_their_rows():
                 assert logps == pytest.approx(pairing.expected(row_id), abs=1e-5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.full)])
+@pytest.mark.slow("whole commands")
+@pytest.mark.parametrize("count", [2, pytest.param(4, marks=pytest.mark.slow("four processes"))])
 def test_everything_that_one_process_does(folder: Path, count: int):
     """Fine-tuning, reference pass, training, evaluation, export and report."""
     runs = {1: "one", count: f"by{count}"}
@@ -144,7 +144,7 @@ def test_everything_that_one_process_does(folder: Path, count: int):
     assert (several / "report.html").exists() and (several / "config.yaml").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_two_processes_go_on_where_one_stopped_and_back(folder: Path):
     dpo_jax(1, folder, "train", "train.yaml", "--workdir", "runs/unbroken")
     for count, steps in ((1, 1), (2, 3), (1, 4)):

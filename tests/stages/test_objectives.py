@@ -38,11 +38,10 @@ MESHES = {
 }
 
 
-EVERY = [pytest.param(name, mesh, marks=[pytest.mark.slow, pytest.mark.full]) for name in CASES for mesh in MESHES]
 IN_TURN = [(name, list(MESHES)[number % len(MESHES)]) for number, name in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("name", "mesh"), IN_TURN + EVERY)
+@pytest.mark.parametrize(("name", "mesh"), IN_TURN)
 def test_micro_batches_on_eight_devices_equal_one_batch_on_one(x64, name: str, mesh: str):
     whole = found_by(CASES[name], micro_batches=1)
     parts = found_by(CASES[name], micro_batches=4, mesh=make_mesh(**MESHES[mesh]))

@@ -127,7 +127,7 @@ def test_a_second_run_with_other_beta_and_seed_scores_nothing(experiment: Path, 
     assert forwards[0] == 1  # the check of step 0 alone
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_five_losses_and_three_betas_read_one_store(experiment: Path, forwards: list[int], capsys):
     """Fifteen runs without a forward of the reference; one batch each is the policy at step 0."""
     run("reference", experiment)
@@ -248,7 +248,7 @@ def test_resuming_is_bit_exact(experiment: Path):
     assert exports[0] == exports[1]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_training_killed_outright_ends_as_if_unbroken(experiment: Path):
     run("train", experiment, "--workdir", "runs/whole", "--train.steps", "40")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}

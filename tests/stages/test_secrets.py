@@ -55,7 +55,7 @@ def leaks(text: str) -> list[str]:
     return [name for name, secret in SECRETS.items() if secret in text]
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("JUDGE_TOKEN", SECRETS["variable"])
     wandb = Wandb()

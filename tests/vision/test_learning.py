@@ -37,7 +37,7 @@ def pictures(lights: np.ndarray) -> jax.Array:
     return jnp.asarray(images, jnp.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_it_learns_pictures_and_then_a_preference():
     diffuser, optimizer = make_diffuser(SPEC), optax.adam(3e-3)
     # Half of them dark, half light, whatever the class.

@@ -66,7 +66,7 @@ def test_the_real_tokenizer(smollm2: WeightsSource):
     assert str(text).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
 
 
-@pytest.mark.slow
+@pytest.mark.slow("whole commands")
 def test_the_real_model_knows_the_capital_of_france(smollm2: WeightsSource):
     spec, rules, *_ = resolve_spec(smollm2)
     model = make_model(spec)
