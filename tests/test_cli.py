@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -13,8 +12,8 @@ import pytest
 
 from dpo_jax import cli
 from tests.tiny import make_hf_folder
+from tests.tiny_experiment import write_pairs
 
-ROW = {"prompt": "say it\n", "chosen": "good", "rejected": "bad"}
 CONFIG = """\
 workdir: runs/demo
 model: {{weights: {weights}}}
@@ -33,11 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(CONFIG.format(weights=model))
-    write(ROW, ROW | {"chosen": "better"})
-
-
-def write(*rows: object) -> None:
-    Path("pairs.jsonl").write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    write_pairs("pairs.jsonl", 2)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -83,29 +78,6 @@ def test_xla_is_told_before_jax_starts(capsys, monkeypatch: pytest.MonkeyPatch):
     assert "DPO_JAX_XLA_FLAGS=maybe is not understood" in refused(capsys, "train", "e.yaml")
 
 
-@pytest.mark.parametrize(
-    ("row", "says"),
-    [
-        ("{oops", "pairs.jsonl:3: .*not JSON"),
-        ("[1]", "pairs.jsonl:3: "),
-        ({"prompt": "p", "chosen": "c", "rejcted": "r"}, r"pairs.jsonl:3: .*rejected.*Did you mean 'rejcted'"),
-        (ROW | {"chosen": None}, "pairs.jsonl:3: .*chosen"),
-        (ROW | {"rejected": ""}, "pairs.jsonl:3: .*rejected"),
-        (ROW | {"rejected": "good"}, "pairs.jsonl:3: .*(identical|same)"),
-        (ROW | {"prompt": 7}, "pairs.jsonl:3: .*prompt"),
-    ],
-)
-def test_bad_rows_name_file_line_and_column(capsys, row: object, says: str):
-    write(ROW, ROW, row)
-    assert re.search(says, refused(capsys, "train", "e.yaml"), re.DOTALL)
-
-
-def test_bad_rows_may_be_skipped_and_are_counted(capsys):
-    write(ROW, "{oops", ROW | {"chosen": "fine"})
-    cli.main(["reference", "e.yaml", "--data.on_error", "skip"])
-    assert "data.train: 2 rows, 1 skipped" in capsys.readouterr().err
-
-
 def test_config_show_says_where_each_value_came_from(capsys):
     cli.main(["config", "show", "e.yaml", "--train.steps", "9"])
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -138,8 +110,8 @@ def test_help_needs_nothing_heavy_and_is_quick():
     assert seconds < 2.0, f"{seconds:.2f} s"  # 0.2 s on an idle machine; the imports are what this guards
 
 
-@pytest.mark.parametrize("command", ["run", "sft", "reference", "train", "evaluate", "sample", "export", "report"])
-def test_each_command_has_help(capsys, command: str):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--help"])
-    assert stopped.value.code == 0 and "CONFIG" in capsys.readouterr().out
+def test_each_command_has_help(capsys):
+    for command in ("run", "sft", "reference", "train", "evaluate", "sample", "export", "report"):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([command, "--help"])
+        assert stopped.value.code == 0 and "CONFIG" in capsys.readouterr().out

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dpo_jax import cli
+from dpo_jax.stages import train
 from tests.tiny import make_hf_folder
+from tests.tiny_experiment import write_lines
 
 SAME = "the plot is thin, the jokes are old and the ending is cold, and the room was quiet and the lamp was warm"
 
@@ -24,9 +25,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows.append({"prompt": "Row <b>:", "chosen": SAME + " so.", "rejected": SAME + " no."})
     rows.append({"prompt": "Row x:", "chosen": " word" * 200, "rejected": " it"})
     rows.append({"prompt": "Row y:", "chosen": "", "rejected": " it"})
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held = [rows[4], {"prompt": "Row 5:", "chosen": " c", "rejected": " d"}]
-    (tmp_path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    write_lines(tmp_path / "held.jsonl", [rows[4], {"prompt": "Row 5:", "chosen": " c", "rejected": " d"}])
     config = {
         "workdir": "runs/demo",
         "model": {"weights": "model"},
@@ -63,7 +63,7 @@ FOUND = {
 }
 
 
-def test_it_counts_what_is_odd(experiment: Path, capsys):
+def test_it_counts_what_is_odd_and_shows_rows_as_they_are_scored(experiment: Path, capsys):
     cli.main(["check-data", "e.yaml"])
     parts = capsys.readouterr().out.split("data.eval:")
     for part, wanted in zip(parts, FOUND.values(), strict=True):
@@ -73,17 +73,15 @@ def test_it_counts_what_is_odd(experiment: Path, capsys):
         for what, (count, odd) in wanted.items():
             assert lines[what].split()[-len(what.split()) - 1] == str(count) and ("!" in lines[what]) == odd, what
         assert "of the pairs have the longer response chosen" in part and "longest" in part
-
-
-def test_the_page_shows_rows_as_they_are_scored(experiment: Path):
-    cli.main(["check-data", "e.yaml"])
     page = Path("runs/demo/data.html").read_text()
     assert '<span class="prompt">Row 0:</span><span class="scored"> it is good,' in page
     assert page.count("<h3>Row ") == 3 + 2 and "<b>" not in page and "://" not in page
 
 
-def test_training_says_the_odd_part(experiment: Path, capsys):
-    cli.main(["train", "e.yaml"])
+def test_training_says_the_odd_part(experiment: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    for name in ("fit", "say_how_fitted"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    cli.main(["train", "e.yaml", "--loss.name", "simpo"])  # which needs no reference: no model runs
     said = capsys.readouterr().err
     assert "data.train: 1 pairs labelled both ways" in said and "data.eval: 1 rows that are also in data.train" in said
     assert "BOS" not in said and "check-data` shows these" in said

@@ -18,9 +18,10 @@ import yaml
 from dpo_jax import cli
 from dpo_jax.config import load
 from dpo_jax.files import read_json, read_sealed
-from tests.faults.tiny_run import ROOT, make_experiment
 from tests.stages.test_sinks import Wandb
+from tests.tiny_experiment import make_experiment
 
+ROOT = Path(__file__).parents[2]
 SECRETS = {name: f"s3cr3t-{name}-0123456789" for name in ("variable", "address", "setting", "line")}
 
 
@@ -64,12 +65,10 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, judge: str, monkeypatch
     asks = {"name": "http", "url": judge, "model": "m", "api_key_env": "JUDGE_TOKEN", "request": request}
     make_experiment(
         tmp_path,
-        rows=16,
         train={"steps": 2},
         logging={"wandb": "project"},
         optimizer={"learning_rate": 0.1},  # far enough that the responses differ, and the judge is asked
-        evaluation={"samples": 4, "max_new_tokens": 8, "batch_rows": 8, "judge": asks},
-        data={"eval": [{"path": "eval.jsonl"}]},
+        evaluation={"samples": 6, "max_new_tokens": 6, "batch_rows": 8, "judge": asks},
     )
     monkeypatch.chdir(tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

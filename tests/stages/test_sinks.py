@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,14 +9,13 @@ from typing import Any
 
 import jax
 import pytest
-import yaml
 
 from dpo_jax import cli
 from dpo_jax.config import load
 from dpo_jax.stages import fit
 from dpo_jax.stages.setup import Setup
 from dpo_jax.stages.sinks import open_sinks
-from tests.stages.test_report import make_experiment
+from tests.tiny_experiment import FINE_TUNING, amend, read_lines
 
 
 class Wandb(SimpleNamespace):
@@ -39,45 +37,47 @@ class Wandb(SimpleNamespace):
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Wandb:
-    monkeypatch.chdir(tmp_path)
-    Path("a.yaml").write_text(yaml.safe_dump(make_experiment(tmp_path) | {"logging": {"wandb": "my-project"}}))
-    found = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", found)
-    return found
+def wandb(scored: str, monkeypatch: pytest.MonkeyPatch) -> Wandb:
+    amend(logging={"wandb": "my-project"}, train={"steps": 2})
+    package = Wandb()
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    return package
 
 
 def test_the_same_numbers_go_there_and_a_resume_goes_on_in_the_same_run(wandb: Wandb) -> None:
-    cli.main(["train", "a.yaml"])
+    amend(sft=FINE_TUNING)
+    cli.main(["train", "e.yaml"])
     sft, first = wandb.runs
     assert [run.settings["job_type"] for run in wandb.runs] == ["sft", "train"]
-    assert first.settings["project"] == "my-project" and first.settings["group"] == sft.settings["group"] == "a"
+    assert first.settings["project"] == "my-project" and first.settings["group"] == sft.settings["group"] == "demo"
     assert first.settings["config"]["loss"][0]["name"] == "dpo" and first.settings["id"] is None
-    cli.main(["train", "a.yaml", "--train.steps", "3"])
+    cli.main(["train", "e.yaml", "--train.steps", "3"])
     *_, again = wandb.runs
     assert len(wandb.runs) == 3 and again.settings["id"] == first.id != sft.id and again.settings["resume"] == "allow"
-    rows = [json.loads(line) for line in Path("runs/a/metrics.jsonl").read_text().splitlines()]
+    rows = read_lines("runs/demo/metrics.jsonl")
     assert [{"step": step, **values} for step, values in [*first.logged, *again.logged]] == rows
     assert all(run.finished == [0] for run in wandb.runs)
-
-    cli.main(["train", "a.yaml", "--logging.wandb", "null", "--train.steps", "4"])  # may change; off: nobody is told
-    assert len(wandb.runs) == 3
 
 
 def test_a_training_that_fails_is_not_called_finished(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("harmed on purpose")
 
-    cli.main(["sft", "a.yaml"])
-    cli.main(["reference", "a.yaml"])
     monkeypatch.setattr(fit.loop, "run", fail)
     with pytest.raises(SystemExit):
-        cli.main(["train", "a.yaml"])
-    assert [run.finished for run in wandb.runs] == [[0], [1]]
+        cli.main(["train", "e.yaml"])
+    assert [run.finished for run in wandb.runs] == [[1]]
+
+
+def test_nobody_is_told_where_it_is_off(wandb: Wandb, tmp_path: Path) -> None:
+    setup = Setup(*load("e.yaml", ["--logging.wandb", "null"]), command="")
+    for sink in open_sinks(setup, "train", tmp_path, resume_step=None):
+        sink.close()
+    assert wandb.runs == []
 
 
 def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
-    setup = Setup(*load("a.yaml"), command="")
+    setup = Setup(*load("e.yaml"), command="")
     folder = Path("runs/new")
     for resume_step in (None, None, 4):
         for sink in open_sinks(setup, "train", folder, resume_step=resume_step):
@@ -87,7 +87,7 @@ def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
 
 def test_one_process_alone_tells_it(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert open_sinks(Setup(*load("a.yaml"), command=""), "train", Path("x"), resume_step=None) == [] == wandb.runs
+    assert open_sinks(Setup(*load("e.yaml"), command=""), "train", Path("x"), resume_step=None) == [] == wandb.runs
 
 
 def test_without_the_package_nothing_is_begun(
@@ -95,10 +95,10 @@ def test_without_the_package_nothing_is_begun(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["train", "a.yaml"])
+        cli.main(["train", "e.yaml"])
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "a.yaml:" in said and "pip install wandb" in said
-    assert not Path("runs/a/sft").exists()
+    assert stopped.value.code == 2 and "e.yaml:" in said and "pip install wandb" in said
+    assert not Path("runs/demo/checkpoints").exists()
 
 
 def test_a_run_that_wandb_does_not_open_is_a_mistake_of_the_user(
@@ -109,6 +109,6 @@ def test_a_run_that_wandb_does_not_open_is_a_mistake_of_the_user(
 
     monkeypatch.setattr(wandb, "init", refuse)
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["train", "a.yaml"])
+        cli.main(["train", "e.yaml"])
     said = capsys.readouterr().err
     assert stopped.value.code == 2 and "api_key not configured" in said and "WANDB_MODE=offline" in said

@@ -3,127 +3,118 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from dpo_jax import cli
 from dpo_jax.errors import UserError
 from dpo_jax.reporting.numbers import nats
-from dpo_jax.stages import sft, sweep, train
+from dpo_jax.stages import analyse, evaluate, sweep, train
 from dpo_jax.stages.grid import label_of, read_points
-from tests.stages.test_pipeline import write_rows
-from tests.tiny import make_hf_folder
+from dpo_jax.stages.setup import Setup
+from tests.tiny_experiment import EVALUATION, amend, metrics
+
+JUDGED = EVALUATION | {"samples": 4, "best_of": 4}
+HALVES = {
+    "measured": {"chosen": -0.5, "rejected": -1.5},
+    "predicted": {"logp": {"rejected": -1.0}, "probability": {"rejected": -2.0}},
+}
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(tmp_path)
-    make_hf_folder(tmp_path / "model")
-    write_rows(tmp_path / "pairs.jsonl", 8)
-    write_rows(tmp_path / "eval.jsonl", 6, seed=1)
-    config = {
-        "workdir": "runs/demo",
-        "model": {"weights": "model"},
-        "data": {
-            "train": [{"path": "pairs.jsonl"}],
-            "eval": [{"path": "eval.jsonl"}],
-            "max_prompt_tokens": 32,
-            "max_tokens": 64,
-        },
-        "loss": {"name": "dpo", "options": {"beta": 0.1}},
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"batch_pairs": 8, "steps": 2},
-    }
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
-    return "e.yaml"
+def trained_points(scored: str, finished_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
+    """The points that were trained: nothing is computed, and each is evaluated as the finished run was."""
+    points: list[Setup] = []
+
+    def run_train(point: Setup) -> None:
+        points.append(point)
+        for folder in (point.workdir, point.sft_folder):
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+    def run_evaluate(point: Setup) -> None:
+        shutil.copy(finished_folder / "runs/demo/evaluation.json", point.workdir)
+
+    def run_analyse(point: Setup) -> None:
+        (point.workdir / "analysis.json").write_text(json.dumps({"halves": HALVES}))
+
+    monkeypatch.setattr(train, "run", run_train)
+    monkeypatch.setattr(evaluate, "run", run_evaluate)
+    monkeypatch.setattr(analyse, "run", run_analyse)
+    return points
 
 
-def results() -> list[dict[str, Any]]:
+def run(*grid: str, more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
+    cli.main(["sweep", "e.yaml", *more, *(word for text in grid for word in ("--grid", text))])
     return json.loads(Path("runs/demo/sweep.json").read_text())
 
 
-def losses_of(label: str) -> list[float]:
-    lines = Path("runs/demo/sweep", label, "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line)["loss"] for line in lines]
+def table() -> list[str]:
+    return Path("runs/demo/sweep.md").read_text().splitlines()
+
+
+def losses_of(workdir: str) -> list[float]:
+    return [row["loss"] for row in metrics(workdir)]
 
 
 def test_every_combination_over_one_store(
-    experiment: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    scored: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    trained = []
-    run_train = train.run
-    monkeypatch.setattr(train, "run", lambda setup: (trained.append(str(setup.workdir)), run_train(setup)))
-    grid = ["--grid", "loss.name=dpo,sppo_hard,unknown", "--grid", "loss.options.beta=0.1,0.5"]
-    cli.main(["sweep", experiment, *grid])
-    labels = [f"name={name},beta={beta}" for name in ("dpo", "sppo_hard", "unknown") for beta in (0.1, 0.5)]
-    found = results()
+    few, betas = ("--train.steps", "2"), "loss.options.beta=0.1,0.5"
+    found = run("loss.name=dpo,unknown", betas, more=few)
+    labels = [f"name={name},beta={beta}" for name in ("dpo", "unknown") for beta in (0.1, 0.5)]
     assert [each["label"] for each in found] == labels
-    assert all("evaluation" in each for each in found[:4])
-    assert all("'unknown' is unknown" in each["failed"] for each in found[4:])
-    assert len(list(Path("runs/demo/stores").iterdir())) == 1
+    assert all("evaluation" in each for each in found[:2])
+    assert all("'unknown' is unknown" in each["failed"] for each in found[2:])
+    assert len(list(Path("runs/stores").iterdir())) == 1 and "scores" not in capfd.readouterr().err
     assert found[1]["compiled"] == 0  # another beta compiles nothing again
-    assert losses_of(labels[0])[1] != losses_of(labels[1])[1]
-    assert Path("runs/demo/sweep.md").read_text().count("\n| ") == 4 + 1
+    assert "\n".join(table()).count("\n| ") == 2 + 1
     assert "<svg" in Path("runs/demo/sweep.html").read_text()
 
-    before, trained[:] = found, []
+    # A point is the run of the same settings.
+    cli.main(["train", scored, *few, "--workdir", "runs/alone", "--loss.options.beta", "0.5"])
+    assert losses_of(f"runs/demo/sweep/{labels[1]}") == losses_of("runs/alone")
+    assert losses_of(f"runs/demo/sweep/{labels[0]}") != losses_of("runs/alone")
+
     monkeypatch.setattr(train, "run", lambda setup: pytest.fail(f"{setup.workdir} is trained again"))
     capfd.readouterr()
-    cli.main(["sweep", experiment, *grid[:1], "loss.name=dpo,sppo_hard", *grid[2:]])
-    assert results() == before[:4]
-    assert capfd.readouterr().err.count("is done already") == 4
+    assert run("loss.name=dpo", betas, more=few) == found[:2]
+    assert capfd.readouterr().err.count("is done already") == 2
 
 
-def test_a_point_is_the_run_of_the_same_settings(experiment: str) -> None:
-    small = ("--train.batch_pairs", "4")  # else every batch holds all rows, and the seed moves nothing
-    cli.main(["sweep", experiment, *small, "--grid", "loss.options.beta=0.5", "--grid", "seed=0,1"])
-    cli.main(["train", experiment, *small, "--workdir", "runs/alone", "--loss.options.beta", "0.5", "--seed", "1"])
-    alone = [json.loads(line)["loss"] for line in Path("runs/alone/metrics.jsonl").read_text().splitlines()]
-    assert losses_of("beta=0.5,seed=1") == alone
-    assert losses_of("beta=0.5,seed=0") != alone
-    table = Path("runs/demo/sweep.md").read_text().splitlines()
-    assert table[0].startswith("| beta | seeds |") and table[2].startswith("| 0.5 | 2 |")
-
-
-def test_points_share_the_fine_tuning_unless_they_change_it(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [json.dumps({"prompt": "the", "completion": f" {word}"}) for word in ("lamp", "room", "film", "plot")]
-    Path("sft.jsonl").write_text("\n".join(lines) + "\n")
-    config = yaml.safe_load(Path(experiment).read_text())
-    config["sft"] = {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 1}}
-    Path(experiment).write_text(yaml.safe_dump(config))
-    folders = []
-    run_sft = sft.run
-    monkeypatch.setattr(sft, "run", lambda setup: (folders.append(setup.sft_folder.name), run_sft(setup)))
-    cli.main(["sweep", experiment, "--lean", "--grid", "loss.options.beta=0.1,0.5", "--grid", "sft.train.steps=1,2"])
+def test_points_share_the_fine_tuning_unless_they_change_it(trained_points: list[Setup]) -> None:
+    sft = {"data": {"train": [{"path": "pairs.jsonl", "columns": {"completion": "chosen"}}]}, "train": {"steps": 1}}
+    amend(sft=sft)
+    run("loss.options.beta=0.1,0.5", "sft.train.steps=1,2", more=("--lean",))
+    folders = [point.sft_folder.name for point in trained_points]
     assert folders[0] == folders[2] == "sft"
     assert folders[1] == folders[3] != "sft"
     assert not list(Path("runs/demo/sweep").glob("*/checkpoints"))
     assert len(list(Path("runs/demo").glob("sft*/checkpoints"))) == 2
 
 
-def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("judge.py").write_text("def score(prompts, responses):\n    return [len(text) for text in responses]\n")
-    judged = ["--evaluation.samples", "4", "--evaluation.max_new_tokens", "6", "--evaluation.best_of", "4"]
-    judged += ["--evaluation.judge", "{name: python, function: 'judge.py:score'}"]
-    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1"])
-    table = [line.split(" | ") for line in Path("runs/demo/sweep.md").read_text().splitlines()[2:]]
-    assert [row[0].strip("| ") for row in table[:4]] == ["0.1", *(f"best of {n} (KL: at most)" for n in (1, 2, 4))]
-    assert len(table) == 4 + 6  # softer choices among the same responses
-    rows = json.loads(Path("runs/demo/best_of.json").read_text())["best_of"]
-    assert rows[0]["score"] < rows[1]["score"] < rows[2]["score"]
-    assert "best_of" not in results()[0]["evaluation"]
+def test_the_frontier_has_the_best_of_n_beside_the_points(
+    trained_points: list[Setup], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    amend(evaluation=JUDGED)
+    found = run("loss.options.beta=0.1")
+    rows = [line.split(" | ") for line in table()[2:]]
+    assert [row[0].strip("| ") for row in rows[:4]] == ["0.1", *(f"best of {n} (KL: at most)" for n in (1, 2, 4))]
+    assert len(rows) == 4 + 6  # softer choices among the same responses
+    best = json.loads(Path("runs/demo/best_of.json").read_text())["best_of"]
+    assert best[0]["score"] < best[1]["score"] < best[2]["score"]
+    assert found[0]["config"]["evaluation"]["best_of"] == 0  # the points do not measure it
     monkeypatch.setattr(sweep, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
-    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1"])
-    assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6
-    cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.1", "--grid", "data.train.0.flip=0,1"])
-    assert Path("runs/demo/sweep.md").read_text().count("best of") == 3 + 6  # other labels, the same start
+    run("loss.options.beta=0.1")
+    assert "\n".join(table()).count("best of") == 3 + 6
+    run("loss.options.beta=0.1", "data.train.0.flip=0,1")
+    assert "\n".join(table()).count("best of") == 3 + 6  # other labels, the same start
     with pytest.raises(pytest.fail.Exception):  # other prompts
-        cli.main(["sweep", experiment, *judged, "--grid", "loss.options.beta=0.2", "--data.eval.0.path", "pairs.jsonl"])
-    cli.main(["sweep", experiment, *judged, "--grid", "data.max_tokens=60,64"])
-    assert "best of" not in Path("runs/demo/sweep.md").read_text()
+        run("loss.options.beta=0.2", more=("--data.eval.0.path", "pairs.jsonl"))
+    run("data.max_tokens=60,64")
+    assert "best of" not in "\n".join(table())
 
 
 @pytest.mark.parametrize(
@@ -141,16 +132,16 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(experiment: str, monke
         (["sede=1"], "no point could be run. The first: command line: sede: the key is unknown"),
     ],
 )
-def test_nonsense_is_refused(experiment: str, grid: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nonsense_is_refused(scored: str, grid: list[str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
-        cli.main(["sweep", experiment, *(word for text in grid for word in ("--grid", text))])
+        run(*grid)
     assert stopped.value.code == 2
     assert says in capfd.readouterr().err
 
 
-def test_without_held_out_pairs_there_is_nothing_to_compare(experiment: str) -> None:
+def test_without_held_out_pairs_there_is_nothing_to_compare(scored: str) -> None:
     with pytest.raises(SystemExit):
-        cli.main(["sweep", experiment, "--grid", "seed=1", "--data.eval", "[]"])
+        run("seed=1", more=("--data.eval", "[]"))
 
 
 def of(*grid: str) -> list[dict[str, Any]]:
@@ -206,44 +197,37 @@ def test_nonsense_in_the_section(section: list[dict[str, Any]], says: str) -> No
         read_points((), section, {})
 
 
-def test_a_sweep_of_the_section(experiment: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_train = train.run
-    config = yaml.safe_load(Path(experiment).read_text())
-    config["sweep"] = [
+def test_a_sweep_of_the_section(trained_points: list[Setup]) -> None:
+    section: list[dict[str, Any]] = [
         {"loss.name": "dpo", "loss.options.beta": [0.1]},
         {"loss": [[{"name": "sft"}, {"name": "orpo"}]], "seed": [0, 1]},
     ]
-    Path(experiment).write_text(yaml.safe_dump(config))
-    cli.main(["sweep", experiment])
-    assert results()[0]["settings"] == {"loss.name": "dpo", "loss.options.beta": 0.1}
-    assert [each["config"]["loss"][-1]["name"] for each in results()] == ["dpo", "orpo", "orpo"]
-    rows = Path("runs/demo/sweep.md").read_text().splitlines()
-    assert rows[0].startswith("| name | beta | loss | seeds |") and len(rows) == 2 + 2
-    config["sweep"].append({"seed": 7})  # points that are done are not run again because others join
-    Path(experiment).write_text(yaml.safe_dump(config))
-    monkeypatch.setattr(train, "run", lambda setup: pytest.fail() if setup.config.seed != 7 else run_train(setup))
+    amend(sweep=section)
+    found = run()
+    assert found[0]["settings"] == {"loss.name": "dpo", "loss.options.beta": 0.1}
+    assert [each["config"]["loss"][-1]["name"] for each in found] == ["dpo", "orpo", "orpo"]
+    assert table()[0].startswith("| name | beta | loss | seeds |") and len(table()) == 2 + 2
+    amend(sweep=[*section, {"seed": 7}])  # points that are done are not run again because others join
     kept = Path("runs/demo/sweep/name=dpo,beta=0.1/point.json")
     point = json.loads(kept.read_text())
     del point["config"]["analysis"], point["config"]["logging"]  # as a version wrote it that did not know them
     kept.write_text(json.dumps(point))
-    cli.main(["sweep", experiment])
-    assert len(results()) == 4
-    with pytest.raises(pytest.fail.Exception):
-        cli.main(["sweep", experiment, "--train.steps", "3"])
+    trained_points.clear()
+    assert len(run()) == 4 and [point.config.seed for point in trained_points] == [7]
+    run(more=("--train.steps", "3"))
+    assert len(trained_points) == 1 + 4
 
 
 def test_points_are_analysed_where_the_configuration_asks_for_it(
-    experiment: str, capfd: pytest.CaptureFixture[str]
+    trained_points: list[Setup], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = yaml.safe_load(Path(experiment).read_text())
-    Path(experiment).write_text(yaml.safe_dump(config | {"analysis": {"rows": 4, "pairs": 2}}))
-    cli.main(["sweep", experiment, "--grid", "loss.name=dpo,kto"])
-    assert "kto is trained on labelled completions" in results()[1]["failed"]
-    found = json.loads(Path("runs/demo/sweep/name=dpo/analysis.json").read_text())
-    assert results()[0]["evaluation"]["halves"] == found["halves"]
-    heads, _, row, *_ = Path("runs/demo/sweep.md").read_text().splitlines()
+    amend(analysis={"rows": 4, "pairs": 2})
+    found = run("loss.name=dpo,kto")
+    assert "kto is trained on labelled completions" in found[1]["failed"]
+    assert found[0]["evaluation"]["halves"] == HALVES
+    heads, _, row, *_ = table()
     cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (heads, row)), strict=True))
-    assert cells["chosen in training"] == nats(found["halves"]["measured"]["chosen"])
+    assert cells["chosen in training"] == nats(-0.5) and cells["rejected in training"] == nats(-1.5)
     assert cells["rejected by the field of log-probs"] != cells["rejected by the field of probabilities"]
-    cli.main(["sweep", experiment, "--grid", "loss.name=dpo,kto"])
+    run("loss.name=dpo,kto")
     assert "is done already" in capfd.readouterr().err

@@ -1,0 +1,58 @@
+"""Folders in which the tiny experiment has run as far as a test needs it; a test gets a copy, and is inside."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpo_jax import cli
+from tests.tiny_experiment import EVALUATION, FINE_TUNING, make_experiment
+
+
+def _run(folder: Path, *arguments: str) -> Path:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        cli.main([*arguments])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All rows are in the store of the reference, the pretrained model."""
+    return _run(make_experiment(tmp_path_factory.mktemp("scored")), "reference", "e.yaml")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fine-tuned, scored and trained; held-out rows were looked at in between."""
+    folder = make_experiment(tmp_path_factory.mktemp("trained"), sft=FINE_TUNING, evaluation=EVALUATION)
+    return _run(folder, "train", "e.yaml")
+
+
+@pytest.fixture(scope="session")
+def finished_folder(tmp_path_factory: pytest.TempPathFactory, trained_folder: Path) -> Path:
+    """Evaluated, exported and reported too."""
+    folder = tmp_path_factory.mktemp("finished")
+    return _run(shutil.copytree(trained_folder, folder, dirs_exist_ok=True), "run", "e.yaml")
+
+
+def _copy(folder: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(shutil.copytree(folder, to, dirs_exist_ok=True))
+    return "e.yaml"
+
+
+@pytest.fixture
+def scored(scored_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return _copy(scored_folder, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def trained(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return _copy(trained_folder, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def finished(finished_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    return _copy(finished_folder, tmp_path, monkeypatch)
