@@ -35,13 +35,7 @@ _POD = {
     ],
     "volumes": [{"name": str, "persistentVolumeClaim": {"claimName": str}}],
 }
-_JOB = {
-    "parallelism": int,
-    "completions": int,
-    "completionMode": str,
-    "backoffLimit": int,
-    "template": {"spec": _POD},
-}
+_JOB = {"parallelism": int, "completions": int, "completionMode": str, "backoffLimit": int, "template": {"spec": _POD}}
 SCHEMA = {
     "apiVersion": str,
     "kind": str,

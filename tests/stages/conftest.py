@@ -25,10 +25,15 @@ def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Fine-tuned, scored and trained; held-out rows were looked at in between."""
+def _tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make_experiment(tmp_path_factory.mktemp("trained"), sft=FINE_TUNING, evaluation=EVALUATION)
-    return _run(folder, "train", "e.yaml")
+    return _run(folder, "reference", "e.yaml")
+
+
+@pytest.fixture(scope="session")
+def trained_folder(_tuned_folder: Path) -> Path:
+    """Fine-tuned, scored and trained; held-out rows were looked at in between."""
+    return _run(_tuned_folder, "train", "e.yaml")
 
 
 @pytest.fixture(scope="session")

@@ -60,11 +60,23 @@ def pair(**changes: Any) -> dict[str, Any]:
 
 
 def turns(**changes: Any) -> dict[str, Any]:
-    return {name: value for name, value in {**TURNS, **changes}.items() if value is not ...}
+    return pair(**TURNS | changes)
 
 
 def said(**changes: Any) -> list[dict[str, Any]]:
+    """An answer; what is ... is left out."""
     return [{name: value for name, value in {**A, **changes}.items() if value is not ...}]
+
+
+def chat(row: dict[str, Any], reason: str, words: str, **data: Any) -> Bad:
+    """Of messages, which the chat template formats."""
+    return Bad(row, reason, words, data=CHAT | data)
+
+
+def shared(row: dict[str, Any], reason: str, words: str) -> Bad:
+    """In the format of ShareGPT."""
+    answers = {"chosen": "x", "rejected": "y"} if "conversations" in row else {}
+    return Bad(row | answers, reason, words, data=CHAT, spec={"format": "sharegpt"})
 
 
 LINES = [
@@ -121,22 +133,14 @@ EXTRAS = [
     Bad(pair(soft_label=1.01), "number out of range", "'soft_label' is 1.01|0 to 1"),
     Bad(pair(soft_label=-0.1), "number out of range", "'soft_label' is -0.1"),
     Bad(pair(soft_label=[0.5]), "not a number", "'soft_label' is [0.5]"),
-    Bad(turns(tools="{"), "tools not JSON", "'tools' is text, but not JSON", data=CHAT),
-    Bad(turns(tools=["get"]), "not tools", "'tools' is ['get']", data=CHAT),
-    Bad(turns(tools=[{"name": "get"}]), "unread by the chat template", "tools, which the chat template", data=CHAT),
-    Bad(turns(chat_template_kwargs=[1]), "not template arguments", "'chat_template_kwargs' is a list", data=CHAT),
-    Bad(
-        turns(chat_template_kwargs={"thinking": True}),
-        "unread by the chat template",
-        "chat_template_kwargs.thinking",
-        data=CHAT,
+    chat(turns(tools="{"), "tools not JSON", "'tools' is text, but not JSON"),
+    chat(turns(tools=["get"]), "not tools", "'tools' is ['get']"),
+    chat(turns(tools=[{"name": "get"}]), "unread by the chat template", "tools, which the chat template"),
+    chat(turns(chat_template_kwargs=[1]), "not template arguments", "'chat_template_kwargs' is a list"),
+    chat(
+        turns(chat_template_kwargs={"thinking": True}), "unread by the chat template", "chat_template_kwargs.thinking"
     ),
-    Bad(
-        turns(chat_template_kwargs={"messages": []}),
-        "unread by the chat template",
-        "chat_template_kwargs.messages",
-        data=CHAT,
-    ),
+    chat(turns(chat_template_kwargs={"messages": []}), "unread by the chat template", "chat_template_kwargs.messages"),
     Bad(pair(chosen=..., rejected=..., responses=["a"]), "no ranking", "'responses' is ['a']"),
     Bad(pair(chosen=..., rejected=..., responses="ab"), "no ranking", "not a list of two or more"),
     Bad(pair(chosen=..., rejected=..., responses=["a", "b", "a"]), "identical responses", "holds a response twice"),
@@ -147,58 +151,37 @@ EXTRAS = [
 ]
 
 MESSAGES = [
-    Bad(turns(prompt=[]), "empty value", "'prompt' is a list without a message", data=CHAT),
-    Bad(turns(prompt=["Say x."]), "not a message", "'prompt', message 1 is a str", data=CHAT),
-    Bad(turns(prompt=[{"content": "x"}]), "no role", "'prompt', message 1 has no role|content", data=CHAT),
-    Bad(turns(prompt=[{"from": "human", "value": "x"}]), "no role", "format: sharegpt", data=CHAT),
-    Bad(turns(prompt=[{**U, "role": "usr"}]), "unknown role", "role 'usr'. Did you mean 'user'", data=CHAT),
-    Bad(turns(chosen=said(role="model")), "unknown role", "'chosen', message 1 has the role 'model'", data=CHAT),
-    Bad(turns(chosen=said(role=None)), "unknown role", "has the role None", data=CHAT),
-    Bad(turns(chosen=said(role=["assistant"])), "unknown role", "has the role ['assistant']", data=CHAT),
-    Bad(turns(chosen=said(content=None)), "null content", "'chosen', message 1 (assistant) has no content", data=CHAT),
-    Bad(turns(chosen=said(content=...)), "null content", "has no content", data=CHAT),
-    Bad(turns(chosen=said(content="")), "empty content", "content is empty", data=CHAT),
-    Bad(turns(chosen=said(content=3)), "content not text", "content is a int", data=CHAT),
-    Bad(turns(chosen=said(content=[{"type": "image"}])), "content not text", "content is a list", data=CHAT),
-    Bad(turns(chosen=said(content="\udfff")), "not Unicode", "'chosen', message 1", data=CHAT),
-    Bad(turns(rejected=[A]), "identical responses", "nothing is preferred", data=CHAT),
-    Bad(
-        turns(chosen="x"),
-        "text beside messages",
-        "the prompt is a list of messages and column 'chosen' is text",
-        data=CHAT,
-    ),
-    Bad(turns(prompt="Say x."), "no common prompt", "do not begin alike", data=CHAT),
-    Bad(turns(prompt=[U, A]), "prompt without a question", "'prompt' ends with a turn of assistant", data=CHAT),
-    Bad(turns(prompt=[{**U, "role": "system"}]), "prompt without a question", "a turn of system", data=CHAT),
-    Bad(
-        turns(chosen=[U, A]), "response begins without the assistant", "'chosen' begins with a turn of user", data=CHAT
-    ),
-    Bad(turns(chosen=[B, U]), "response ends without the assistant", "'chosen' ends with a turn of user", data=CHAT),
-    Bad(turns(prompt=..., chosen=[A], rejected=[B]), "no common prompt", "the turn before an answer", data=CHAT),
-    Bad(
-        turns(prompt=..., chosen=[U, A], rejected=[{**U, "content": "Say z."}, B]),
-        "no common prompt",
-        "begin",
-        data=CHAT,
-    ),
-    Bad(
-        turns(chosen=said(content="x<|im_end|>\n<|im_start|>user")),
-        "special token in the text",
-        "chosen",
-        data=CHAT | REFUSE,
-    ),
-    Bad(
-        turns(prompt=[U, U]),
-        "refused by the chat template",
-        "roles must alternate",
-        data={**CHAT, "chat_template": STRICT},
-    ),
-    Bad(
+    chat(turns(prompt=[]), "empty value", "'prompt' is a list without a message"),
+    chat(turns(prompt=["Say x."]), "not a message", "'prompt', message 1 is a str"),
+    chat(turns(prompt=[{"content": "x"}]), "no role", "'prompt', message 1 has no role|content"),
+    chat(turns(prompt=[{"from": "human", "value": "x"}]), "no role", "format: sharegpt"),
+    chat(turns(prompt=[{**U, "role": "usr"}]), "unknown role", "role 'usr'. Did you mean 'user'"),
+    chat(turns(chosen=said(role="model")), "unknown role", "'chosen', message 1 has the role 'model'"),
+    chat(turns(chosen=said(role=None)), "unknown role", "has the role None"),
+    chat(turns(chosen=said(role=["assistant"])), "unknown role", "has the role ['assistant']"),
+    chat(turns(chosen=said(content=None)), "null content", "'chosen', message 1 (assistant) has no content"),
+    chat(turns(chosen=said(content=...)), "null content", "has no content"),
+    chat(turns(chosen=said(content="")), "empty content", "content is empty"),
+    chat(turns(chosen=said(content=3)), "content not text", "content is a int"),
+    chat(turns(chosen=said(content=[{"type": "image"}])), "content not text", "content is a list"),
+    chat(turns(chosen=said(content="\udfff")), "not Unicode", "'chosen', message 1"),
+    chat(turns(rejected=[A]), "identical responses", "nothing is preferred"),
+    chat(turns(chosen="x"), "text beside messages", "the prompt is a list of messages and column 'chosen' is text"),
+    chat(turns(prompt="Say x."), "no common prompt", "do not begin alike"),
+    chat(turns(prompt=[U, A]), "prompt without a question", "'prompt' ends with a turn of assistant"),
+    chat(turns(prompt=[{**U, "role": "system"}]), "prompt without a question", "a turn of system"),
+    chat(turns(chosen=[U, A]), "response begins without the assistant", "'chosen' begins with a turn of user"),
+    chat(turns(chosen=[B, U]), "response ends without the assistant", "'chosen' ends with a turn of user"),
+    chat(turns(prompt=..., chosen=[A], rejected=[B]), "no common prompt", "the turn before an answer"),
+    chat(turns(prompt=..., chosen=[U, A], rejected=[{**U, "content": "Say z."}, B]), "no common prompt", "begin"),
+    chat(turns(chosen=said(content="x<|im_end|>\n<|im_start|>user")), "special token in the text", "chosen", **REFUSE),
+    chat(turns(prompt=[U, U]), "refused by the chat template", "roles must alternate", chat_template=STRICT),
+    chat(
         turns(chosen=[A, U, A], rejected=[B]),
         "turns of the assistant not found",
         "generation|data.score: completion",
-        data={**CHAT, "score": "assistant", "chat_template": FORGETFUL},
+        score="assistant",
+        chat_template=FORGETFUL,
     ),
 ]
 
@@ -234,34 +217,16 @@ OTHERS = [
         spec={"format": "hh"},
         data=CHAT,
     ),
-    Bad({"text": "x"}, "missing column", "'conversations' or 'messages'", spec={"format": "sharegpt"}, data=CHAT),
-    Bad(
-        {"conversations": [{"from": "robot", "value": "x"}], "chosen": "x", "rejected": "y"},
+    shared({"text": "x"}, "missing column", "'conversations' or 'messages'"),
+    shared(
+        {"conversations": [{"from": "robot", "value": "x"}]},
         "unknown role",
         "'conversations', message 1 is from 'robot'",
-        spec={"format": "sharegpt"},
-        data=CHAT,
     ),
-    Bad(
-        {"conversations": [{"from": "human", "value": None}], "chosen": "x", "rejected": "y"},
-        "null content",
-        "message 1 (user) has no content",
-        spec={"format": "sharegpt"},
-        data=CHAT,
-    ),
-    Bad(
-        {"conversations": "x", "chosen": "x", "rejected": "y"},
-        "not messages",
-        "'conversations' is 'x'",
-        spec={"format": "sharegpt"},
-        data=CHAT,
-    ),
-    Bad(
-        {"conversations": [{"from": "function_call", "value": "{"}], "chosen": "x", "rejected": "y"},
-        "call not JSON",
-        "function_call, but not of JSON",
-        spec={"format": "sharegpt"},
-        data=CHAT,
+    shared({"conversations": [{"from": "human", "value": None}]}, "null content", "message 1 (user) has no content"),
+    shared({"conversations": "x"}, "not messages", "'conversations' is 'x'"),
+    shared(
+        {"conversations": [{"from": "function_call", "value": "{"}]}, "call not JSON", "function_call, but not of JSON"
     ),
 ]
 

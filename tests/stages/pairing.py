@@ -21,8 +21,11 @@ from dpo_jax.stages.setup import Setup
 from dpo_jax.types import PairBatch, TokenRow, Unembedding
 
 COUNT, PAIRS, MICRO = 20, 8, 4
-MESHES = ({"data": 8, "fsdp": 1}, {"fsdp": 4, "sequence": 2}, {"slice": 2, "fsdp": 2, "tensor": 2})
-LAYOUTS = ("padded", "packed", "shared")
+CASES: dict[str, dict[str, int]] = {
+    "padded": {"data": 8, "fsdp": 1},
+    "packed": {"fsdp": 4, "sequence": 2},
+    "shared": {"slice": 2, "fsdp": 2, "tensor": 2},
+}
 
 
 def make_rows() -> list[TokenRow]:
@@ -66,21 +69,20 @@ def trained(batch: PairBatch) -> jax.Array:
 
 
 def main() -> None:
-    """Prints, for each mesh and layout, the log-probs of every row as scored and as trained, by row id."""
+    """Prints, for each layout on a mesh of its own, the log-probs of every row as scored and as trained, by row id."""
     join_run()
     found = []
-    for axes in MESHES:
+    for layout, axes in CASES.items():
         mesh = make_mesh(**axes)
         setup = cast(Setup, type("OnThisMesh", (Setup,), {"__init__": lambda self: None, "mesh": mesh})())
-        for layout in LAYOUTS:
-            options: dict[str, Any] = {"row_multiple": setup.row_multiple, "layout": layout}
-            with jax.set_mesh(mesh):
-                batches = evaluation_batches(make_rows(), pairs=PAIRS, **options)
-                row_ids, scores = score_rows(make_scorer(apply), {}, batches, place=setup.place)
-                step = Batches(make_rows(), batch_pairs=PAIRS, micro_batch_pairs=MICRO, seed=0, **options).batch(1)
-                logps_BP = jax.device_get(trained(setup.place(step.arrays, micro_batches=True)))
-            pairs = [*zip(row_ids, scores.logps_nP.tolist(), strict=True)]
-            found.append([*pairs, *zip(step.row_ids, logps_BP.tolist(), strict=True)])
+        options: dict[str, Any] = {"row_multiple": setup.row_multiple, "layout": layout}
+        with jax.set_mesh(mesh):
+            batches = evaluation_batches(make_rows(), pairs=PAIRS, **options)
+            row_ids, scores = score_rows(make_scorer(apply), {}, batches, place=setup.place)
+            step = Batches(make_rows(), batch_pairs=PAIRS, micro_batch_pairs=MICRO, seed=0, **options).batch(1)
+            logps_BP = jax.device_get(trained(setup.place(step.arrays, micro_batches=True)))
+        pairs = [*zip(row_ids, scores.logps_nP.tolist(), strict=True)]
+        found.append([*pairs, *zip(step.row_ids, logps_BP.tolist(), strict=True)])
     print(json.dumps(found))
 
 

@@ -65,12 +65,12 @@ def assert_near(found: Any, wanted: Any) -> None:
 
 
 def test_chosen_and_rejected_stay_with_their_rows():
-    """The model's log-probs are the numbers of the rows: on three meshes, in three layouts, scored and trained."""
+    """Of a model whose log-probs are the numbers of the rows: scored and trained, each layout on a mesh of its own."""
     ended = together(2, "tests.stages.pairing", folders=[ROOT] * 2)
     for process in ended:
         assert process.returncode == 0, process.stderr[-2000:]
         found = json.loads(process.stdout.splitlines()[-1])
-        assert len(found) == len(pairing.MESHES) * len(pairing.LAYOUTS)
+        assert len(found) == len(pairing.CASES)
         for pairs in found:
             assert len(pairs) == pairing.COUNT + pairing.PAIRS
             for row_id, logps in pairs:

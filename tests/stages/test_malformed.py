@@ -73,10 +73,6 @@ def test_a_bad_row_is_left_out_and_counted_if_asked(bad: Bad, model: Path, capsy
     assert re.search(rf"[23] skipped(: | \(){bad.reason}", told), told  # an empty object may be bad for that reason too
 
 
-def test_the_table_is_long():
-    assert len(TABLE) >= 60
-
-
 def parquet() -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -117,7 +117,7 @@ def test_train_alone_does_the_reference_pass_and_starts_at_log_two(scored: str, 
     assert set(wanted.split()) | {"grad_norm", "learning_rate"} <= found[0].keys()
     said = capsys.readouterr().err
     assert f"scores {TRAIN_ROWS + sum(EVAL_ROWS.values())} rows" in said and "policy and reference agree" in said
-    assert list(Path("runs/demo/tensorboard").iterdir())
+    assert list(Path("runs/demo/tensorboard").iterdir()) and not Path("runs/demo/profile").exists()
 
 
 def test_a_run_with_another_loss_beta_and_seed_scores_nothing(scored: str, forwards: list[int], capsys):
@@ -125,6 +125,8 @@ def test_a_run_with_another_loss_beta_and_seed_scores_nothing(scored: str, forwa
     assert forwards[0] == 0
     run("train", "--loss.name", "ipo", "--loss.options.beta", "0.5", "--seed", "5", "--train.steps", "1")
     assert forwards[0] == 1 and capsys.readouterr().err.count("nothing to score") == 2  # the check of step 0 alone
+    refused(capsys, "train", "--loss.name", "ipo", "--loss.options.beta", "0.3", "--seed", "5")
+    assert yaml.safe_load(Path("runs/demo/config.yaml").read_text())["loss"][0]["options"] == {"beta": 0.5}
     assert len(list(Path("runs/stores").glob("*/manifest.json"))) == 1
     cli.main(["store", "ls", "runs"])
     said = capsys.readouterr().out
@@ -176,8 +178,8 @@ def test_resuming_is_bit_exact_and_refuses_another_experiment(finished: str, cap
     run("train", *broken, "--train.steps", "2")
     said = refused(capsys, "train", *broken, "--loss.options.beta", "0.3", "--optimizer.learning_rate", "0.5")
     assert "loss.0.options.beta: was 0.1, is 0.3" in said and "optimizer.learning_rate: was 0.01, is 0.5" in said
-    assert yaml.safe_load(Path("runs/broken/config.yaml").read_text())["loss"][0]["options"] == {"beta": 0.1}
-    run("train", *broken)
+    run("train", *broken, "--profile.start_step", "1", "--profile.num_steps", "2")  # allowed, but that step is done
+    assert not Path("runs/broken/profile").exists()
     assert "resumes at step 2 of 4" in capsys.readouterr().err
     run("export", *broken)
     assert metrics("runs/broken") == metrics("runs/demo")

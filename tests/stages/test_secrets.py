@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import http.server
-import json
 import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +15,7 @@ import yaml
 from dpo_jax import cli
 from dpo_jax.config import load
 from dpo_jax.files import read_json, read_sealed
+from tests.evaluation.judges.endpoint import Endpoint, said, serve
 from tests.stages.test_sinks import Wandb
 from tests.tiny_experiment import make_experiment
 
@@ -25,44 +23,29 @@ ROOT = Path(__file__).parents[2]
 SECRETS = {name: f"s3cr3t-{name}-0123456789" for name in ("variable", "address", "setting", "line")}
 
 
-class Judge(http.server.BaseHTTPRequestHandler):
-    """Says A, and keeps what it was asked with."""
-
-    asked: list[tuple[str, str, dict]] = []  # noqa: RUF012
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append((self.path, self.headers["Authorization"], body))
-        answer = json.dumps({"choices": [{"message": {"content": "A"}}]}).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def judge() -> Iterator[str]:
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Judge)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1?token={SECRETS['address']}&path="
-    server.shutdown()
-    server.server_close()
-
-
 def leaks(text: str) -> list[str]:
     return [name for name, secret in SECRETS.items() if secret in text]
 
 
+@pytest.fixture
+def endpoint() -> Iterator[Endpoint]:
+    with serve(lambda body, number: said("A")) as serving:
+        yield serving
+
+
 @pytest.mark.slow("whole commands")
-def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, judge: str, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch, capsys):
     monkeypatch.setenv("JUDGE_TOKEN", SECRETS["variable"])
     wandb = Wandb()
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     request = {"max_tokens": 16, "api_key": SECRETS["setting"], "metadata": {"note": SECRETS["variable"]}}
-    asks = {"name": "http", "url": judge, "model": "m", "api_key_env": "JUDGE_TOKEN", "request": request}
+    asks = {
+        "name": "http",
+        "url": f"{endpoint.url}?token={SECRETS['address']}&path=",
+        "model": "m",
+        "api_key_env": "JUDGE_TOKEN",
+        "request": request,
+    }
     make_experiment(
         tmp_path,
         train={"steps": 2},
@@ -76,11 +59,11 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, judge: str, monkeypatch
     for command in ("run", "export", "report"):
         cli.main([command, *line])
     cli.main(["config", "show", *line])
-    said = capsys.readouterr()
-    path, key, body = Judge.asked[-1]  # the judge itself was asked with all of them
+    told = capsys.readouterr()
+    path, key, body = endpoint.paths[-1], endpoint.headers[-1]["Authorization"], endpoint.bodies[-1]  # it was told all
     assert SECRETS["address"] in path and SECRETS["variable"] in key and SECRETS["setting"] == body["api_key"]
     assert body["extra_token"] == SECRETS["line"] and body["metadata"]["note"] == SECRETS["variable"]
-    assert not leaks(said.err + said.out) and "***" in said.out
+    assert not leaks(told.err + told.out) and "***" in told.out
     made = [path for path in tmp_path.rglob("*") if path.is_file() and path not in before]
     found = {str(path): leaks(path.read_bytes().decode("latin1")) for path in made}
     assert len(found) > 30 and not {path: names for path, names in found.items() if names}

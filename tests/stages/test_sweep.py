@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,10 @@ from dpo_jax.stages.setup import Setup
 from tests.tiny_experiment import EVALUATION, amend, metrics
 
 JUDGED = EVALUATION | {"samples": 4, "best_of": 4}
+EVALUATED = {
+    "kl": {"exact": 1.5, "exact_interval": [1.0, 2.0]},
+    "judged": {name: {"reward": 9.0, "interval": [8.0, 10.0]} for name in ("policy", "reference")},
+}
 HALVES = {
     "measured": {"chosen": -0.5, "rejected": -1.5},
     "predicted": {"logp": {"rejected": -1.0}, "probability": {"rejected": -2.0}},
@@ -25,8 +28,8 @@ HALVES = {
 
 
 @pytest.fixture
-def trained_points(scored: str, finished_folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
-    """The points that were trained: nothing is computed, and each is evaluated as the finished run was."""
+def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
+    """The points that were trained: nothing is computed, and all are evaluated alike."""
     points: list[Setup] = []
 
     def run_train(point: Setup) -> None:
@@ -35,7 +38,7 @@ def trained_points(scored: str, finished_folder: Path, monkeypatch: pytest.Monke
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 
     def run_evaluate(point: Setup) -> None:
-        shutil.copy(finished_folder / "runs/demo/evaluation.json", point.workdir)
+        (point.workdir / "evaluation.json").write_text(json.dumps(EVALUATED))
 
     def run_analyse(point: Setup) -> None:
         (point.workdir / "analysis.json").write_text(json.dumps({"halves": HALVES}))
