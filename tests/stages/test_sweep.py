@@ -107,7 +107,7 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(
     assert [row[0].strip("| ") for row in rows[:4]] == ["0.1", *(f"best of {n} (KL: at most)" for n in (1, 2, 4))]
     assert len(rows) == 4 + 6  # softer choices among the same responses
     best = json.loads(Path("runs/demo/best_of.json").read_text())["best_of"]
-    assert best[0]["score"] < best[1]["score"] < best[2]["score"]
+    assert 0 < best[0]["score"] < best[1]["score"] < best[2]["score"]
     assert found[0]["config"]["evaluation"]["best_of"] == 0  # the points do not measure it
     monkeypatch.setattr(sweep, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
     run("loss.options.beta=0.1")
