@@ -15,15 +15,14 @@ from dpo_jax.models.attention import cudnn, splash
 from dpo_jax.models.attention.choice import Choice
 from dpo_jax.stages import setup as stage
 from dpo_jax.stages.setup import Setup
-from tests.stages.test_pipeline import write_rows
-from tests.tiny import make_hf_folder
+from tests.tiny import make_hf_folder, write_even_rows
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     make_hf_folder(tmp_path / "model")
-    write_rows(tmp_path / "pairs.jsonl", 16)
+    write_even_rows(tmp_path / "pairs.jsonl", 16)
     settings = {
         "workdir": "run",
         "model": {"weights": "model"},
@@ -62,6 +61,7 @@ def test_what_auto_falls_back_from_is_said_once(experiment: str, monkeypatch, ca
     assert said.count("attention: blocks, because cudnn attention has no soft cap") == 1
 
 
+@pytest.mark.slow("whole commands on eight devices")
 @pytest.mark.parametrize(("name", "layout"), [("cudnn", "packed"), ("splash", "shared")])
 def test_training_is_the_same_whatever_the_form(experiment: str, name: str, layout: str, monkeypatch):
     """With jax.nn's own form in place of cuDNN, and the splash kernel interpreted: four parts of rows, two of heads."""

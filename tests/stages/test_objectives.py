@@ -7,27 +7,35 @@ import numpy as np
 import pytest
 
 from dpo_jax.config import LossConfig
+from dpo_jax.losses import TOKEN_LEVEL, UNPAIRED, Loss
 from dpo_jax.mesh import make_mesh
 from dpo_jax.stages.terms import TRAINED
 from tests.stages.toy import found_by
 
-MIXTURES = {
-    "mpo": [
-        LossConfig(name="dpo", weight=0.8),
-        LossConfig(name="bco_pair", weight=0.2),
-        LossConfig(name="sft", weight=1.0),
-    ],
-    "two that remember": [LossConfig(name="alpha_dpo"), LossConfig(name="beta_dpo", weight=0.5)],
-    "sft by sequence": [
-        LossConfig(name="orpo", weight=0.1),
+
+def kind(name: str, entry: Loss) -> tuple[bool, bool, bool]:
+    """What the step asks of a loss: its rows, the reference in the step, and whether micro-batches add up to it."""
+    whole = bool(entry.batch_global or entry.state or entry.mismatched)
+    return name in UNPAIRED, name in TOKEN_LEVEL, whole
+
+
+KINDS = {"pairs": (False, False), "tokens": (False, True), "completions": (True, False)}
+CASES = {
+    f"{rows}{', of the whole batch' * whole}": [
+        LossConfig(name=name, weight=1 + number / 10)
+        for number, (name, entry) in enumerate(TRAINED.items())
+        if kind(name, entry) == (*of_rows, whole)
+    ]
+    for rows, of_rows in KINDS.items()
+    for whole in (False, True)
+}
+CASES = {name: losses for name, losses in CASES.items() if losses} | {
+    "by sequence, heads apart": [
+        LossConfig(name="dpo", ld_alpha=0.3),
         LossConfig(name="sft", options={"nll_reduction": "sequence"}),
     ],
-    "unpaired": [LossConfig(name="kto"), LossConfig(name="bco", weight=0.3)],
-    "ld and wpo": [LossConfig(name="dpo", ld_alpha=0.3), LossConfig(name="aot", wpo=True)],
+    "weighed by their tokens": [LossConfig(name="dpo"), LossConfig(name="aot", wpo=True)],
 }
-CASES = {name: [LossConfig(name=name)] for name in TRAINED} | MIXTURES
-
-
 MESHES = {
     "data": {"data": 8, "fsdp": 1},
     "fsdp": {"fsdp": 8},
@@ -36,15 +44,20 @@ MESHES = {
     "data, fsdp, tensor": {"data": 2, "fsdp": 2, "tensor": 2},
     "slice, fsdp, sequence": {"slice": 2, "fsdp": 2, "sequence": 2},
 }
-
-
 IN_TURN = [(name, list(MESHES)[number % len(MESHES)]) for number, name in enumerate(CASES)]
 
 
-@pytest.mark.parametrize(("name", "mesh"), IN_TURN)
+def test_every_loss_is_in_a_case():
+    assert {loss.name for losses in CASES.values() for loss in losses} == TRAINED.keys()
+
+
+@pytest.mark.parametrize(("name", "mesh"), [*IN_TURN, ("pairs", "data, fsdp, tensor")])
 def test_micro_batches_on_eight_devices_equal_one_batch_on_one(x64, name: str, mesh: str):
+    """The metrics say of which loss the value differs; the gradient is that of all of the case, each with a weight."""
     whole = found_by(CASES[name], micro_batches=1)
     parts = found_by(CASES[name], micro_batches=4, mesh=make_mesh(**MESHES[mesh]))
     assert whole[0][0].dtype == np.float64
-    for ours, wanted in zip(jax.tree.leaves(parts), jax.tree.leaves(whole), strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-11)
+    ours, wanted = (dict(jax.tree_util.tree_leaves_with_path(found)) for found in (parts, whole))
+    assert ours.keys() == wanted.keys()
+    for path, value in wanted.items():
+        np.testing.assert_allclose(ours[path], value, rtol=1e-9, atol=1e-11, err_msg=jax.tree_util.keystr(path))

@@ -15,7 +15,7 @@ import pytest
 from dpo_jax import cli
 from dpo_jax.config import load
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
-from dpo_jax.stages import fit, plan, train
+from dpo_jax.stages import fit, plan, plan_alternatives, train
 from dpo_jax.stages.outcomes import bytes_per_chip, measure
 from dpo_jax.stages.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
 from dpo_jax.stages.setup import Setup
@@ -141,7 +141,10 @@ def test_mistakes(capsys, arguments: list[str], says: str):
     assert says in refused(capsys, *arguments)[1]
 
 
-@pytest.mark.parametrize("overrides", [[], ["--lora", "{rank: 2}", "--model.dtype", "bfloat16"]], ids=["all", "lora"])
+LORA = ["--lora", "{rank: 2}", "--model.dtype", "bfloat16"]
+
+
+@pytest.mark.parametrize("overrides", [[], pytest.param(LORA, marks=pytest.mark.slow("two programs"))])
 def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ):
@@ -195,10 +198,11 @@ def test_the_largest_of_the_first_batches_is_planned_for():
     "overrides",
     [
         [],
-        ["--lora", "{rank: 2}", "--model.dtype", "bfloat16"],
-        ["--loss.name", "tdpo1"],
-        ["--loss.name", "simpo"],
-        ["--reference.update_every", "2", "--optimizer.moment_dtype", "bfloat16"],
+        pytest.param(LORA, marks=pytest.mark.slow("compiles for eight devices")),
+        pytest.param(
+            ["--loss.name", "tdpo1", "--reference.update_every", "2", "--optimizer.moment_dtype", "bfloat16"],
+            marks=pytest.mark.slow("compiles for eight devices"),
+        ),
     ],
 )
 def test_bytes_are_those_of_the_state(overrides: list[str]):
@@ -216,30 +220,36 @@ def test_bytes_are_those_of_the_state(overrides: list[str]):
     assert found["buffers"] and not found["collectives_in_unknown_loops"]
 
 
-def test_alternatives_and_search_are_compiled(monkeypatch: pytest.MonkeyPatch, capsys):
-    """The capacity lies between what all of the batch and half of it need."""
-    needs = {}
-    for pairs in (8, 16):
-        setup = planned("--train.micro_batch_pairs", f"{pairs}", "--data.max_tokens", "256")
-        needs[pairs] = measure(setup, train_call(setup, largest_rows(setup)), full=False)["needs"]
-    assert needs[8] < needs[16]
-    monkeypatch.setattr(plan, "open_machine", lambda name: machine((needs[8] + needs[16]) / 2))
+def test_what_is_compiled_is_shown_and_without_time_nothing_else_is_tried(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(plan, "open_machine", lambda name: machine())
+    found = planning("--topology", "cpu:8", "--seconds", "0")
+    assert found["alternatives"] == [] and found["programs"]["train"]["needs"] > 0
+    said = capsys.readouterr().out
+    assert "Collectives of one run of train" in said and "Largest arrays of train" in said
+
+
+def test_alternatives_and_search_are_weighed_as_the_program_is(monkeypatch: pytest.MonkeyPatch, capsys):
+    """In place of compiling: a byte of each token of a micro-batch, on a machine that holds 8 pairs and not 16."""
+    names = ("parameters", "optimizer", "frozen", "batch", "gradients", "activations", "temporary", "outputs", "code")
+    figures = {"bytes": dict.fromkeys((*names, "arguments", "donated"), 0), "compile_seconds": 0.1}
+    figures |= {"buffers": [], "collectives": [], "collectives_in_unknown_loops": 0, "has": 5000}
+
+    def weigh(planned: Planned, call: Any, *, full: bool) -> dict[str, Any]:
+        rows, length = call.arguments[1].tokens_RT.shape[-2:]
+        needs = rows * length
+        return figures | {"needs": needs, "fits": needs <= 5000, "rows": {"shape": [rows, length], "scored": length}}
+
+    for module in (plan, plan_alternatives):
+        monkeypatch.setattr(module, "measure", weigh)
+    monkeypatch.setattr(plan, "open_machine", lambda name: machine(5000))
     Path("pairs.jsonl").unlink()
     long = ["--data.max_tokens", "256", "--topology", "cpu:8"]
     found = planning(*long, "--search")
-    assert found["programs"]["train"]["fits"] and found["programs"]["train"]["needs"] == needs[8]
-    assert found["search"]["largest"] == 8
+    assert found["programs"]["train"]["fits"] and found["search"]["largest"] == 8
     tried = {each["change"]: each["fits"] for each in found["alternatives"]}
-    assert tried["--train.micro_batch_pairs 16"] is False and "--tiles.tokens 4096" in tried
-    capsys.readouterr()
-    out, err = refused(capsys, *long, "--train.micro_batch_pairs", "16")
-    assert "Collectives of one run of train" in out and "Largest arrays of train" in out
+    assert tried["--train.micro_batch_pairs 16"] is False and tried["--tiles.tokens 4096"] is True
+    _, err = refused(capsys, *long, "--train.micro_batch_pairs", "16")
     assert "too much" in err and "What fits, as it was compiled: --" in err and "--train.micro_batch_pairs 8" in err
-
-
-def test_no_time_no_alternatives(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(plan, "open_machine", lambda name: machine())
-    assert planning("--topology", "cpu:8", "--seconds", "0")["alternatives"] == []
 
 
 @pytest.mark.skipif(

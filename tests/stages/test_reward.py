@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,9 @@ from dpo_jax.stages.reward import reward_objective
 from dpo_jax.stages.scoring import open_rewards
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training.metrics import divide
-from dpo_jax.training.state import TrainState
-from dpo_jax.training.step import gradients
 from dpo_jax.types import PairBatch, Prompt
-from tests.stages.test_pipeline import write_rows
-from tests.stages.toy import WIDTH, Toy, first_micro_batch, make_batch, parameters, place
-from tests.tiny import make_hf_folder
+from tests.stages.toy import WIDTH, Toy, first_micro_batch, jitted_gradients, make_batch, parameters, place
+from tests.tiny import make_hf_folder, write_even_rows
 from tests.tiny_gpt2 import make_gpt2_folder
 
 KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
@@ -42,38 +41,45 @@ def toy_params() -> dict[str, Any]:
     return {"read": parameters(0)["read"], "say": parameters(0)["say"], "head": {"weight": weight}}
 
 
-def found_by(micro_batches: int, mesh: Any = None, batch: PairBatch | None = None) -> Any:
-    objective = reward_objective(RewardModel(Toy()), SOURCES)  # type: ignore[arg-type]
-    plain = make_batch(unpaired=False, mismatched=False, micro_batches=micro_batches, reference=False)
-
-    def run(params: Any, batch: PairBatch, knobs: Any) -> Any:
-        state = TrainState(jnp.zeros((), jnp.int32), params, None, jnp.zeros(2, jnp.uint32), (), None)
-        return gradients(objective, state, batch, knobs, jax.random.key(0))
-
-    if mesh is None:
-        return jax.device_get(jax.jit(run)(toy_params(), batch or plain, KNOBS))
-    with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(run)(toy_params(), place(plain, mesh), KNOBS))
+STEP = jitted_gradients(reward_objective(RewardModel(Toy()), SOURCES))  # type: ignore[arg-type]
 
 
+def found_by(micro_batches: int, mesh: Any = None, **columns: Any) -> Any:
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=micro_batches, reference=False)
+    shape = batch.weight_B.shape
+    brought = {"loss_weight_B": np.ones(shape), "margin_B": np.zeros(shape), "source_B": np.zeros(shape, int)}
+    batch = batch._replace(**{**brought, **columns})
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        return jax.device_get(STEP(toy_params(), None, place(batch, mesh) if mesh else batch, KNOBS, ()))
+
+
+@jax.jit
 def by_hand(params: Any, batch: PairBatch) -> tuple[jax.Array, jax.Array]:
     """The loss of one micro-batch, row by row, and its rewards [B, P]."""
     hidden_RTD, _ = Toy().apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-    lengths = np.asarray(batch.segments_RT).sum(axis=1)
-    rewards = jnp.stack([hidden_RTD[r, lengths[r] - 1] @ params["head"]["weight"] for r in range(16)]).reshape(8, 2)
+    last_R = batch.segments_RT.sum(axis=1) - 1
+    rewards = jnp.stack([hidden_RTD[r, last_R[r]] @ params["head"]["weight"] for r in range(16)]).reshape(8, 2)
     gaps = rewards[:, 0] - rewards[:, 1] - 0.3
     return (jnp.log1p(jnp.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2).mean(), rewards
+
+
+def by_hand_of_all() -> tuple[np.ndarray, np.ndarray]:
+    """The rewards of the whole batch [B, P], and what a pair loses for their sum."""
+    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
+    rewards_BP = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])
+    return rewards_BP, 0.05 * rewards_BP.sum(axis=1) ** 2
 
 
 def test_loss_gradients_and_metrics_by_hand(x64):
     batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
     (loss, metrics, _), gradient = found_by(1)
-    wanted, slope = jax.value_and_grad(lambda params: by_hand(params, first_micro_batch(batch))[0])(toy_params())
+    of_loss = jax.jit(jax.value_and_grad(lambda params: by_hand(params, first_micro_batch(batch))[0]))
+    wanted, slope = of_loss(toy_params())
     assert loss == pytest.approx(float(wanted), rel=1e-9)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-12), gradient, slope)
-    assert all(np.any(gradient[name]) for name in ("read",)) and np.all(gradient["head"]["weight"])
-    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])
-    values = {name: float(value) for name, value in divide(metrics).items()}
+    assert np.any(gradient["read"]) and np.all(gradient["head"]["weight"])
+    rewards, _ = by_hand_of_all()
+    values = {name: float(value) for name, value in divide(metrics).items() if not name.endswith(SOURCES)}
     assert values == pytest.approx(
         {
             "rewards/chosen": rewards[:, 0].mean(),
@@ -85,32 +91,27 @@ def test_loss_gradients_and_metrics_by_hand(x64):
     )
 
 
-def test_micro_batches_and_devices_change_nothing(x64):
-    wanted = found_by(1)
-    meshes = make_mesh(data=2, fsdp=2, tensor=2), make_mesh(fsdp=8)
-    for found in (found_by(4), *(found_by(4, mesh) for mesh in meshes)):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, wanted)
+def test_micro_batches_on_eight_devices_change_nothing(x64):
+    found, wanted = found_by(4, make_mesh(data=2, fsdp=2, tensor=2)), found_by(1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, wanted)
 
 
 def test_a_pair_without_weight_does_not_count(x64):
-    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
     weight_AB = np.float32([[1, 0, 1, 1, 0, 1, 1, 1]])
-    (loss, metrics, _), _ = found_by(1, batch=batch._replace(weight_B=weight_AB))
-    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])[weight_AB[0] > 0]
+    (loss, metrics, _), _ = found_by(1, weight_B=weight_AB)
+    rewards, centered = (each[weight_AB[0] > 0] for each in by_hand_of_all())
     gaps = rewards[:, 0] - rewards[:, 1] - 0.3
-    assert loss == pytest.approx((np.log1p(np.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2).mean(), rel=1e-9)
+    assert loss == pytest.approx((np.log1p(np.exp(-gaps)) + centered).mean(), rel=1e-9)
     assert divide(metrics)["rewards/chosen"] == pytest.approx(rewards[:, 0].mean(), rel=1e-9)
 
 
 def test_pairs_bring_weights_margins_and_sources(x64):
-    batch = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=False)
     weight_B, margin_B, source_B = np.arange(8) / 4, np.linspace(-1, 2, 8), np.arange(8) % 2
     brought = {"loss_weight_B": weight_B[None], "margin_B": margin_B[None], "source_B": source_B[None]}
-    (loss, metrics, _), _ = found_by(1, batch=batch._replace(**brought))
-    rewards = np.asarray(by_hand(toy_params(), first_micro_batch(batch))[1])
+    (loss, metrics, _), _ = found_by(1, **brought)
+    rewards, centered = by_hand_of_all()
     gaps = rewards[:, 0] - rewards[:, 1] - 0.3 - margin_B
-    wanted = weight_B * (np.log1p(np.exp(-gaps)) + 0.05 * rewards.sum(axis=1) ** 2)
-    assert loss == pytest.approx(wanted.mean(), rel=1e-9)
+    assert loss == pytest.approx((weight_B * (np.log1p(np.exp(-gaps)) + centered)).mean(), rel=1e-9)
     means = divide(metrics)
     for number, name in enumerate(SOURCES):
         margins = (rewards[:, 0] - rewards[:, 1])[number::2]
@@ -123,8 +124,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("reward")
     make_hf_folder(folder / "model")
     make_gpt2_folder(folder / "gpt2", old=True)
-    write_rows(folder / "pairs.jsonl", 20)
-    write_rows(folder / "held.jsonl", 6, seed=1)
+    write_even_rows(folder / "pairs.jsonl", 20)
+    write_even_rows(folder / "held.jsonl", 6, seed=1)
     settings = {
         "workdir": "runs/demo",
         "model": {"weights": "model"},
@@ -138,9 +139,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "reward": {
             "options": {"center": 0.01, "margin": 2.0},
             "optimizer": {"learning_rate": 3e-3},
-            "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6},
+            "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6, "save_every": 4},
         },
-        "evaluation": {"samples": 8, "max_new_tokens": 5, "judge": {"name": "reward"}},
+        "evaluation": {"samples": 16, "max_new_tokens": 5, "judge": {"name": "reward"}},
     }
     (folder / "e.yaml").write_text(yaml.safe_dump(settings))
     with pytest.MonkeyPatch.context() as patch:
@@ -207,8 +208,10 @@ def test_run_workdir_and_exported_folder_judge_alike(inside: None):
 
 
 def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, capsys):
+    shutil.copytree("runs/demo", "runs/broken")
+    Path("runs/broken/reward/checkpoints/6.json").unlink()  # as if killed before that was saved
+    shutil.rmtree("runs/broken/reward/export")
     broken = ("--workdir", "runs/broken")
-    cli.main(["reward", "e.yaml", *broken, "--reward.train.steps", "4"])
     cli.main(["reward", "e.yaml", *broken, "--loss.options", "{beta: 0.3}"])  # which is not the reward model's
     assert metrics("runs/broken") == metrics("runs/demo")
     files = [Path(f"runs/{name}/reward/export/model.safetensors").read_bytes() for name in ("broken", "demo")]
@@ -218,14 +221,14 @@ def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, caps
     assert "reward.options.center: was 0.01, is 0.5" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("layout", ["packed", "shared"])
-def test_layouts_change_nothing(inside: None, layout: str):
-    chosen = ("--workdir", f"runs/{layout}", "--data.layout", layout, "--reward.train.steps", "2")
-    cli.main(["reward", "e.yaml", *chosen])
-    for found, wanted in zip(metrics(f"runs/{layout}"), metrics("runs/demo")[:2], strict=True):
+@pytest.mark.slow("a whole command")
+def test_a_layout_changes_nothing(inside: None):
+    cli.main(["reward", "e.yaml", "--workdir", "runs/shared", "--data.layout", "shared", "--reward.train.steps", "2"])
+    for found, wanted in zip(metrics("runs/shared"), metrics("runs/demo")[:2], strict=True):
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow("a whole command")
 def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: None, capsys):
     rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
 
@@ -247,6 +250,7 @@ def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: No
     assert "soft labels, which a reward model cannot read" in capsys.readouterr().err
 
 
+@pytest.mark.slow("whole commands")
 def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):
     lora = ("--workdir", "runs/lora", "--lora", "{rank: 4}", "--reward.optimizer.learning_rate", "0.01")
     cli.main(["reward", "e.yaml", *lora])
@@ -266,6 +270,7 @@ def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):
     assert np.all(exported["score.weight"][0] != first)
 
 
+@pytest.mark.slow("whole commands")
 def test_it_starts_from_the_fine_tuned_model_and_gpt2_has_one_too(inside: None):
     sft = "{data: {train: [{path: pairs.jsonl, columns: {completion: chosen}}]}, train: {batch_pairs: 4, steps: 1}}"
     still = ("--reward.train.steps", "1", "--reward.optimizer.learning_rate", "0")
@@ -296,7 +301,7 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
     for name, rewards in again.items():  # those of the samples whose white space the report leaves out differ
         assert np.isclose(scores[name], rewards, rtol=1e-4).mean() >= 0.5
         assert found["judged"][name]["reward"] == pytest.approx(scores[name].mean())
-    assert found["judged"]["judge"] == "reward" and found["judged"]["samples"] == 8
+    assert found["judged"]["judge"] == "reward" and found["judged"]["samples"] == 16
     assert found["judged"]["win_rate"] == (scores["policy"] > scores["reference"]).mean()
     assert "the policy wins" in capsys.readouterr().err
 
@@ -308,7 +313,7 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
         seen.extend(responses)
         return np.arange(len(responses), dtype=float)
 
-    setup = opened("--evaluation.samples", "16")
+    setup = opened()
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
         found = evaluate.compare_samples(setup, frozen, frozen, Scoring("mine", judge))

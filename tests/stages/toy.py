@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -88,31 +89,39 @@ def warm(memory: Any) -> Any:
 
 
 def found_by(losses: list[LossConfig], *, micro_batches: int, mesh: Any = None, batch: PairBatch | None = None) -> Any:
+    """((loss, metrics, memory), gradient) of a mixture; compiled once for the same losses and shapes."""
     terms = read_terms(losses, {})
     live = any(term.name in TOKEN_LEVEL for term in terms)
-    objective: Objective = preference_objective(Toy(), terms, live=live)  # type: ignore[arg-type]
     batch = batch or make_batch(
         unpaired=losses[0].name in UNPAIRED,
         mismatched=needs_mismatched(losses),
         micro_batches=micro_batches,
         reference=not live,
     )
-    memory = tuple(warm(term.memory()) for term in terms)
-    knobs = {"losses": [term.knobs(0) for term in terms]}
+    step = _STEPS.setdefault(repr(losses), jitted_gradients(preference_objective(Toy(), terms, live=live)))  # type: ignore[arg-type]
+    rest = {"losses": [term.knobs(0) for term in terms]}, tuple(warm(term.memory()) for term in terms)
+    params, frozen = parameters(0), parameters(1) if live else None
+    if mesh is None:
+        return jax.device_get(step(params, frozen, batch, *rest))
+    split = named_sharding(mesh, ("vocab", "embed"), (VOCABULARY, WIDTH))
+    with jax.set_mesh(mesh):
+        return jax.device_get(step(*jax.device_put((params, frozen), split), place(batch, mesh), *rest))
+
+
+_STEPS: dict[str, Callable[..., Any]] = {}
+
+
+def jitted_gradients(objective: Objective) -> Callable[..., Any]:
+    """`f(params, frozen, batch, knobs, memory)`: what `gradients` gives of the first step."""
 
     def run(params: Any, frozen: Any, batch: PairBatch, knobs: Any, memory: Any) -> Any:
         state = TrainState(jnp.zeros((), jnp.int32), params, None, jnp.zeros(2, jnp.uint32), memory, frozen)
         return gradients(objective, state, batch, knobs, jax.random.key(5))
 
-    arguments = (parameters(0), parameters(1) if live else None, batch, knobs, memory)
-    if mesh is None:
-        return jax.device_get(jax.jit(run)(*arguments))
-    split = named_sharding(mesh, ("vocab", "embed"), (VOCABULARY, WIDTH))
-    params, frozen = (jax.device_put(tree, split) for tree in arguments[:2])
-    with jax.set_mesh(mesh):
-        return jax.device_get(jax.jit(run)(params, frozen, place(batch, mesh), knobs, memory))
+    return jax.jit(run)
 
 
+@jax.jit
 def all_logps(params: Any, batch: PairBatch) -> jax.Array:
     """The log-probs of all tokens at every scored place, [R, N, V], from all logits at once."""
     hidden_RTD, unembedding = Toy().apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
@@ -126,6 +135,7 @@ def of_responses(array_RN: jax.Array, batch: PairBatch) -> jax.Array:
     return array_RN[: pairs * slots].reshape(pairs, slots, -1)
 
 
+@jax.jit
 def by_token(params: Any, batch: PairBatch) -> tuple[jax.Array, ...]:
     """Log-probs, log sum_v p_v^2, mask and likeliest token of every response, [B, P, N]."""
     logps_RNV = all_logps(params, batch)
@@ -138,6 +148,7 @@ def by_token(params: Any, batch: PairBatch) -> tuple[jax.Array, ...]:
     return tuple(of_responses(x, batch) for x in found)
 
 
+@jax.jit
 def sums_BP(params: Any, batch: PairBatch) -> jax.Array:
     logps_BPN, _, mask_BPN, _ = by_token(params, batch)
     return jnp.where(mask_BPN, logps_BPN, 0).sum(axis=2)
