@@ -46,10 +46,9 @@ def test_kl_by_hand():
 @pytest.mark.parametrize(
     ("tile_tokens", "tile_vocabulary", "vocabulary", "bends"),
     [
-        (6, 7, 40, ("plain", "plain")),
         (6, 7, 37, ("capped", "mild")),
         (6, 7, 5, ("mild", "plain")),
-        (1, 1, 37, ("plain", "capped")),
+        (1, 1, 40, ("plain", "capped")),
         (2048, 16384, 37, ("mild", "capped")),
     ],
 )
@@ -104,11 +103,13 @@ def test_a_tiny_kl_keeps_its_digits():
 
     def kl(form, *arrays, **tiles):
         nudged, hidden, weight = arrays
-        return np.asarray(form(nudged, Unembedding(weight, 5000), hidden, Unembedding(weight, 5000), **tiles))
+        return form(nudged, Unembedding(weight, 5000), hidden, Unembedding(weight, 5000), **tiles)
 
-    ours = kl(token_kl, nudged, hidden, weight, tile_vocabulary=256)
+    ours = jax.jit(functools.partial(kl, token_kl, tile_vocabulary=256))(nudged, hidden, weight)
     with jax.enable_x64(True):
-        exact = kl(naive.token_kl, *(array.astype(jnp.float64) for array in (nudged, hidden, weight)))
+        exact = jax.jit(functools.partial(kl, naive.token_kl))(
+            *(array.astype(jnp.float64) for array in (nudged, hidden, weight))
+        )
     np.testing.assert_allclose(ours, exact, atol=5e-7)
 
 
@@ -136,8 +137,7 @@ def test_bfloat16_is_summed_in_float32():
     assert_trees_close(ours, both(naive.token_kl, naive.token_log_sum_sq, *wide), atol=1e-4)
 
 
-@pytest.mark.parametrize("axes", [{"tensor": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
-def test_sharded_equals_whole(axes):
+def test_sharded_equals_whole():
     hidden, _, weight, weights_RN = example(rows=8, columns=48, dtype=jnp.float32)
     reference_hidden, _, reference_weight, _ = example(rows=8, columns=48, dtype=jnp.float32, seed=1)
     tiles = {"tile_tokens": 16, "tile_vocabulary": 12}
@@ -150,7 +150,7 @@ def test_sharded_equals_whole(axes):
         return (token_kl(hidden, unembedding, reference_hidden, reference, **tiles) * weights_RN).sum(), squares
 
     whole = total(hidden, weight)
-    with jax.set_mesh(make_mesh(**{"fsdp": 1, **axes})):
+    with jax.set_mesh(make_mesh(data=2, fsdp=2, tensor=2)):
         split = total(hidden, weight)
     assert_trees_close(split, whole, rtol=1e-5, atol=1e-5)
 
@@ -164,7 +164,7 @@ def test_log_sum_sq_by_hand():
 
 @pytest.mark.parametrize(
     ("tile_tokens", "tile_vocabulary", "vocabulary", "bend"),
-    [(6, 7, 40, "plain"), (6, 7, 37, "capped"), (1, 1, 5, "plain"), (2048, 16384, 37, "mild")],
+    [(6, 7, 37, "capped"), (1, 1, 5, "plain"), (2048, 16384, 40, "mild")],
 )
 def test_log_sum_sq_equals_the_plain_form_and_has_no_gradient(tile_tokens, tile_vocabulary, vocabulary, bend):
     with jax.enable_x64(True):
@@ -176,7 +176,8 @@ def test_log_sum_sq_equals_the_plain_form_and_has_no_gradient(tile_tokens, tile_
             return value.sum(), value
 
         (_, value), gradients = jax.jit(jax.value_and_grad(ours, (0, 1), has_aux=True))(hidden, weight)
-        wanted = naive.token_log_sum_sq(hidden, Unembedding(weight, vocabulary, *BENDS[bend]))
+        plain = lambda hidden, weight: naive.token_log_sum_sq(hidden, Unembedding(weight, vocabulary, *BENDS[bend]))  # noqa: E731
+        wanted = jax.jit(plain)(hidden, weight)
         np.testing.assert_allclose(value, wanted, atol=1e-12)
         for gradient in gradients:
             np.testing.assert_array_equal(gradient, np.zeros_like(gradient))

@@ -42,7 +42,7 @@ def model():
 @pytest.fixture(scope="module")
 def params(model):
     """Random ones, biases and norms too."""
-    leaves, tree = jax.tree.flatten(model.init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     moved = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, moved)
@@ -81,12 +81,13 @@ def test_a_cache_longer_than_the_table_is_refused(model, params):
 
 def test_in_parts_over_a_cache_it_computes_the_same(model, params):
     cache = model.empty_cache(8, 6)
-    first, _, cache = model.extend(params, TOKENS[:, :4], POSITIONS[:, :4], cache)
-    rest, _, _ = model.extend(params, TOKENS[:, 4:], POSITIONS[:, 4:], cache)
+    extend = jax.jit(model.extend)
+    first, _, cache = extend(params, TOKENS[:, :3], POSITIONS[:, :3], cache)
+    rest, _, _ = extend(params, TOKENS[:, 3:], POSITIONS[:, 3:], cache)
     np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), hidden(model, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 4}, {"sequence": 2, "fsdp": 4}])
+@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "sequence": 2}])
 def test_on_a_mesh_it_computes_the_same(model, params, axes):
     mesh = make_mesh(**{"fsdp": 1, **axes})
     shardings = param_shardings(mesh, model.shapes, model.axes)
@@ -110,8 +111,8 @@ def test_every_parameter_names_its_dimensions_and_the_head_may_be_its_own(model)
     assert all(jax.tree.leaves(ranks))
 
 
-def test_bfloat16_computes_in_bfloat16(params):
+def test_bfloat16_computes_in_bfloat16(model, params):
     narrow = make_model(SPEC, dtype=jnp.bfloat16)
-    state, unembedding = narrow.apply(params, TOKENS, POSITIONS, SEGMENTS)
+    state, unembedding = jax.jit(narrow.apply)(params, TOKENS, POSITIONS, SEGMENTS)
     assert state.dtype == unembedding.weight_VD.dtype == jnp.bfloat16
-    np.testing.assert_allclose(state.astype(jnp.float32), hidden(make_model(SPEC), params), atol=0.2)
+    np.testing.assert_allclose(state.astype(jnp.float32), hidden(model, params), atol=0.2)

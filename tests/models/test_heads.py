@@ -44,7 +44,7 @@ def batch(length: int = 16, scored: int = 8, **more: int) -> PairBatch:
 @functools.cache
 def made(family: str, dtype: str) -> tuple[RewardModel, Params]:
     model = make_reward_model(SPECS[family], dtype=dtype)
-    params = {**model.trunk.init(jax.random.key(0)), **model.init_head(jax.random.key(1))}
+    params = {**jax.jit(model.trunk.init)(jax.random.key(0)), **model.init_head(jax.random.key(1))}
     return model, jax.tree.map(lambda x: x * 4, params)
 
 
@@ -57,11 +57,12 @@ def rewards(family: str, params: Params, arrays: PairBatch) -> np.ndarray:
     return np.asarray(jitted(params, arrays, (family, "float32")))
 
 
-def laid_out(name: str, rows: list[TokenRow] = ROWS, length: int = 24) -> PairBatch:
-    """The rows in a layout; several in a row of the batch where it packs."""
+def laid_out(name: str, pairs: list[TokenRow] = ROWS, *, rows: int | None = None, length: int = 24) -> PairBatch:
+    """Pairs in a layout; several in a row of the batch where it packs. With `rows`, always of one shape."""
     layout = LAYOUTS[name]
-    places = place_runs(layout, *layout.lengths(sizes_of(rows)), length=length)
-    return fill(layout, rows, places, shape=Shape(places.rows, length, places.scored + 2), pairs=len(rows))
+    places = place_runs(layout, *layout.lengths(sizes_of(pairs)), length=length)
+    shape = Shape(rows, length, 20) if rows else Shape(places.rows, length, places.scored + 2)
+    return fill(layout, pairs, places, shape=shape, pairs=5 if rows else len(pairs))
 
 
 def masked() -> list[TokenRow]:
@@ -112,7 +113,7 @@ def test_neither_padding_nor_packing_changes_a_reward(family: str):
     _, params = made(family, "float32")
     wanted = rewards(family, params, batch())
     assert wanted.shape == (3, 2) and np.ptp(wanted) > 1
-    for arrays in (batch(24, 16, pairs=5, row_multiple=16), laid_out("packed"), laid_out("shared")):
+    for arrays in (batch(24, 20, pairs=5, row_multiple=16), laid_out("packed", rows=16), laid_out("shared", rows=16)):
         np.testing.assert_allclose(rewards(family, params, arrays)[:3], wanted, rtol=1e-4, atol=1e-4)
     turned = [row._replace(responses=row.responses[::-1]) for row in ROWS]
     swapped = rewards(family, params, padded(turned, length=16, scored=8))

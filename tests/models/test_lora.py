@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,13 +30,15 @@ POSITIONS = np.broadcast_to(np.arange(12, dtype=np.int32), TOKENS.shape)
 SEGMENTS = np.ones_like(TOKENS)
 
 
-def made(family: str, *, dropout: float = 0.0, dtype: str = "float32") -> tuple[Model, Params, Params]:
+@functools.cache
+def made(family: str, *, dropout: float = 0.4, dtype: str = "float32") -> tuple[Model, Params, Params]:
     spec, paths = PATHS[family]
     model = make_model(spec, dtype=dtype, lora=Lora(rank=3, alpha=6.0, dropout=dropout, paths=paths))
-    base = jax.tree.map(lambda x: x * 4, model.init(jax.random.key(0)))
+    base = jax.tree.map(lambda x: x * 4, jax.jit(model.init)(jax.random.key(0)))
     return model, base, jax.jit(model.init_adapter)(jax.random.key(1))
 
 
+@jax.jit
 def moved(adapter: Params) -> Params:
     """Every number of an adapter changed."""
     leaves, tree = jax.tree.flatten(adapter)
@@ -45,10 +50,9 @@ def hidden(model: Model, params: Params, key: jax.Array | None = None) -> jax.Ar
     return jax.jit(model.apply)(params, TOKENS, POSITIONS, SEGMENTS, key)[0]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", PATHS)
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("llama", "bfloat16")])
 def test_a_fresh_adapter_adds_exactly_nothing(family: str, dtype: str):
-    model, base, adapter = made(family, dropout=0.5, dtype=dtype)
+    model, base, adapter = made(family, dtype=dtype)
     found = hidden(model, join(base, adapter), jax.random.key(0))
     np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(hidden(model, base), np.float32))
 
@@ -80,8 +84,6 @@ def test_the_formula_by_hand(family: str):
     one, thin = base, moved(adapter)
     for name in path:
         one, thin = one[name], thin[name]
-    import flax.nnx as nnx
-
     layer = 1
     linear = Linear(nnx.Rngs(params=0), 3, {"embed": 16}, {"heads": 4}, with_bias=True)
     assert isinstance(model.build(nnx.Rngs(params=0)).layers.attention.output.adapter, Adapter)
@@ -96,22 +98,20 @@ def test_the_formula_by_hand(family: str):
 
 
 def test_dropout_is_drawn_by_the_key_for_each_layer_and_map():
-    model, base, adapter = made("llama", dropout=0.4)
+    model, base, adapter = made("llama")
     params = join(base, moved(adapter))
     one, again, other, none = (hidden(model, params, key) for key in (*map(jax.random.key, (0, 0, 1)), None))
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.01 and np.abs(one - none).max() > 0.01
 
-    import flax.nnx as nnx
-
-    linear = Linear(nnx.Rngs(params=0), 1, {"embed": 4000}, {"mlp": 4000})
-    x = jnp.ones((1, 1, 4000))
+    linear = Linear(nnx.Rngs(params=0), 1, {"embed": 1000}, {"mlp": 1000})
+    x = jnp.ones((1, 4, 1000))
 
     def dropped(number: int, layer: int) -> np.ndarray:
-        adapter = Adapter(nnx.Rngs(params=0), linear, Lora(4000, 4000.0, 0.4, ()), number)
-        same = jnp.eye(4000)
+        adapter = Adapter(nnx.Rngs(params=0), linear, Lora(1000, 1000.0, 0.4, ()), number)
+        same = jnp.eye(1000)
         found = adapter._product(x, same, same, Here(jnp.int32(layer), jax.random.key(0)))
-        return np.asarray(found[0, 0])
+        return np.asarray(found[0])
 
     first = dropped(0, 0)
     assert set(np.unique(first)) == {0.0, np.float32(1 / 0.6)}

@@ -78,7 +78,7 @@ def test_every_loss_trains_by_its_name_and_starts_where_it_must(house: Path, mon
         first, second = (row[f"loss/{term.name}"] for row in rows)
         assert first != second, term.name
         if term.entry.at_reference and term.name not in ("r_dpo", "alpha_dpo"):  # which look at the rows
-            start = np.mean(term.entry.at_reference(np.ones(1, bool), **term.options))
+            start = np.asarray(term.entry.at_reference(np.ones(1, bool), **term.options)).mean()
             assert first == pytest.approx(start, rel=1e-3), term.name
 
 

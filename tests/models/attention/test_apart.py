@@ -1,7 +1,4 @@
-"""Un-packed sequences: the copies, and attention by causal kernels that know no segments.
-
-cuDNN's place is taken by jax.nn's own form, which has the same arguments; cuDNN itself is tested where there is a GPU.
-"""
+"""Un-packed sequences: the copies, and attention by causal kernels that know no segments; cuDNN on a GPU."""
 
 from __future__ import annotations
 
@@ -10,19 +7,13 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import Seen, attend, cudnn
+from dpo_jax.models.attention import Seen, attend
 from dpo_jax.models.attention.apart import apart_of, attend_apart
-from tests.models.attention.cases import LAYOUTS, LENGTH, assert_like_dense, heads, mixed_and_gradients, told
-
-
-@pytest.fixture
-def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
+from tests.models.attention.cases import LAYOUTS, LENGTH, assert_like_dense, heads, told
 
 
 def test_places_by_hand():
@@ -40,6 +31,7 @@ def test_copies_and_their_gradients_by_hand():
     apart = apart_of((places,), rows=1, length=7)
     segments = jnp.array([[1, 1, 2, 3, 3, 4, 0]])
 
+    @jax.jit
     def sums(x_T: jax.Array) -> jax.Array:
         x_RTHK = x_T[None, :, None, None]
         causal = lambda there_BL, query, key, value: jnp.cumsum(value * there_BL[..., None, None], axis=1)  # noqa: E731
@@ -48,45 +40,13 @@ def test_copies_and_their_gradients_by_hand():
     x_T = jnp.array([1.0, 2, 4, 8, 16, 32, 64])
     assert sums(x_T).tolist() == [1, 3, 7, 11, 27, 32, 0]
     # of the sum over all tokens: token 0 is in five of them, 1 in four, 2 and 4 in one, 3 in two
-    assert jax.grad(lambda x: sums(x).sum())(x_T).tolist() == [5, 4, 1, 2, 1, 1, 0]
+    assert jax.jit(jax.grad(lambda x: sums(x).sum()))(x_T).tolist() == [5, 4, 1, 2, 1, 1, 0]
 
 
-@pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("parts", [1, 2])
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_like_dense(layout: str, parts: int):
-    rows, seen = told(layout, "cudnn", parts=parts)
-    assert_like_dense(heads(4), rows, seen, scale=0.4)
-
-
-@pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize(("windows", "kind"), [((40,), 0), ((None, 40), 1)])
-def test_windows(windows: tuple, kind: int):
-    rows, seen = told("shared", "cudnn", windows=windows, kind=jnp.asarray(kind))
-    assert_like_dense(heads(4), rows, seen)
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_padding_gives_nothing():
-    """Whatever stands there, and whatever the kernel makes of it."""
-    for layout in ("padded", "shared"):
-        rows, seen = told(layout, "cudnn")
-        qkv = [jnp.where(rows.real_RT[..., None, None], x, jnp.nan) for x in heads(4)]
-        mixed = jax.jit(lambda *qkv, seen=seen: attend(*qkv, seen))(*qkv)
-        assert not mixed[~rows.real_RT].any() and mixed[rows.real_RT].all(), layout
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_on_a_mesh_no_sequence_leaves_its_device():
-    rows, seen = told("shared", "cudnn", parts=2, windows=(40, None), kind=jnp.asarray(0))
-    qkv = heads(4)
-    wanted = mixed_and_gradients(qkv, rows, seen)
-    with jax.set_mesh(make_mesh(data=2, fsdp=1, tensor=2, sequence=2)):
-        found = mixed_and_gradients(qkv, rows, seen)
-        with pytest.raises(ValueError, match="4 rows and 1 parts of their sequences on a mesh that splits by 2"):
-            attend(*qkv, told("shared", "cudnn")[1])
-    for ours, theirs in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())
+def test_parts_of_sequences_that_do_not_go_with_the_mesh_are_refused():
+    says = "4 rows and 1 parts of their sequences on a mesh that splits by 2"
+    with jax.set_mesh(make_mesh(data=2, fsdp=1, tensor=2, sequence=2)), pytest.raises(ValueError, match=says):
+        attend(*heads(4), told("shared", "cudnn")[1])
 
 
 def test_rows_without_their_sequences_are_refused():
@@ -95,8 +55,9 @@ def test_rows_without_their_sequences_are_refused():
         attend(*heads(4), Seen(*rows, seen.backend))
 
 
-@pytest.mark.parametrize("axes", [{}, {"data": 2, "tensor": 2, "sequence": 2}])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "axes"), [("padded", {}), ("packed", {}), ("shared", {"data": 2, "tensor": 2, "sequence": 2})]
+)
 def test_lowered_for_a_gpu_it_is_the_kernel_and_no_array_of_length_by_length(
     monkeypatch: pytest.MonkeyPatch, layout: str, axes: dict[str, int]
 ):

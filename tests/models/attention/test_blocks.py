@@ -1,4 +1,4 @@
-"""Blocks of queries give what the dense form gives, and never hold all scores of a row."""
+"""Blocks of queries: one head or all at once, by rows and heads on a mesh, and never all scores of a row."""
 
 from __future__ import annotations
 
@@ -11,40 +11,12 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import Seen, attend, blocks
+from dpo_jax.models.attention import Seen, blocks
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.stack import REMAT_POLICIES
 from dpo_jax.types import Params
-from tests.models.attention.cases import LAYOUTS, LENGTH, assert_like_dense, heads, make_rows, mixed_and_gradients
+from tests.models.attention.cases import LENGTH, assert_like_dense, heads, make_rows, mixed_and_gradients
 from tests.models.test_decoder import SPEC
-
-
-@pytest.mark.parametrize(("layout", "groups"), list(zip(LAYOUTS, (1, 2, 4), strict=True)))
-def test_like_dense(layout: str, groups: int):
-    rows = make_rows(layout)
-    assert_like_dense(heads(4, groups=groups), rows, Seen(*rows, "blocks"))
-
-
-def test_scale_and_soft_cap():
-    rows = make_rows("shared")
-    assert_like_dense(heads(4), rows, Seen(*rows, "blocks"), scale=0.7, soft_cap=3.0)
-
-
-@pytest.mark.parametrize(("windows", "kind"), [((40,), 0), ((None, 40), 1), ((40, None), 1)])
-def test_windows(windows: tuple, kind: int):
-    rows = make_rows("shared")
-    assert_like_dense(heads(4), rows, Seen(*rows, "blocks", windows, jnp.asarray(kind)))
-
-
-def test_bfloat16():
-    """Weights, results and gradients of scores are rounded; in the dense form the last are float32 to the end."""
-    rows = make_rows("shared")
-    qkv = heads(4, dtype=jnp.bfloat16)
-    assert attend(*qkv, Seen(*rows, "blocks")).dtype == jnp.bfloat16
-    exact = mixed_and_gradients([x.astype(jnp.float32) for x in qkv], rows, Seen(*rows, "dense"))
-    dense, ours = (mixed_and_gradients(qkv, rows, Seen(*rows, backend)) for backend in ("dense", "blocks"))
-    for wanted, theirs, found, most in zip(exact, dense, ours, (1.1, 2.5, 2.5, 1.1), strict=True):
-        assert ((found - wanted) ** 2).mean() ** 0.5 < most * ((theirs - wanted) ** 2).mean() ** 0.5
 
 
 def test_all_heads_at_once_as_accelerators_do():
@@ -58,7 +30,6 @@ def test_all_heads_at_once_as_accelerators_do():
 @pytest.mark.parametrize(
     ("axes", "groups", "part"),
     [
-        ({"data": 4, "tensor": 2}, 2, (1, LENGTH, 2)),
         ({"fsdp": 2, "tensor": 4}, 2, (2, LENGTH, 1)),
         ({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH, 1)),  # heads by the axis that splits the length
         ({"sequence": 8}, 2, (4, LENGTH, 4)),  # which four heads are not
@@ -86,9 +57,11 @@ def gradient(model: Model) -> Callable[[Params], Params]:
     return jax.grad(lambda params: model.apply(params, tokens_RT, tokens_RT, tokens_RT + 1)[0].sum())
 
 
-@pytest.mark.parametrize("platform", ["cpu", "tpu", "cuda"])
-@pytest.mark.parametrize(("backend", "held"), [("dense", True), ("blocks", False)])
-def test_no_array_of_length_by_length(backend: str, held: bool, platform: str):
+@pytest.mark.parametrize(
+    ("backend", "platform", "held"),
+    [("dense", "cpu", True), ("blocks", "cpu", False), ("blocks", "tpu", False), ("blocks", "cuda", False)],
+)
+def test_no_array_of_length_by_length(backend: str, platform: str, held: bool):
     model = make_model(SPEC, attention=backend)
     text = jax.jit(gradient(model)).trace(model.shapes).lower(lowering_platforms=(platform,)).as_text()
     assert bool(re.search(rf"tensor<(\d+x)*{LENGTH}x{LENGTH}x\w+>", text)) == held
