@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 
-from dpo_jax import cli, config
+from dpo_jax import config
 from dpo_jax.analysis.field import pair_loss
 from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError
@@ -25,8 +24,8 @@ from dpo_jax.stages.terms import read_terms
 from dpo_jax.stages.trajectory import field_of, halves, loss_of_run, read_trajectory
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.step import gradients
+from tests.stages.house import make_house, run
 from tests.stages.toy import PAIRS, Toy, make_batch, parameters, warm
-from tests.tiny import make_hf_folder, write_even_rows
 
 PAIR = PairLogps(*map(np.asarray, (-20.0, -12.0, 8.0, 5.0)))
 
@@ -166,46 +165,33 @@ def test_the_field_covers_the_places_and_the_reference():
     np.testing.assert_allclose((np.exp(lines[0]) ** 2).sum(-1), 2.0, rtol=2e-3)
 
 
-LOSS = {"name": "dpo", "options": {"beta": 0.1}}
+def make_experiment(folder: Path, *, heldout: bool = True, **sections: Any) -> Path:
+    data: dict[str, Any] = {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64}
+    data |= {"eval": [{"path": "held.jsonl"}] if heldout else []}
+    train = {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 3}
+    return make_house(folder, held=10, data=data, **{"train": train, "analysis": {"pairs": 8}, **sections})
 
 
-def make_experiment(folder: Path, **changes: Any) -> Path:
-    make_hf_folder(folder / "model")
-    write_even_rows(folder / "pairs.jsonl", 20)
-    write_even_rows(folder / "eval.jsonl", 10, seed=1)
-    found: dict[str, Any] = {
-        "workdir": str(folder / "run"),
-        "model": {"weights": str(folder / "model")},
-        "data": {"train": [{"path": str(folder / "pairs.jsonl")}], "max_prompt_tokens": 32, "max_tokens": 64},
-        "loss": LOSS,
-        "optimizer": {"learning_rate": 1e-3, "schedule": "constant"},
-        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 3},
-        "analysis": {"pairs": 8},
-    }
-    found["data"]["eval"] = [{"path": str(folder / "eval.jsonl")}] if changes.pop("heldout", True) else []
-    (folder / "e.yaml").write_text(yaml.safe_dump(found | changes))
-    return folder / "e.yaml"
-
-
-def analysed(experiment: Path, *arguments: str) -> dict[str, Any]:
-    cli.main(["analyse", str(experiment), *arguments])
-    return json.loads((experiment.parent / "run" / "analysis.json").read_text())
+def analysed(folder: Path, *arguments: str) -> dict[str, Any]:
+    run(folder, "analyse", "runs/demo", *arguments)
+    return json.loads((folder / "runs/demo/analysis.json").read_text())
 
 
 def test_there_must_be_a_run_of_pairs(tmp_path: Path, capsys):
+    folder = make_experiment(tmp_path)
     for arguments, says in (
         ((), "there is no trained run yet; run `dpo-jax train` first"),
         (("--loss.name", "kto"), "kto is trained on labelled completions"),
     ):
         with pytest.raises(SystemExit) as stopped:
-            cli.main(["analyse", str(make_experiment(tmp_path)), *arguments])
+            run(folder, "analyse", "runs/demo", *arguments)
         said = capsys.readouterr().err
         assert stopped.value.code == 2 and says in said and "Traceback" not in said
 
 
-def scores_of(experiment: Path, row_ids: list[str]) -> np.ndarray:
+def scores_of(row_ids: list[str]) -> np.ndarray:
     """Log-probs of training rows under the newest checkpoint, [n, P]."""
-    setup = Setup(*config.load(str(experiment)), command="")
+    setup = Setup(*config.load("e.yaml"), command="")
     with jax.set_mesh(setup.mesh):
         rows = setup.train_data.rows
         names, found = score_rows(setup.score, setup.trained_params(), setup.scoring_batches(rows), place=setup.place)
@@ -214,13 +200,13 @@ def scores_of(experiment: Path, row_ids: list[str]) -> np.ndarray:
 
 
 @pytest.mark.slow("whole commands")
-def test_a_run_of_dpo(tmp_path: Path, capsys):
-    experiment = make_experiment(tmp_path)
-    cli.main(["train", str(experiment)])
-    found = analysed(experiment)
+def test_a_run_of_dpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.chdir(make_experiment(tmp_path))
+    here = Path()
+    logged = run(here, "train", "runs/demo")
+    found = analysed(here)
     assert "8 pairs: the first order misses" in capsys.readouterr().err
     assert found["step"] == 3 and found["trajectory"]["steps"] == [1, 2, 3]
-    logged = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert found["trajectory"]["places"] == [
         [row[f"log_ratios/{half}"] for half in ("chosen", "rejected")] for row in logged
     ]
@@ -228,8 +214,8 @@ def test_a_run_of_dpo(tmp_path: Path, capsys):
     assert len(found["field"]["grid"]) == 169
 
     # The held-out rows, as an evaluation sees them.
-    cli.main(["evaluate", str(experiment)])
-    lost, heldout = found["displacement"], json.loads((tmp_path / "run/evaluation.json").read_text())["heldout"]
+    run(here, "evaluate", "runs/demo")
+    lost, heldout = found["displacement"], json.loads(Path("runs/demo/evaluation.json").read_text())["heldout"]
     assert lost["split"] == "held out" and lost["pairs"] == 10
     assert lost["chosen"] - lost["rejected"] == pytest.approx(heldout["margin"], rel=1e-4)
     for likeness in lost["by"].values():
@@ -241,18 +227,18 @@ def test_a_run_of_dpo(tmp_path: Path, capsys):
     # The step that was taken apart is the run's next one.
     pairs = found["one_step"]["pairs"]
     row_ids = [pair["row_id"] for pair in pairs]
-    before = scores_of(experiment, row_ids)
-    cli.main(["train", str(experiment), "--train.steps", "4"])
-    happened = scores_of(experiment, row_ids) - before
+    before = scores_of(row_ids)
+    run(here, "train", "runs/demo", "--train.steps", "4")
+    happened = scores_of(row_ids) - before
     told = np.array([[pair[half]["happened"] for half in ("chosen", "rejected")] for pair in pairs])
     np.testing.assert_allclose(told, happened, atol=2e-3)
     assert np.abs(happened).max() > 0.1 and "good" in pairs[0]["chosen"]["text"]
 
 
 def test_a_small_step_is_its_first_order(tmp_path: Path):
-    experiment = make_experiment(tmp_path, heldout=False, analysis={"pairs": 4})
-    cli.main(["train", str(experiment), "--train.steps", "1"])
-    found = analysed(experiment, "--train.steps", "1", "--optimizer.learning_rate", "1e-5")
+    folder = make_experiment(tmp_path, heldout=False, analysis={"pairs": 4})
+    run(folder, "train", "runs/demo", "--train.steps", "1")
+    found = analysed(folder, "--train.steps", "1", "--optimizer.learning_rate", "1e-5")
     assert found["one_step"]["unexplained"] < 0.02 and found["one_step"]["learning_rate"] == 1e-5
     assert found["displacement"]["split"] == "training" and found["displacement"]["pairs"] == 20
 
@@ -268,9 +254,9 @@ def test_a_small_step_is_its_first_order(tmp_path: Path):
     ids=["simpo", "lora", "tdpo, moving reference"],
 )
 def test_other_runs(tmp_path: Path, changes: dict[str, Any], kind: str):
-    experiment = make_experiment(tmp_path, **changes)
-    cli.main(["train", str(experiment)])
-    found = analysed(experiment, "--optimizer.learning_rate", "1e-5", "--analysis.rows", "4", "--analysis.pairs", "2")
+    folder = make_experiment(tmp_path, **changes)
+    run(folder, "train", "runs/demo")
+    found = analysed(folder, "--optimizer.learning_rate", "1e-5", "--analysis.rows", "4", "--analysis.pairs", "2")
     assert found["trajectory"]["kind"] == kind and found["displacement"]["pairs"] == 4
     assert ("refused" in found["field"]) == (changes.get("loss") == {"name": "tdpo2"})
     assert len(found["one_step"]["pairs"]) == 2 and found["one_step"]["unexplained"] < 0.1

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
-from dpo_jax import cli, config
+from dpo_jax import config
 from dpo_jax.errors import UserError
 from dpo_jax.models.attention import cudnn, splash
 from dpo_jax.models.attention.choice import Choice
 from dpo_jax.stages import setup as stage
 from dpo_jax.stages.setup import Setup
-from tests.tiny import make_hf_folder, write_even_rows
+from tests.stages.house import make_house, run
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    make_hf_folder(tmp_path / "model")
-    write_even_rows(tmp_path / "pairs.jsonl", 16)
-    settings = {
-        "workdir": "run",
-        "model": {"weights": "model"},
-        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
-        "loss": {"name": "dpo"},
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 2},
-        "mesh": {"data": 2, "fsdp": 2, "tensor": 2},
-    }
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(settings))
+    make_house(tmp_path, rows=16, mesh={"data": 2, "fsdp": 2, "tensor": 2})
     return "e.yaml"
 
 
@@ -70,9 +57,7 @@ def test_training_is_the_same_whatever_the_form(experiment: str, name: str, layo
     losses = []
     for form in ("blocks", name):
         monkeypatch.setattr(stage, "choose_attention", lambda *_, form=form: Choice(form))
-        cli.main(
-            ["train", experiment, "--workdir", form, "--data.layout", layout, "--reference.store", f"{form}/store"]
-        )
-        rows = [json.loads(line) for line in Path(form, "metrics.jsonl").read_text().splitlines()]
+        layouts = ("--data.layout", layout, "--reference.store", f"{form}/store")
+        rows = run(Path(), "train", form, *layouts)
         losses.append([(row["loss"], row["grad_norm"]) for row in rows])
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)

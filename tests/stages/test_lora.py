@@ -15,37 +15,16 @@ from safetensors.numpy import load_file
 
 from dpo_jax import cli
 from dpo_jax.stages.setup import Setup
-from tests.tiny import make_hf_folder, write_even_rows
+from tests.stages.house import forget, make_house, read_lines, run, untimed
 from tests.tiny_gpt2 import CONFIG, make_gpt2_folder
-
-TIMED = ("tokens_per_second", "pairs_per_second")
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, 20 pairs, 6 held-out ones, and an experiment that trains an adapter."""
-    folder = tmp_path_factory.mktemp("lora")
-    make_hf_folder(folder / "model")
-    write_even_rows(folder / "pairs.jsonl", 20)
-    write_even_rows(folder / "held.jsonl", 6)
-    config = {
-        "workdir": "runs/demo",
-        "model": {"weights": "model"},
-        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
-        "loss": {"name": "dpo"},
-        "lora": {"rank": 4, "alpha": 8},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 3},
-    }
-    (folder / "e.yaml").write_text(yaml.safe_dump(config))
-    return folder
-
-
-def run(house: Path, command: str, workdir: str, *arguments: str) -> list[dict]:
-    with contextlib.chdir(house):
-        cli.main([command, "e.yaml", "--workdir", workdir, *arguments])
-    path = house / workdir / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """An experiment that trains an adapter."""
+    sections = {"lora": {"rank": 4, "alpha": 8}, "optimizer": {"learning_rate": 1e-2}}
+    train = {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 3}
+    return make_house(tmp_path_factory.mktemp("lora"), held=6, train=train, **sections)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +32,6 @@ def plain(house: Path) -> tuple[list[dict], str]:
     """The metrics of the experiment as it is, and what it said."""
     with contextlib.redirect_stderr(io.StringIO()) as said:
         return run(house, "train", "runs/plain"), said.getvalue()
-
-
-def untimed(rows: list[dict]) -> list[dict]:
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
 
 
 def test_the_base_is_the_reference_and_no_store_is_needed(house: Path, plain):
@@ -114,7 +89,7 @@ def test_dropout_acts_in_training_alone_and_a_killed_run_resumes_exactly(house: 
     whole = run(house, "train", "runs/dropout", *arguments)
     assert whole[0]["loss"] == pytest.approx(plain[0][0]["loss"], abs=1e-5)
     assert abs(whole[1]["loss"] - plain[0][1]["loss"]) > 1e-3
-    (house / "runs/dropout/checkpoints/3.json").unlink()  # as if killed before that was saved
+    forget(house / "runs/dropout", 3)
     with pytest.raises(SystemExit):
         run(house, "train", "runs/dropout", *arguments, "--lora.alpha", "16")
     assert "lora.alpha" in capsys.readouterr().err
@@ -136,7 +111,7 @@ def test_all_the_rest_reads_the_policy_through_its_adapter(house: Path):
     run(house, "sample", "runs/all", *reference, "--output", "before.jsonl")
     run(house, "sample", "runs/all2", *reference, "--output", "after.jsonl", "--model.weights", "runs/all/export")
     ours, before, after = (
-        [json.loads(line)["output"] for line in (house / name).read_text().splitlines()]
+        [row["output"] for row in read_lines(house / name)]
         for name in ("runs/all/samples.jsonl", "before.jsonl", "after.jsonl")
     )
     assert ours == after != before
@@ -167,10 +142,8 @@ def test_an_adapter_folder_is_what_the_merged_weights_are(house: Path):
 
 @pytest.mark.slow("whole commands")
 def test_fine_tuning_with_an_adapter_gives_the_base_of_the_next(house: Path, plain):
-    rows = [json.loads(line) for line in (house / "pairs.jsonl").read_text().splitlines()]
-    lines = [json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) + "\n" for row in rows]
-    (house / "sft.jsonl").write_text("".join(lines))
-    sft = "{data: {train: [{path: sft.jsonl}]}, lora: {rank: 2}, optimizer: {learning_rate: 0.01}, train: {steps: 2}}"
+    data = "{train: [{path: pairs.jsonl, columns: {completion: chosen}}]}"
+    sft = f"{{data: {data}, lora: {{rank: 2}}, optimizer: {{learning_rate: 0.01}}, train: {{steps: 2}}}}"
     found = run(house, "train", "runs/sft", "--sft", sft)
     assert found[0]["log_ratios/chosen"] == 0.0 and found[-1]["loss"] < found[0]["loss"]
     assert abs(found[0]["logps/chosen"] - plain[0][0]["logps/chosen"]) > 0.1

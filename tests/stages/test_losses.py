@@ -8,64 +8,53 @@ from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from dpo_jax import cli
 from dpo_jax.config import LossConfig
-from dpo_jax.losses import TOKEN_LEVEL, UNPAIRED
+from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss
 from dpo_jax.stages.budget import next_alpha
 from dpo_jax.stages.terms import TRAINED, KlBudget, read_terms
-from tests.tiny import make_hf_folder, write_even_rows
+from tests.stages.house import forget, make_house, read_lines, run, untimed
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a tiny model, 20 pairs, and an experiment file; the stores are shared by all tests."""
-    folder = tmp_path_factory.mktemp("losses")
-    make_hf_folder(folder / "model")
-    write_even_rows(folder / "pairs.jsonl", 20)
-    config = {
-        "workdir": "runs/demo",
-        "model": {"weights": "model"},
-        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
-        "reference": {"store": "runs/stores"},
-        "loss": {"name": "dpo"},
-        "optimizer": {"learning_rate": 1e-3},
-        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 2},
-    }
-    (folder / "e.yaml").write_text(yaml.safe_dump(config))
-    (folder / "unpaired.yaml").write_text(
-        yaml.safe_dump(config | {"data": {**config["data"], "train": [{"path": "pairs.jsonl", "unpair": True}]}})
-    )
-    return folder
+    """The stores are shared by all tests."""
+    return make_house(tmp_path_factory.mktemp("losses"), held=6, reference={"store": "runs/stores"})
 
 
-def train(house: Path, monkeypatch: pytest.MonkeyPatch, losses: Any, workdir: str, *arguments: str) -> list[dict]:
+@pytest.fixture(autouse=True)
+def _inside(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(house)
-    names = [losses["name"]] if isinstance(losses, dict) else [one["name"] for one in losses]
-    config = yaml.safe_load((house / ("unpaired.yaml" if names[0] in UNPAIRED else "e.yaml")).read_text())
-    (house / "now.yaml").write_text(yaml.safe_dump(config | {"loss": losses, "workdir": workdir}))
-    cli.main(["train", "now.yaml", *arguments])
-    return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
 
 
-def forget(workdir: str, step: int) -> None:
-    """As if the run had been killed before this step was saved."""
-    Path(workdir, "checkpoints", f"{step}.json").unlink()
+UNPAIR = ("--data.train.0.unpair", "true")
+HELD = ("--data.eval", "[{path: held.jsonl}]")
+
+
+def train(losses: dict[str, Any] | list[dict[str, Any]], workdir: str, *arguments: str, command: str = "train") -> list:
+    losses = losses if isinstance(losses, list) else [losses]
+    unpair = UNPAIR if losses[0]["name"] in UNPAIRED else ()
+    return run(Path(), command, workdir, "--loss", json.dumps(losses), *unpair, *arguments)
 
 
 TOGETHER = {
-    "pairs": [name for name in TRAINED if name not in UNPAIRED.keys() | TOKEN_LEVEL.keys()],
-    "completions": list(UNPAIRED),
-    "tokens": list(TOKEN_LEVEL),
+    "pairwise": PAIRWISE,
+    "stateful and without a reference": STATEFUL | REFERENCE_FREE,
+    "token level": TOKEN_LEVEL,
+    "unpaired": UNPAIRED,
 }
 
 
+def test_every_loss_is_trained():
+    assert {name for table in TOGETHER.values() for name in table} == TRAINED.keys()
+
+
 @pytest.mark.parametrize("names", TOGETHER.values(), ids=TOGETHER)
-def test_every_loss_trains_by_its_name_and_starts_where_it_must(house: Path, monkeypatch, capsys, names: list[str]):
+def test_every_loss_trains_by_its_name_and_starts_where_it_must(capsys, names: dict[str, Loss]):
     """In a mixture, whose metrics have the value of each."""
     losses = [{"name": name, "weight": 1 + number / 10} for number, name in enumerate(names)]
-    rows = train(house, monkeypatch, losses, f"runs/all-{names[0]}", "--train.micro_batch_pairs", "8")
+    rows = train(losses, f"runs/all-{next(iter(names))}", "--train.micro_batch_pairs", "8")
     said = capsys.readouterr().err
     assert "is published beside" not in said  # an sft term, which is there
     assert ("no store: tdpo1 reads the reference's whole distribution" in said) == ("tdpo1" in names)
@@ -91,11 +80,9 @@ def test_every_loss_trains_by_its_name_and_starts_where_it_must(house: Path, mon
         pytest.param("dpo", 2, "no store: the reference moves to", marks=pytest.mark.slow("a whole command")),
     ],
 )
-def test_what_a_loss_of_each_kind_says_logs_and_saves(
-    house: Path, monkeypatch, capsys, name: str, every: int, says: str
-):
+def test_what_a_loss_of_each_kind_says_logs_and_saves(capsys, name: str, every: int, says: str):
     arguments = ("--train.steps", "1", "--reference.update_every", f"{every}")
-    (row,) = train(house, monkeypatch, {"name": name}, f"runs/alone-{name}-{every}", *arguments)
+    (row,) = train({"name": name}, f"runs/alone-{name}-{every}", *arguments)
     said = capsys.readouterr().err
     assert says in said and ("orpo is published beside an sft term" in said) == (name == "orpo")
     assert row["grad_norm"] > 0
@@ -105,52 +92,50 @@ def test_what_a_loss_of_each_kind_says_logs_and_saves(
 
 
 @pytest.mark.slow("whole commands")
-def test_a_reference_that_stays_is_read_again_by_a_resumed_run(house: Path, monkeypatch):
+def test_a_reference_that_stays_is_read_again_by_a_resumed_run():
     arguments = ({"name": "tdpo1"}, "runs/tdpo", "--train.steps", "3", "--train.save_every", "2")
-    whole = train(house, monkeypatch, *arguments)
+    whole = train(*arguments)
     forget("runs/tdpo", 3)
-    assert [row["loss"] for row in train(house, monkeypatch, *arguments)] == [row["loss"] for row in whole]
+    assert [row["loss"] for row in train(*arguments)] == [row["loss"] for row in whole]
 
 
-def test_rows_bring_weights_soft_labels_and_their_source(house: Path, monkeypatch, capsys):
-    rows = [json.loads(line) for line in (house / "pairs.jsonl").read_text().splitlines()]
+def test_rows_bring_weights_soft_labels_and_their_source(capsys):
+    rows = read_lines("pairs.jsonl")
     lines = [json.dumps(row | {"weight": n % 3, "soft_label": 1 - 0.1 * (n % 2)}) for n, row in enumerate(rows)]
-    (house / "soft.jsonl").write_text("\n".join(lines) + "\n")
+    Path("soft.jsonl").write_text("\n".join(lines) + "\n")
     sources = ("--data.train", "[{path: soft.jsonl, name: soft}, {path: pairs.jsonl}]", "--train.batch_pairs", "40")
     losses = {"name": "dpo", "options": {"beta": 5.0}}
-    found = train(house, monkeypatch, losses, "runs/soft", *sources)
+    found = train(losses, "runs/soft", *sources)
     # 20 pairs of weight 1 and 20 of weights 0, 1, 2 (7, 7 and 6 of them): 39 of 40
     assert found[0]["loss"] == pytest.approx(np.log(2) * 39 / 40, abs=1e-4)  # beta 5 lifts the noise
     assert {"rewards/margins/soft", "rewards/accuracies/pairs"} <= found[0].keys()
     with pytest.raises(SystemExit) as stopped:
-        train(house, monkeypatch, {"name": "ipo"}, "runs/deaf", *sources)
+        train({"name": "ipo"}, "runs/deaf", *sources)
     assert stopped.value.code == 2 and "soft labels, which ipo cannot read. Allowed: dpo" in capsys.readouterr().err
 
 
 @pytest.mark.slow("whole commands")
-def test_kto_scores_the_mismatched_completions_into_the_store(house: Path, monkeypatch):
-    monkeypatch.chdir(house)
-    cli.main(["reference", "unpaired.yaml", "--loss.name", "kto", "--jsonl", "kto.jsonl"])
-    rows = [json.loads(line) for line in Path("kto.jsonl").read_text().splitlines()]
+def test_kto_scores_the_mismatched_completions_into_the_store():
+    cli.main(["reference", "e.yaml", "--loss.name", "kto", *UNPAIR, "--jsonl", "kto.jsonl"])
+    rows = read_lines("kto.jsonl")
     assert len(rows) == 40
     names = ["row_id", "completion_logps", "mismatched_logps", "completion_tokens", "mismatched_tokens"]
     assert list(rows[0]) == names and all(row["completion_logps"] != row["mismatched_logps"] for row in rows)
-    metrics = train(house, monkeypatch, {"name": "kto"}, "runs/kto-again")
+    metrics = train({"name": "kto"}, "runs/kto-again")
     assert metrics[0]["log_ratios/mismatched"] == pytest.approx(0.0, abs=1e-4)
     assert metrics[0]["loss"] == pytest.approx(0.5, abs=1e-5)
     assert abs(metrics[1]["log_ratios/mismatched"]) > 1e-4
 
 
 @pytest.mark.slow("whole commands")
-def test_ld_wpo_and_an_option_that_moves_train_from_the_store_that_all_losses_share(house: Path, monkeypatch, capsys):
-    monkeypatch.chdir(house)
+def test_ld_wpo_and_an_option_that_moves_train_from_the_store_that_all_losses_share(capsys):
     cli.main(["reference", "e.yaml"])
     losses = [
         {"name": "dpo", "ld_alpha": 0.5},
         {"name": "hinge", "wpo": True},
         {"name": "ipo", "options": {"beta": {"start": 0.5, "end": 0.25, "steps": 1}}},
     ]
-    rows = train(house, monkeypatch, losses, "runs/ld-wpo", "--optimizer.learning_rate", "0")
+    rows = train(losses, "runs/ld-wpo", "--optimizer.learning_rate", "0")
     assert "nothing to score" in capsys.readouterr().err
     for row, ipo in zip(rows, (1.0, 4.0), strict=True):  # the log-ratios stay 0, where IPO is 1 / (4 beta^2)
         assert row["loss/ipo"] == pytest.approx(ipo, rel=1e-4) and row["loss/hinge"] < 1 - 1e-3
@@ -159,15 +144,12 @@ def test_ld_wpo_and_an_option_that_moves_train_from_the_store_that_all_losses_sh
 
 
 @pytest.mark.slow("whole commands")
-def test_alpha_is_steered_by_the_measured_kl_resumes_exactly_and_is_what_the_evaluation_takes(
-    house: Path, monkeypatch, capsys
-):
-    write_even_rows(house / "held.jsonl", 6, seed=1)
+def test_alpha_is_steered_by_the_measured_kl_resumes_exactly_and_is_what_the_evaluation_takes(capsys):
     budget = {"kl_budget": 30.0, "kl_every": 2, "kl_samples": 4, "kl_max_new_tokens": 5, "alpha_start": 0.2}
     losses = {"name": "alpha_dpo", "options": {"alpha": "auto", **budget}}
     arguments = ("--optimizer.learning_rate", "0.02", "--train.save_every", "3")
-    arguments += ("--data.eval", "[{path: held.jsonl}]", "--evaluation.every", "6", "--evaluation.samples", "0")
-    whole = train(house, monkeypatch, losses, "runs/auto", *arguments, "--train.steps", "6")
+    arguments += (*HELD, "--evaluation.every", "6", "--evaluation.samples", "0")
+    whole = train(losses, "runs/auto", *arguments, "--train.steps", "6")
     assert [row["step"] for row in whole if "alpha_dpo/kl" in row] == [2, 4, 6]
     assert [row["alpha_dpo/alpha"] for row in whole[:2]] == pytest.approx([0.2, 0.2])
     alphas = [row["alpha_dpo/alpha"] for row in whole[2:]]
@@ -177,18 +159,16 @@ def test_alpha_is_steered_by_the_measured_kl_resumes_exactly_and_is_what_the_eva
     wanted = [max(-2.0, min(0.5, alpha)) for alpha in wanted]
     assert alphas == pytest.approx([wanted[0], wanted[0], wanted[1], wanted[1]], abs=1e-6)
     assert -2.0 < alphas[0] < 0.5 and alphas[0] != pytest.approx(0.2)
-    cli.main(["evaluate", "now.yaml", *arguments, "--train.steps", "6"])
+    train(losses, "runs/auto", *arguments, "--train.steps", "6", command="evaluate")
     heldout = json.loads(Path("runs/auto/evaluation.json").read_text())["heldout"]
     assert heldout["loss"] == pytest.approx(whole[-1]["eval/loss"], rel=1e-5)
 
     forget("runs/auto", 6)
     with pytest.raises(SystemExit):
-        train(house, monkeypatch, losses, "runs/auto", *arguments, "--train.steps", "7")
+        train(losses, "runs/auto", *arguments, "--train.steps", "7")
     assert "alpha: auto reaches its budget there" in capsys.readouterr().err
-    resumed = train(house, monkeypatch, losses, "runs/auto", *arguments, "--train.steps", "6")
-    timed = ("tokens_per_second", "pairs_per_second")
-    for ours, wanted in zip(resumed, whole, strict=True):
-        assert {k: v for k, v in ours.items() if k not in timed} == {k: v for k, v in wanted.items() if k not in timed}
+    resumed = train(losses, "runs/auto", *arguments, "--train.steps", "6")
+    assert untimed(resumed) == untimed(whole)
 
 
 def test_alpha_stays_within_its_bounds_and_falls_where_the_kl_is_above_its_line():
@@ -202,25 +182,22 @@ def test_alpha_stays_within_its_bounds_and_falls_where_the_kl_is_above_its_line(
 
 
 @pytest.mark.slow("whole commands")
-def test_the_reference_moves_to_the_policy(house: Path, monkeypatch):
+def test_the_reference_moves_to_the_policy():
     losses, moves = {"name": "dpo"}, ("--reference.update_every", "2", "--train.steps", "5", "--train.save_every", "3")
-    rows = train(house, monkeypatch, losses, "runs/tr", *moves)
+    rows = train(losses, "runs/tr", *moves)
     at_reference = [abs(row["loss"] - np.log(2)) < 1e-5 for row in rows]
     assert at_reference == [True, False, True, False, True]
     half = ("--reference.update_share", "0.5", "--train.steps", "3")
-    assert train(house, monkeypatch, losses, "runs/tr-half", *moves[:2], *half)[2]["loss"] < np.log(2) - 1e-4
+    assert train(losses, "runs/tr-half", *moves[:2], *half)[2]["loss"] < np.log(2) - 1e-4
     forget("runs/tr", 5)  # resumed in the middle, between two moves
-    assert [row["loss"] for row in train(house, monkeypatch, losses, "runs/tr", *moves)] == [
-        row["loss"] for row in rows
-    ]
+    assert [row["loss"] for row in train(losses, "runs/tr", *moves)] == [row["loss"] for row in rows]
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--loss.name", "tdpo1"], "whole distribution"),
     (["--reference.update_every", "3"], "moves to the policy every 3 steps"),
 ])  # fmt: skip
-def test_the_reference_command_says_why_there_is_nothing_to_store(house: Path, monkeypatch, capsys, arguments, says):
-    monkeypatch.chdir(house)
+def test_the_reference_command_says_why_there_is_nothing_to_store(capsys, arguments, says):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["reference", "e.yaml", *arguments])
     assert stopped.value.code == 2 and says in capsys.readouterr().err
@@ -235,39 +212,27 @@ def test_the_reference_command_says_why_there_is_nothing_to_store(house: Path, m
         ([{"name": "dpo"}, {"name": "kto"}], "kto reads labelled completions and dpo reads pairs"),
     ],
 )  # fmt: skip
-def test_losses_that_cannot_be_are_refused_in_one_sentence(house: Path, monkeypatch, capsys, losses: Any, says: str):
+def test_losses_that_cannot_be_are_refused_in_one_sentence(capsys, losses: Any, says: str):
     with pytest.raises(SystemExit) as stopped:
-        train(house, monkeypatch, losses, "runs/refused")
+        train(losses, "runs/refused")
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and says in said and "Traceback" not in said and "now.yaml" in said
+    assert stopped.value.code == 2 and says in said and "Traceback" not in said and "command line: loss" in said
 
 
 @pytest.mark.slow("whole commands")
-def test_the_whole_job_on_labelled_completions(house: Path, monkeypatch, capsys):
-    monkeypatch.chdir(house)
-    write_even_rows(house / "held.jsonl", 6, seed=1)
-    config = yaml.safe_load((house / "unpaired.yaml").read_text())
-    config |= {"workdir": "runs/labelled", "loss": {"name": "kto"}, "evaluation": {"samples": 3, "max_new_tokens": 4}}
-    config["data"]["eval"] = [{"path": "held.jsonl", "unpair": True}]
-    config["evaluation"]["every"] = 1
-    (house / "labelled.yaml").write_text(yaml.safe_dump(config))
-    cli.main(["run", "labelled.yaml"])
+def test_the_whole_job_on_labelled_completions():
+    held = ("--data.eval", "[{path: held.jsonl, unpair: true}]")
+    evaluation = ("--evaluation", "{samples: 3, max_new_tokens: 4, every: 1}")
+    rows = train({"name": "kto"}, "runs/labelled", *held, *evaluation, command="run")
     found = json.loads(Path("runs/labelled/evaluation.json").read_text())["heldout"]
     assert (found["rows"], found["pairs"]) == (12, 36) and 0 <= found["accuracy"] <= 1 and np.isfinite(found["loss"])
-    rows = [json.loads(line) for line in Path("runs/labelled/metrics.jsonl").read_text().splitlines()]
     assert all("eval/accuracy" in row and "rewards/margins" in row for row in rows)
     assert rows[-1]["eval/loss"] == pytest.approx(found["loss"], rel=1e-5)
     assert "<svg" in Path("runs/labelled/report.html").read_text()
 
 
-@pytest.mark.slow("whole commands")
-def test_a_loss_without_a_reference_scores_only_what_the_evaluation_reads(house: Path, monkeypatch, capsys):
-    monkeypatch.chdir(house)
-    write_even_rows(house / "held.jsonl", 6, seed=1)
-    config = yaml.safe_load((house / "e.yaml").read_text())
-    config |= {"workdir": "runs/free", "loss": {"name": "simpo"}}
-    config["data"]["eval"] = [{"path": "held.jsonl"}]
-    (house / "free.yaml").write_text(yaml.safe_dump(config))
-    cli.main(["run", "free.yaml"])
+@pytest.mark.slow("a whole command")
+def test_a_loss_without_a_reference_scores_only_what_the_evaluation_reads(capsys):
+    train({"name": "simpo"}, "runs/free", *HELD, command="run")
     said = capsys.readouterr().err
     assert "scores 6 rows" in said and "scores 26 rows" not in said

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
 from dpo_jax import cli, config
@@ -27,13 +26,12 @@ from dpo_jax.stages.scoring import open_rewards
 from dpo_jax.stages.setup import Setup
 from dpo_jax.training.metrics import divide
 from dpo_jax.types import PairBatch, Prompt
+from tests.stages.house import forget, make_house, read_lines, run, untimed
 from tests.stages.toy import WIDTH, Toy, first_micro_batch, jitted_gradients, make_batch, parameters, place
-from tests.tiny import make_hf_folder, write_even_rows
 from tests.tiny_gpt2 import make_gpt2_folder
 
 KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
 SOURCES = ("one", "other")
-TIMED = ("tokens_per_second", "pairs_per_second")
 
 
 def toy_params() -> dict[str, Any]:
@@ -121,32 +119,21 @@ def test_pairs_bring_weights_margins_and_sources(x64):
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, 20 pairs and 6 held-out ones, and a reward model trained on them."""
-    folder = tmp_path_factory.mktemp("reward")
-    make_hf_folder(folder / "model")
-    make_gpt2_folder(folder / "gpt2", old=True)
-    write_even_rows(folder / "pairs.jsonl", 20)
-    write_even_rows(folder / "held.jsonl", 6, seed=1)
-    settings = {
-        "workdir": "runs/demo",
-        "model": {"weights": "model"},
-        "data": {
-            "train": [{"path": "pairs.jsonl"}],
-            "eval": [{"path": "held.jsonl"}],
-            "max_prompt_tokens": 32,
-            "max_tokens": 64,
-        },
-        "loss": {"name": "dpo"},
-        "reward": {
-            "options": {"center": 0.01, "margin": 2.0},
-            "optimizer": {"learning_rate": 3e-3},
-            "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6, "save_every": 4},
-        },
-        "evaluation": {"samples": 16, "max_new_tokens": 5, "judge": {"name": "reward"}},
+    data = {"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "held.jsonl"}]}
+    reward = {
+        "options": {"center": 0.01, "margin": 2.0},
+        "optimizer": {"learning_rate": 3e-3},
+        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6, "save_every": 4},
     }
-    (folder / "e.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        cli.main(["reward", "e.yaml"])
+    folder = make_house(
+        tmp_path_factory.mktemp("reward"),
+        held=6,
+        data=data | {"max_prompt_tokens": 32, "max_tokens": 64},
+        reward=reward,
+        evaluation={"samples": 16, "max_new_tokens": 5, "judge": {"name": "reward"}},
+    )
+    make_gpt2_folder(folder / "gpt2", old=True)
+    run(folder, "reward", "runs/demo")
     return folder
 
 
@@ -160,14 +147,13 @@ def opened(*arguments: str) -> Setup:
 
 
 def metrics(workdir: str) -> list[dict[str, float]]:
-    rows = [json.loads(line) for line in Path(workdir, "reward/metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+    return untimed(read_lines(f"{workdir}/reward/metrics.jsonl"))
 
 
 def judged(location: str | None, *arguments: str) -> np.ndarray:
     """The rewards of the held-out pairs, [n, 2]."""
     setup = opened(*arguments)
-    rows = [json.loads(line) for line in Path("held.jsonl").read_text().splitlines()]
+    rows = read_lines("held.jsonl")
     with jax.set_mesh(setup.mesh):
         judge = open_rewards(setup, location, key="evaluation.judge.model")
         columns = [
@@ -209,7 +195,7 @@ def test_run_workdir_and_exported_folder_judge_alike(inside: None):
 
 def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, capsys):
     shutil.copytree("runs/demo", "runs/broken")
-    Path("runs/broken/reward/checkpoints/6.json").unlink()  # as if killed before that was saved
+    forget("runs/broken/reward", 6)
     shutil.rmtree("runs/broken/reward/export")
     broken = ("--workdir", "runs/broken")
     cli.main(["reward", "e.yaml", *broken, "--loss.options", "{beta: 0.3}"])  # which is not the reward model's
@@ -230,7 +216,7 @@ def test_a_layout_changes_nothing(inside: None):
 
 @pytest.mark.slow("a whole command")
 def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: None, capsys):
-    rows = [json.loads(line) for line in Path("pairs.jsonl").read_text().splitlines()]
+    rows = read_lines("pairs.jsonl")
 
     def first_loss(**more: float) -> float:
         for name in ("more.jsonl", "twin.jsonl"):

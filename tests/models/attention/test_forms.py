@@ -31,7 +31,7 @@ CASES = {
     "padded": Case("padded", groups=4),
     "packed, a window, scaled": Case("packed", groups=1, windows=(40,), scale=0.4),
     "shared, in two parts": Case("shared", windows=(None, 40), kind=1, parts=2),
-    "shared, the first of two windows": Case("shared", windows=(40, None), kind=1, scale=0.7),
+    "shared, scaled": Case("shared", scale=0.7),
     "packed, in two parts, capped": Case("packed", windows=(None, 40), parts=2, scale=0.4, soft_cap=3.0),
 }
 FORMS = [name for name in BACKENDS if name != "dense"]
