@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +12,14 @@ import pytest
 
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
+from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.models.stack import REMAT_POLICIES
 from dpo_jax.training.state import param_shardings
 
-SPEC = DecoderSpec(
-    vocabulary=48,
-    width=16,
-    layers=3,
-    heads=4,
-    kv_heads=2,
-    head_size=8,
-    mlp_width=24,
-    norm_epsilon=1e-5,
-    tied=False,
-)
+SIZES = {"vocabulary": 48, "width": 16, "layers": 3, "heads": 4, "mlp_width": 24, "norm_epsilon": 1e-5}
+SPEC = DecoderSpec(**SIZES, kv_heads=2, head_size=8, tied=False)
+SPECS = {"llama": SPEC, "gpt2": Gpt2Spec(**SIZES, kv_heads=4, head_size=4, tied=True, positions=8)}
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (8, 6)))
 POSITIONS = jnp.tile(jnp.arange(6), (8, 1))
 SEGMENTS = jnp.ones((8, 6), jnp.int32)
@@ -35,14 +29,25 @@ def hidden(model, params, tokens=TOKENS, positions=POSITIONS, segments=SEGMENTS)
     return jax.jit(model.apply)(params, tokens, positions, segments)[0]
 
 
+@functools.cache
+def made(family):
+    """The model and its parameters, all of them random: biases and norms too."""
+    model = make_model(SPECS[family])
+    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return model, tree.unflatten(
+        [x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
+    )
+
+
 @pytest.fixture(scope="module")
 def model():
-    return make_model(SPEC)
+    return made("llama")[0]
 
 
 @pytest.fixture(scope="module")
-def params(model):
-    return jax.jit(model.init)(jax.random.key(0))
+def params():
+    return made("llama")[1]
 
 
 def test_a_token_does_not_see_what_comes_after_it(model, params):
@@ -65,24 +70,28 @@ def test_only_relative_positions_matter(model, params):
     assert jnp.abs(hidden(model, params, positions=POSITIONS * 2) - hidden(model, params)).max() > 1e-3
 
 
-def gradient(params, remat):
-    model = make_model(SPEC, remat=remat)
-    return jax.jit(jax.grad(lambda p: model.apply(p, TOKENS, POSITIONS, SEGMENTS)[0].sum()))(params)
+@functools.cache
+def gradient(family, remat):
+    model = make_model(SPECS[family], remat=remat)
+    total = jax.jit(jax.grad(lambda params: model.apply(params, TOKENS, POSITIONS, SEGMENTS)[0][..., 0].sum()))
+    return total(made(family)[1])
 
 
-@pytest.fixture(scope="module")
-def plain_gradient(params):
-    return gradient(params, "none")
+@pytest.mark.parametrize(("family", "remat"), [("llama", "dots"), ("llama", "full"), ("gpt2", "full")])
+def test_remat_changes_no_gradient(family, remat):
+    wanted = gradient(family, "none")
+    for ours, theirs in zip(jax.tree.leaves(gradient(family, remat)), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("remat", [name for name in REMAT_POLICIES if name != "none"])
-def test_remat_changes_no_gradient(params, plain_gradient, remat):
-    for ours, wanted in zip(jax.tree.leaves(gradient(params, remat)), jax.tree.leaves(plain_gradient), strict=True):
-        np.testing.assert_allclose(ours, wanted, rtol=1e-4, atol=1e-4)
+def test_every_policy_of_remat_is_compared():
+    assert {"none", "dots", "full"} == set(REMAT_POLICIES)
 
 
-def test_bfloat16_computes_in_bfloat16_on_float32_parameters(model, params):
-    narrow = make_model(SPEC, dtype=jnp.bfloat16)
+@pytest.mark.parametrize("family", SPECS)
+def test_bfloat16_computes_in_bfloat16_on_float32_parameters(family):
+    model, params = made(family)
+    narrow = make_model(SPECS[family], dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow.shapes)} == {jnp.dtype("float32")}
     state, unembedding = jax.jit(narrow.apply)(params, TOKENS, POSITIONS, SEGMENTS)
     assert state.dtype == unembedding.weight_VD.dtype == jnp.bfloat16
@@ -97,8 +106,17 @@ def test_tied_and_untied():
     np.testing.assert_array_equal(unembedding.weight_VD, params["embedding"])
 
 
-@pytest.mark.parametrize("axes", [{"data": 2, "tensor": 2, "sequence": 2}, {"fsdp": 8}, {"tensor": 8}])
-def test_on_a_mesh_it_computes_the_same(model, params, axes):
+@pytest.mark.parametrize(
+    ("family", "axes"),
+    [
+        ("llama", {"fsdp": 8}),
+        ("llama", {"tensor": 8}),
+        ("llama", {"data": 2, "tensor": 2, "sequence": 2}),
+        ("gpt2", {"data": 2, "tensor": 2, "sequence": 2}),
+    ],
+)
+def test_on_a_mesh_it_computes_the_same(family, axes):
+    model, params = made(family)
     mesh = make_mesh(**{"fsdp": 1, **axes})
     shardings = param_shardings(mesh, model.shapes, model.axes)
     with jax.set_mesh(mesh):
@@ -106,6 +124,8 @@ def test_on_a_mesh_it_computes_the_same(model, params, axes):
     np.testing.assert_allclose(split, hidden(model, params), atol=1e-5)
 
 
-def test_every_parameter_names_its_dimensions(model):
+@pytest.mark.parametrize("family", SPECS)
+def test_every_parameter_names_its_dimensions(family):
+    model = make_model(dataclasses.replace(SPECS[family], tied=False))
     ranks = jax.tree.map(lambda shape, names: len(shape.shape) == len(names), model.shapes, model.axes)
     assert all(jax.tree.leaves(ranks))

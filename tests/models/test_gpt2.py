@@ -1,4 +1,4 @@
-"""GPT-2: its norm by hand, its positions and their limit, what it shares with the decoder: mesh, remat, cache."""
+"""GPT-2: its norm by hand, its positions and their limit, its cache; `test_decoder` has what all decoders share."""
 
 from __future__ import annotations
 
@@ -11,45 +11,22 @@ import pytest
 from flax import nnx
 
 from dpo_jax.errors import UserError
-from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.gpt2 import Gpt2Spec, LayerNorm
+from dpo_jax.models.gpt2 import LayerNorm
 from dpo_jax.models.sampling import generate, make_sampler
-from dpo_jax.training.state import param_shardings
+from tests.models.test_decoder import POSITIONS, SPECS, TOKENS, hidden, made
 
-SPEC = Gpt2Spec(
-    vocabulary=48,
-    width=16,
-    layers=3,
-    heads=4,
-    kv_heads=4,
-    head_size=4,
-    mlp_width=24,
-    norm_epsilon=1e-5,
-    tied=True,
-    positions=8,
-)
-TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 48, (8, 6)))
-POSITIONS = jnp.tile(jnp.arange(6), (8, 1))
-SEGMENTS = jnp.ones((8, 6), jnp.int32)
+SPEC = SPECS["gpt2"]
 
 
 @pytest.fixture(scope="module")
 def model():
-    return make_model(SPEC)
+    return made("gpt2")[0]
 
 
 @pytest.fixture(scope="module")
-def params(model):
-    """Random ones, biases and norms too."""
-    leaves, tree = jax.tree.flatten(jax.jit(model.init)(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    moved = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, moved)
-
-
-def hidden(model, params, positions=POSITIONS, tokens=TOKENS):
-    return jax.jit(model.apply)(params, tokens, positions, SEGMENTS)[0]
+def params():
+    return made("gpt2")[1]
 
 
 def test_layer_norm_by_hand():
@@ -60,15 +37,17 @@ def test_layer_norm_by_hand():
 
 
 def test_positions_are_learned(model, params):
-    shifted = hidden(model, params, POSITIONS + 2)
+    shifted = hidden(model, params, positions=POSITIONS + 2)
     assert jnp.abs(shifted - hidden(model, params)).max() > 1e-2
     rolled = params | {"positions": jnp.roll(params["positions"], 2, axis=0)}
-    np.testing.assert_allclose(hidden(model, rolled, POSITIONS + 2), hidden(model, params), atol=1e-5)
+    np.testing.assert_allclose(hidden(model, rolled, positions=POSITIONS + 2), hidden(model, params), atol=1e-5)
 
 
 def test_a_position_beyond_the_table_is_never_its_last_row(model, params):
-    beyond = hidden(model, params, POSITIONS.at[:, 5].set(8))
-    assert jnp.isnan(beyond[:, 5]).all() and jnp.isfinite(hidden(model, params, POSITIONS.at[:, 5].set(7))).all()
+    beyond = hidden(model, params, positions=POSITIONS.at[:, 5].set(8))
+    assert (
+        jnp.isnan(beyond[:, 5]).all() and jnp.isfinite(hidden(model, params, positions=POSITIONS.at[:, 5].set(7))).all()
+    )
 
 
 def test_a_cache_longer_than_the_table_is_refused(model, params):
@@ -87,32 +66,6 @@ def test_in_parts_over_a_cache_it_computes_the_same(model, params):
     np.testing.assert_allclose(jnp.concatenate([first, rest], axis=1), hidden(model, params), atol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "sequence": 2}])
-def test_on_a_mesh_it_computes_the_same(model, params, axes):
-    mesh = make_mesh(**{"fsdp": 1, **axes})
-    shardings = param_shardings(mesh, model.shapes, model.axes)
-    with jax.set_mesh(mesh):
-        split = jax.jit(model.apply, in_shardings=(shardings, None, None, None))(params, TOKENS, POSITIONS, SEGMENTS)[0]
-    np.testing.assert_allclose(split, hidden(model, params), atol=1e-5)
-
-
-def test_remat_changes_no_gradient(model, params):
-    def gradient(model):
-        return jax.jit(jax.grad(lambda p: model.apply(p, TOKENS, POSITIONS, SEGMENTS)[0][..., 0].sum()))(params)
-
-    again, wanted = gradient(make_model(SPEC, remat="full")), gradient(model)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), again, wanted)
-
-
-def test_every_parameter_names_its_dimensions_and_the_head_may_be_its_own(model):
+def test_the_head_may_be_its_own(model):
     untied = make_model(dataclasses.replace(SPEC, tied=False))
     assert set(untied.shapes) - set(model.shapes) == {"unembedding"}
-    ranks = jax.tree.map(lambda shape, names: len(shape.shape) == len(names), untied.shapes, untied.axes)
-    assert all(jax.tree.leaves(ranks))
-
-
-def test_bfloat16_computes_in_bfloat16(model, params):
-    narrow = make_model(SPEC, dtype=jnp.bfloat16)
-    state, unembedding = jax.jit(narrow.apply)(params, TOKENS, POSITIONS, SEGMENTS)
-    assert state.dtype == unembedding.weight_VD.dtype == jnp.bfloat16
-    np.testing.assert_allclose(state.astype(jnp.float32), hidden(model, params), atol=0.2)

@@ -70,15 +70,7 @@ def run(
 def test_logs_each_step_and_saves_every_third_and_the_last():
     last, logged, saved, read = run()
     assert list(logged) == [1, 2, 3, 4, 5, 6, 7] and read == list(range(7))
-    assert [values["loss"] for values in logged.values()] == [
-        0,
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    ]  # step k, counted from 1, is batch k-1
+    assert [values["loss"] for values in logged.values()] == [*range(7)]  # step k, counted from 1, is batch k-1
     assert saved == {3: 0 + 1 + 2, 6: 15, 7: 21} and int(last.step) == 7
     assert [values["knob"] for values in logged.values()] == list(range(7))  # those of step k, counted from 0
     assert int(last.memory) == 7

@@ -44,16 +44,8 @@ def test_some_run_everywhere(device, name: str):
     ("wanted", "device", "message"),
     [
         ("splash", CPU, "splash attention needs a TPU, and this is a cpu. Possible here: auto, dense, blocks."),
-        (
-            "cudnn",
-            TPU,
-            "cudnn attention needs an NVIDIA GPU, and this is a tpu. Possible here: auto, dense, blocks, spl",
-        ),
-        (
-            "cudnn",
-            HOPPER,
-            "cudnn attention needs model.dtype bfloat16, not float32. Possible here: auto, dense, blocks.",
-        ),
+        ("cudnn", TPU, "cudnn attention needs an NVIDIA GPU, and this is a tpu. Possible here: auto, dense, blocks, s"),
+        ("cudnn", HOPPER, "cudnn attention needs model.dtype bfloat16, not float32. Possible here: auto, dense, blo"),
     ],
 )
 def test_what_cannot_be_is_refused(wanted: str, device, message: str):
