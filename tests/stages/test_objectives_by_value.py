@@ -81,13 +81,6 @@ def test_two_losses_that_draw_lots_draw_different_ones_in_a_mixture(x64):
     assert abs(two / one - 2) > 1e-3
 
 
-def test_the_sft_term_is_a_mean_over_the_chosen_tokens(x64):
-    whole = make_batch(unpaired=False, mismatched=False, micro_batches=1, reference=True)
-    logps_BPN, _, mask_BPN, _ = by_token(parameters(0), first_micro_batch(whole))
-    (loss, _, _), _ = found_by([LossConfig(name="sft")], micro_batches=1, batch=whole)
-    np.testing.assert_allclose(loss, -(logps_BPN * mask_BPN)[:, 0].sum() / mask_BPN[:, 0].sum(), rtol=1e-9)
-
-
 def test_weights_multiply_the_losses_and_soft_labels_are_label_smoothing_of_each_pair(x64):
     whole = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
     parts = [jax.tree.map(lambda x, i=i: x[i], whole) for i in range(2)]

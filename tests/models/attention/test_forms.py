@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpo_jax.data.layouts import LAYOUTS
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.attention import BACKENDS, Seen, attend, cudnn, splash
-from tests.models.attention.cases import LAYOUTS, heads, make_rows, mixed_and_gradients, told
+from tests.models.attention.cases import heads, make_rows, mixed_and_gradients, told
 
 
 class Case(NamedTuple):
@@ -30,9 +31,9 @@ class Case(NamedTuple):
 CASES = {
     "padded": Case("padded", groups=4),
     "packed, a window, scaled": Case("packed", groups=1, windows=(40,), scale=0.4),
-    "shared, in two parts": Case("shared", windows=(None, 40), kind=1, parts=2),
-    "shared, scaled": Case("shared", scale=0.7),
-    "packed, in two parts, capped": Case("packed", windows=(None, 40), parts=2, scale=0.4, soft_cap=3.0),
+    "shared, in two parts": Case("shared", windows=(40,), parts=2),
+    "shared, capped": Case("shared", soft_cap=3.0),
+    "packed, of the second kind, capped": Case("packed", windows=(None, 40), kind=1, scale=0.7, soft_cap=3.0),
 }
 FORMS = [name for name in BACKENDS if name != "dense"]
 CAPLESS = ("cudnn",)  # which is never chosen for a model that caps, see `test_choice`
