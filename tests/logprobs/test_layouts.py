@@ -124,12 +124,20 @@ WAYS = [
 ]
 
 
+def params(ways: list[Way]) -> list:
+    """By default all layouts, and each form of attention once."""
+    dear = pytest.mark.slow("on eight devices")
+    return [
+        pytest.param(way, id="-".join(way), marks=dear if way.axes and way.backend != "blocks" else ()) for way in ways
+    ]
+
+
 def test_every_layout_and_form_of_attention_is_compared():
     assert {way.layout for way in WAYS} == LAYOUTS.keys()
     assert {way.backend for way in WAYS} == BACKENDS.keys() - {"dense"}
 
 
-@pytest.mark.parametrize("way", WAYS, ids="-".join)
+@pytest.mark.parametrize("way", params(WAYS))
 def test_log_probs_and_gradients_are_those_of_padded_rows_and_dense_attention(way: Way):
     ours, wanted = scores(way), witness(way.spec)
     tokens_BP = np.array([[len(response) for response in row.responses] for row in make_rows()])
@@ -139,7 +147,7 @@ def test_log_probs_and_gradients_are_those_of_padded_rows_and_dense_attention(wa
         np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-5 * np.abs(gradient).max())
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way.spec == "windows" or way.backend == "splash"], ids="-".join)
+@pytest.mark.parametrize("way", params([way for way in WAYS if way.spec == "windows" or way.backend == "splash"]))
 def test_a_pair_that_changes_leaves_the_others_bit_for_bit(way: Way):
     rows = make_rows()
     prompt, (chosen, rejected) = rows[3].prompt, rows[3].responses

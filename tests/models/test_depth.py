@@ -7,7 +7,7 @@ import pytest
 from tests.benchmarks.compile_time import SPECS, deep, step
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["full", pytest.param("none", marks=pytest.mark.slow("the same layers"))])
 @pytest.mark.parametrize("name", SPECS)
 def test_the_program_does_not_grow_with_depth(name: str, remat: str):
     few, many = (step(deep(SPECS[name], layers), remat=remat).as_text().splitlines() for layers in (4, 12))

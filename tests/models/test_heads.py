@@ -20,6 +20,7 @@ from dpo_jax.models.lora import Lora, join
 from dpo_jax.models.spec import DecoderSpec, LayerKind
 from dpo_jax.types import PairBatch, Params, TokenRow
 
+SLOW = pytest.mark.slow("the other families")
 WIDTH = 16
 SIZES = {"vocabulary": 40, "width": WIDTH, "layers": 2, "heads": 4, "head_size": 4, "mlp_width": 24}
 SPECS = {
@@ -108,7 +109,7 @@ def test_attention_that_must_know_the_sequences_is_told(monkeypatch: pytest.Monk
     np.testing.assert_allclose(found, rewards("window", params, arrays), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", SPECS)
+@pytest.mark.parametrize("family", ["window", *(pytest.param(each, marks=SLOW) for each in ("llama", "gpt2"))])
 def test_neither_padding_nor_packing_changes_a_reward(family: str):
     _, params = made(family, "float32")
     wanted = rewards(family, params, batch())
@@ -154,7 +155,7 @@ def test_there_is_a_head_in_place_of_the_unembedding(family: str):
     assert model.trained == (model.shapes, model.axes) and model.axes["head"] == {"weight": ("embed",)}
 
 
-@pytest.mark.parametrize("family", ADAPTED)
+@pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=SLOW)])
 def test_with_an_adapter_the_head_is_trained_beside_it(family: str):
     model = make_reward_model(SPECS[family], lora=Lora(2, 4.0, 0.5, ADAPTED[family]))
     _, params = made(family, "float32")

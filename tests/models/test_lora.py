@@ -25,6 +25,7 @@ PATHS = {
     "llama": (LLAMA, tuple(("layers", "attention", name) for name in ("query", "key", "value", "output")) + MLP),
     "gpt2": (GPT2, (("layers", "attention", "qkv"), ("layers", "attention", "output"), *MLP)),
 }
+SLOW = pytest.mark.slow("the other family")
 TOKENS = np.random.default_rng(0).integers(0, 40, (8, 12)).astype(np.int32)
 POSITIONS = np.broadcast_to(np.arange(12, dtype=np.int32), TOKENS.shape)
 SEGMENTS = np.ones_like(TOKENS)
@@ -50,14 +51,14 @@ def hidden(model: Model, params: Params, key: jax.Array | None = None) -> jax.Ar
     return jax.jit(model.apply)(params, TOKENS, POSITIONS, SEGMENTS, key)[0]
 
 
-@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), ("llama", "bfloat16")])
+@pytest.mark.parametrize(("family", "dtype"), [("gpt2", "float32"), pytest.param("llama", "bfloat16", marks=SLOW)])
 def test_a_fresh_adapter_adds_exactly_nothing(family: str, dtype: str):
     model, base, adapter = made(family, dtype=dtype)
     found = hidden(model, join(base, adapter), jax.random.key(0))
     np.testing.assert_array_equal(np.asarray(found, np.float32), np.asarray(hidden(model, base), np.float32))
 
 
-@pytest.mark.parametrize("family", PATHS)
+@pytest.mark.parametrize("family", ["llama", pytest.param("gpt2", marks=SLOW)])
 def test_it_computes_what_the_merged_weights_compute(family: str):
     model, base, adapter = made(family)
     assert model.lora
@@ -140,6 +141,7 @@ def test_the_tree_comes_apart_as_it_was_joined():
     assert model.trained is model.adapter and make_model(GPT2).trained.shapes == model.shapes
 
 
+@pytest.mark.slow("a gradient of its own")
 def test_gradients_of_an_adapter_are_float32_before_devices_sum_them():
     """What was bfloat16 once has a short mantissa still."""
     model, base, adapter = made("llama", dtype="bfloat16")

@@ -235,6 +235,7 @@ def test_a_run_of_dpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     assert np.abs(happened).max() > 0.1 and "good" in pairs[0]["chosen"]["text"]
 
 
+@pytest.mark.slow("whole commands")
 def test_a_small_step_is_its_first_order(tmp_path: Path):
     folder = make_experiment(tmp_path, heldout=False, analysis={"pairs": 4})
     run(folder, "train", "runs/demo", "--train.steps", "1")

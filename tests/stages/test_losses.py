@@ -76,7 +76,13 @@ def saved_parts(workdir: str, step: int) -> set[str]:
     return {path.parent.name for path in Path(workdir, "checkpoints", f"{step}").glob("*/_METADATA")}
 
 
-@pytest.mark.parametrize(("name", "says"), [("dpo", "policy and reference agree"), ("orpo", "orpo needs no reference")])
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("orpo", "orpo needs no reference"),
+        pytest.param("dpo", "policy and reference agree", marks=pytest.mark.slow("a run")),
+    ],
+)
 def test_what_a_loss_of_each_kind_says_logs_and_saves(capsys, name: str, says: str):
     (row,) = train({"name": name}, f"runs/alone-{name}", "--train.steps", "1")
     said = capsys.readouterr().err

@@ -51,7 +51,9 @@ def test_every_loss_is_in_a_case():
     assert {loss.name for losses in CASES.values() for loss in losses} == TRAINED.keys()
 
 
-@pytest.mark.parametrize(("name", "mesh"), [*IN_TURN, ("pairs", "data, fsdp, tensor")])
+@pytest.mark.parametrize(
+    ("name", "mesh"), [*IN_TURN, pytest.param("pairs", "data, fsdp, tensor", marks=pytest.mark.slow("another mesh"))]
+)
 def test_micro_batches_on_eight_devices_equal_one_batch_on_one(x64, name: str, mesh: str):
     """The metrics say of which loss the value differs; the gradient is that of all of the case, each with a weight."""
     whole = found_by(CASES[name], micro_batches=1)

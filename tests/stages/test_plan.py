@@ -144,7 +144,8 @@ def test_mistakes(capsys, arguments: list[str], says: str):
 LORA = ["--lora", "{rank: 2}", "--model.dtype", "bfloat16"]
 
 
-@pytest.mark.parametrize("overrides", [[], pytest.param(LORA, marks=pytest.mark.slow("two programs"))])
+@pytest.mark.slow("loads and lowers what is trained")
+@pytest.mark.parametrize("overrides", [[], LORA])
 def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     monkeypatch: pytest.MonkeyPatch, overrides: list[str]
 ):

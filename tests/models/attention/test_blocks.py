@@ -18,6 +18,8 @@ from dpo_jax.types import Params
 from tests.models.attention.cases import LENGTH, assert_like_dense, heads, make_rows, mixed_and_gradients
 from tests.models.test_decoder import SPEC
 
+SLOW = pytest.mark.slow("further meshes")
+
 
 def test_all_heads_at_once_as_accelerators_do():
     """The other branch of `platform_dependent`: the functions of one head under vmap."""
@@ -31,8 +33,9 @@ def test_all_heads_at_once_as_accelerators_do():
     ("axes", "groups", "part"),
     [
         ({"fsdp": 2, "tensor": 4}, 2, (2, LENGTH, 1)),
-        ({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH, 1)),  # heads by the axis that splits the length
-        ({"sequence": 8}, 2, (4, LENGTH, 4)),  # which four heads are not
+        # heads by the axis that splits the length, which four heads are not by eight
+        pytest.param({"tensor": 2, "sequence": 2, "fsdp": 2}, 1, (2, LENGTH, 1), marks=SLOW),
+        pytest.param({"sequence": 8}, 2, (4, LENGTH, 4), marks=SLOW),
     ],
 )
 def test_on_a_mesh_each_device_has_its_rows_and_heads(

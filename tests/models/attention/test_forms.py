@@ -35,6 +35,7 @@ CASES = {
     "shared, capped": Case("shared", soft_cap=3.0),
     "packed, of the second kind, capped": Case("packed", windows=(None, 40), kind=1, scale=0.7, soft_cap=3.0),
 }
+SLOW = pytest.mark.slow("a kernel interpreted on eight devices")
 FORMS = [name for name in BACKENDS if name != "dense"]
 CAPLESS = ("cudnn",)  # which is never chosen for a model that caps, see `test_choice`
 
@@ -72,7 +73,7 @@ def test_the_cases_have_every_layout():
     assert {case.layout for case in CASES.values()} == LAYOUTS.keys()
 
 
-@pytest.mark.parametrize("backend", FORMS)
+@pytest.mark.parametrize("backend", [pytest.param(name, marks=SLOW if name == "splash" else ()) for name in FORMS])
 def test_on_a_mesh(backend: str):
     case = CASES["shared, in two parts"]
     with jax.set_mesh(make_mesh(data=2, fsdp=1, tensor=2, sequence=2)):
@@ -91,6 +92,7 @@ def test_padding_gives_nothing(backend: str):
     assert not mixed[~rows.real_RT].any() and mixed[np.asarray(rows.real_RT)].all()
 
 
+@pytest.mark.slow("three gradients")
 def test_bfloat16_is_as_near_as_in_the_dense_form():
     """Weights, results and gradients of scores are rounded; in the dense form the last are float32 to the end."""
     rows = make_rows("shared")
