@@ -14,6 +14,7 @@ from dpo_jax.mesh import make_mesh
 from dpo_jax.types import Unembedding
 from tests.logprobs import naive
 from tests.logprobs.naive import LOGITS_BYTES, VOCABULARY, assert_trees_close, example, temporary_bytes
+from tests.processes import evaluate
 
 BENDS = {"plain": (1.0, None), "capped": (0.7, 5.0), "mild": (1.3, 9.0)}
 
@@ -183,7 +184,9 @@ def test_log_sum_sq_equals_the_plain_form_and_has_no_gradient(tile_tokens, tile_
             np.testing.assert_array_equal(gradient, np.zeros_like(gradient))
 
 
-def test_no_array_of_tokens_by_vocabulary_exists():
+def peaks() -> tuple[int, int, int]:
+    """Temporary bytes of the gradient of the KL, tiled and plain, and of the sum of squares."""
+
     def gradient(form):
         def total(hidden, weight):
             unembedding = Unembedding(weight, VOCABULARY)
@@ -191,8 +194,12 @@ def test_no_array_of_tokens_by_vocabulary_exists():
 
         return jax.grad(total, (0, 1))
 
-    ours, plain = temporary_bytes(gradient(token_kl)), temporary_bytes(gradient(naive.token_kl))
     squares = temporary_bytes(lambda hidden, weight: token_log_sum_sq(hidden, Unembedding(weight, VOCABULARY)))
+    return temporary_bytes(gradient(token_kl)), temporary_bytes(gradient(naive.token_kl)), squares
+
+
+@pytest.mark.slow("compiles as a user's process does")
+def test_no_array_of_tokens_by_vocabulary_exists():
+    ours, plain, squares = evaluate("tests.logprobs.test_distribution", "m.peaks()")
     assert plain > LOGITS_BYTES
     assert max(ours, squares) < LOGITS_BYTES / 3  # tiles of both sides, 128 MiB each, at one time
-    print(f"peak temporary memory: {ours >> 20} MiB KL, {squares >> 20} MiB squares; naive KL {plain >> 20} MiB")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import itertools
-import os
-import subprocess
-import sys
 from typing import Any
 
 import jax
@@ -26,6 +22,7 @@ from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import DecoderSpec, LayerKind
 from dpo_jax.types import PairBatch, TokenRow
+from tests.processes import evaluate
 
 SPEC = DecoderSpec(
     vocabulary=1024,
@@ -134,10 +131,8 @@ def test_activations_are_near_what_xla_allocates(name: str):
 @pytest.mark.slow("compiles wide models as a user's process does")
 def test_activations_of_every_policy_are_near_what_xla_allocates_for_a_user():
     cases = [*itertools.product(SHAPES, ("none", "dots", "full"))]
-    code = f"from tests.models import test_costs as t; print([t.estimated_and_allocated(*case) for case in {cases}])"
-    child = [sys.executable, "-c", code]
-    printed = subprocess.run(child, env=os.environ | {"XLA_FLAGS": ""}, capture_output=True, text=True, check=True)
-    for case, (estimate, allocated) in zip(cases, ast.literal_eval(printed.stdout.splitlines()[-1]), strict=True):
+    found = evaluate("tests.models.test_costs", f"[m.estimated_and_allocated(*case) for case in {cases}]")
+    for case, (estimate, allocated) in zip(cases, found, strict=True):
         assert estimate == pytest.approx(allocated, rel=0.25), case  # 18 % at most
 
 

@@ -236,15 +236,6 @@ def test_a_run_of_dpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
 
 
 @pytest.mark.slow("whole commands")
-def test_a_small_step_is_its_first_order(tmp_path: Path):
-    folder = make_experiment(tmp_path, heldout=False, analysis={"pairs": 4})
-    run(folder, "train", "runs/demo", "--train.steps", "1")
-    found = analysed(folder, "--train.steps", "1", "--optimizer.learning_rate", "1e-5")
-    assert found["one_step"]["unexplained"] < 0.02 and found["one_step"]["learning_rate"] == 1e-5
-    assert found["displacement"]["split"] == "training" and found["displacement"]["pairs"] == 20
-
-
-@pytest.mark.slow("whole commands")
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
@@ -260,4 +251,6 @@ def test_other_runs(tmp_path: Path, changes: dict[str, Any], kind: str):
     found = analysed(folder, "--optimizer.learning_rate", "1e-5", "--analysis.rows", "4", "--analysis.pairs", "2")
     assert found["trajectory"]["kind"] == kind and found["displacement"]["pairs"] == 4
     assert ("refused" in found["field"]) == (changes.get("loss") == {"name": "tdpo2"})
-    assert len(found["one_step"]["pairs"]) == 2 and found["one_step"]["unexplained"] < 0.1
+    assert found["displacement"]["split"] == ("held out" if changes.get("heldout", True) else "training")
+    assert len(found["one_step"]["pairs"]) == 2 and found["one_step"]["learning_rate"] == 1e-5
+    assert found["one_step"]["unexplained"] < 0.02  # a small step is its first order
