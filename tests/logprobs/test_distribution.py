@@ -198,7 +198,6 @@ def peaks() -> tuple[int, int, int]:
     return temporary_bytes(gradient(token_kl)), temporary_bytes(gradient(naive.token_kl)), squares
 
 
-@pytest.mark.slow("compiles as a user's process does")
 def test_no_array_of_tokens_by_vocabulary_exists():
     ours, plain, squares = evaluate("tests.logprobs.test_distribution", "m.peaks()")
     assert plain > LOGITS_BYTES
