@@ -153,6 +153,7 @@ def test_gradients_of_an_adapter_are_float32_before_devices_sum_them():
         assert np.mean(gradient == gradient.astype(jnp.bfloat16)) < 0.05
 
 
+@pytest.mark.slow("five programs")
 def test_what_is_not_trained_is_held_in_the_dtype_of_its_use():
     model, _, _ = made("gpt2", dtype="bfloat16")
     held = model.held_dtypes()

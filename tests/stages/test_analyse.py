@@ -57,11 +57,14 @@ def toy_step(losses: list[dict[str, Any]], alone: int | None = None) -> Any:
 
 
 RATE = 1e-7
+SLOW = pytest.mark.slow("a step of its own")
 STEPS: dict[str, Any] = {}
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mixture", MIXTURES)
+@pytest.mark.parametrize(
+    "mixture", ["dpo and sft", *(pytest.param(name, marks=SLOW) for name in ("heads apart", "of the whole batch"))]
+)
 def test_the_pulls_add_up_to_what_gradient_descent_does(mixture: str):
     found = toy_step(MIXTURES[mixture])
     whole = found.pulls.own_chosen + found.pulls.own_rejected + found.pulls.others
@@ -70,7 +73,7 @@ def test_the_pulls_add_up_to_what_gradient_descent_does(mixture: str):
 
 
 @pytest.mark.usefixtures("x64")
-@pytest.mark.parametrize("mixture", ["dpo and sft", "heads apart"])
+@pytest.mark.parametrize("mixture", ["dpo and sft", pytest.param("heads apart", marks=SLOW)])
 def test_a_pair_that_counts_alone_is_pulled_by_nothing_else(mixture: str):
     """So what goes for its own pull is the gradient of its own loss."""
     pulls = toy_step(MIXTURES[mixture], alone=3).pulls

@@ -53,6 +53,7 @@ def test_token_weights_in_the_step_equal_the_pure_functions(x64, ld_alpha: float
     np.testing.assert_allclose(loss, losses_B.mean(), rtol=1e-7 if ld_alpha else 1e-9)
 
 
+@pytest.mark.slow("four programs")
 def test_a_mixture_is_the_weighted_sum_of_its_losses(x64):
     batch = make_batch(unpaired=False, mismatched=False, micro_batches=2, reference=True)
     losses = [LossConfig(name="dpo"), LossConfig(name="bco_pair", options={"beta": 0.3}), LossConfig(name="sft")]

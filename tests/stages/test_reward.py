@@ -193,6 +193,7 @@ def test_run_workdir_and_exported_folder_judge_alike(inside: None):
     assert settings["pad_token_id"] not in (None, settings["eos_token_id"])
 
 
+@pytest.mark.slow("whole commands")
 def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, capsys):
     shutil.copytree("runs/demo", "runs/broken")
     forget("runs/broken/reward", 6)
@@ -270,6 +271,7 @@ def test_it_starts_from_the_fine_tuned_model_and_gpt2_has_one_too(inside: None):
     np.testing.assert_allclose(judged("runs/gpt2/reward/export"), judged(None, *gpt2), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow("whole commands")
 def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
     setup = opened()
     with jax.set_mesh(setup.mesh):
