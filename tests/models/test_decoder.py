@@ -77,12 +77,11 @@ def gradient(family, remat):
     return total(made(family)[1])
 
 
+FURTHER = pytest.mark.slow("further gradients")
+
+
 @pytest.mark.parametrize(
-    ("family", "remat"),
-    [
-        ("llama", "dots"),
-        *(pytest.param(family, "full", marks=pytest.mark.slow("further gradients")) for family in SPECS),
-    ],
+    ("family", "remat"), [("llama", "dots"), *(pytest.param(name, "full", marks=FURTHER) for name in SPECS)]
 )
 def test_remat_changes_no_gradient(family, remat):
     wanted = gradient(family, "none")
