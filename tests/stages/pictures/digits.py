@@ -22,12 +22,14 @@ PICTURES: dict[str, Any] = {
         "average": 0.9,
         "train": {"batch_pairs": 16, "steps": 4, "save_every": 2},
     },
-    "pairs": {"groups": 16, "samples": 2, "heldout": 8},
+    "pairs": {"groups": 16, "samples": 2, "heldout": 8, "seed": 0},
     "loss": {"name": "diffusion_dpo", "options": {"beta": 100.0}},
     "train": {"batch_pairs": 8, "steps": 4, "save_every": 2},
     "sampling": {"steps": 3},
     "evaluation": {"samples": 16, "judge": {"name": "quality", "weights": {"brightness": 1.0}}, "draws": 2},
 }
+SCORER = ["--reward.train.steps", "2", "--reward.train.batch_pairs", "8", "--reward.first_width", "4"]
+
 CLIPS = {
     **PICTURES,
     "pictures": {"height": 8, "width": 8, "channels": 1, "frames": 4, "classes": 10},
@@ -53,7 +55,7 @@ def opened(config: str, *overrides: str) -> PictureSetup:
     return PictureSetup(*load(config, list(overrides)), command="test")
 
 
-def trained(config: str, *overrides: str) -> Any:
+def adapted(config: str, *overrides: str) -> Any:
     setup = opened(config, *overrides)
     with jax.set_mesh(setup.mesh):
         return jax.device_get(setup.trained_params())
@@ -61,7 +63,7 @@ def trained(config: str, *overrides: str) -> Any:
 
 def weights_of(stage: str, experiment: str) -> Any:
     if stage == "train":
-        return trained(experiment)
+        return adapted(experiment)
     setup = opened(experiment)
     with jax.set_mesh(setup.mesh):
         return jax.device_get(setup.start_params())

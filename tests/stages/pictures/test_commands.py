@@ -2,49 +2,58 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
+from PIL import Image
 
 from dpo_jax import cli
-from tests.stages.pictures.digits import PICTURES, metrics, opened, written
+from dpo_jax.stages.pictures.pairs import encoded
+from tests.stages.pictures.digits import PICTURES, SCORER, metrics, opened, written
 
 
-def test_everything_in_order(experiment: str) -> None:
-    more = ["--reward.train.steps", "2", "--reward.train.batch_pairs", "8", "--evaluation.samples", "20"]
-    more += ["--evaluation.classifier", "[{package: digits, split: train, limit: 300}]"]
-    cli.main(["run", experiment, *more])
-    workdir = Path("runs/demo")
-    found = json.loads((workdir / "evaluation.json").read_text())
-    assert found["heldout"]["pairs"] == 8 and found["heldout"]["draws"] == 2
-    assert found["judged"]["samples"] == 20 and found["judged"]["judge"] == "quality, 1 brightness"
-    assert 0 <= found["classes"]["policy"]["share"] <= 1 and found["classes"]["real"] > 0.5
-    with np.load(workdir / "samples.npz") as arrays:
-        light = {name: arrays[name].astype(float).mean() / 255 for name in ("policy", "reference")}
-        assert arrays["policy"].shape == (20, 8, 8, 1) and list(arrays["shown"][:12]) == [*range(10), 0, 1]
-    assert found["judged"]["policy"]["reward"] == pytest.approx(light["policy"], abs=1e-5)
-    assert found["metrics"]["brightness"]["reference"] == pytest.approx(light["reference"], abs=1e-5)
-    assert json.loads((workdir / "reward/evaluation.json").read_text())["heldout"]["pairs"] == 8
-    assert (workdir / "export/config.json").exists()
-    page = (workdir / "report.html").read_text()
-    assert page.count("data:image/png;base64,") == 2 * 20 and "Scorer" in page and "the policy" in page.lower()
+def evaluation(workdir: str) -> dict[str, Any]:
+    return json.loads(Path(workdir, "evaluation.json").read_text())
+
+
+def light(row: dict[str, Any]) -> list[float]:
+    """How bright chosen and rejected are."""
+    return [np.asarray(Image.open(io.BytesIO(row[side]))).mean() / 255 for side in ("chosen", "rejected")]
 
 
 def test_pairs_are_the_judges_best_and_worst(experiment: str) -> None:
-    import io
-
-    import pyarrow.parquet as parquet
-    from PIL import Image
-
     rows = parquet.read_table("runs/demo/pairs.parquet").to_pylist()
     assert len(rows) == 16 and [row["class"] for row in rows[:11]] == [*range(10), 0]
     for row in rows:
-        light = [np.asarray(Image.open(io.BytesIO(row[side]))).mean() / 255 for side in ("chosen", "rejected")]
-        assert light[0] > light[1]
-        assert light == pytest.approx([row["chosen_score"], row["rejected_score"]], abs=1e-5)
+        chosen, rejected = light(row)
+        assert chosen > rejected
+        assert [chosen, rejected] == pytest.approx([row["chosen_score"], row["rejected_score"]], abs=1e-5)
+
+
+def test_everything_in_order(policy: str) -> None:
+    classifier = ["--evaluation.classifier", "[{package: digits, split: train, limit: 300}]"]
+    cli.main(["run", policy, *SCORER, *classifier])
+    workdir = Path("runs/demo")
+    found = evaluation("runs/demo")
+    assert found["heldout"]["pairs"] == 8 and found["heldout"]["draws"] == 2
+    assert found["judged"]["samples"] == 16 and found["judged"]["judge"] == "quality, 1 brightness"
+    assert 0 <= found["classes"]["policy"]["share"] <= 1 and found["classes"]["real"] > 0.5
+    with np.load(workdir / "samples.npz") as arrays:
+        means = {name: arrays[name].astype(float).mean() / 255 for name in ("policy", "reference")}
+        assert arrays["policy"].shape == (16, 8, 8, 1) and list(arrays["shown"][:12]) == [*range(10), 0, 1]
+    assert found["judged"]["policy"]["reward"] == pytest.approx(means["policy"], abs=1e-5)
+    assert found["metrics"]["brightness"]["reference"] == pytest.approx(means["reference"], abs=1e-5)
+    assert evaluation("runs/demo/reward")["heldout"]["pairs"] == 8
+    assert (workdir / "export/config.json").exists()
+    page = (workdir / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2 * 16 and "Scorer" in page and "the policy" in page.lower()
 
 
 def test_held_out_pairs_are_others(experiment: str) -> None:
@@ -53,57 +62,39 @@ def test_held_out_pairs_are_others(experiment: str) -> None:
     assert len(ours) == 16 and len(theirs) == 8 and not ours & theirs
 
 
-def test_a_policy_that_did_not_move_samples_what_the_reference_does(experiment: str) -> None:
-    cli.main(["train", experiment, "--optimizer.learning_rate", "0"])
-    cli.main(["evaluate", experiment, "--optimizer.learning_rate", "0"])
-    found = json.loads(Path("runs/demo/evaluation.json").read_text())
-    assert found["judged"]["ties"] == found["judged"]["samples"] == 16
-    assert found["metrics"]["sharpness"]["difference"] == 0.0
-    assert found["heldout"]["errors"]["policy"] == pytest.approx(found["heldout"]["errors"]["reference"], rel=1e-6)
-
-
-def test_a_scorer_judges_another_run(experiment: str) -> None:
-    cli.main(["reward", experiment, "--reward.train.steps", "2", "--reward.first_width", "4"])
-    judge = "{name: scorer, model: runs/demo}"
-    cli.main(["run", experiment, "--workdir", "runs/next", "--evaluation.judge", judge])
-    found = json.loads(Path("runs/next/evaluation.json").read_text())["judged"]
-    assert found["judge"].startswith("scorer runs/demo, right on")
+def test_a_scorer_judges_another_run(policy: str) -> None:
+    shutil.copytree("runs/demo", "runs/next")
+    cli.main(["reward", policy, *SCORER])
+    judge = ["--workdir", "runs/next", "--evaluation.judge", "{name: scorer, model: runs/demo}"]
+    for command in ("pairs", "evaluate", "report"):
+        cli.main([command, policy, *judge])
+    assert evaluation("runs/next")["judged"]["judge"].startswith("scorer runs/demo, right on")
     assert "its scores may flatter" in Path("runs/next/report.html").read_text()
+    rows = parquet.read_table("runs/next/pairs.parquet").to_pylist()
+    assert all(row["chosen_score"] > row["rejected_score"] for row in rows)
+    assert not all(chosen > rejected for chosen, rejected in map(light, rows))
 
 
 def test_a_scorer_alone_needs_no_model(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     more = ["--data", "{train: [{images: runs/demo/pairs.parquet}], eval: [{images: runs/demo/heldout.parquet}]}"]
-    more += ["--pairs", "null", "--sft", "null", "--workdir", "runs/next", "--reward.train.steps", "2"]
+    more += ["--pairs", "null", "--sft", "null", "--workdir", "runs/next", *SCORER]
     cli.main(["reward", experiment, *more])
-    assert json.loads(Path("runs/next/reward/evaluation.json").read_text())["heldout"]["pairs"] == 8
+    assert evaluation("runs/next/reward")["heldout"]["pairs"] == 8
     assert not Path("runs/next/sft").exists()
     with pytest.raises(SystemExit):
         cli.main(["train", experiment, *more])
     assert "there are no weights" in capsys.readouterr().err
 
 
-def test_stores_of_other_draws_lie_beside_each_other(experiment: str) -> None:
-    shutil.copytree("runs/demo", "runs/other")
-    for seed, workdir in (("0", "runs/demo"), ("1", "runs/other")):
-        flags = ["--seed", seed, "--pairs.seed", "0", "--workdir", workdir, "--reference.store", "stores"]
-        Path(workdir, "pairs.json").unlink()
-        cli.main(["reference", experiment, *flags, "--reference.draws", "2", "--pairs.groups", "4"])
-    assert len(list(Path("stores").iterdir())) == 2
-
-
-def test_weights_fitted_to_preferences(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    pairs = "{train: [{images: runs/demo/pairs.parquet}]}"
-    more = ["--data", pairs, "--pairs", "null", "--workdir", "runs/next"]
-    cli.main(["train", experiment, *more])
-    cli.main(["evaluate", experiment, *more, "--evaluation.judge", "{name: quality, metrics: [brightness]}"])
+def test_weights_fitted_to_preferences(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = ["--data", "{train: [{images: runs/demo/pairs.parquet}]}", "--pairs", "null"]
+    cli.main(["evaluate", policy, *pairs, "--evaluation.judge", "{name: quality, metrics: [brightness]}"])
     assert "weights fitted to 16 pairs: brightness" in capsys.readouterr().err
-    judged = json.loads(Path("runs/next/evaluation.json").read_text())["judged"]
-    assert float(judged["judge"].split()[1]) > 0  # the brighter one was chosen in all of them
+    judge = evaluation("runs/demo")["judged"]["judge"]
+    assert float(judge.split()[1]) > 0  # the brighter one was chosen in all of them
 
 
 def test_check_data(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import pyarrow.parquet as parquet
-
     rows = parquet.read_table("runs/demo/pairs.parquet").to_pylist()
     with Path("more.jsonl").open("w") as file:
         for number, row in enumerate(rows[:3]):
@@ -122,12 +113,9 @@ def test_check_data(experiment: str, capsys: pytest.CaptureFixture[str]) -> None
     assert page.count("data:image/png") == 24 + 2 * 16 + 2 * 3
 
 
-def test_what_texts_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as parquet
-
-    from dpo_jax.stages.pictures.pairs import encoded
-
+@pytest.fixture
+def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An experiment whose samples are to show what embeddings of texts say; those are in said.parquet."""
     monkeypatch.chdir(tmp_path)
     dice = np.random.default_rng(0)
     rows = [
@@ -140,11 +128,22 @@ def test_what_texts_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         "sft": PICTURES["sft"] | {"data": {"train": [{"images": "said.parquet"}]}},
         "sampling": {"steps": 3, "guidance": 2.0},
     }
-    cli.main(["run", written(config, tmp_path)])
+    return written(config, tmp_path)
+
+
+def test_pairs_show_what_texts_say(said: str) -> None:
+    cli.main(["pairs", said])
+    asked, given = (parquet.read_table(name).to_pylist() for name in ("runs/demo/pairs.parquet", "said.parquet"))
+    assert len(asked) == 16 and all("class" not in row for row in asked)
+    for row, text in zip(asked, given, strict=False):
+        np.testing.assert_allclose(row["embedding"], text["embedding"], rtol=1e-6)
+
+
+@pytest.mark.slow("trains a model of its own")
+def test_texts_in_order(said: str) -> None:
+    cli.main(["run", said])
     assert metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
-    asked = parquet.read_table("runs/demo/pairs.parquet").to_pylist()
-    assert all(len(row["embedding"]) == 4 and "class" not in row for row in asked)
-    np.testing.assert_allclose(asked[1]["embedding"], rows[1]["embedding"], rtol=1e-6)
+    assert evaluation("runs/demo")["judged"]["samples"] == 16
     assert not Path("runs/demo/export").exists()  # Diffusers has no class for it
 
 
@@ -153,10 +152,9 @@ def test_samples_as_files(experiment: str) -> None:
     assert len(list(Path("drawn").rglob("*.png"))) == 16 and Path("drawn/3/00013.png").exists()
 
 
+@pytest.mark.slow("trains two policies")
 def test_points_of_a_sweep_share_pre_training_and_pairs(experiment: str) -> None:
-    grid = ["--grid", "seed=0,1", "--pairs.seed", "0", "--pairs.groups", "8"]
-    Path("runs/demo/pairs.json").unlink()
-    cli.main(["sweep", experiment, *grid, "--lean"])
+    cli.main(["sweep", experiment, "--grid", "seed=0,1", "--lean"])
     rows = Path("runs/demo/sweep.md").read_text().splitlines()
     assert len(rows) == 3 and "win rate" in rows[0] and "| 2 |" in rows[2]
     assert not list(Path("runs/demo/sweep").rglob("pairs.parquet"))

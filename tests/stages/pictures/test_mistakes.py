@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.files import read_sealed, write_sealed
 
 
-def test_a_store_of_other_weights_is_refused(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    cli.main(["reference", experiment, "--reference.draws", "2"])
-    (folder,) = Path("runs/demo/stores").iterdir()
-    manifest = read_sealed(folder / "manifest.json")
-    manifest["fingerprint"]["weights"] = "0" * 64
-    write_sealed(folder / "manifest.json", manifest)
-    with pytest.raises(SystemExit):
-        cli.main(["train", experiment, "--reference.draws", "2"])
-    assert "weights: the store has" in capsys.readouterr().err
+def told(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """What a command says that ends with a mistake."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([*command])
+    assert left.value.code == 2
+    return capsys.readouterr().err
 
 
-def test_pairs_of_other_settings_are_refused(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["train", experiment, "--pairs.samples", "3"])
-    assert "pairs.samples" in capsys.readouterr().err
-    cli.main(["train", experiment])
-    with pytest.raises(SystemExit):
-        cli.main(["train", experiment, "--loss.options.beta", "7"])
-    assert "holds the beginning of another run" in capsys.readouterr().err
+def test_other_settings_are_refused(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "pairs.samples" in told(capsys, "train", policy, "--pairs.samples", "3")
+    assert "holds the beginning of another run" in told(capsys, "train", policy, "--loss.options.beta", "7")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +33,6 @@ def test_pairs_of_other_settings_are_refused(experiment: str, capsys: pytest.Cap
         (["--sft", "null"], "there are no weights"),
         (["--pairs", "null"], "name sources of pairs"),
         (["--data.train", "[{images: here}]"], "names other pairs"),
-        (["--evaluation.judge", "{name: quality, weights: {flicker: 1}}"], "'flicker' is unknown here"),
         (["--evaluation.judge", "{name: scorer}"], "add `reward:`"),
         (["--model.weights", "nowhere"], "nowhere"),
         (["--sft.train.micro_batch_pairs", "3"], "does not divide"),
@@ -55,15 +43,16 @@ def test_pairs_of_other_settings_are_refused(experiment: str, capsys: pytest.Cap
 def test_mistakes_are_one_sentence(
     overrides: list[str], says: str, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as left:
-        cli.main(["train", experiment, "--workdir", "runs/next", *overrides])
-    told = capsys.readouterr().err
-    assert left.value.code == 2 and says in told.splitlines()[-1], told
+    line = told(capsys, "train", experiment, *overrides).splitlines()[-1]
+    assert says in line, line
+
+
+def test_a_judge_of_what_pictures_do_not_have(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = "{name: quality, weights: {flicker: 1}}"
+    assert "'flicker' is unknown here" in told(capsys, "pairs", experiment, "--evaluation.judge", judge)
 
 
 @pytest.mark.parametrize("command", ["plan", "analyse", "scratch"])
 def test_what_is_of_texts_says_so(command: str, experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--topology", "gpu:8"] if command == "plan" else []
-    with pytest.raises(SystemExit):
-        cli.main([command, experiment, *flags])
-    assert f"{command} is not for experiments on pictures" in capsys.readouterr().err
+    assert f"{command} is not for experiments on pictures" in told(capsys, command, experiment, *flags)
