@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,11 @@ def array(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, pixels)
     return file.getvalue()
+
+
+def idx(pixels: np.ndarray) -> bytes:
+    """The format of Fashion-MNIST's files."""
+    return bytes([0, 0, 8, pixels.ndim]) + struct.pack(f">{pixels.ndim}I", *pixels.shape) + pixels.tobytes()
 
 
 def moving(*values: int) -> bytes:

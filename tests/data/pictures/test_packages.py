@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +11,9 @@ import pytest
 from dpo_jax.data.pictures import packages
 from dpo_jax.data.pictures.shape import Shape
 from dpo_jax.errors import UserError
-from tests.data.pictures.conftest import GREY, read, write
+from tests.data.pictures.conftest import GREY, idx, read, write
 
 CLIPS = Shape(6, 16, 20, 1)
-
-
-def idx(array: np.ndarray) -> bytes:
-    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
 @pytest.fixture

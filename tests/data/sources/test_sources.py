@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dpo_jax.data.sources import KINDS, read_completions, read_pairs
+from dpo_jax.data.sources import read_completions, read_pairs
 from dpo_jax.errors import UserError
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -29,18 +29,6 @@ def message(call, *args, **kwargs):
     with pytest.raises(UserError) as error:
         call(*args, **kwargs)
     return str(error.value)
-
-
-@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.jsonl.gz"])
-def test_pairs_come_in_order_with_their_place(name):
-    other = {"prompt": "q ", "chosen": "\u2028ü", "rejected": " r\n", "score": 3}
-    rows, skipped = read_pairs([write(name, GOOD, other), write("more.jsonl", GOOD)])
-    assert [row[1:5] for row in rows] == [
-        ("p", "c", "r", f"{name}:1"),
-        ("q ", "\u2028ü", " r\n", f"{name}:2"),  # text is passed on as it is
-        ("p", "c", "r", "more.jsonl:1"),
-    ]
-    assert skipped == {}
 
 
 def test_the_row_id_is_the_content_and_nothing_else():
@@ -140,7 +128,3 @@ def test_sources_without_a_row_and_unknown_policies_are_refused():
     text = message(read_pairs, specs, on_error="skip")
     assert "2 skipped: not an object" in text and "1 skipped: not JSON" in text
     assert "'ignore'. Allowed: skip, stop." in message(read_pairs, specs, on_error="ignore")
-
-
-def test_the_table_names_the_kinds():
-    assert set(KINDS) == {"path", "hub", "tfds", "package"}
