@@ -1,7 +1,7 @@
 """The gradient field of a loss over the two numbers that it reads of a pair: how likely chosen and rejected are.
 
-Both move freely here. That all probabilities sum to one is no part of the field (`tabular` has it), nor that one
-network gives both (`displacement`).
+Both move freely here. That all probabilities sum to one is no part of the field, nor that one network gives both
+(`displacement`).
 
 Steepest descent, dz/dt = -dL/dz, is another curve in other coordinates z. With y = log pi, in nats, it is
 

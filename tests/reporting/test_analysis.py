@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import re
 from typing import Any
@@ -24,19 +26,22 @@ def half(happened: float, *pulls: float, text: str = "a response") -> dict[str, 
     return {"text": text, "happened": happened, **dict(zip(names, (happened, *pulls), strict=True))}
 
 
+PLACES = np.stack([np.linspace(0, 1, 30), np.linspace(0, -9, 30)], axis=1)
+FIELD = functools.cache(lambda: field_of(pair_loss("dpo"), PairLogps(*map(np.asarray, (-70.0, -68.0))), PLACES))
+
+
 def made_up_analysis(**changes: Any) -> dict[str, Any]:
-    places = np.stack([np.linspace(0, 1, 30), np.linspace(0, -9, 30)], axis=1)
     bins = [{"low": 0.1, "high": 0.4, "pairs": 8, "fell": 2, "chosen": 0.5, "rejected": -7.0, "interval": [0.07, 0.59]}]
     likeness = {"correlation": -0.25, "bins": bins}
     pairs = [
         {"chosen": half(-0.2, 3.0, -4.0, 1.0), "rejected": half(-1.0, 4.0, -9.0, 0.5)},
         {"chosen": half(-0.1, 3.0, -1.0, -2.5), "rejected": half(-2.0, 1.0, -9.0, 0.5)},
-        {"chosen": half(0.3, 3.0, -1.0, 2.5), "rejected": half(-2.0, 1.0, -9.0, 0.5)},
+        {"chosen": half(0.3, 3.0, -1.0, 2.5, text=EVIL), "rejected": half(-2.0, 1.0, -9.0, 0.5, text=EVIL)},
     ]
     found = {
         "step": 30,
-        "trajectory": {"kind": "log_ratios", "steps": list(range(30)), "places": places.tolist()},
-        "field": field_of(pair_loss("dpo"), PairLogps(*map(np.asarray, (-70.0, -68.0))), places),
+        "trajectory": {"kind": "log_ratios", "steps": list(range(30)), "places": PLACES.tolist()},
+        "field": copy.deepcopy(FIELD()),
         "halves": {
             "measured": {"chosen": 1.0, "rejected": -9.0, "faster": "rejected"},
             "predicted": {"logp": {"chosen": 5.0, "rejected": -5.0}, "ratio": None, "probability": None},
@@ -63,6 +68,7 @@ def test_the_page_holds_the_analysis(html: str):
     assert sum("gradient field" in text for text in pictures) == 3
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))
+    assert page.text.count(EVIL) == 2 and not {"script", "img"} & {tag for tag, _ in page.tags}
     assert "#0000" not in html  # every colour is the style sheet's
     assert "Why the log-probabilities moved" not in render(made_up_run())
 
@@ -112,10 +118,3 @@ def test_numbers_that_are_none_do_not_stop_it():
     assert "NaN" in render(
         made_up_run()._replace(analysis=made_up_analysis(displacement=lost, field=field, trajectory=one))
     )
-
-
-def test_text_of_responses_stays_text():
-    pairs = [{"chosen": half(0.1, 1, 1, 1, text=EVIL), "rejected": half(0.1, 1, 1, 1, text=EVIL)}]
-    step = made_up_analysis()["one_step"] | {"pairs": pairs}
-    page = Page(render(made_up_run()._replace(analysis=made_up_analysis(one_step=step))))
-    assert page.text.count(EVIL) == 2 and not {"script", "img"} & {tag for tag, _ in page.tags}

@@ -17,6 +17,7 @@ from dpo_jax.vision.schedules import SCHEDULES
 from tests.vision.gaussian import MEAN, SHAPE, SPREAD, carried, exact, keys, of_data, options
 
 
+@pytest.mark.slow("thousands of samples in hundreds of steps")
 def test_mean_and_variance_are_those_of_the_data():
     """Of 4096 samples three standard errors are 0.047 deviations for the mean and 0.033 for the deviation."""
     many = keys(4096)

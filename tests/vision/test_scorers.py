@@ -80,13 +80,12 @@ def test_a_clip_scorer_sees_the_order_of_frames():
 
 
 @SPECS
-@pytest.mark.parametrize("axes", [{"fsdp": 8}, {"data": 2, "tensor": 2, "fsdp": 2}], ids=str)
-def test_eight_devices_equal_one(spec: ScorerSpec, axes: dict[str, int]):
+def test_eight_devices_equal_one(spec: ScorerSpec):
     scorer, params = made(spec)
     samples = SAMPLES[spec]
     measured = jax.value_and_grad(lambda p, x: jnp.square(scorer.scores(p, x)).mean())
     wanted = jax.jit(measured)(params, samples)
-    mesh = make_mesh(**{"fsdp": 1, **axes})
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
         places = param_shardings(mesh, scorer.shapes, scorer.axes)
         rows = named_sharding(mesh, ("rows", *[None] * (samples.ndim - 1)), samples.shape)
@@ -97,7 +96,7 @@ def test_eight_devices_equal_one(spec: ScorerSpec, axes: dict[str, int]):
 @SPECS
 def test_gradients_of_the_loss_are_slopes(spec: ScorerSpec, x64):
     scorer = make_scorer(spec, dtype="float64")
-    params = jax.tree.map(lambda x: x.astype(jnp.float64), made(spec)[1])
+    params = jax.tree.map(lambda x: np.asarray(x, np.float64), made(spec)[1])
     samples = jnp.asarray(RANDOM.normal(size=(4, *SAMPLES[spec].shape[1:])))
 
     @jax.jit
@@ -105,7 +104,8 @@ def test_gradients_of_the_loss_are_slopes(spec: ScorerSpec, x64):
         scores = scorer.scores(params, samples)
         return preference_score(scores[:2], scores[2:], beta=2.0).mean()
 
-    slope, along = jax.jit(jax.grad(loss))(params), moved(jax.tree.map(jnp.zeros_like, params), by=1.0)
+    slope = jax.device_get(jax.jit(jax.grad(loss))(params))
+    along = moved(jax.tree.map(np.zeros_like, params), by=1.0)
     for path, _ in jax.tree.leaves_with_path(along):
         only = jax.tree.map_with_path(lambda at, x, path=path: x if at == path else 0 * x, along)
         ends = [loss(jax.tree.map(lambda x, d, step=step: x + step * d, params, only)) for step in (1e-6, -1e-6)]

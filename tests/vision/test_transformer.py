@@ -10,21 +10,7 @@ import pytest
 from dpo_jax.vision.conditions import Condition, present
 from dpo_jax.vision.embeddings import TransformerSpec
 from dpo_jax.vision.positions import Grid, positions
-from tests.vision.tiny import CLASSES, PLAIN, TEXT, made
-
-RANDOM = np.random.default_rng(0)
-IMAGES = jnp.asarray(RANDOM.normal(size=(8, 8, 8, 3)), jnp.float32)
-CLIPS = jnp.asarray(RANDOM.normal(size=(8, 4, 4, 6, 3)), jnp.float32)
-TIMES = jnp.linspace(0.05, 1.0, 8)
-LABELS = present(jnp.arange(8) % 5)
-TEXTS = present(jnp.asarray(RANDOM.normal(size=(8, 7)), jnp.float32))
-CASES = {"classes": (CLASSES, IMAGES, LABELS), "text": (TEXT, CLIPS, TEXTS), "nothing": (PLAIN, CLIPS, None)}
-
-
-def applied(case: str, **options):
-    spec, samples, condition = CASES[case]
-    diffuser, params = made(spec, **options)
-    return jax.jit(diffuser.apply)(params, samples, TIMES, condition)
+from tests.vision.tiny import CASES, CLASSES, CLIPS, IMAGES, LABELS, TEXT, TEXTS, TIMES, applied, made
 
 
 def in_numpy(spec: TransformerSpec, params, images, times, label):
