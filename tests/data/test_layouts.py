@@ -23,11 +23,7 @@ def filled(name: str, rows: list[TokenRow], *, length: int, scored: int, count: 
 def test_packed_by_hand():
     """Runs of 4, 5, 2 and 3 tokens in rows of 8: the longest first, each in the first row with room."""
     batch = filled("packed", TWO, length=8, scored=5, count=3)
-    assert batch.tokens_RT.tolist() == [
-        [5, 6, 8, 9, 2, 4, 3, 2],
-        [5, 6, 7, 2, 4, 2, 0, 0],
-        [0] * 8,
-    ]
+    assert batch.tokens_RT.tolist() == [[5, 6, 8, 9, 2, 4, 3, 2], [5, 6, 7, 2, 4, 2, 0, 0], [0] * 8]
     assert batch.positions_RT.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2], [0, 1, 2, 3, 0, 1, 0, 0], [0] * 8]
     assert batch.segments_RT.tolist() == [[4, 4, 4, 4, 4, 1, 1, 1], [1, 1, 1, 1, 4, 4, 0, 0], [0] * 8] or (
         batch.segments_RT.tolist() == [[1, 1, 1, 1, 1, 4, 4, 4], [1, 1, 1, 1, 4, 4, 0, 0], [0] * 8]

@@ -62,9 +62,7 @@ def planted(count: int, *, quality: float, bias: float, longer: float, seed: int
     return (random.random(count) < chance).astype(float), policy, reference, [f"{i}" for i in range(count)], chance
 
 
-@pytest.mark.parametrize(
-    ("quality", "bias", "longer"), [(0.0, 2.0, 60), (-0.8, 2.5, 40), (0.7, 1.5, -50), (0.5, 0, 50)]
-)
+@pytest.mark.parametrize(("quality", "bias", "longer"), [(-0.8, 2.5, 40), (0.7, 1.5, -50), (0.5, 0, 50)])
 def test_the_planted_quality_is_recovered_and_the_raw_rate_is_not_it(quality: float, bias: float, longer: float):
     verdicts, policy, reference, prompts, _ = planted(4000, quality=quality, bias=bias, longer=longer)
     found = length_controlled(verdicts, policy, reference, prompts)

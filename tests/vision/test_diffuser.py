@@ -61,7 +61,7 @@ def test_a_learned_variance_stands_behind_the_prediction():
 
 
 MESHES = [
-    ("classes", {"data": 2, "tensor": 2, "fsdp": 2}),
+    pytest.param("classes", {"data": 2, "tensor": 2, "fsdp": 2}, marks=pytest.mark.slow("one more mesh")),
     ("text", {"sequence": 2, "tensor": 2, "fsdp": 2}),
 ]
 
@@ -111,6 +111,7 @@ def test_the_kernel_of_nvidia_is_asked_for_the_same(monkeypatch: pytest.MonkeyPa
     assert asked == ["cudnn"]
 
 
+@pytest.mark.slow("compiles three gradients")
 def test_remat_changes_no_gradient():
     _, params = made()
 

@@ -20,9 +20,8 @@ def corpus(tmp_path):
     return {"tfds": "my_pairs", "data_dir": str(tmp_path)}
 
 
-def test_it_reads_back_what_was_written(corpus):
+def test_numbers_splits_and_slices(corpus):
     rows, _ = read_pairs([corpus])
-    assert [(row.prompt, *row.responses) for row in rows] == [(row.prompt, *row.responses) for row in PAIRS]
     assert (rows[0].margin, rows[0].weight, rows[0].soft_label) == (0.25, 2.0, 0.75)
     assert (rows[1].margin, rows[1].weight, rows[1].soft_label) == (0.0, 1.0, 1.0)
     assert (rows[4].where, rows[4].source) == ("my_pairs train row 5", "my_pairs")

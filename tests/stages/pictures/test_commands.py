@@ -113,9 +113,8 @@ def test_check_data(experiment: str, capsys: pytest.CaptureFixture[str]) -> None
     assert page.count("data:image/png") == 24 + 2 * 16 + 2 * 3
 
 
-@pytest.fixture
-def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An experiment whose samples are to show what embeddings of texts say; those are in said.parquet."""
+@pytest.mark.slow("trains a model of its own")
+def test_what_texts_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     dice = np.random.default_rng(0)
     rows = [
@@ -128,20 +127,11 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         "sft": PICTURES["sft"] | {"data": {"train": [{"images": "said.parquet"}]}},
         "sampling": {"steps": 3, "guidance": 2.0},
     }
-    return written(config, tmp_path)
-
-
-def test_pairs_show_what_texts_say(said: str) -> None:
-    cli.main(["pairs", said])
-    asked, given = (parquet.read_table(name).to_pylist() for name in ("runs/demo/pairs.parquet", "said.parquet"))
+    cli.main(["run", written(config, tmp_path)])
+    asked = parquet.read_table("runs/demo/pairs.parquet").to_pylist()
     assert len(asked) == 16 and all("class" not in row for row in asked)
-    for row, text in zip(asked, given, strict=False):
+    for row, text in zip(asked, rows, strict=False):
         np.testing.assert_allclose(row["embedding"], text["embedding"], rtol=1e-6)
-
-
-@pytest.mark.slow("trains a model of its own")
-def test_texts_in_order(said: str) -> None:
-    cli.main(["run", said])
     assert metrics()[0]["loss"] == pytest.approx(np.log(2), abs=1e-4)
     assert evaluation("runs/demo")["judged"]["samples"] == 16
     assert not Path("runs/demo/export").exists()  # Diffusers has no class for it
