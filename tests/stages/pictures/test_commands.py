@@ -65,10 +65,11 @@ def test_held_out_pairs_are_others(experiment: str) -> None:
 def test_a_scorer_judges_another_run(policy: str) -> None:
     shutil.copytree("runs/demo", "runs/next")
     cli.main(["reward", policy, *SCORER])
-    judge = ["--workdir", "runs/next", "--evaluation.judge", "{name: scorer, model: runs/demo}"]
+    shutil.move("runs/demo", "runs/moved")
+    judge = ["--workdir", "runs/next", "--evaluation.judge", "{name: scorer, model: runs/moved}"]
     for command in ("pairs", "evaluate", "report"):
         cli.main([command, policy, *judge])
-    assert evaluation("runs/next")["judged"]["judge"].startswith("scorer runs/demo, right on")
+    assert evaluation("runs/next")["judged"]["judge"].startswith("scorer runs/moved, right on")
     assert "its scores may flatter" in Path("runs/next/report.html").read_text()
     rows = parquet.read_table("runs/next/pairs.parquet").to_pylist()
     assert all(row["chosen_score"] > row["rejected_score"] for row in rows)
