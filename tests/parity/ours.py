@@ -23,7 +23,7 @@ from dpo_jax.weights.source import WeightsSource
 
 
 class Ours(NamedTuple):
-    """A model in float32 on a mesh of all devices."""
+    """A model in float32 on a mesh."""
 
     mesh: jax.sharding.Mesh
     source: WeightsSource
@@ -66,9 +66,9 @@ class Ours(NamedTuple):
         return self.model.apply(params, ids_RT, positions_RT, jnp.ones_like(ids_RT))
 
 
-def load(location: str | Path) -> Ours:
-    """Opens the weights and places them on the mesh."""
-    mesh, source = make_mesh(), open_weights(str(location))
+def load(location: str | Path, mesh: jax.sharding.Mesh | None = None) -> Ours:
+    """Opens the weights and places them on a mesh, by default one of all devices."""
+    mesh, source = mesh or make_mesh(), open_weights(str(location))
     spec, rules, skipped, _ = resolve_spec(source)
     model = make_model(spec)
     return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh, skipped=skipped), skipped)

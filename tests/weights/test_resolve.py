@@ -130,6 +130,10 @@ def test_gpt2_with_what_its_class_assumes():
         ),
         ({"model_type": "gemma2", "use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
         ({"model_type": "gemma2", "hidden_activation": "relu"}, "hidden_activation is 'relu'"),
+        (
+            {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0},
+            "attn_logit_softcapping is 50.0; this decoder computes with None only",
+        ),
         ({"model_type": "mistral"}, "4 attention heads cannot share 8 key/value heads"),
         (
             GPT2 | {"activation_function": "gelu"},

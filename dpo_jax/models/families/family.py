@@ -195,5 +195,5 @@ def decoder_rules(
             for name, path in names.items()
         ]
     if not spec.tied:
-        rules.append(TensorRule("lm_head.weight", ("unembedding",)))
+        rules.append(TensorRule(prefix.removesuffix("model.") + "lm_head.weight", ("unembedding",)))
     return tuple(rules)

@@ -69,12 +69,15 @@ def _rules(spec: DecoderSpec, prefix: str = "model.") -> tuple[TensorRule, ...]:
 
 
 GEMMA2 = Family(_gemma2, _rules, _READS, only=_ONLY)
-GEMMA3_TEXT = Family(_gemma3, _rules, _READS, only=_ONLY)
+# transformers has Gemma 3 without a cap of its scores, and with images without any.
+GEMMA3_TEXT = Family(
+    _gemma3, _rules, _READS - {"attn_logit_softcapping"}, only=_ONLY | {"attn_logit_softcapping": (None,)}
+)
 GEMMA3 = Family(
     _gemma3,
     lambda spec: _rules(spec, "language_model.model."),
-    _READS,
-    only=_ONLY,
+    _READS - {"attn_logit_softcapping", "final_logit_softcapping"},
+    only=_ONLY | {"attn_logit_softcapping": (None,), "final_logit_softcapping": (None,)},
     skipped=("vision_tower.", "multi_modal_projector."),
     inner="text_config",
 )

@@ -1,0 +1,80 @@
+"""Every command, for texts and for pictures: help, a line of the manual, and mistakes in one sentence, in process."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from dpo_jax import cli
+from dpo_jax.stages import STAGES
+from dpo_jax.stages.pictures import PICTURE_STAGES
+
+ROOT = Path(__file__).parents[2]
+(TABLE,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
+PARSERS: dict[str, argparse.ArgumentParser] = TABLE.choices
+ACTIONS = {"config": ["show"], "store": ["ls"]}  # the word between command and file
+NO_CONFIG = ("store", "verify", "doctor")
+
+
+def stopped(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code, and all that is said."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    said = capsys.readouterr()
+    return stop.value.code, said.out + said.err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    code, said = stopped(capsys, *arguments)
+    assert code == 2 and "Traceback" not in said and len(said.splitlines()) == 1, said
+    return said
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_help_and_manual(name: str, capsys: pytest.CaptureFixture[str]):
+    (short,) = [shown.help for shown in TABLE._choices_actions if shown.dest == name]
+    assert short, f"say in the table what {name} does"
+    code, said = stopped(capsys, name, "--help")
+    assert code == 0 and "Traceback" not in said
+    for action in PARSERS[name]._actions:
+        if action.option_strings:
+            assert action.help and action.option_strings[-1] in said, f"say what {name} {action.option_strings} does"
+    manual = (ROOT / "README.md").read_text("utf8") + (ROOT / "configs" / "README.md").read_text("utf8")
+    assert re.search(rf"dpo-jax {name}\b", manual), f"show `dpo-jax {name}` in configs/README.md"
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_mistakes(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    call = [name, *ACTIONS.get(name, [])]
+    Path("e.yaml").write_text("workdir: run\nmodel: {weights: w}\ndata: {train: [{path: x}]}\nloss: {name: dpo}\n")
+    file = [] if name in NO_CONFIG else ["e.yaml"]
+    assert "no-such-flag" in refused(capsys, *call, *file, "--no-such-flag", "1")
+    if name not in NO_CONFIG:
+        assert "missing.yaml: there is no such" in refused(capsys, *call, "missing.yaml")
+        assert "CONFIG" in refused(capsys, *call)
+    assert [path.name for path in Path().iterdir()] == ["e.yaml"]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_takes_its_flags(name: str):
+    stage = STAGES[name]
+    flags = {flag.replace("-", "_"): None for flag in (*stage.flags, *stage.lists, *stage.switches)}
+    inspect.signature(stage.run).bind("setup", **flags)
+    if name in PICTURE_STAGES:
+        inspect.signature(PICTURE_STAGES[name]).bind("setup", **flags)
+
+
+@pytest.mark.parametrize("name", {**STAGES, **PICTURE_STAGES})
+def test_pictures(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    call = [name, str(ROOT / "configs/image_brighter.yaml"), "--workdir", str(tmp_path / "run")]
+    assert name in STAGES, f"{name} of PICTURE_STAGES needs its help and flags: add it to STAGES"
+    if name in PICTURE_STAGES:
+        assert "no-such-flag" in refused(capsys, *call, "--no-such-flag", "1")
+    else:
+        assert f"{name} is not for experiments on pictures" in refused(capsys, *call)
+    assert not list(tmp_path.iterdir())
