@@ -39,8 +39,6 @@ WINDOW = {"sliding_window": 6, "max_position_embeddings": 128}
 GEMMA = {"num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 24, "rms_norm_eps": 1e-3, **WINDOW}
 GEMMA3 = {
     **GEMMA,
-    "attn_logit_softcapping": 2.0,
-    "final_logit_softcapping": 3.0,
     "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     "rope_parameters": {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1e2},
@@ -92,9 +90,10 @@ SAMPLES: dict[str, dict[str, Any]] = {
         "tie_word_embeddings": False,
         **_rope(3e2),
     },
-    "gemma3_text": GEMMA3,
+    "gemma3_text": {**GEMMA3, "final_logit_softcapping": 3.0, "tie_word_embeddings": False},
     "gemma3, with images": {
-        "text_config": {**SIZES, **GEMMA3, "attn_logit_softcapping": None, "final_logit_softcapping": None},
+        "text_config": {**SIZES, **GEMMA3, "tie_word_embeddings": False},
+        "tie_word_embeddings": False,
         "vision_config": SIGLIP,
         "mm_tokens_per_image": 4,
         "image_token_index": 349,

@@ -1,4 +1,4 @@
-"""Every judge of a configuration: opened, asked in both orders, on the right side, and an error with a name if it fails."""
+"""Every judge of a configuration: opened, asked in both orders, on the right side; where it fails, an error names it."""
 
 from __future__ import annotations
 

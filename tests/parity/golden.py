@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from tests.contracts.families import GOLDEN, SAMPLES, config_of, draw, ids, some, write_folder
+from tests.contracts.families import GOLDEN, SAMPLES, config_of, draw, ids, some
 from tests.parity.ours import their_logits
 from tests.tiny import make_hf_folder
 
@@ -29,18 +29,14 @@ def shapes(name: str, folder: Path) -> dict[str, list[int]]:
 
     AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(name))).save_pretrained(folder)
     found: dict[str, list[int]] = {}
-    with safe_open(folder / "model.safetensors", "np") as file:
-        for tensor in file.keys():
-            pattern, layers = re.subn(r"(?<=\.)\d+(?=\.)", "*", tensor)
-            before = found.get(pattern, [0])[0]
-            found[pattern] = [before + layers, *file.get_slice(tensor).get_shape()]
+    for tensor, array in load_file(folder / "model.safetensors").items():
+        pattern, layers = re.subn(r"(?<=\.)\d+(?=\.)", "*", tensor)
+        found[pattern] = [found.get(pattern, [0])[0] + layers, *array.shape]
     return dict(sorted(found.items()))
 
 
-def computed(name: str, folder: Path, held: dict[str, Any]) -> dict[str, Any]:
+def computed(name: str, folder: Path) -> dict[str, Any]:
     """What `families.json` should hold of a sample."""
-    from safetensors.numpy import save_file
-
     make_hf_folder(folder)
     (folder / "config.json").write_text(json.dumps(config_of(name)))
     found = shapes(name, folder / "random")
@@ -50,10 +46,8 @@ def computed(name: str, folder: Path, held: dict[str, Any]) -> dict[str, Any]:
 
 
 def write() -> None:
-    held = {}
-    for name in SAMPLES:
-        with tempfile.TemporaryDirectory() as folder:
-            held[name] = computed(name, Path(folder), held)
+    with tempfile.TemporaryDirectory() as folder:
+        held = {name: computed(name, Path(folder, name)) for name in SAMPLES}
     text = json.dumps(held, indent=1)
     text = re.sub(r"\[\s+([-\d.,\se]+?)\s+\]", lambda numbers: "[" + " ".join(numbers[1].split()) + "]", text)
     GOLDEN.write_text(text + "\n")
