@@ -1,4 +1,4 @@
-"""Every judge of a configuration: opened, asked in both orders, on the right side; where it fails, an error names it."""
+"""Every judge of a configuration: opened, asked in both orders, on the right side; if it fails, an error names it."""
 
 from __future__ import annotations
 

@@ -16,18 +16,19 @@ from dpo_jax.models.decoder import make_model
 from dpo_jax.models.lora import Lora, join
 from dpo_jax.types import Params
 from dpo_jax.weights.adapter import adapted_paths, export_adapter
+from tests.contracts.families import ids, write_folder
+from tests.parity.golden import their_model
 from tests.parity.ours import Ours, load, their_logits
-from tests.parity.test_families import ROWS, random_ids, random_model, their_gradients
-from tests.tiny import make_hf_folder
+from tests.parity.test_families import ROWS, their_gradients
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-CASES: dict[str, tuple[str, list[str], dict[str, Any]]] = {
-    "llama, every map": ("llama", ["all-linear"], {"num_key_value_heads": 2}),
-    "qwen2, two names": ("qwen2", ["q_proj", "down_proj"], {"num_key_value_heads": 2, "tie_word_embeddings": True}),
-    "gemma3_text, attention": ("gemma3_text", ["*.self_attn.*"], {"num_key_value_heads": 2, "head_dim": 16}),
-    "gpt2, one of two of a name": ("gpt2", ["attn.c_proj", "c_attn"], {"n_positions": 80}),
-    "gpt2, every map": ("gpt2", ["all-linear"], {"n_positions": 80}),
+CASES = {
+    "llama, every map": ("llama, one key head, wide heads", ["all-linear"]),
+    "qwen2, two names": ("qwen2", ["q_proj", "down_proj"]),
+    "gemma3_text, attention": ("gemma3_text", ["*.self_attn.*"]),
+    "gpt2, one of two of a name": ("gpt2", ["attn.c_proj", "c_attn"]),
+    "gpt2, every map": ("gpt2, untied, inner width", ["all-linear"]),
 }
 
 
@@ -36,12 +37,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """PEFT's model made from our exported adapter, our base, and the adapter."""
     from peft import PeftModel
 
-    family, targets, shape = CASES[request.param]
+    sample, targets = CASES[request.param]
     folder = tmp_path_factory.mktemp("lora")
-    make_hf_folder(folder / "base")
-    base = random_model(family, **shape)
-    base.save_pretrained(folder / "base")
-    ours = load(folder / "base")
+    base, ours = their_model(write_folder(sample, folder / "base")), load(folder / "base")
     lora = Lora(rank=3, alpha=7.0, dropout=0.1, paths=adapted_paths(ours.rules, targets))
     model = make_model(ours.model.spec, lora=lora)
     leaves, tree = jax.tree.flatten(jax.jit(model.init_adapter)(jax.random.key(0)))
@@ -61,7 +59,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_logits(pair: tuple[Any, Ours, Params]):
     theirs, ours, adapter = pair
-    ids_RT = random_ids(3, 70)
+    ids_RT = ids(3, 70)
     expected_RTV = their_logits(theirs, ids_RT)
     with_adapter = ours._replace(params=join(ours.params, adapter))
     np.testing.assert_allclose(with_adapter.logits(ids_RT), expected_RTV, rtol=0, atol=2e-4)

@@ -16,23 +16,11 @@ from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.types import PairBatch, Params, TokenRow
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
-from dpo_jax.weights.reward import describe_reward, export_reward, load_reward
+from dpo_jax.weights.reward import _CLASSES, describe_reward, export_reward, load_reward
+from tests.contracts.families import FIRST, write_folder
 from tests.parity.ours import load
-from tests.parity.test_families import CASES, random_model
-from tests.tiny import make_hf_folder
 
 EOS = 2  # and the padding of the tokenizer
-FAMILIES = (
-    "llama, tied, grouped",
-    "llama, untied, one key head, wide heads",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3_text",
-    "gpt2",
-    "gpt2, untied, inner width",
-)
 
 
 def ids(*tokens: int) -> np.ndarray:
@@ -55,14 +43,12 @@ class Pair(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=[name for name in FIRST if name.split(",")[0] in _CLASSES])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     from transformers import AutoModelForSequenceClassification
 
     folder = tmp_path_factory.mktemp("reward")
-    make_hf_folder(folder / "base")  # for its tokenizer
-    random_model(request.param.split(",")[0], **CASES[request.param]).save_pretrained(folder / "base")
-    base = load(folder / "base")
+    base = load(write_folder(request.param, folder / "base"))
     model = make_reward_model(base.model.spec)
     params = {**trunk_of(base.params), **model.init_head(jax.random.key(0))}
     assert export_reward(folder / "reward", params, model, base.source, ends={EOS})
