@@ -21,7 +21,7 @@ from tests.faults.within import within
 from tests.tiny import make_hf_folder
 
 Change = Callable[[Path], Any]
-FAULT, REFUSED = "malformed weights", "refused by name before allocation, within 30 MB"
+REFUSED = "refused by name before allocation, within 30 MB"
 FOUND = "NaN and Inf named with their tensor, on a mesh of eight"
 
 

@@ -26,7 +26,8 @@ from dpo_jax.weights.opening import open_weights
 from tests.faults.within import within
 from tests.tiny import make_hf_folder
 
-FAULT, HELD = "attacks", "refused in one sentence, within 10 s and 100 MB; nothing ran"
+pytestmark = pytest.mark.fault("attacks")
+HELD = "refused in one sentence, within 10 s and 100 MB; nothing ran"
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +88,7 @@ def test_a_chat_template_without_end(name: str, tokenizer: Any, monkeypatch, hel
         render(tokenizer, ENDLESS[name])
     assert not isinstance(stop.value, BadRow), "each of a million rows would take as long"
     assert limits == (resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM))
-    held(FAULT, 1, "templates without end are stopped by their bounds")
+    held(1, "templates without end are stopped by their bounds")
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["config", "tokenizer"])
@@ -100,7 +101,7 @@ def test_a_chat_template(name: str, own: bool, tokenizer: Any, tmp_path: Path, m
     assert any(words in str(stop.value) for words in ("chat template", "no token of the prompt")), stop.value
     assert len(str(stop.value)) < 900
     assert not list(tmp_path.iterdir())
-    held(FAULT, 1, HELD)
+    held(1, HELD)
 
 
 LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 30))
@@ -126,7 +127,7 @@ def test_a_configuration(name: str, tmp_path: Path, monkeypatch, held):
         load("e.yaml")
     assert words in str(stop.value) and "e.yaml" in str(stop.value), stop.value
     assert not Path("ran").exists()
-    held(FAULT, 1, HELD)
+    held(1, HELD)
 
 
 def png(width: int, height: int) -> bytes:
@@ -154,4 +155,4 @@ def test_a_picture_that_claims_much(name: str, held):
     data = {"png": lambda: png(60_000, 60_000), "gif": gif}[name]()
     with within(10, 100), pytest.raises(Undecodable, match="pixels"):
         (picture if name == "png" else lambda data: clip(data, frames=4))(data)
-    held(FAULT, 1, HELD)
+    held(1, HELD)

@@ -19,32 +19,15 @@ from dpo_jax.reference.store import Store
 from dpo_jax.stages.verify import examine
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.weights.folder import open_folder
-from tests.faults import tiny_run
 
-TRAIN = {"steps": 6, "save_every": 2, "keep": 2}
 GARBAGE = (b"", b"{", b"\xff\xfe{}", b"\x00" * 64, b"[" * 100_000, b"null", b"[]", b'{"record": 1}')
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that is trained and exported, its store elsewhere."""
-    folder = tiny_run.make_experiment(tmp_path_factory.mktemp("damage"), train=TRAIN, rows=16)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for command in ("train", "export"):
-            cli.main([command, "e.yaml"])
-    shutil.copytree(folder / "runs/demo/checkpoints", folder / "runs/demo/sft/checkpoints")  # as fine-tuning leaves it
-    return folder
-
-
 @pytest.fixture
-def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it to be damaged; the current folder is where it is."""
-    for name in ("model", "runs", "pairs.jsonl", "eval.jsonl", "e.yaml"):
-        path = made / name
-        shutil.copytree(path, tmp_path / name) if path.is_dir() else shutil.copy(path, tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    return Path("runs/demo")
+def run(run: Path) -> Path:
+    """A copy of a trained and exported run, its store elsewhere, to be damaged; as fine-tuning leaves it."""
+    shutil.copytree(run / "checkpoints", run / "sft/checkpoints")
+    return run
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -119,6 +102,7 @@ def test_a_whole_run_is_good(run: Path, capsys: pytest.CaptureFixture[str]):
         assert "good" in capsys.readouterr().out
 
 
+@pytest.mark.fault("a flipped byte in {what}")
 @pytest.mark.parametrize("what", ["a checkpoint", "the store", "exported safetensors", "other exported files"])
 def test_a_flipped_byte(run: Path, what: str, trials: Callable, held: Callable):
     chance, (files, read), count = random.Random(what), targets(run)[what], trials(12, 200)
@@ -137,7 +121,7 @@ def test_a_flipped_byte(run: Path, what: str, trials: Callable, held: Callable):
         path.write_bytes(data)
     assert not bad(run)
     readers = "" if what == "other exported files" else " and by what reads it"
-    held(f"a flipped byte in {what}", count, f"seen by `verify`{readers}")
+    held(count, f"seen by `verify`{readers}")
 
 
 def truncated(path: Path, chance: random.Random) -> None:
@@ -154,6 +138,7 @@ def half_deleted(path: Path, chance: random.Random) -> None:
         each.unlink()
 
 
+@pytest.mark.fault("truncated, missing, half-deleted files")
 @pytest.mark.parametrize("harm", [truncated, missing, half_deleted])
 @pytest.mark.parametrize("what", ["a checkpoint", "the store", "exported safetensors"])
 def test_files_that_are_cut_or_gone(run: Path, tmp_path: Path, what: str, harm: Callable, trials: Callable, held):
@@ -172,28 +157,28 @@ def test_files_that_are_cut_or_gone(run: Path, tmp_path: Path, what: str, harm: 
                 read(path)
         shutil.rmtree("runs")
         kept.rename("runs")
-    held("truncated, missing, half-deleted files", count, "seen by `verify` and by what reads them")
+    held(count, "seen by `verify` and by what reads them")
 
 
-@pytest.mark.parametrize("damage", ["array", "cut seal"])
-def test_training_refuses_the_newest_and_the_hint_works(run: Path, capsys, damage: str, held: Callable):
-    step = run / "checkpoints/6"
-    path = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
-    path = path if damage == "array" else step.with_name("6.json")
-    data = path.read_bytes()
-    path.write_bytes(data[:70] if damage == "cut seal" else data[:-70] + b"#" + data[-69:])
-    more = ("train", "e.yaml", "--train.steps", "8")
-    hint = "Delete 6 and 6.json to go on from step 4"
-    assert hint in refused(capsys, *more)
-    assert hint in refused(capsys, "verify", str(run))
+@pytest.mark.fault("the newest checkpoint is damaged")
+def test_training_refuses_the_newest_and_the_hint_works(run: Path, capsys, held: Callable):
+    step, seal = run / "checkpoints/6", run / "checkpoints/6.json"
+    array = max((p for p in step.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    more, hint = ("train", "e.yaml", "--train.steps", "8"), "Delete 6 and 6.json to go on from step 4"
+    for path, cut in ((array, lambda data: data[:-70] + b"#" + data[-69:]), (seal, lambda data: data[:70])):
+        data = path.read_bytes()
+        path.write_bytes(cut(data))
+        assert hint in refused(capsys, *more) and hint in refused(capsys, "verify", str(run))
+        path.write_bytes(data)
     shutil.rmtree(step)
-    step.with_name("6.json").unlink()
+    seal.unlink()
     cli.main(more)
     assert "resumes at step 4 of 8" in capsys.readouterr().err
     cli.main(["verify", str(run)])
-    held("the newest checkpoint is damaged", 1, "training names the step before, and goes on from it")
+    held(2, "training names the step before, and goes on from it")
 
 
+@pytest.mark.fault("stale partial files, Orbax's leftovers")
 def test_what_killed_processes_leave_behind_harms_nobody(run: Path, capsys, held: Callable):
     left = [run / ".metrics.jsonl.123.partial", run / ".shared-77", stores()[0] / ".manifest.json.9.partial"]
     for path in left:
@@ -213,9 +198,10 @@ def test_what_killed_processes_leave_behind_harms_nobody(run: Path, capsys, held
     cli.main(["train", "e.yaml", "--train.steps", "8"])
     cli.main(["export", "e.yaml"])
     assert "resumes at step 6 of 8" in capsys.readouterr().err
-    held("stale partial files, Orbax's leftovers", len(left) + len(folders), "named, harmless, training goes on")
+    held(len(left) + len(folders), "named, harmless, training goes on")
 
 
+@pytest.mark.fault("garbage in seal, manifest, config.yaml, history and metrics")
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "history.json", "checkpoints/6.json", "manifest"])
 def test_garbage_is_a_clear_error(run: Path, capsys, name: str, trials: Callable, held: Callable):
     path = stores()[0] / "manifest.json" if name == "manifest" else run / name
@@ -228,7 +214,7 @@ def test_garbage_is_a_clear_error(run: Path, capsys, name: str, trials: Callable
         assert path.name in refused(capsys, "verify", str(run))
         assert str(path) in refused(capsys, command, "e.yaml", "--train.steps", "8")
     path.write_bytes(data)
-    held("garbage in seal, manifest, config.yaml, history and metrics", len(tried), "a clear error")
+    held(len(tried), "a clear error")
 
 
 def test_verify_needs_no_jax_and_starts_at_once(run: Path):

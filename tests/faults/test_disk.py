@@ -19,8 +19,7 @@ pytestmark = pytest.mark.slow("starts processes, each of which imports and compi
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, trials: Callable) -> Path:
-    trials(0, 1)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tiny_run.make_experiment(tmp_path_factory.mktemp("disk"), train=TRAIN)
     assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
     return folder
@@ -48,9 +47,10 @@ def fill(disk: Path, *, spare: int) -> None:
     (disk / "ballast").write_bytes(b"x" * max(0, free.f_bavail * free.f_frsize - spare * 1024))
 
 
+@pytest.mark.fault("the disk fills up while it trains")
 def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable, trials: Callable, held: Callable):
     disk = small_disk(20_000)
-    count = trials(0, 10)
+    count = trials(1, 10)
     for number in range(count):
         workdir = disk / str(number)
         assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]
@@ -65,11 +65,10 @@ def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable
         (disk / "ballast").unlink()
         assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "40")) == [0]
         assert f"resumes at step {steps[-1]}" in said(folder)
-    held(
-        "the disk fills up while it trains", count, "said at once; the steps before are whole, and it goes on from them"
-    )
+    held(count, "said at once; the steps before are whole, and it goes on from them")
 
 
+@pytest.mark.fault("a read-only disk")
 def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held: Callable):
     disk = small_disk(20_000)
     workdir = disk / "run"
@@ -80,4 +79,4 @@ def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held:
         (code,) = finish(start(folder, command, "e.yaml", "--workdir", str(workdir), *held_out))
         assert code in (1, 2) and "Read-only file system" in said(folder), (command, said(folder)[-3000:])
         assert "Traceback" not in said(folder)
-    held("a read-only disk", 4, "train, evaluate, export and report say so")
+    held(4, "train, evaluate, export and report say so")

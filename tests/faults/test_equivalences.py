@@ -71,22 +71,25 @@ def assert_near(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> st
     return f"loss within {worst['loss']:.0e}, gradient norm within {worst['grad_norm']:.0e}"
 
 
+@pytest.mark.fault("50 steps: {how}")
 @pytest.mark.parametrize("how", SAME)
 def test_the_same_losses(how: str, folder: Path, plain: list, held: Callable):
-    held(f"50 steps: {how}", 1, assert_near(trained(folder, how, SAME[how]), plain))
+    held(1, assert_near(trained(folder, how, SAME[how]), plain))
 
 
+@pytest.mark.fault("50 steps: 8 devices against 1")
 @pytest.mark.parametrize(
     "mesh", [["--mesh.fsdp", "8"], ["--mesh.data", "2", "--mesh.fsdp", "2", "--mesh.tensor", "2"]], ids=str
 )
 def test_the_same_losses_on_eight_devices(mesh: list[str], folder: Path, plain: list, held: Callable):
     name = "eight " + "_".join(word.removeprefix("--mesh.") for word in mesh)
-    held("50 steps: 8 devices against 1", 1, assert_near(trained(folder, name, mesh, devices=8), plain))
+    held(1, assert_near(trained(folder, name, mesh, devices=8), plain))
 
 
+@pytest.mark.fault("the same seed with other logging, checkpoints, evaluation; twice")
 @pytest.mark.parametrize("what", BITS)
 def test_to_every_bit(what: str, folder: Path, plain: list, held: Callable):
     rows = {row["step"]: row for row in trained(folder, f"bits {what}", BITS[what])}
     same = [{name: rows[row["step"]].get(name) for name in row} == row for row in plain if row["step"] in rows]
     assert all(same) and len(same) >= 7
-    held("the same seed with other logging, checkpoints, evaluation; twice", 1, "losses and metrics bit-identical")
+    held(1, "losses and metrics bit-identical")

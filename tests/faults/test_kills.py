@@ -27,7 +27,7 @@ def train(folder: Path, workdir: str) -> tuple[str, ...]:
 
 @pytest.fixture(scope="module")
 def steps(trials: Callable) -> dict[str, int]:
-    return TRAIN | {"steps": trials(30, 300)}
+    return TRAIN | {"steps": trials(24, 300)}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +47,7 @@ def folder_of_two(tmp_path_factory: pytest.TempPathFactory, steps: dict[str, int
     return folder
 
 
+@pytest.mark.fault("kill -9 while training")
 @pytest.mark.parametrize("chain", range(CHAINS))
 def test_training_killed_again_and_again(chain: int, folder: Path, trials: Callable, held: Callable):
     kills = trials(1 * (chain == 0), 10)
@@ -63,14 +64,15 @@ def test_training_killed_again_and_again(chain: int, folder: Path, trials: Calla
         tiny_run.assert_listed_steps_are_whole(workdir)
     assert finish(start(folder, *train(folder, f"runs/chain_{chain}"))) == [0], said(folder)
     tiny_run.assert_same_end(workdir, folder / "runs/whole")
-    held(
-        "kill -9 while training", killed, "resumed; parameters, optimizer and metrics bit-identical to the unbroken run"
-    )
+    held(killed, "resumed; parameters, optimizer and metrics bit-identical to the unbroken run")
 
 
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_saves_and_leaves(count: int, request: pytest.FixtureRequest, trials: Callable, held: Callable):
-    told = trials(0, 10)
+@pytest.mark.fault("SIGTERM, {processes}")
+@pytest.mark.parametrize(("count", "processes"), [(1, "one process"), (2, "two processes")])
+def test_sigterm_saves_and_leaves(
+    count: int, processes: str, request: pytest.FixtureRequest, trials: Callable, held: Callable
+):
+    told = trials(1 * (count == 1), 10)
     here = request.getfixturevalue({1: "folder", 2: "folder_of_two"}[count])
     workdir, dice, slowest = here / f"runs/told_{count}", random.Random(count), 0.0
     for number in range(told):
@@ -86,5 +88,4 @@ def test_sigterm_saves_and_leaves(count: int, request: pytest.FixtureRequest, tr
     assert slowest < TERM_SECONDS
     assert finish(start(here, *train(here, f"runs/told_{count}"), count=count)) == [0] * count, said(here)
     tiny_run.assert_same_end(workdir, here / "runs/whole")
-    what = f"saved, exit code {EXIT_CODE}, at most {slowest:.1f} s; the end bit-identical"
-    held(f"SIGTERM, {'one process' if count == 1 else 'two processes'}", told, what)
+    held(told, f"saved, exit code {EXIT_CODE}, at most {slowest:.1f} s; the end bit-identical")

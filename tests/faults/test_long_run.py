@@ -18,6 +18,7 @@ BYTES_PER_CHECKPOINT = 2**19  # Orbax keeps some 200 KiB of each
 pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
+@pytest.mark.fault("a run of 10,000 steps")
 @pytest.mark.parametrize("save_every", [200, 100_000])
 def test_nothing_grows(save_every: int, tmp_path: Path, trials: Callable, held: Callable):
     steps = trials(0, 10_000)
@@ -37,4 +38,4 @@ def test_nothing_grows(save_every: int, tmp_path: Path, trials: Callable, held: 
     saves = f"a checkpoint every {save_every} steps" if save_every < steps else "no checkpoints"
     size = f"memory {slope:+.0f} bytes a step (of {found[-1]['kib'] / 1024:.0f} MiB)"
     what = f"{saves}: {size}, files and threads flat, no compile"
-    held(f"a run of {steps:,} steps", 1, what)
+    held(1, what)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,14 @@ from dpo_jax.training import step as step_module
 from dpo_jax.types import HostBatch
 from tests.faults import tiny_run
 
+OPTIONS = ("--train.steps", "12", "--train.log_every", "5", "--train.keep", "9")
 BAD = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
-REST = [
-    ("gradient", "infinity"),
-    ("batch", "infinity"),
-    ("batch", "minus infinity"),
-    ("gradient", "nan"),
-    ("gradient", "minus infinity"),
-]
 
 
 @pytest.fixture
-def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    train = {"steps": 12, "save_every": 2, "log_every": 5, "keep": 9}
-    monkeypatch.chdir(tiny_run.make_experiment(tmp_path, train=train))
-    return tmp_path
+def scored(run: Path) -> None:
+    """The current folder has an experiment and its store, and nothing is trained."""
+    shutil.rmtree(run)
 
 
 def poison_batches(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: float) -> list[tuple[str, ...]]:
@@ -69,7 +63,7 @@ def poison_gradients(monkeypatch: pytest.MonkeyPatch, steps: set[int], value: fl
 
 def train(*arguments: str) -> int:
     try:
-        cli.main(["train", "e.yaml", *arguments])
+        cli.main(["train", "e.yaml", *OPTIONS, *arguments])
     except SystemExit as left:
         return int(left.code or 0)
     return 0
@@ -79,25 +73,24 @@ def rows(workdir: str) -> list[dict[str, float]]:
     return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize(("where", "value"), [("batch", "nan"), *REST])
+@pytest.mark.fault("NaN or infinity in a batch or in gradients")
+@pytest.mark.parametrize("where", ["batch", "gradient"])
+@pytest.mark.parametrize("value", BAD)
 def test_a_step_is_skipped_and_counted(
-    where: str,
-    value: str,
-    experiment: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: Any,
-    trials: Callable,
-    held: Callable,
+    where: str, value: str, scored: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, trials: Callable, held: Callable
 ):
-    trials((where, value) not in REST, 1)
-    steps = {2, 3, 7}
+    trials(0, 1)
     poison = {"batch": poison_batches, "gradient": poison_gradients}[where]
-    poison(monkeypatch, steps, BAD[value])
-    assert train() == 0
+    poison(monkeypatch, {2, 3, 7}, BAD[value])
+    assert train("--train.steps", "10") == 0
+    assert_skipped(capsys.readouterr().err, {3: 1, 4: 2, 5: 2, 8: 3, 10: 3})
+    held(1, "skipped, counted, parameters untouched; logged as it is")
+
+
+def assert_skipped(said: str, counted: dict[int, int]) -> None:
+    """Steps 3, 4 and 8 were skipped; every fifth is logged, the last, and those that were skipped."""
     logged = {int(row["step"]): row for row in rows("runs/demo")}
-    assert sorted(logged) == [3, 4, 5, 8, 10, 12]  # every fifth, the last, and those that were skipped
-    assert [logged[number]["skipped_steps"] for number in sorted(logged)] == [1, 2, 2, 3, 3, 3]
-    said = capsys.readouterr().err
+    assert {number: row["skipped_steps"] for number, row in logged.items()} == counted
     for number in (3, 4, 8):
         assert not np.isfinite(logged[number]["loss"] + logged[number]["grad_norm"])
         assert f"step {number} is skipped" in said
@@ -105,24 +98,26 @@ def test_a_step_is_skipped_and_counted(
     assert all(np.array_equal(states[2][name], states[4][name]) for name in states[2])  # steps 3 and 4
     assert not all(np.array_equal(states[4][name], states[6][name]) for name in states[2])
     assert all(np.isfinite(array).all() for array in states[8].values())
-    held("NaN or infinity in a batch or in gradients", 1, "skipped, counted, parameters untouched; logged as it is")
 
 
+@pytest.mark.fault("NaN steps in a row")
 def test_after_some_in_a_row_it_stops_with_the_rows(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+    scored: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
 ):
-    seen = poison_batches(monkeypatch, {3, 5, 6, 7, 8}, np.nan)
+    seen = poison_batches(monkeypatch, {2, 3, 7, 8, 9, 10}, np.nan)
     assert train() == 2
     said = capsys.readouterr().err
-    assert "steps 6 to 8 were skipped" in said and "Traceback" not in said  # the fourth would be one too many
-    assert all(row_id in said for row_id in seen[7])  # type: ignore[index]
-    assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 6
-    assert train("--train.skips_allowed", "4") == 0 and rows("runs/demo")[-1]["skipped_steps"] == 5
-    held("NaN steps in a row", 1, "stops after train.skips_allowed with the row ids; goes on if more are allowed")
+    assert "steps 8 to 10 were skipped" in said and "Traceback" not in said  # the fourth would be one too many
+    assert all(row_id in said for row_id in seen[9])  # type: ignore[index]
+    assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 8
+    assert_skipped(said, {3: 1, 4: 2, 5: 2, 8: 3, 9: 4, 10: 5})
+    assert train("--train.skips_allowed", "4") == 0 and rows("runs/demo")[-1]["skipped_steps"] == 6
+    held(1, "stops after train.skips_allowed with the row ids; goes on if more are allowed")
 
 
+@pytest.mark.fault("NaN in parameters")
 def test_parameters_that_are_not_finite_are_never_saved(
-    experiment: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
+    scored: None, monkeypatch: pytest.MonkeyPatch, capsys: Any, held: Callable
 ):
     inner = step_module.make_step
 
@@ -142,10 +137,10 @@ def test_parameters_that_are_not_finite_are_never_saved(
     said = capsys.readouterr().err
     assert re.search("step 6: parameters are NaN or infinite; this state is not saved", said)
     assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 4
-    held("NaN in parameters", 1, "never saved; the run stops")
+    held(1, "never saved; the run stops")
 
 
-def test_a_report_of_a_run_with_skipped_steps(trials: Callable, experiment: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_report_of_a_run_with_skipped_steps(trials: Callable, scored: None, monkeypatch: pytest.MonkeyPatch):
     trials(0, 1)
     poison_batches(monkeypatch, {0, 4}, np.nan)
     assert train("--train.log_every", "1") == 0

@@ -27,9 +27,10 @@ TELLS = {
 pytestmark = pytest.mark.slow("starts processes, each of which imports and compiles")
 
 
+@pytest.mark.fault("one of two processes {harm}")
 @pytest.mark.parametrize("harm", TELLS)
 def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Callable, held: Callable):
-    slowest, count = 0.0, trials(0, 5)
+    slowest, count = 0.0, trials(1 * (harm == "dies"), 5)
     folder = tiny_run.make_experiment(tmp_path)
     assert finish(start(folder, "reference", "e.yaml")) == [0], said(folder)
     for number in range(count):
@@ -63,9 +64,10 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
     assert finish(start(folder, "train", "e.yaml", "--workdir", "runs/0", "--train.steps", "20", count=2)) == [0, 0]
     sealed = "10" if harm == "hangs" else "5|10"  # where there was time to write the last
     assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(rf"resumes at step ({sealed}) ", said(folder))
-    held(f"one of two processes {harm}", count, f"both down in at most {slowest:.0f} s, with a message; goes on")
+    held(count, f"both down in at most {slowest:.0f} s, with a message; goes on")
 
 
+@pytest.mark.fault("NaN in the batch of one of two processes")
 def test_not_finite_in_one_process_is_skipped_by_both(tmp_path: Path, trials: Callable, held: Callable):
     trials(0, 1)
     folder, found = tiny_run.make_experiment(tmp_path), {}
@@ -79,4 +81,4 @@ def test_not_finite_in_one_process_is_skipped_by_both(tmp_path: Path, trials: Ca
     for name, array in found[1].items():
         assert np.isfinite(array).all()
         np.testing.assert_allclose(found[2][name], array, atol=1e-5)
-    held("NaN in the batch of one of two processes", 1, "both skip the step; the end is that of one process")
+    held(1, "both skip the step; the end is that of one process")

@@ -15,35 +15,15 @@ from safetensors.numpy import load_file, save_file
 
 from dpo_jax import cli
 from dpo_jax.reference import fingerprint
-from tests.stages.test_pipeline import write_rows
-from tests.tiny import make_hf_folder
 
-
-@pytest.fixture(scope="module")
-def scored(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model, rows, an experiment and its store."""
-    root = tmp_path_factory.mktemp("scored")
-    make_hf_folder(root / "model")
-    write_rows(root / "pairs.jsonl", 12)
-    config = {
-        "workdir": "run",
-        "model": {"weights": "model"},
-        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
-        "reference": {"store": "stores"},
-        "loss": {"name": "dpo"},
-        "train": {"batch_pairs": 4, "steps": 2},
-    }
-    (root / "e.yaml").write_text(yaml.safe_dump(config))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        cli.main(["reference", "e.yaml", "--jsonl", "scores.jsonl"])
-    shutil.rmtree(root / "run")
-    return root
+pytestmark = pytest.mark.fault("a store that does not match")
+REFUSED = "refused by the name of what differs; no step, no metrics"
 
 
 @pytest.fixture
-def folder(scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(shutil.copytree(scored, tmp_path / "copy"))
+def folder(run: Path) -> Path:
+    """The current folder, with a model, rows, an experiment and its store, and no run."""
+    shutil.rmtree(run)
     return Path()
 
 
@@ -112,13 +92,13 @@ def test_a_store_of_something_else(name: str, folder: Path, capsys: pytest.Captu
     if change:
         change(folder)
     refused(capsys, arguments, names)
-    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+    held(1, REFUSED)
 
 
 def test_a_store_of_another_scorer(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch, held):
     monkeypatch.setattr(fingerprint, "SCORER_VERSION", "0")
     refused(capsys, [], "scorer version")
-    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+    held(1, REFUSED)
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:
@@ -126,18 +106,17 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str
         cli.main(["train", "e.yaml", *arguments])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and f"  {names}: the store has" in said and "Traceback" not in said, said
-    assert not Path("run/metrics.jsonl").exists() and not Path("run/checkpoints").exists()
+    assert not Path("runs/demo/metrics.jsonl").exists() and not Path("runs/demo/checkpoints").exists()
 
 
 def test_a_store_of_the_base_is_that_of_an_adapter_on_it(trials, folder: Path, held):
     """The reference of an adapter is the base under it, whatever its rank: the same numbers, so the store is used."""
     trials(0, 1)
-    before = (folder / "stores").rglob("manifest.json")
-    held_before = [path.read_bytes() for path in before]
+    held_before = [path.read_bytes() for path in Path("runs/stores").rglob("manifest.json")]
     for rank in ("2", "4"):
-        cli.main(["train", "e.yaml", "--lora.rank", rank, "--workdir", f"run{rank}"])
-    assert [path.read_bytes() for path in (folder / "stores").rglob("manifest.json")] == held_before
-    held("a store that does not match", 1, "an adapter: the reference is its base, whose store is used as it is")
+        cli.main(["train", "e.yaml", "--lora.rank", rank, "--workdir", f"runs/{rank}"])
+    assert [path.read_bytes() for path in Path("runs/stores").rglob("manifest.json")] == held_before
+    held(1, "an adapter: the reference is its base, whose store is used as it is")
 
 
 def test_an_adapter_that_was_trained_first_is_another_reference(
@@ -145,28 +124,25 @@ def test_an_adapter_that_was_trained_first_is_another_reference(
 ):
     """Fine-tuning by an adapter, merged, is the reference: with another learning rate it is another one."""
     trials(0, 1)
-    (folder / "sft.yaml").write_text(
-        (folder / "e.yaml").read_text()
-        + yaml.safe_dump({"sft": {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 4, "steps": 1}}})
-    )
-    config = yaml.safe_load((folder / "sft.yaml").read_text())
-    config["sft"]["lora"] = {"rank": 2}
-    (folder / "sft.yaml").write_text(yaml.safe_dump(config))
-    (folder / "sft.jsonl").write_text('{"prompt": "the lamp ", "completion": "was warm"}\n' * 4)
+    sft = {"data": {"train": [{"path": "sft.jsonl"}]}, "train": {"batch_pairs": 8, "steps": 1}, "lora": {"rank": 2}}
+    (folder / "sft.yaml").write_text((folder / "e.yaml").read_text() + yaml.safe_dump({"sft": sft}))
+    (folder / "sft.jsonl").write_text('{"prompt": "the lamp ", "completion": "was warm"}\n' * 8)
     cli.main(["reference", "sft.yaml"])
-    shutil.rmtree("run")
+    shutil.rmtree("runs/demo")
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
         cli.main(["train", "sft.yaml", "--sft.optimizer.learning_rate", "0.01"])
     said = capsys.readouterr().err
-    assert stop.value.code == 2 and "  weights: the store has" in said and not Path("run/metrics.jsonl").exists(), said
-    held("a store that does not match", 1, "refused by the name of what differs; no step, no metrics")
+    assert (
+        stop.value.code == 2 and "  weights: the store has" in said and not Path("runs/demo/metrics.jsonl").exists()
+    ), said
+    held(1, REFUSED)
 
 
 def test_the_padding_side_of_a_tokenizer_changes_nothing(folder: Path, held):
     """Rows are put into batches by us, pads always last: what the tokenizer would do is not asked."""
     edited("tokenizer_config.json", lambda config: config.update(padding_side="left"))(folder)
-    cli.main(["reference", "e.yaml", "--reference.store", "other", "--jsonl", "again.jsonl"])
+    cli.main(["reference", "e.yaml", "--reference.store", "runs/other", "--jsonl", "again.jsonl"])
     assert Path("again.jsonl").read_bytes() == Path("scores.jsonl").read_bytes()
     cli.main(["train", "e.yaml"])
-    held("a store that does not match", 1, "padding side: the same scores bit by bit, and the store is used")
+    held(1, "padding side: the same scores bit by bit, and the store is used")

@@ -13,36 +13,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from tests.faults.damaged import (
-    FAULT,
-    FOUND,
-    REFUSED,
-    Change,
-    config,
-    content,
-    copy_of,
-    load,
-    place_nothing,
-    refused,
-    whole_folder,
-)
+from tests.faults.damaged import FOUND, REFUSED, Change, config, content, load, refused
 
+pytestmark = pytest.mark.fault("malformed weights")
 EMBEDDING, QUERY = "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path)
-
-
-@pytest.fixture
-def nothing_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    place_nothing(monkeypatch)
 
 
 def header(folder: Path, change: Callable[[dict[str, Any]], Any], *, data: bytes | None = None) -> None:
@@ -174,7 +148,7 @@ def test_safetensors(name: str, folder: Path, nothing_placed: None, held):
     change, words = SAFETENSORS[name]
     change(folder)
     assert str(folder) in refused(lambda: load(folder), words)
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -186,4 +160,4 @@ def test_values_that_are_not_finite(name: str, value: float, folder: Path, held)
 
     tensor(name, change)(folder)
     refused(lambda: load(folder), f"{name!r} holds NaN or Inf|{folder}")
-    held(FAULT, 1, FOUND)
+    held(1, FOUND)

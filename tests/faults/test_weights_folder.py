@@ -18,36 +18,11 @@ from dpo_jax.vision.diffuser import make_diffuser
 from dpo_jax.weights.dit import load_dit, open_dit
 from dpo_jax.weights.dit_config import dit_spec
 from dpo_jax.weights.opening import open_weights
-from tests.faults.damaged import (
-    FAULT,
-    REFUSED,
-    Change,
-    config,
-    content,
-    copy_of,
-    load,
-    place_nothing,
-    refused,
-    whole_folder,
-)
+from tests.faults.damaged import REFUSED, Change, config, content, load, refused
 
+pytestmark = pytest.mark.fault("malformed weights")
 EMBEDDING, QUERY = "model.embed_tokens.weight", "model.layers.1.self_attn.q_proj.weight"
 INDEX = "model.safetensors.index.json"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path)
-
-
-@pytest.fixture
-def nothing_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    place_nothing(monkeypatch)
 
 
 def sharded(folder: Path) -> dict[str, Any]:
@@ -111,7 +86,7 @@ def test_an_index(name: str, folder: Path, nothing_placed: None, held):
     change, words = INDICES[name]
     change(folder)
     refused(lambda: load(folder), words)
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)
 
 
 def test_the_hubs_cache_has_links_to_files_elsewhere(folder: Path):
@@ -175,7 +150,7 @@ def test_a_config(name: str, folder: Path, nothing_placed: None, held):
     change, words = CONFIGS[name]
     change(folder)
     assert "config.json" in refused(lambda: load(folder), words)
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)
 
 
 TOKENIZERS: dict[str, tuple[Change, str]] = {
@@ -203,7 +178,7 @@ def test_a_tokenizer(name: str, folder: Path, held):
     change(folder)
     refused(lambda: open_weights(str(folder)).tokenizer(), words)
     assert not (folder / "ran").exists()
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)
 
 
 DITS: dict[str, tuple[dict[str, Any], str]] = {
@@ -229,4 +204,4 @@ def test_a_diffusion_transformer(name: str, tmp_path: Path, nothing_placed: None
         return load_dit(source, make_diffuser(dit_spec(source)), make_mesh())
 
     assert "config.json" in refused(read, words)
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)

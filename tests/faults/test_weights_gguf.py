@@ -14,32 +14,10 @@ from gguf import GGUFReader
 from safetensors.numpy import load_file
 
 from dpo_jax.weights.gguf_tokenizer import make_tokenizer
-from tests.faults.damaged import (
-    FAULT,
-    FOUND,
-    REFUSED,
-    copy_of,
-    load,
-    place_nothing,
-    refused,
-    whole_folder,
-)
+from tests.faults.damaged import FOUND, REFUSED, load, refused
 from tests.weights.test_gguf import write_gguf
 
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole_folder(tmp_path_factory.mktemp("whole"))
-
-
-@pytest.fixture
-def folder(whole: Path, tmp_path: Path) -> Path:
-    return copy_of(whole, tmp_path)
-
-
-@pytest.fixture
-def nothing_placed(monkeypatch: pytest.MonkeyPatch) -> None:
-    place_nothing(monkeypatch)
+pytestmark = pytest.mark.fault("malformed weights")
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +102,7 @@ def test_gguf(name: str, gguf: bytes, tmp_path: Path, nothing_placed: None, held
     path = tmp_path / "tiny.gguf"
     path.write_bytes(change(gguf))
     assert str(path) in refused(lambda: load(path), words)
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)
 
 
 def test_gguf_with_nan(folder: Path, tmp_path: Path, held):
@@ -133,7 +111,7 @@ def test_gguf_with_nan(folder: Path, tmp_path: Path, held):
     path = tmp_path / "tiny.gguf"
     write_gguf(path, tensors)
     refused(lambda: load(path), f"{path}|'model.norm.weight' holds NaN or Inf")
-    held(FAULT, 1, FOUND)
+    held(1, FOUND)
 
 
 @pytest.mark.parametrize("change", [{"tokenizer.ggml.merges": ["x"]}, {"tokenizer.ggml.token_type": [1]}])
@@ -142,4 +120,4 @@ def test_the_tokenizer_of_a_gguf(change: dict[str, Any], gguf: bytes, tmp_path: 
     path.write_bytes(gguf)
     metadata = {name: field.contents() for name, field in GGUFReader(path).fields.items()}
     refused(lambda: make_tokenizer({**metadata, **change}, where=str(path)), f"{path}: its tokenizer cannot be made")
-    held(FAULT, 1, REFUSED)
+    held(1, REFUSED)

@@ -18,11 +18,19 @@ import yaml
 
 from dpo_jax.files import read_json
 from dpo_jax.training.checkpoint import Checkpoints
-from tests.stages.test_pipeline import write_rows
 from tests.tiny import make_hf_folder
 
 ROOT = Path(__file__).parents[2]
 CLI = "dpo_jax.cli"
+
+
+def write_rows(path: Path, count: int, *, seed: int = 0) -> None:
+    """Pairs whose rows are all of one length bucket."""
+    words = ("the", "lamp", "was", "warm", "and", "quiet", "film", "old", "jokes", "one", "clever", "ending")
+    draw = np.random.default_rng(seed)
+    texts = [[" ".join(draw.choice(words, size)) for size in draw.integers(3, 8, 3)] for _ in range(count)]
+    rows = [{"prompt": f"{a}\n", "chosen": f"good {b}", "rejected": f"bad {c}"} for a, b, c in texts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def make_experiment(folder: Path, *, rows: int = 40, **sections: Any) -> Path:
@@ -50,7 +58,9 @@ def start(
 ) -> list[subprocess.Popen[str]]:
     """Starts a command in so many processes, with so many devices together; they write to process_N.log."""
     own = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-    own["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices // count}"
+    device_flag = "--xla_force_host_platform_device_count="
+    others = [flag for flag in own["XLA_FLAGS"].split() if not flag.startswith(device_flag)]
+    own["XLA_FLAGS"] = " ".join([*others, f"{device_flag}{devices // count}"])
     if count > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
