@@ -114,11 +114,10 @@ def hf_config(spec: DecoderSpec) -> dict:
     }
 
 
-def random_tensors(spec: DecoderSpec, *, seed: int) -> dict[str, np.ndarray]:
-    """Random float32 tensors under their Hugging Face names, [out, in]; large enough that every one matters."""
-    draw = np.random.default_rng(seed).standard_normal
+def tensor_shapes(spec: DecoderSpec) -> dict[str, tuple[int, ...]]:
+    """The tensors of this decoder under their Hugging Face names, [out, in]."""
     queries, keys = spec.heads * spec.head_size, spec.kv_heads * spec.head_size
-    matrices = {
+    of_layer = {
         "self_attn.q_proj": (queries, spec.width),
         "self_attn.k_proj": (keys, spec.width),
         "self_attn.v_proj": (keys, spec.width),
@@ -126,14 +125,23 @@ def random_tensors(spec: DecoderSpec, *, seed: int) -> dict[str, np.ndarray]:
         "mlp.gate_proj": (spec.mlp_width, spec.width),
         "mlp.up_proj": (spec.mlp_width, spec.width),
         "mlp.down_proj": (spec.width, spec.mlp_width),
+        "input_layernorm": (spec.width,),
+        "post_attention_layernorm": (spec.width,),
     }
-    tensors = {"model.embed_tokens.weight": 0.3 * draw((spec.vocabulary, spec.width))}
+    whole = (spec.vocabulary, spec.width)
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": whole}
     for layer in range(spec.layers):
-        for name, shape in matrices.items():
-            tensors[f"model.layers.{layer}.{name}.weight"] = draw(shape) / shape[1] ** 0.5
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            tensors[f"model.layers.{layer}.{name}.weight"] = 1 + 0.1 * draw(spec.width)
-    tensors["model.norm.weight"] = 1 + 0.1 * draw(spec.width)
-    if not spec.tied:
-        tensors["lm_head.weight"] = 0.3 * draw((spec.vocabulary, spec.width))
+        shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in of_layer.items()}
+    return shapes | {"model.norm.weight": (spec.width,)} | ({} if spec.tied else {"lm_head.weight": whole})
+
+
+def random_tensors(spec: DecoderSpec, *, seed: int) -> dict[str, np.ndarray]:
+    """Random float32 tensors; large enough that every one matters."""
+    draw = np.random.default_rng(seed).standard_normal
+    tensors = {}
+    for name, shape in tensor_shapes(spec).items():
+        values = draw(shape)
+        tensors[name] = 1 + 0.1 * values if len(shape) == 1 else values / shape[1] ** 0.5
+        if shape == (spec.vocabulary, spec.width):
+            tensors[name] = 0.3 * values
     return {name: np.asarray(value, np.float32) for name, value in tensors.items()}

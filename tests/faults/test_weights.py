@@ -46,6 +46,11 @@ def longer(folder: Path) -> None:
         file.truncate(10 * 2**30 + 8)
 
 
+def longer_by(folder: Path, size: int) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(bytes(size))
+
+
 def entry(name: str = EMBEDDING, **fields: Any) -> Change:
     return lambda folder: header(folder, lambda held: held[name].update(fields))
 
@@ -99,6 +104,7 @@ SAFETENSORS: dict[str, tuple[Change, str]] = {
     "cut in the length": (cut(5), DAMAGED),
     "cut in the header": (cut(200), DAMAGED),
     "cut in the data": (cut(-400), DAMAGED),
+    "bytes behind the end": (lambda folder: longer_by(folder, 4), "truncated or damaged"),
     "a header of 10 GB": (claims(10 * 2**30), DAMAGED),
     "a header of 10 GB in a file as long": (longer, DAMAGED),
     "a header of 2^63 bytes": (claims(2**63), DAMAGED),

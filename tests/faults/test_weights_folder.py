@@ -106,6 +106,7 @@ def of_kind(kind: str, **fields: Any) -> Change:
 
 
 CONFIGS: dict[str, tuple[Change, str]] = {
+    "missing": (lambda folder: (folder / "config.json").unlink(), "config.json: missing"),
     "cut": (content("config.json", b'{"hidden_size": 3'), "not JSON"),
     "not UTF-8": (content("config.json", b'{"hidden_size": "\xff"}'), "not JSON"),
     "nested deeply": (content("config.json", b"[" * 500_000), "not JSON"),

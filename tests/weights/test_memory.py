@@ -17,11 +17,12 @@ import pytest
 
 from dpo_jax import mesh
 from dpo_jax.models.decoder import make_model
+from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.weights import memory
 from dpo_jax.weights.load import Loaded, load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
-from tests.tiny import make_hf_folder
+from tests.tiny import hf_config, make_hf_folder, tensor_shapes
 from tests.tiny_gpt2 import make_gpt2_folder
 
 CHILD = """
@@ -29,6 +30,7 @@ import json, sys, threading
 import jax
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
+from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
@@ -54,15 +56,17 @@ print(json.dumps({**told[0]._asdict(), "placed": placed, "seen": max(seen) - see
 """
 
 
-def write_hollow_folder(folder: Path, *, layers: int = 24, width: int = 512, mlp_width: int = 2048) -> int:
+def write_hollow_folder(folder: Path) -> int:
     """A model of zeros in bfloat16, in a file that takes no room on the disk; returns the bytes of its largest tensor.
 
     One stacked MLP matrix is larger in float32 than two of the file's tensors.
     """
-    make_hf_folder(folder, layers=layers, width=width, mlp_width=mlp_width, vocabulary=30 * 1024, tied=True)
-    source = open_weights(str(folder))
+    make_hf_folder(folder)
+    sizes = {"heads": 4, "kv_heads": 2, "head_size": 8, "norm_epsilon": 1e-5, "tied": True}
+    spec = DecoderSpec(layers=24, width=512, mlp_width=2048, vocabulary=30 * 1024, **sizes)
+    (folder / "config.json").write_text(json.dumps(hf_config(spec)))
     header, end = {}, 0
-    for name, shape in source.shapes.items():
+    for name, shape in tensor_shapes(spec).items():
         size = 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [end, end + size]}
         end += size
@@ -70,11 +74,11 @@ def write_hollow_folder(folder: Path, *, layers: int = 24, width: int = 512, mlp
     with open(folder / "model.safetensors", "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-    return max(2 * math.prod(shape) for shape in source.shapes.values())
+    return max(2 * math.prod(shape) for shape in tensor_shapes(spec).values())
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="only Linux tells what memory is in no file")
-@pytest.mark.parametrize("kind", ["folder", "gguf"])
+@pytest.mark.parametrize("kind", ["folder", pytest.param("gguf", marks=pytest.mark.slow("the quickstart's model"))])
 def test_no_more_than_two_of_the_largest_tensors_beside_what_is_placed(tmp_path: Path, kind: str):
     if kind == "folder":  # on eight devices
         where, largest, flags = str(tmp_path), write_hollow_folder(tmp_path), os.environ["XLA_FLAGS"]
@@ -106,8 +110,9 @@ def load(folder: Path, *, dtype=jnp.float32, **axes: int) -> list:
     return jax.tree.leaves(load_params(source, model, rules, mesh.make_mesh(**axes), dtypes=dtypes))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("axes", [{"data": 8, "fsdp": 1}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["whole", "split"])
+@pytest.mark.parametrize(
+    ("axes", "dtype"), [({"data": 8, "fsdp": 1}, jnp.bfloat16), ({"data": 2, "fsdp": 2, "tensor": 2}, jnp.float32)]
+)
 @pytest.mark.parametrize("make", [make_hf_folder, make_gpt2_folder])
 def test_block_by_block_it_is_the_same(tmp_path: Path, monkeypatch, make, axes: dict[str, int], dtype):
     """With blocks of less than a layer, of which the last lies over the one before it."""
