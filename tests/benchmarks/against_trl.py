@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from work import SHAPES, drawn_lengths, make_model, make_rows
+from work import SHAPES, drawn_lengths, keep, make_model, make_rows, parse
 
 HERE = Path(__file__).parent
 TRIES = 20
@@ -147,14 +147,8 @@ def show(title: str, found: list[dict[str, Any]]) -> None:
 
 def main() -> None:
     """Runs the cases that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default="fixed,hh,vocabulary,length")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--lengths", type=Path)
-    parser.add_argument("--python", default=str(HERE.parents[1] / ".venv-parity" / "bin" / "python"))
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    python = str(HERE.parents[1] / ".venv-parity" / "bin" / "python")
+    options = parse(__doc__, cases="fixed,hh,vocabulary,length", rounds=5, steps=4, lengths=None, python=python)
     if not Path(options.python).exists():
         raise SystemExit(f"no {options.python}; `bash launch/parity.sh --collect-only` makes .venv-parity")
     known, results = cases(options.lengths), {}
@@ -163,8 +157,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 results[title] = measure(case, Path(folder) / "work", options)
             show(title, results[title])
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    keep(options, results)
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def resident_bytes() -> int:
 def train_ours(work: dict[str, Any], workdir: Path) -> None:
     """`dpo-jax train`, with our defaults: the layout that shares prompts, the reference from the store."""
     import jax
-    import yaml
+    from work import write_config
 
     from dpo_jax import cli
     from dpo_jax.training import loop
@@ -87,20 +87,14 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
         return run(step, state, *arguments, **{**options, "after": after})
 
     loop.run = gated
-    config = {
-        "workdir": str(workdir),
-        "model": {"weights": work["model"], "dtype": work.get("dtype", "float32")},
-        "data": {
-            "train": [{"path": work["rows"]}],
-            "max_tokens": work["tokens"],
-            "max_prompt_tokens": work["tokens"] - 1,
-        },
-        "loss": {"name": "dpo"},
-        "train": {"batch_pairs": work["pairs"], "steps": 1_000_000, "log_every": 1000},
-        **work.get("settings", {}),
-    }
-    path = workdir.with_suffix(".yaml")
-    path.write_text(yaml.safe_dump(config))
+    path = write_config(
+        workdir.with_suffix(".yaml"),
+        work["model"],
+        work["rows"],
+        model={"dtype": work.get("dtype", "float32")},
+        data={"max_tokens": work["tokens"], "max_prompt_tokens": work["tokens"] - 1},
+        train={"batch_pairs": work["pairs"], "steps": 1_000_000, "log_every": 1000},
+    )
     cli.main(["train", str(path)])
 
 

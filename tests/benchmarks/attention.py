@@ -7,10 +7,7 @@ tokens at each length; the arms take turns.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
-import json
-import platform
 import time
 from collections.abc import Callable
 from statistics import median
@@ -19,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from work import keep, machine, parse
 
 from dpo_jax.models.attention import Seen, attend
 from dpo_jax.models.decoder import make_model
@@ -155,22 +153,16 @@ def measure(arms: dict[str, Arm], *, repeats: int) -> dict[str, dict[str, float]
 
 def main() -> None:
     """Prints a table, and writes JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    machine = f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {platform.python_version()}"
-    print(f"{machine}; median CPU-milliseconds (by the clock) of {arguments.repeats}, {TOKENS} tokens")
-    result: dict[str, Any] = {"machine": machine, "tokens": TOKENS, "lengths": {}}
+    options = parse(__doc__, repeats=5)
+    print(f"{machine()}; median CPU-milliseconds (by the clock) of {options.repeats}, {TOKENS} tokens")
+    result: dict[str, Any] = {"machine": machine(), "tokens": TOKENS, "lengths": {}}
     for length in LENGTHS:
         result["lengths"][length] = {}
         for what, arms in arms_of(length).items():
-            found = result["lengths"][length][what] = measure(arms, repeats=arguments.repeats)
+            found = result["lengths"][length][what] = measure(arms, repeats=options.repeats)
             times = "  ".join(f"{arm} {each['cpu_ms']:7.0f} ({each['wall_ms']:.0f})" for arm, each in found.items())
             print(f"  T {length:5} {what:10} {times}", flush=True)
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf8") as file:
-            json.dump(result, file, indent=1)
+    keep(options, result)
 
 
 if __name__ == "__main__":

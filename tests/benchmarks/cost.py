@@ -8,8 +8,6 @@ several pretend devices (fsdp) they are left out, as these share the cores. Time
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -22,8 +20,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 
 import jax
 import jax.numpy as jnp
-import yaml
-from work import SHAPES, make_model, make_rows
+from work import SHAPES, keep, make_model, make_rows, parse, write_config
 
 from dpo_jax.config import load
 from dpo_jax.models.costs import matmul_parameters, pair_flops
@@ -57,15 +54,8 @@ def cost_of(point: Point, folder: Path, repeats: int) -> dict[str, float]:
     model = make_model(folder / "model", shape, vocabulary=point.vocabulary)
     half = point.tokens // 2
     rows = make_rows(folder / "rows.jsonl", [(half, half, half)] * PAIRS, vocabulary=point.vocabulary)
-    path = folder / "config.yaml"
-    config = {
-        "workdir": str(folder / "run"),
-        "model": {"weights": str(model)},
-        "data": {"train": [{"path": str(rows)}], "max_tokens": point.tokens, "max_prompt_tokens": half},
-        "loss": {"name": "dpo"},
-        "train": {"batch_pairs": PAIRS, "steps": 100},
-    }
-    path.write_text(yaml.safe_dump(config))
+    limits = {"max_tokens": point.tokens, "max_prompt_tokens": half}
+    path = write_config(folder / "e.yaml", model, rows, data=limits, train={"batch_pairs": PAIRS, "steps": 100})
     machine = Machine("cpu", Chip("CPU", 2**40, 1e12), point.devices, tuple(jax.devices()[: point.devices]))
     planned = Planned(*load(str(path)), command="", machine=machine)
     with jax.set_mesh(planned.mesh):
@@ -98,11 +88,7 @@ def cpu_seconds(call: Call, repeats: int) -> float:
 
 def main() -> None:
     """Prints a table of Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--over", default=",".join(POINTS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse(__doc__, over=",".join(POINTS), repeats=5)
     results: dict[str, list[dict[str, Any]]] = {}
     print("| | state, MiB | beside it, MiB | GFLOP | CPU-seconds | CPU-s to the first | GFLOP to the first |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
@@ -121,8 +107,7 @@ def main() -> None:
                 f"| {found['flops'] / 1e9:.0f} | {' | '.join(times)} | {found['flops'] / first['flops']:.2f} |",
                 flush=True,
             )
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    keep(options, results)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ First, on the device: the loss of the first step is log 2, and a changed respons
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import math
@@ -23,9 +22,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import yaml
 from against_trl import Case, drawn_lengths, measure
-from work import SHAPES, make_model, make_rows
+from work import SHAPES, keep, make_model, make_rows, parse, write_config
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = 128_256
@@ -46,15 +44,8 @@ def check_device(python: str, shape: str, folder: Path) -> None:
     changed["chosen"] = " ".join(["w7" if word != "w7" else "w8" for word in words]) + " "
     other = folder / "other.jsonl"
     other.write_text("\n".join([*lines[:20], json.dumps(changed), *lines[21:]]) + "\n")
-    config = {
-        "workdir": str(folder / "run"),
-        "model": {"weights": str(folder / "model"), "dtype": "bfloat16"},
-        "data": {"train": [{"path": str(rows)}], "order": "sequential"},
-        "loss": {"name": "dpo"},
-        "train": {"batch_pairs": 8, "steps": 1},
-    }
-    path = folder / "check.yaml"
-    path.write_text(yaml.safe_dump(config))
+    settings = {"model": {"dtype": "bfloat16"}, "data": {"order": "sequential"}}
+    path = write_config(folder / "run.yaml", folder / "model", rows, **settings)
     found = []
     for source, name in ((rows, "before"), (other, "after")):
         scores = folder / f"{name}.jsonl"
@@ -110,15 +101,7 @@ def device_of(python: str) -> str:
 
 def main() -> None:
     """Checks the device and measures all shapes and lengths that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="1b,3b", help=f"of {', '.join(SHAPES)}")
-    parser.add_argument("--lengths", default="ultra,hh")
-    parser.add_argument("--pairs", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse(__doc__, shapes="1b,3b", lengths="ultra,hh", pairs=8, rounds=5, steps=4, python=sys.executable)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # both arms live on one device
     device = device_of(options.python)
     peak = next((value for name, value in PEAKS.items() if name in device), None)
@@ -139,8 +122,7 @@ def main() -> None:
                 title = f"{shape}, lengths of {name}, {options.pairs} pairs a step, {device}"
                 results[title] = found
                 show(title, found, peak)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
+    keep(options, results)
 
 
 if __name__ == "__main__":

@@ -8,13 +8,11 @@ train.micro_batch_pairs), and computes nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from work import keep, parse
 
 from dpo_jax.config import load
 from dpo_jax.data.batches import Batches
@@ -56,11 +54,8 @@ def measure(setup: Setup, layout: str) -> dict[str, Any]:
 
 def main() -> None:
     """Prints a line for each layout."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config")
-    parser.add_argument("--json", type=Path)
-    options, overrides = parser.parse_known_args()
-    setup = Setup(*load(options.config, overrides), command="layouts")
+    options = parse(__doc__, "config")
+    setup = Setup(*load(options.config, options.rest), command="layouts")
     found = [measure(setup, layout) for layout in LAYOUTS]
     print("layout    tokens/pair  of padded  padding  scored/pair  shapes  ms/batch")
     for each in found:
@@ -70,8 +65,7 @@ def main() -> None:
             f" {each['padding']:8.1%} {each['scored_per_pair']:12.0f} {each['shapes']:7}"
             f" {each['milliseconds_per_batch']:9.1f}"
         )
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+    keep(options, found)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,11 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from work import keep, parse
 
 from dpo_jax.logprobs import token_logps
 from dpo_jax.types import Unembedding
@@ -45,11 +43,7 @@ def temporary_bytes(function: Callable[..., jax.Array], tokens: int, width: int,
 
 def main() -> None:
     """Prints a table of Markdown."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=2048)
-    parser.add_argument("--width", type=int, default=1024)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse(__doc__, tokens=2048, width=1024)
     found = {
         function.__name__: [temporary_bytes(function, options.tokens, options.width, size) for size in VOCABULARIES]
         for function in (tiled, whole)
@@ -57,8 +51,7 @@ def main() -> None:
     print("| MiB | " + " | ".join(f"V = {size:,}" for size in VOCABULARIES) + " | growth |\n| --- | --- | --- | --- |")
     for name, sizes in found.items():
         print(f"| {name} | " + " | ".join(f"{size / 2**20:.0f}" for size in sizes) + f" | {sizes[1] / sizes[0]:.2f} |")
-    if options.json:
-        options.json.write_text(json.dumps(found, indent=2))
+    keep(options, found)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,6 @@ One compilation must do for ten betas of a loss, and all losses together are to 
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from work import keep, machine, parse
 
 from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, PairLogps
 from dpo_jax.losses.knobs import knobs
@@ -104,12 +102,8 @@ def compilations(loss: Loss, data: tuple) -> int:
 
 def main() -> None:
     """Prints a small table, and writes JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=100_000)
-    parser.add_argument("--json")
-    arguments = parser.parse_args()
-    result = measure(arguments.pairs)
-    result["machine"] = f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {platform.python_version()}"
+    options = parse(__doc__, pairs=100_000)
+    result = measure(options.pairs) | {"machine": machine()}
     print(f"{result['pairs']} pairs on {result['machine']}; milliseconds after compilation")
     for name, (value, both) in sorted(result["losses"].items(), key=lambda item: -item[1][0]):
         print(f"  {name:24}{1000 * value:8.2f}  with gradient {1000 * both:8.2f}")
@@ -117,9 +111,7 @@ def main() -> None:
         print(f"{name}: {result[name]:.3f} s")
     most = max(result["compilations for ten betas"].values())
     print(f"compilations for ten betas: {most} at most, over {len(result['compilations for ten betas'])} losses")
-    if arguments.json:
-        with open(arguments.json, "w", encoding="utf8") as file:
-            json.dump(result, file, indent=1)
+    keep(options, result)
 
 
 if __name__ == "__main__":

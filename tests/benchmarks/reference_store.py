@@ -8,8 +8,6 @@ beta and seed from the same store. Forwards are counted where the scorer calls t
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -17,8 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import yaml
-from work import drawn_lengths, make_model, make_rows
+from work import SHAPES, drawn_lengths, keep, make_model, make_rows, parse, write_config
 
 from dpo_jax import cli
 from dpo_jax.files import read_json
@@ -61,28 +58,15 @@ def store_rates(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Prints each figure."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse(__doc__, rows=512)
     calls, found = counted(), {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        config = {
-            "workdir": str(folder / "one"),
-            "model": {"weights": str(make_model(folder / "model", vocabulary=32_000))},
-            "data": {
-                "train": [
-                    {"path": str(make_rows(folder / "rows.jsonl", drawn_lengths(options.rows), vocabulary=32_000))}
-                ],
-            },
-            "reference": {"store": str(folder / "stores")},
-            "loss": {"name": "dpo"},
-            "train": {"batch_pairs": 8, "steps": 1},
-        }
-        (folder / "e.yaml").write_text(yaml.safe_dump(config))
+        model = make_model(folder / "model", SHAPES["small"], vocabulary=32_000)
+        rows = make_rows(folder / "rows.jsonl", drawn_lengths(options.rows), vocabulary=32_000)
+        config = str(write_config(folder / "e.yaml", model, rows))
         for run in ("first, compiling", "first, compiled"):
-            command = ["reference", str(folder / "e.yaml"), "--reference.store", str(folder / run)]
+            command = ["reference", config, "--reference.store", str(folder / run)]
             start = time.perf_counter()
             cli.main(command)
             found[f"seconds of the whole command, {run}"] = time.perf_counter() - start
@@ -93,13 +77,12 @@ def main() -> None:
         )
         assert len(read_json(store / "manifest.json")["shards"]) == 1
         changes = ["--loss.name", "ipo", "--loss.options.beta", "0.5", "--seed", "7", "--workdir", str(folder / "two")]
-        cli.main(["reference", str(folder / "e.yaml"), "--reference.store", str(folder / "first, compiled"), *changes])
+        cli.main(["reference", config, "--reference.store", str(folder / "first, compiled"), *changes])
         found["forwards for another loss, beta and seed"] = calls[0]
         found |= store_rates(folder / "many")
     for title, value in found.items():
         print(f"{title}: {value:,.3g}" if value < 100 else f"{title}: {value:,.0f}")
-    if options.json:
-        options.json.write_text(json.dumps(found | {"jax": jax.__version__}, indent=2))
+    keep(options, found | {"jax": jax.__version__})
 
 
 if __name__ == "__main__":

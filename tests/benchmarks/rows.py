@@ -9,8 +9,6 @@ at its height, in bytes a row; the disk of DIR must hold about 300 bytes a row.
 
 from __future__ import annotations
 
-import argparse
-import json
 import tempfile
 import threading
 import time
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from work import keep, parse
 
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.check import check_rows
@@ -67,11 +66,7 @@ class Height:
 
 def main() -> None:
     """Runs every part once."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--folder", type=Path)
-    parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    options = parse(__doc__, rows=10_000_000, folder=None)
     found: list[dict[str, Any]] = []
     rows: Any = None
     store: Any = None
@@ -120,8 +115,7 @@ def main() -> None:
                 f"{name:32} {seconds:7.0f} s   holds {held / 1e6:6.0f} MB, {held / options.rows:5.0f} a row   "
                 f"at its height {most / 1e6:6.0f} MB, {most / options.rows:5.0f} a row"
             )
-    if options.json:
-        options.json.write_text(json.dumps({"rows": options.rows, "parts": found}, indent=2))
+    keep(options, {"rows": options.rows, "parts": found})
 
 
 if __name__ == "__main__":

@@ -1,15 +1,59 @@
-"""What the arms of a benchmark train: a random Llama in a Hugging Face folder, and rows of given lengths."""
+"""What benchmarks share: a random Llama in a Hugging Face folder, rows of given lengths, options and results."""
 
 from __future__ import annotations
 
+import argparse
 import json
+import platform
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import yaml
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
+
+
+def parse(doc: str | None, *positional: str, **defaults: Any) -> argparse.Namespace:
+    """The command line: a flag for each default, of its type (None: a path), and --json FILE; the rest is `rest`."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in positional:
+        parser.add_argument(name)
+    for name, value in {**defaults, "json": None}.items():
+        parser.add_argument(f"--{name}", type=Path if value is None else type(value), default=value)
+    options, options.rest = parser.parse_known_args()
+    if options.rest and not positional:
+        parser.error(f"unrecognized arguments: {' '.join(options.rest)}")
+    return options
+
+
+def keep(options: argparse.Namespace, found: Any) -> None:
+    """Writes what was found where --json says."""
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2))
+
+
+def machine() -> str:
+    """Where it was measured."""
+    import jax
+
+    return f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {platform.python_version()}"
+
+
+def write_config(path: Path, model: Path | str, rows: Path | str, **sections: Any) -> Path:
+    """An experiment on these rows, which runs beside the file; `sections` join it."""
+    config = {
+        "workdir": str(path.with_suffix("")),
+        "model": {"weights": str(model)},
+        "data": {"train": [{"path": str(rows)}]},
+        "loss": {"name": "dpo"},
+        "train": {"batch_pairs": 8, "steps": 1},
+    }
+    for name, section in sections.items():
+        config[name] = {**config.get(name, {}), **section} if isinstance(section, dict) else section
+    path.write_text(yaml.safe_dump(config))
+    return path
 
 
 class Shape(NamedTuple):

@@ -69,10 +69,7 @@ INDICES: dict[str, tuple[Change, str]] = {
         f"a.safetensors|does not hold the tensors that {INDEX} says|model.extra",
     ),
     "a shard that is a pickle": (index(lambda folder, held: held.update({EMBEDDING: "x.bin"})), "x.bin"),
-    "a shard of a pipe": (
-        index(lambda folder, held: mkfifo(folder / "a.safetensors")),
-        "a.safetensors",
-    ),
+    "a shard of a pipe": (index(lambda folder, held: mkfifo(folder / "a.safetensors")), "a.safetensors"),
 }
 
 

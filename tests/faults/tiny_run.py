@@ -64,10 +64,7 @@ def start(
     if count > 1:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            own |= {
-                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}",
-                "JAX_NUM_PROCESSES": str(count),
-            }
+            own |= {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{free.getsockname()[1]}", "JAX_NUM_PROCESSES": str(count)}
     processes = []
     for number in range(count):
         joined = {"JAX_PROCESS_ID": str(number)} if count > 1 else {}
