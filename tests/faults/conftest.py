@@ -47,7 +47,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _fault(item: Any) -> str:
-    marker = item.get_closest_marker("fault")
+    """The row that a test fills, if it tells what held."""
+    marker = "held" in item.fixturenames and item.get_closest_marker("fault")
     return marker.args[0].format(**(item.callspec.params if "{" in marker.args[0] else {})) if marker else ""
 
 
@@ -67,7 +68,8 @@ def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 @pytest.fixture
 def held(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[[int, str], None]:
     """`held(count, what)`, called once the fault of this test was seen to do no more; that of several tests adds up."""
-    return lambda count, what: record_property("fault", (_fault(request.node), request.path.name, count, what))
+    assert (fault := _fault(request.node)), "mark the test with the row of the table that it fills, pytest.mark.fault"
+    return lambda count, what: record_property("fault", (fault, request.path.name, count, what))
 
 
 @pytest.fixture(scope="session")

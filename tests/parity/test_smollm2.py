@@ -32,18 +32,26 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Ours, Path]:
     return AutoModelForCausalLM.from_pretrained(folder).eval(), ours, folder
 
 
-def test_logits_and_token_log_probs(pair):
-    import torch
+@pytest.fixture(scope="module")
+def scored(pair) -> tuple[np.ndarray, np.ndarray]:
+    """Two texts, and our log-probs of their tokens."""
     from transformers import AutoTokenizer
 
-    theirs, ours, folder = pair
-    ids_RT = encode(AutoTokenizer.from_pretrained(folder), TEXTS, TOKENS)
+    ids_RT = encode(AutoTokenizer.from_pretrained(pair[2]), TEXTS, TOKENS)
+    return ids_RT, pair[1].token_logps(ids_RT)
+
+
+def test_logits_and_token_log_probs(pair, scored):
+    import torch
+
+    theirs, ours, _ = pair
+    ids_RT, logps_RT = scored
     expected_RTV = their_logits(theirs, ids_RT)
     assert expected_RTV.dtype == np.float32
     np.testing.assert_allclose(ours.logits(ids_RT), expected_RTV, rtol=0, atol=1e-3)
     log_probs_RTV = torch.tensor(expected_RTV).log_softmax(-1).numpy()
     expected_RT = np.take_along_axis(log_probs_RTV[:, :-1], ids_RT[:, 1:, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(ours.token_logps(ids_RT), expected_RT, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(logps_RT, expected_RT, rtol=0, atol=1e-3)
     assert expected_RT.mean() > -5  # it is a language model: a random one has -10.8 nats a token
 
 
@@ -68,16 +76,15 @@ def test_export_writes_like_the_model(pair):
     assert "Paris" in tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def test_transformers_reads_the_same_model_from_the_gguf_file(pair, tmp_path: Path):
+def test_transformers_reads_the_same_model_from_the_gguf_file(pair, scored, tmp_path: Path):
     """transformers has a GGUF reader of its own: the same token log-probs, within 1e-3 nats each."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    _, ours, folder = pair
     link = tmp_path / "model.gguf"
-    link.symlink_to(ours.source.where)
+    link.symlink_to(pair[1].source.where)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=link.name, dtype=torch.float32).eval()
-    ids_RT = encode(AutoTokenizer.from_pretrained(folder), TEXTS, TOKENS)
+    ids_RT, logps_RT = scored
     log_probs_RTV = torch.tensor(their_logits(theirs, ids_RT)).log_softmax(-1).numpy()
     expected_RT = np.take_along_axis(log_probs_RTV[:, :-1], ids_RT[:, 1:, None], axis=-1)[..., 0]
-    np.testing.assert_allclose(ours.token_logps(ids_RT), expected_RT, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(logps_RT, expected_RT, rtol=0, atol=1e-3)

@@ -84,7 +84,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def run_ours(case: Case, folder: Path, rows: Path, root: Path) -> Ours:
-    """The reference pass, the training and the export, each by its own command on one experiment file."""
+    """The reference pass, the training and the export, by their commands on one experiment file."""
     experiment = {
         "workdir": str(root / "run"),
         "seed": 0,
@@ -119,20 +119,20 @@ def run_ours(case: Case, folder: Path, rows: Path, root: Path) -> Ours:
     }
     config = root / "experiment.yaml"
     config.write_text(yaml.safe_dump(experiment), encoding="utf8")
-    dpo_jax("reference", config, "--jsonl", root / "reference.jsonl")
-    dpo_jax("train", config)
-    dpo_jax("export", config)
+    commands = [["reference", config, "--jsonl", root / "reference.jsonl"], ["train", config], ["export", config]]
+    run_commands([[str(word) for word in command] for command in commands])
     weights = read_weights(root / "run" / "export")
     return Ours(read_jsonl(root / "reference.jsonl"), read_jsonl(root / "run" / "metrics.jsonl"), weights)
 
 
-def dpo_jax(*arguments: str | Path) -> None:
-    """Runs one command as a user does: its own process, without the settings that tests make."""
-    ours = ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION")
-    environment = {name: value for name, value in os.environ.items() if name not in ours}
-    command = [sys.executable, "-m", "dpo_jax.cli", *map(str, arguments)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+def run_commands(commands: list[list[str]]) -> None:
+    """Runs them as a user does, on one device and without what tests forbid, in one process to start it once."""
+    flags = " ".join(flag for flag in os.environ["XLA_FLAGS"].split() if "device_count" not in flag)
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_NUMPY_RANK_PROMOTION"}
+    code = f"from dpo_jax import cli\nfor command in {commands!r}: cli.main(command)"
+    environment |= {"XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{commands}\n{done.stdout}\n{done.stderr}"
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
