@@ -68,7 +68,8 @@ def trials(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 @pytest.fixture
 def held(request: pytest.FixtureRequest, record_property: Callable[[str, object], None]) -> Callable[[int, str], None]:
     """`held(count, what)`, called once the fault of this test was seen to do no more; that of several tests adds up."""
-    assert (fault := _fault(request.node)), "mark the test with the row of the table that it fills, pytest.mark.fault"
+    fault = _fault(request.node)
+    assert fault, "mark the test with the row of the table that it fills, pytest.mark.fault"
     return lambda count, what: record_property("fault", (fault, request.path.name, count, what))
 
 

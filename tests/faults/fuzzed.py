@@ -52,20 +52,8 @@ _WORDS = [
     "e\u0301" * 99,
     "x" * 50_000,
 ]
-_WORDS += ["<|im_end|>", "<|im_start|>assistant\n", "{{ messages }}", "{% endfor %}", "\n\nHuman:"]
-_WORDS += [
-    "../../etc/passwd",
-    "prompt",
-    "role",
-    "content",
-    "assistant",
-    "system",
-    "tool",
-    "__class__",
-    "NaN",
-    "-1",
-    "1e999",
-]
+_WORDS += ["<|im_end|>", "<|im_start|>assistant\n", "{{ messages }}", "{% endfor %}", "\n\nHuman:", "../../etc/passwd"]
+_WORDS += ["prompt", "role", "content", "assistant", "system", "tool", "__class__", "NaN", "-1", "1e999"]
 _NUMBERS = [0, 1, -1, 2**63, 2**64, -(2**70), 10**400, 1e308, -1e308, 5e-324, float("nan"), float("inf")]
 _NESTED: Any = None
 for _ in range(300):

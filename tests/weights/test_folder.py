@@ -18,19 +18,6 @@ def folder(tmp_path: Path) -> Path:
     return make_hf_folder(tmp_path / "model")
 
 
-def split_in_two(folder: Path) -> dict[str, str]:
-    """Turns model.safetensors into two files and an index; returns the weight map."""
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    names = sorted(tensors)
-    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
-    for file, held in halves.items():
-        save_file({name: tensors[name] for name in held}, folder / file)
-    weight_map = {name: file for file, held in halves.items() for name in held}
-    write_json(folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map})
-    return weight_map
-
-
 def test_one_file_is_read_as_safetensors_reads_it(folder: Path):
     source, expected = open_weights(str(folder)), load_file(folder / "model.safetensors")
     assert source.shapes == {name: array.shape for name, array in expected.items()}
@@ -44,22 +31,6 @@ def test_tensors_are_mapped_not_copied(folder: Path):
     source = open_weights(str(folder))
     array = source.read("model.embed_tokens.weight")
     assert not array.flags.owndata and not array.flags.writeable
-
-
-def test_several_files_and_an_index(folder: Path):
-    expected = load_file(folder / "model.safetensors")
-    split_in_two(folder)
-    source = open_weights(str(folder))
-    assert source.shapes.keys() == expected.keys()
-    for name, array in expected.items():
-        np.testing.assert_array_equal(source.read(name), array, strict=True)
-
-
-def test_an_index_that_names_the_wrong_file(folder: Path):
-    weight_map = split_in_two(folder) | {"model.norm.weight": "a.safetensors", "lm_head.weight": "b.safetensors"}
-    write_json(folder / "model.safetensors.index.json", {"weight_map": weight_map})
-    with pytest.raises(UserError, match=r"does not hold the tensors that model.safetensors.index.json says"):
-        open_weights(str(folder))
 
 
 def test_bfloat16_keeps_its_bits(folder: Path):

@@ -51,18 +51,6 @@ def load(folder: Path, **axes: int):
     return source, rules, model, load_params(source, model, rules, make_mesh(**axes))
 
 
-def test_each_parameter_has_its_rows_of_the_tensor(tmp_path: Path):
-    source, _, _, params = load(make_phi3_folder(tmp_path))
-    qkv = source.read("model.layers.1.self_attn.qkv_proj.weight")
-    # Rows: 4 heads of 8 for the query, then 2 for the key, then 2 for the value; here head 1, element 3 of each.
-    attention, mlp = params["layers"]["attention"], params["layers"]["mlp"]
-    for name, row in {"query": 11, "key": 32 + 11, "value": 32 + 16 + 11}.items():
-        np.testing.assert_array_equal(attention[name]["weight"][1, :, 1, 3], qkv[row])
-    gate_up = source.read("model.layers.1.mlp.gate_up_proj.weight")
-    np.testing.assert_array_equal(mlp["gate"]["weight"][1, :, 5], gate_up[5])
-    np.testing.assert_array_equal(mlp["up"]["weight"][1, :, 5], gate_up[64 + 5])
-
-
 @pytest.mark.parametrize(("axes", "block_bytes"), [({"data": 8, "fsdp": 1}, mesh.BLOCK_BYTES), (SPLIT, 8 * 520)])
 def test_it_is_the_llama_of_the_same_numbers(tmp_path: Path, monkeypatch, axes: dict[str, int], block_bytes: int):
     llama = load(make_hf_folder(tmp_path / "llama"))[-1]
