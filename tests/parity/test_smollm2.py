@@ -11,6 +11,7 @@ import pytest
 
 from tests.parity.ours import Ours, encode, load, their_logits
 
+pytestmark = pytest.mark.slow("a real model of 135 million parameters")
 TEXTS = (
     "The film opens on a quiet street in Lisbon, where an old tailor waits for a letter that will never come.",
     "Write a one-line movie review.\nA clever, warm-hearted comedy: 10 jokes, 9 of them good, and café 世界!",

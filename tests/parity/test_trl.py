@@ -20,6 +20,7 @@ from tests.tiny import make_hf_folder
 MAX_TOKENS = 64
 STEPS = 20
 EOS_ID = 2
+pytestmark = pytest.mark.slow("two trainings by TRL, and ours")
 BATCH_PAIRS = 4  # divides the number of rows: TRL ends every epoch with a smaller step otherwise
 
 
