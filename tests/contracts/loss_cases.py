@@ -20,6 +20,7 @@ import pytest
 from dpo_jax import losses
 from dpo_jax.losses import AlphaDPOState, Loss, PairLogps
 from dpo_jax.losses.knobs import knobs
+from tests.contracts.formulas import FORMULAS, next_state
 
 PAIRS = 8  # one per device
 
@@ -64,18 +65,25 @@ class Case:
         found = self.call(self.function, batch, **self.choices, **keywords)
         return found[0] if isinstance(found, tuple) else found
 
+    def formula(self, batch: Batch, still: Batch, **keywords: Any) -> np.ndarray:
+        """The losses by the formula of the paper; `still` is the batch that detached statistics are taken of."""
+        name = self.function.__name__
+        assert name in FORMULAS, f"{name} has no formula of its own: add one to tests/contracts/formulas.py"
+        extra = {"state": AlphaDPOState(*map(float, WARM))} if name in losses.STATEFUL else {}
+        extra |= {"level": LEVEL} if name in ("kto", "bco", "diffusion_kto") else {}
+        return FORMULAS[name](batch, still, **extra, **self.choices, **keywords)
+
+    def next_state(self, batch: Batch, decay: float) -> tuple[float, float, float]:
+        return next_state(self.function.__name__, batch, AlphaDPOState(*map(float, WARM)), decay)
+
     @property
     def reads_others(self) -> bool:
         """Whether other pairs of the batch matter, so that it takes `where` and `axis_name`."""
         keywords = self.function.__kwdefaults__ or {}
         return "where" in keywords and self.choices.get("nll_reduction", "token") == "token"
 
-    @property
-    def detached_statistics(self) -> bool:
-        """Whether its value depends on the policy in ways that its gradient, by design, does not."""
-        return self.entry.batch_global and self.entry.state is not None
 
-
+LEVEL = 0.3  # the KL of KTO, delta of BCO, the baseline of diffusion KTO
 # Where its averages stand after a few batches; the margins in `random_batch` lie around them.
 WARM = AlphaDPOState(*(np.float32(x) for x in (0.1, 0.7, 3.0)))
 
@@ -97,7 +105,7 @@ def _stateful(function: Callable[..., Any], batch: Batch, state: Any = WARM, **k
     return function(batch.policy, batch.reference, state, **(key | keywords))
 
 
-def _unpaired(function: Callable[..., Any], batch: Batch, level: Any = 0.3, **keywords: Any) -> Any:
+def _unpaired(function: Callable[..., Any], batch: Batch, level: Any = LEVEL, **keywords: Any) -> Any:
     extra = () if function is losses.apo_zero_unpaired else (level,)
     return function(batch.chosen, batch.frozen_chosen, batch.desirable, *extra, **keywords)
 
