@@ -104,8 +104,8 @@ def tdpo2(b: Any, still: Any, *, beta: Any = 0.1, alpha: Any = 0.5) -> np.ndarra
 def next_state(name: str, b: Any, state: Any, decay: Any) -> tuple[float, float, float]:
     """The averages after a batch: of its mean, of its standard deviation, and how many batches there were."""
     values = averaged_margin(b) if name == "alpha_dpo" else h(b)
-    mean, std = (decay * old + (1 - decay) * new for old, new in zip(state, (values.mean(), values.std(ddof=1))))
-    return mean, std, state.count + 1
+    mean = decay * state.mean + (1 - decay) * values.mean()
+    return mean, decay * state.std + (1 - decay) * values.std(ddof=1), state.count + 1
 
 
 def alpha_dpo(b: Any, still: Any, *, state: Any, beta: Any = 2.5, gamma: Any = 1.5, alpha: Any = 0.2,
@@ -154,12 +154,9 @@ def diffusion_kto(b: Any, still: Any, *, level: Any, beta: Any = 5000.0) -> np.n
 FORMULAS: dict[str, Formula] = {
     "dpo": lambda b, _, *, beta=0.1, label_smoothing=0.0: smoothed(beta * h(b), label_smoothing),
     "robust_dpo": lambda b, _, *, beta=0.1, label_smoothing=0.1: (
-        -(1 - label_smoothing) * ls(beta * h(b)) + label_smoothing * ls(-beta * h(b))
-    )
-    / (1 - 2 * label_smoothing),
-    "ipo": lambda b, _, *, beta=0.1, average=True: (
-        ((averaged_margin(b) if average else h(b)) - 1 / (2 * beta)) ** 2
+        (-(1 - label_smoothing) * ls(beta * h(b)) + label_smoothing * ls(-beta * h(b))) / (1 - 2 * label_smoothing)
     ),
+    "ipo": lambda b, _, *, beta=0.1, average=True: ((averaged_margin(b) if average else h(b)) - 1 / (2 * beta)) ** 2,
     "hinge": lambda b, _, *, beta=0.1: np.maximum(0, 1 - beta * h(b)),
     "exo_pair": exo_pair,
     "nca_pair": lambda b, _, *, beta=0.1: -ls(beta * a(b)) - 0.5 * ls(-beta * a(b)) - 0.5 * ls(-beta * b_(b)),
@@ -176,12 +173,10 @@ FORMULAS: dict[str, Formula] = {
     "chi_po": chi_po,
     "dpop": lambda b, _, *, beta=0.3, penalty=50.0: -ls(beta * (h(b) - penalty * np.maximum(0, -a(b)))),
     "length_normalized_dpo": lambda b, _, *, beta=5.0: -ls(beta * averaged_margin(b)),
-    "r_dpo": lambda b, _, *, beta=0.1, penalty=0.05: (
-        -ls(beta * h(b) + penalty * (b.chosen_tokens - b.rejected_tokens))
-    ),
+    "r_dpo": lambda b, _, *, beta=0.1, penalty=0.05: -ls(beta * h(b) + penalty * (b.chosen_tokens - b.rejected_tokens)),
     "cal_dpo": lambda b, _, *, beta=0.001: -ls(h(b)) + 0.5 * sppo(b, beta),
-    "simpo": lambda b, _, *, beta=2.5, gamma=1.375, label_smoothing=0.0: (
-        smoothed(beta * averaged(b) - gamma, label_smoothing)
+    "simpo": lambda b, _, *, beta=2.5, gamma=1.375, label_smoothing=0.0: smoothed(
+        beta * averaged(b) - gamma, label_smoothing
     ),
     "cpo": lambda b, _, *, beta=0.1, label_smoothing=0.0: smoothed(beta * (b.chosen - b.rejected), label_smoothing),
     "orpo": orpo,

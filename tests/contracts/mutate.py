@@ -159,7 +159,9 @@ class _Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name == self.module:
             places = [str(self.file.parent)] if self.file.name == "__init__.py" else None
-            return importlib.util.spec_from_file_location(name, self.file, loader=self, submodule_search_locations=places)
+            return importlib.util.spec_from_file_location(
+                name, self.file, loader=self, submodule_search_locations=places
+            )
         return None
 
     def exec_module(self, module: Any) -> None:
@@ -172,7 +174,7 @@ def tests_of(path: str) -> list[str]:
     return [test.replace("{module}", path.removesuffix(".py").replace("/", ".")) for test in SETTINGS["tests"][prefix]]
 
 
-def run(path: str, tree: ast.Module | None, output: Path, seconds: int) -> str:
+def run(mutant: Mutant | None, commands: list[str], output: Path, seconds: int) -> str:
     """`survived`, or how it was noticed: `killed`, `import` (nothing runs) or `time`."""
     child = os.fork()
     if child == 0:
@@ -180,11 +182,11 @@ def run(path: str, tree: ast.Module | None, output: Path, seconds: int) -> str:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
-        if tree is not None:
-            sys.meta_path.insert(0, _Hook(path, tree))
+        if mutant is not None:
+            sys.meta_path.insert(0, _Hook(mutant.path, mutant.tree()))
         import pytest
 
-        for tests in tests_of(path):
+        for tests in commands:
             if code := pytest.main([*OPTIONS, *shlex.split(tests)]):
                 os._exit(code)
         os._exit(0)
@@ -225,7 +227,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="verdicts and compiled programs")
     args = parser.parse_args()
-    known = [f for path in SETTINGS["files"] for f in sorted([ROOT / path, *(ROOT / path).rglob("*.py")]) if f.is_file()]
+    known = [
+        f for path in SETTINGS["files"] for f in sorted([ROOT / path, *(ROOT / path).rglob("*.py")]) if f.is_file()
+    ]
     files = [path for f in known for path in [str(f.relative_to(ROOT))] if path.startswith(tuple(args.where))]
     wanted = [mutant for path in files for mutant in mutants(path)]
     random.Random(args.seed).shuffle(wanted)  # what is done when it is stopped is a sample, too
@@ -237,12 +241,12 @@ def main() -> None:
     if not args.report:
         _prepare(args.work)
         todo = [m for m in wanted if m.name not in verdicts or (args.survivors and verdicts[m.name] == "survived")]
-        for path in sorted({mutant.path for mutant in todo}):
-            if run(path, None, args.work / "clean.txt", 600) != "survived":
-                sys.exit(f"{path}: its tests fail without any change, see {args.work / 'clean.txt'}")
+        for tests in dict.fromkeys(line for mutant in todo for line in tests_of(mutant.path)):
+            if run(None, [tests], args.work / "clean.txt", 600) != "survived":
+                sys.exit(f"{tests}: fail without any change, see {args.work / 'clean.txt'}")
         for done, mutant in enumerate(todo):
             start = time.perf_counter()
-            verdict = run(mutant.path, mutant.tree(), args.work / "last.txt", SETTINGS["cpu_seconds"])
+            verdict = run(mutant, tests_of(mutant.path), args.work / "last.txt", SETTINGS["cpu_seconds"])
             verdicts[mutant.name] = verdict
             with book.open("a") as file:
                 print(json.dumps([mutant.name, verdict]), file=file)

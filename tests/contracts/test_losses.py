@@ -29,6 +29,60 @@ from tests.contracts.loss_cases import (
 ONES = np.ones(PAIRS)
 
 
+def other(name: str, spec: KnobSpec) -> float:
+    """A value that is not the default: one at which the knob shows."""
+    if name in SHOWN_AT:
+        return SHOWN_AT[name]
+    return next(v for v in (spec.default + 0.07, spec.default - 0.07) if spec.interval.holds(v))
+
+
+# 5000 saturates; the deviation of `WARM` is below 2; 0.6 of 8 pairs are 4, not 6.
+SHOWN_AT = {"beta": 0.17, "std_floor": 2.0, "filter_fraction": 0.4, "clip": 0.1}
+
+
+@over(CASES)
+def test_value_and_gradient_of_the_formula(case: Case):
+    """The paper's, in float64: with the defaults, and as each knob alone moves."""
+    specs = knobs(case.function)
+    kept = {"clip": case.options["clip"]} if "clip" in case.options else {}
+    state = {"state": AlphaDPOState(*map(np.float64, WARM))} if case.function.__name__ in losses.STATEFUL else {}
+    for seed, moved in enumerate([{}, *({name: other(name, specs[name])} for name in case.options)]):
+        with jax.enable_x64(True):
+            batch = random_batch(32 + seed % 2, np.float64)
+            weights = np.linspace(0.5, 1.5, PAIRS)
+
+            def value(chosen: Any, rejected: Any, batch=batch, options=kept | moved) -> Any:
+                return case.losses(on_device(batch)._replace(chosen=chosen, rejected=rejected), **state, **options)
+
+            found, back = jax.vjp(value, jnp.asarray(batch.chosen), jnp.asarray(batch.rejected))
+            expected = case.formula(batch, batch, **kept | moved)
+            assert found.shape == (PAIRS,) and found.dtype == jnp.float64
+            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12, err_msg=str(moved))
+            gradients = back(jnp.asarray(weights))
+            # Differences of numbers of size |loss| know the slope to about |loss| * 1e-16 / step.
+            noise = 1e-8 * np.abs(weights * expected).max() + 1e-9
+            for field, gradient in zip(("chosen", "rejected"), gradients, strict=True):
+                slopes = [
+                    weights @ (ahead - behind) / 2e-6
+                    for ahead, behind in (
+                        (case.formula(nudged(batch, field, i, way), batch, **kept | moved) for way in (1e-6, -1e-6))
+                        for i in range(PAIRS)
+                    )
+                ]
+                np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=noise, err_msg=f"{field} {moved}")
+
+
+def nudged(batch: Batch, field: str, place: int, step: float) -> Batch:
+    array = getattr(batch, field).copy()
+    array[place] += step
+    return batch._replace(**{field: array})
+
+
+def test_every_loss_has_a_formula_of_its_own():
+    missing = {case.function.__name__ for case in CASES} ^ FORMULAS.keys()
+    assert not missing, f"add to tests/contracts/formulas.py, or take from there: {sorted(missing)}"
+
+
 def extreme_batches() -> Iterator[Batch]:
     """Margins of -300 to 300 nats split three ways, and responses that are near certain or near impossible."""
     rows = []
@@ -83,19 +137,17 @@ def test_jit_equals_eager_with_defaults(case: Case):
 
 @over(CASES)
 def test_knobs_are_traced_and_may_be_one_per_pair(case: Case):
-    """Ten values of each knob cost no new compilation, and each changes the losses as the same value per pair does."""
+    """Eight values of each knob cost no new compilation, and one per pair is each pair's own."""
     batch = random_batch(3)
     graded(case)(batch, ONES, as_arrays(case.options))
     compiled = graded(case)._cache_size()
     scalars = {"a", "decay", "filter_fraction", "std_floor"} | ({"beta"} if case.name == "beta_dpo" else set())
     for name in case.options:
-        low, high = allowed(knobs(case.function)[name].interval)
-        for value in np.linspace(low, high, 10):
-            options = as_arrays(case.options | {name: value})
-            found, _ = graded(case)(batch, ONES, options)
+        values = np.linspace(*allowed(knobs(case.function)[name].interval), PAIRS, dtype=np.float32)
+        alone = [graded(case)(batch, ONES, as_arrays(case.options | {name: value}))[0] for value in values]
         if name not in scalars:
-            per_pair = case.losses(on_device(batch), **{**options, name: jnp.full(PAIRS, options[name])})
-            np.testing.assert_allclose(found, per_pair, rtol=5e-6, atol=1e-6)
+            per_pair = case.losses(on_device(batch), **as_arrays(case.options) | {name: jnp.asarray(values)})
+            np.testing.assert_allclose(np.diag(alone), per_pair, rtol=5e-6, atol=1e-6, err_msg=name)
     assert graded(case)._cache_size() == compiled
 
 
@@ -129,64 +181,6 @@ def test_pairs_are_independent_unless_the_table_says_otherwise(case: Case):
     assert alike != case.entry.batch_global
 
 
-def other(name: str, spec: KnobSpec) -> float:
-    """A value that is not the default: one at which the knob shows."""
-    if name in SHOWN_AT:
-        return SHOWN_AT[name]
-    return next(v for v in (spec.default + 0.07, spec.default - 0.07) if spec.interval.holds(v))
-
-
-# 5000 saturates; the deviation of `WARM` is below 2; 0.6 of 8 pairs are 4, not 6.
-SHOWN_AT = {"beta": 0.17, "std_floor": 2.0, "filter_fraction": 0.4, "clip": 1.1}
-
-
-def check_formula(case: Case) -> None:
-    """Value and gradient of the paper's formula in float64: with the defaults, and as each knob alone moves."""
-    specs = knobs(case.function)
-    kept = {"clip": case.options["clip"]} if "clip" in case.options else {}
-    state = {"state": AlphaDPOState(*map(np.float64, WARM))} if case.function.__name__ in losses.STATEFUL else {}
-    for seed, moved in enumerate([{}, *({name: other(name, specs[name])} for name in case.options)]):
-        with jax.enable_x64(True):
-            batch = random_batch(30 + seed % 2, np.float64)
-            weights = np.linspace(0.5, 1.5, PAIRS)
-
-            def value(chosen: Any, rejected: Any, batch=batch, options=kept | moved) -> Any:
-                return case.losses(on_device(batch)._replace(chosen=chosen, rejected=rejected), **state, **options)
-
-            found, back = jax.vjp(value, jnp.asarray(batch.chosen), jnp.asarray(batch.rejected))
-            expected = case.formula(batch, batch, **kept | moved)
-            assert found.shape == (PAIRS,) and found.dtype == jnp.float64
-            np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-12, err_msg=str(moved))
-            gradients = back(jnp.asarray(weights))
-            # Differences of numbers of size |loss| know the slope to about |loss| * 1e-16 / step.
-            noise = 1e-8 * np.abs(weights * expected).max() + 1e-9
-            for field, gradient in zip(("chosen", "rejected"), gradients, strict=True):
-                slopes = [
-                    weights @ (ahead - behind) / 2e-6
-                    for ahead, behind in (
-                        (case.formula(nudged(batch, field, i, way), batch, **kept | moved) for way in (1e-6, -1e-6))
-                        for i in range(PAIRS)
-                    )
-                ]
-                np.testing.assert_allclose(gradient, slopes, rtol=1e-5, atol=noise, err_msg=f"{field} {moved}")
-
-
-def nudged(batch: Batch, field: str, place: int, step: float) -> Batch:
-    array = getattr(batch, field).copy()
-    array[place] += step
-    return batch._replace(**{field: array})
-
-
-@over(CASES)
-def test_value_and_gradient_of_the_formula(case: Case):
-    check_formula(case)
-
-
-def test_every_loss_has_a_formula_of_its_own():
-    missing = {case.function.__name__ for case in CASES} ^ FORMULAS.keys()
-    assert not missing, f"add to tests/contracts/formulas.py, or take from there: {sorted(missing)}"
-
-
 @over([case for case in CASES if case.entry.at_reference])
 def test_value_where_policy_and_reference_agree(case: Case):
     batch = on_device(random_batch(9))
@@ -202,3 +196,11 @@ def test_value_where_policy_and_reference_agree(case: Case):
     if case.name == "beta_dpo":  # 6 of 8 are drawn: only the mean is what the others' values are
         found, expected = found.mean(), np.float32(expected)
     np.testing.assert_allclose(found, jnp.broadcast_to(expected, found.shape), rtol=1e-6)
+
+
+@over([case for case in CASES if case.function.__name__ in losses.STATEFUL])
+def test_the_state_after_a_batch(case: Case):
+    batch = random_batch(13)
+    for decay in (0.9, 0.5):
+        _, state = case.call(case.function, on_device(batch), decay=decay, **case.choices)
+        np.testing.assert_allclose(state, case.next_state(batch, decay), rtol=1e-5)
