@@ -41,6 +41,7 @@ def test_reads_back_by_row_id_in_any_order(tmp_path: Path):
     found = Store(tmp_path / "s", FINGERPRINT).lookup(ids(5, 1, 4, 1))
     np.testing.assert_array_equal(found.logps_nP, scores(5, 1, 4, 1).logps_nP)
     np.testing.assert_array_equal(found.tokens_nP, scores(5, 1, 4, 1).tokens_nP)
+    np.testing.assert_array_equal(found.heads_nP, scores(5, 1, 4, 1).heads_nP)
     assert found.logps_nP.dtype == np.float32 and found.tokens_nP.dtype == np.int32
 
 
