@@ -1,8 +1,6 @@
-"""diffusion_dpo, diffusion_kto and diffusion_baseline: by hand, by law, and at the edges of what they may be given."""
+"""diffusion_dpo and diffusion_kto by law, diffusion_baseline by hand, and the edges of what they may be given."""
 
 from __future__ import annotations
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -20,20 +18,6 @@ POLICY, REFERENCE = jnp.array([0.2, 0.2, 0.6, 0.6]), jnp.array([0.7, 0.7, 0.5, 0
 DESIRABLE = jnp.array([True, False, True, False])
 
 
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
-
-
-def sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-def test_diffusion_dpo_by_hand():
-    # (0.2 - 0.9) - (0.4 - 0.8) = -0.3, times -0.5 * 4 = 0.6;  (0.5 - 0.4) - (0.3 - 0.7) = 0.5, times -2 = -1
-    losses = diffusion_dpo(POLICY_PAIRS, REFERENCE_PAIRS, beta=4.0)
-    np.testing.assert_allclose(losses, [softplus(-0.6), softplus(1.0)], rtol=1e-5)
-
-
 def test_diffusion_dpo_is_dpo_of_minus_half_the_error():
     policy, reference = (PairLogps(*(-0.5 * errors.T)) for errors in (POLICY_PAIRS, REFERENCE_PAIRS))
     np.testing.assert_allclose(
@@ -41,36 +25,11 @@ def test_diffusion_dpo_is_dpo_of_minus_half_the_error():
     )
 
 
-def test_gradient_of_diffusion_dpo_lowers_the_error_of_the_preferred_sample():
-    gradient = jax.grad(lambda errors: diffusion_dpo(errors, REFERENCE_PAIRS, beta=4.0).sum())(POLICY_PAIRS)
-    push = np.array([2 * sigmoid(-0.6), 2 * sigmoid(1.0)])  # 0.5 beta s(-x)
-    np.testing.assert_allclose(gradient, np.stack([push, -push], axis=1), rtol=1e-5)
-
-
-def test_diffusion_kto_by_hand():
-    # gains less the baseline 0.2: 0.3 and -0.3, times beta 5
-    expected = [1 - sigmoid(1.5), 1 - sigmoid(-1.5), 1 - sigmoid(-1.5), 1 - sigmoid(1.5)]
-    np.testing.assert_allclose(diffusion_kto(POLICY, REFERENCE, DESIRABLE, 0.2, beta=5.0), expected, rtol=1e-5)
-
-
 def test_defaults_are_those_of_the_page():
     small = 1e-4 * POLICY_PAIRS, 1e-4 * REFERENCE_PAIRS
     np.testing.assert_array_equal(diffusion_dpo(*small), diffusion_dpo(*small, beta=5000.0))
     small = 1e-4 * POLICY, 1e-4 * REFERENCE, DESIRABLE, 0.0
     np.testing.assert_array_equal(diffusion_kto(*small), diffusion_kto(*small, beta=5000.0))
-
-
-def test_where_policy_and_reference_agree():
-    np.testing.assert_allclose(diffusion_dpo(POLICY_PAIRS, POLICY_PAIRS), [math.log(2.0)] * 2, rtol=1e-6)
-    baseline = diffusion_baseline(POLICY, POLICY)
-    assert float(baseline) == 0.0
-    np.testing.assert_allclose(diffusion_kto(POLICY, POLICY, DESIRABLE, baseline), [0.5] * 4)
-
-
-def test_gradient_of_diffusion_kto_lowers_the_error_of_desirable_samples():
-    gradient = jax.grad(lambda e: diffusion_kto(e, REFERENCE, DESIRABLE, 0.2, beta=5.0).sum())(POLICY)
-    slope = 5 * sigmoid(1.5) * sigmoid(-1.5)
-    np.testing.assert_allclose(gradient, [slope, -slope, slope, -slope], rtol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.int32])
@@ -131,23 +90,6 @@ def test_widths(x64):
         baseline = diffusion_baseline(policy, reference)
         assert baseline.dtype == expected
         assert diffusion_kto(policy, reference, DESIRABLE, baseline).dtype == expected
-
-
-def test_one_beta_per_pair_and_traced():
-    betas = jnp.array([1.0, 4.0])
-    alone = [diffusion_dpo(POLICY_PAIRS, REFERENCE_PAIRS, beta=float(beta))[i] for i, beta in enumerate(betas)]
-    traced = jax.jit(lambda beta: diffusion_dpo(POLICY_PAIRS, REFERENCE_PAIRS, beta=beta))
-    np.testing.assert_allclose(traced(betas), alone, rtol=1e-6)
-    kto = lambda beta: diffusion_kto(POLICY[:2], REFERENCE[:2], DESIRABLE[:2], 0.2, beta=beta)  # noqa: E731
-    np.testing.assert_allclose(jax.jit(kto)(betas), [kto(1.0)[0], kto(4.0)[1]], rtol=1e-6)
-
-
-def test_a_beta_out_of_range_is_refused_also_under_jit():
-    for beta in (0.0, -1.0):
-        with pytest.raises(ValueError, match="beta"):
-            jax.jit(lambda e, beta=beta: diffusion_dpo(e, REFERENCE_PAIRS, beta=beta))(POLICY_PAIRS)
-        with pytest.raises(ValueError, match="beta"):
-            jax.jit(lambda e, beta=beta: diffusion_kto(e, REFERENCE, DESIRABLE, 0.2, beta=beta))(POLICY)
 
 
 def test_other_shapes_are_refused():

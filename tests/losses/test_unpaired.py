@@ -1,8 +1,6 @@
-"""kto, apo_zero_unpaired, bco and mismatched_kl: by hand, by law, and at the edges of what they may be given."""
+"""kto, apo_zero_unpaired, bco and mismatched_kl: by law, and at the edges of what they may be given."""
 
 from __future__ import annotations
-
-import math
 
 import jax
 import jax.numpy as jnp
@@ -29,62 +27,10 @@ def bco_at_a_level(policy, reference, desirable, **knobs):
 LOSSES = [kto_at_one, apo_zero_unpaired, bco_at_a_level]
 
 
-def sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x))
-
-
-def test_kto_by_hand():
-    # beta (a - z0) = 0.5 (4 - 1) = 1.5 and 0.5 (-2 - 1) = -1.5; weights 2 and 3
-    expected = [2 * (1 - sigmoid(1.5)), 3 * (1 - sigmoid(-1.5)), 2 * (1 - sigmoid(-1.5)), 3 * (1 - sigmoid(1.5))]
-    losses = kto(POLICY, REFERENCE, DESIRABLE, 1.0, beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
-
-
-def test_apo_zero_unpaired_by_hand():
-    # beta a = 2 and -1; weights 2 and 3
-    expected = [2 * (1 - sigmoid(2.0)), 3 * sigmoid(2.0), 2 * (1 - sigmoid(-1.0)), 3 * sigmoid(-1.0)]
-    losses = apo_zero_unpaired(POLICY, REFERENCE, DESIRABLE, beta=0.5, desirable_weight=2.0, undesirable_weight=3.0)
-    np.testing.assert_allclose(losses, expected, rtol=1e-6)
-
-
-def test_bco_by_hand():
-    # beta a - delta = 2 - 0.5 = 1.5 and -1 - 0.5 = -1.5
-    expected = [-math.log(sigmoid(x)) for x in (1.5, -1.5, -1.5, 1.5)]
-    np.testing.assert_allclose(bco(POLICY, REFERENCE, DESIRABLE, 0.5, beta=0.5), expected, rtol=1e-6)
-
-
-def test_defaults_are_those_of_the_page():
-    weights = {"desirable_weight": 1.0, "undesirable_weight": 1.0}
-    data = (POLICY, REFERENCE, DESIRABLE)
-    np.testing.assert_array_equal(kto(*data, 1.0), kto(*data, 1.0, beta=0.1, **weights))
-    np.testing.assert_array_equal(apo_zero_unpaired(*data), apo_zero_unpaired(*data, beta=0.1, **weights))
-    np.testing.assert_array_equal(bco(*data, 1.0), bco(*data, 1.0, beta=0.1))
-
-
-def test_where_policy_and_reference_agree():
-    same = (POLICY, POLICY, DESIRABLE)
-    np.testing.assert_allclose(kto(*same, mismatched_kl(POLICY, POLICY)), [0.5] * 4)
-    np.testing.assert_allclose(apo_zero_unpaired(*same, undesirable_weight=3.0), [0.5, 1.5, 0.5, 1.5])
-    np.testing.assert_allclose(bco(*same, 0.0), [math.log(2.0)] * 4, rtol=1e-6)
-
-
 def test_kto_at_level_zero_is_apo_and_a_negative_level_is_zero():
     expected = apo_zero_unpaired(POLICY, REFERENCE, DESIRABLE, beta=0.3)
     for kl in (0.0, -5.0):
         np.testing.assert_array_equal(kto(POLICY, REFERENCE, DESIRABLE, kl, beta=0.3), expected)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_the_gradient_lifts_desirable_completions_and_lowers_the_others(loss):
-    gradient = jax.grad(lambda policy: loss(policy, REFERENCE, DESIRABLE).sum())(POLICY)
-    np.testing.assert_array_equal(jnp.sign(gradient), [-1.0, 1.0, -1.0, 1.0])
-
-
-def test_gradient_of_kto_by_hand(x64):
-    policy, reference = (jnp.asarray(x, jnp.float64) for x in (POLICY, REFERENCE))
-    gradient = jax.grad(lambda p: kto(p, reference, DESIRABLE, 1.0, beta=0.5, undesirable_weight=3.0).sum())(policy)
-    slope = 0.5 * sigmoid(1.5) * sigmoid(-1.5)  # beta s (1 - s), the same on both sides
-    np.testing.assert_allclose(gradient, [-slope, 3 * slope, -slope, 3 * slope], rtol=1e-12)
 
 
 @pytest.mark.parametrize("loss", [kto, bco])
@@ -100,58 +46,10 @@ def test_labels_may_be_numbers(loss):
         np.testing.assert_array_equal(loss(POLICY, REFERENCE, labels), loss(POLICY, REFERENCE, DESIRABLE))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_finite_far_out(loss):
-    policy = jnp.linspace(-300.0, 300.0, 61)
-    graded = jax.jit(jax.value_and_grad(lambda p, good: loss(p, jnp.zeros(61), good, beta=1.0).sum()))
-    for good in (True, False):
-        value, slope = graded(policy, jnp.full(61, good))
-        assert jnp.isfinite(value) and jnp.isfinite(slope).all()
-
-
 def test_far_out_bco_is_still_the_line_it_tends_to():
     far = jnp.array([-600.0, 600.0])
     losses = bco(far, jnp.zeros(2), jnp.array([True, False]), 0.0, beta=1.0)
     np.testing.assert_allclose(losses, [600.0, 600.0], rtol=1e-6)
-
-
-@pytest.mark.parametrize("loss", LOSSES)
-def test_widths(loss, x64):
-    wide, single, narrow = (
-        loss(POLICY.astype(dtype), REFERENCE.astype(dtype), DESIRABLE)
-        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16)
-    )
-    assert wide.dtype == jnp.float64 and narrow.dtype == jnp.float32
-    np.testing.assert_allclose(narrow, single, rtol=1e-6)
-
-
-BETAS = {"beta": [0.1, 0.5, 1.0, 2.0]}
-WEIGHTS = {"desirable_weight": [1.0, 2.0, 3.0, 0.0], "undesirable_weight": [4.0, 5.0, 0.0, 7.0]}
-
-
-@pytest.mark.parametrize(
-    ("loss", "knobs"), [(kto_at_one, BETAS | WEIGHTS), (apo_zero_unpaired, BETAS | WEIGHTS), (bco_at_a_level, BETAS)]
-)
-def test_one_knob_per_completion_and_traced(loss, knobs):
-    data = (POLICY, REFERENCE, DESIRABLE)
-    alone = [loss(*data, **{name: values[i] for name, values in knobs.items()})[i] for i in range(4)]
-    arrays = {name: jnp.array(values) for name, values in knobs.items()}
-    np.testing.assert_allclose(loss(*data, **arrays), alone, rtol=1e-6)
-    np.testing.assert_allclose(jax.jit(lambda knobs: loss(*data, **knobs))(arrays), alone, rtol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("loss", "knob", "value"),
-    [
-        (bco_at_a_level, "beta", 0.0),
-        *((loss, knob, -1.0) for loss in (kto_at_one, apo_zero_unpaired) for knob in BETAS | WEIGHTS),
-    ],
-)
-def test_knobs_out_of_range_are_refused_also_under_jit(loss, knob, value):
-    with pytest.raises(ValueError, match=knob):
-        loss(POLICY, REFERENCE, DESIRABLE, **{knob: value})
-    with pytest.raises(ValueError, match=knob):
-        jax.jit(lambda policy: loss(policy, REFERENCE, DESIRABLE, **{knob: value}))(POLICY)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
