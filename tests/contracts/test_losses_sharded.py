@@ -83,7 +83,10 @@ def test_losses_that_look_at_one_pair_need_no_axis_name(x64):
         np.testing.assert_allclose(sharded[name], expected, rtol=1e-12, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
+EXPLICIT = pytest.param(AxisType.Explicit, marks=pytest.mark.slow("all losses compiled once more"), id="explicit")
+
+
+@pytest.mark.parametrize("kind", [pytest.param(AxisType.Auto, id="auto"), EXPLICIT])
 def test_batch_split_over_a_mesh_equals_the_whole(kind: AxisType, x64):
     """All losses at once under jit, their inputs sharded over the pairs, and the mesh set: value and gradient."""
     batch, weights, real = on_device(random_batch(22, np.float64)), jnp.asarray(WEIGHTS), jnp.asarray(REAL)

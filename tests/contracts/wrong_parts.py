@@ -393,4 +393,5 @@ LAYOUTS = [
     Mistake("counts a pair twice", test_layouts, "fill", filled(weight_B=lambda x: 2 * x), shared),
 ]  # fmt: skip
 
-MISTAKES = [*LOGPROBS, *STEP, *KEPT, *LAYOUTS]
+COMPILED = [*LOGPROBS, *STEP]
+MISTAKES = [*COMPILED, *KEPT, *LAYOUTS]

@@ -152,8 +152,7 @@ def test_beta_dpo_that_leaves_nothing_out_and_follows_nothing_is_dpo(x64):
     np.testing.assert_allclose(losses, dpo(policy, reference, beta=0.3), rtol=1e-12)
 
 
-@pytest.mark.parametrize("traced", [False, True])
-@pytest.mark.parametrize("pairs", [1, 5, 7, 10, 20])
+@pytest.mark.parametrize(("pairs", "traced"), [(1, True), (5, True), (7, True), (10, True), (10, False), (20, True)])
 def test_beta_dpo_draws_as_many_pairs_as_it_says(pairs: int, traced: bool):
     """int(B (1 - f)), at least one, with a float32 fraction too; the drawn weigh B / k."""
     policy, reference = random_pairs(1, n=pairs)
