@@ -63,10 +63,7 @@ class Mutant(NamedTuple):
         tree = ast.parse((ROOT / self.path).read_text())
         parent, field, index, old = list(_places(tree))[self.place]
         new = list(replacements(old))[self.which]
-        if index is None:
-            setattr(parent, field, new)
-        else:
-            getattr(parent, field)[index] = new
+        setattr(parent, field, new) if index is None else getattr(parent, field).__setitem__(index, new)
         return ast.fix_missing_locations(tree)
 
 
@@ -113,22 +110,15 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def _places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]:
-    """Nodes with parent, field and index; no docstrings, texts of errors, imports or `__all__`."""
-    if isinstance(node, ast.Import | ast.ImportFrom | ast.Assert | ast.JoinedStr):
-        return
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "__all__":
-        return
-    if isinstance(node, ast.Raise):
+    """Nodes with parent, field and index; no docstrings, texts of errors or imports."""
+    if isinstance(node, ast.Import | ast.ImportFrom | ast.Assert | ast.JoinedStr | ast.Raise):
         return
     for field, value in ast.iter_fields(node):
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
-            if isinstance(child, ast.AST) and not (isinstance(child, ast.Expr) and _is_text(child.value)):
+            docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            if isinstance(child, ast.AST) and not docstring:
                 yield node, field, index, child
                 yield from _places(child)
-
-
-def _is_text(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def mutants(path: str) -> list[Mutant]:
@@ -150,22 +140,18 @@ def _short(node: ast.AST) -> str:
 
 
 class _Hook(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Imports one module from a tree instead of its file."""
+    """Imports the module of a mutant from its tree instead of its file."""
 
-    def __init__(self, path: str, tree: ast.Module):
-        self.module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-        self.file, self.tree = ROOT / path, tree
+    def __init__(self, mutant: Mutant):
+        self.mutant, self.module = mutant, mutant.path.removesuffix(".py").replace("/", ".")
 
     def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
         if name == self.module:
-            places = [str(self.file.parent)] if self.file.name == "__init__.py" else None
-            return importlib.util.spec_from_file_location(
-                name, self.file, loader=self, submodule_search_locations=places
-            )
+            return importlib.util.spec_from_file_location(name, ROOT / self.mutant.path, loader=self)
         return None
 
     def exec_module(self, module: Any) -> None:
-        exec(compile(self.tree, str(self.file), "exec"), module.__dict__)
+        exec(compile(self.mutant.tree(), module.__file__, "exec"), module.__dict__)
 
 
 def tests_of(path: str) -> list[str]:
@@ -183,7 +169,7 @@ def run(mutant: Mutant | None, commands: list[str], output: Path, seconds: int) 
             os.dup2(file.fileno(), 2)
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
         if mutant is not None:
-            sys.meta_path.insert(0, _Hook(mutant.path, mutant.tree()))
+            sys.meta_path.insert(0, _Hook(mutant))
         import pytest
 
         for tests in commands:
@@ -227,11 +213,9 @@ def main() -> None:
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--work", type=Path, default=ROOT / ".mutation", help="verdicts and compiled programs")
     args = parser.parse_args()
-    known = [
-        f for path in SETTINGS["files"] for f in sorted([ROOT / path, *(ROOT / path).rglob("*.py")]) if f.is_file()
-    ]
-    files = [path for f in known for path in [str(f.relative_to(ROOT))] if path.startswith(tuple(args.where))]
-    wanted = [mutant for path in files for mutant in mutants(path)]
+    known = [path for place in SETTINGS["files"] for path in [ROOT / place, *(ROOT / place).rglob("*.py")]]
+    files = sorted(str(path.relative_to(ROOT)) for path in known if path.is_file() and path.name != "__init__.py")
+    wanted = [mutant for path in files if path.startswith(tuple(args.where)) for mutant in mutants(path)]
     random.Random(args.seed).shuffle(wanted)  # what is done when it is stopped is a sample, too
     wanted = wanted[: args.sample]
     args.work.mkdir(exist_ok=True)
