@@ -48,6 +48,7 @@ NAMES = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "maximum": "m
 NAMES |= {"any": "all", "all": "any", "float32": "bfloat16", "log1p": "expm1", "expm1": "log1p", "exp": "exp2"}
 NAMES |= {"Positive": "NotNegative", "NotNegative": "Positive", "Smoothing": "Share", "chosen": "rejected"}
 NAMES |= {"rejected": "chosen", "chosen_tokens": "rejected_tokens", "rejected_tokens": "chosen_tokens"}
+SYMMETRIC = {"maximum", "minimum", "promote_types"}
 
 
 class Mutant(NamedTuple):
@@ -95,7 +96,8 @@ def replacements(node: ast.AST) -> Iterator[ast.AST]:
         case ast.IfExp(test=test) | ast.If(test=test):
             yield changed(test=ast.UnaryOp(ast.Not(), test))
         case ast.Call(args=args, keywords=keywords):
-            if len(args) >= 2 and not any(isinstance(arg, ast.Starred) for arg in args):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if len(args) >= 2 and name not in SYMMETRIC and not any(isinstance(arg, ast.Starred) for arg in args):
                 yield changed(args=[*args[:-2], args[-1], args[-2]])
             if len(args) == 1 and not keywords and not isinstance(args[0], ast.Starred | ast.GeneratorExp):
                 yield args[0]
