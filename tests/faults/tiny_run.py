@@ -25,10 +25,10 @@ CLI = "dpo_jax.cli"
 
 
 def write_rows(path: Path, count: int, *, seed: int = 0) -> None:
-    """Pairs whose rows are all of one length bucket."""
-    words = ("the", "lamp", "was", "warm", "and", "quiet", "film", "old", "jokes", "one", "clever", "ending")
+    """Pairs whose rows are all of one length bucket: each of these words is a token."""
+    words = ("the", "was", "warm", "and", "quiet", "old", "ending", "are", "a")
     draw = np.random.default_rng(seed)
-    texts = [[" ".join(draw.choice(words, size)) for size in draw.integers(3, 8, 3)] for _ in range(count)]
+    texts = [[" ".join(draw.choice(words, size)) for size in (5, *draw.integers(8, 11, 2))] for _ in range(count)]
     rows = [{"prompt": f"{a}\n", "chosen": f"good {b}", "rejected": f"bad {c}"} for a, b, c in texts]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
