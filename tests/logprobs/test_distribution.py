@@ -114,6 +114,14 @@ def test_a_tiny_kl_keeps_its_digits():
     np.testing.assert_allclose(ours, exact, atol=5e-7)
 
 
+def test_other_shapes_are_refused():
+    arrays, arguments, _ = two_sides(40, ("plain", "plain"), dtype=jnp.float32)
+    for which in range(4):
+        other = [array[:1, :1] if i == which else array for i, array in enumerate(arrays)]
+        with pytest.raises(AssertionError):
+            token_kl(*arguments(*other))
+
+
 def test_far_out_logits_stay_finite():
     (hidden, *others), arguments, _ = two_sides(40, ("plain", "plain"), dtype=jnp.float32)
     total = lambda hidden: token_kl(*arguments(hidden * 1e4, *others), tile_vocabulary=7).sum()  # noqa: E731

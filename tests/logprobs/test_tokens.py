@@ -51,6 +51,16 @@ def test_padding_of_the_vocabulary_gets_no_probability():
     )
 
 
+def test_other_shapes_are_refused():
+    hidden, target, weight, _ = example(dtype=jnp.float32)
+    for other in (
+        (hidden, target[:1], Unembedding(weight, 40)),
+        (hidden, target, Unembedding(weight[:, :1], 40)),
+    ):
+        with pytest.raises(AssertionError):
+            token_logps(*other)
+
+
 def test_far_out_logits_stay_finite():
     hidden, target, weight, _ = example(dtype=jnp.float32)
     total = jax.jit(jax.value_and_grad(lambda h: token_logps(h * 1e4, target, Unembedding(weight, 40)).sum()))

@@ -14,7 +14,7 @@ from dpo_jax.files import digest, read_json
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.reference.fingerprint import differences, make_fingerprint, rows_digest, weights_digest
 from dpo_jax.reference.rows import RowIndex, as_ids
-from dpo_jax.reference.store import Scores, Store
+from dpo_jax.reference.store import Scores, Store, listing
 
 FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}
 
@@ -50,6 +50,27 @@ def test_says_which_rows_are_missing_each_once(tmp_path: Path):
     assert store.missing(ids(9, 1, 9, 8, 5)).tolist() == [0, 3]
     with pytest.raises(UserError, match="3 of 5 rows are missing"):
         store.lookup(ids(9, 1, 9, 8, 5))
+
+
+def test_a_store_finds_what_it_appended_after_it_was_asked(tmp_path: Path):
+    store = filled(tmp_path / "s")
+    assert store.missing(ids(1, 6)).tolist() == [1] and store.lookup(ids(1)).logps_nP[0, 0] == -1
+    store.append(ids(6), scores(6))
+    assert len(store) == 6 and store.missing(ids(1, 6)).size == 0
+    np.testing.assert_array_equal(store.lookup(ids(6, 1)).logps_nP, scores(6, 1).logps_nP)
+
+
+def test_the_listing_names_stores_with_their_rows_and_who_reads_them(tmp_path: Path):
+    store = filled(tmp_path / "a" / "s")
+    for run in ("one", "two", "one"):
+        store.serves(run)
+    filled(tmp_path / "b")
+    for name, text in (("c", "[]"), ("d", '{"shards": []}')):  # manifests of something else
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "manifest.json").write_text(text)
+    found = [(one.folder, one.rows, one.fingerprint, one.used_by) for one in listing(tmp_path)]
+    assert found == [(tmp_path / "a" / "s", 5, FINGERPRINT, ["one", "two"]), (tmp_path / "b", 5, FINGERPRINT, [])]
+    assert read_json(tmp_path / "a" / "s" / "used_by.json") == ["one", "two"]
 
 
 def test_ids_are_found_by_all_of_their_bytes():
@@ -100,7 +121,7 @@ def test_a_flipped_byte_is_found(tmp_path: Path):
 def test_a_score_that_is_not_finite_is_never_stored(tmp_path: Path):
     store = Store(tmp_path / "s", FINGERPRINT)
     bad = Scores(np.array([[-1.0, np.nan]], np.float32), np.ones((1, 2)), np.zeros((1, 2)))
-    with pytest.raises(FloatingPointError, match=ids(7)[0]):
+    with pytest.raises(FloatingPointError, match=f"log-prob of row {ids(7)[0]}"):
         store.append(ids(7), bad)
     assert not (tmp_path / "s" / "manifest.json").exists()
 
