@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Compares with PyTorch, transformers and TRL, in an environment of its own that has them beside JAX.
 #
+#     bash launch/parity.sh                  # tiny models
+#     bash launch/parity.sh --everything     # TRL's own training and SmolLM2 too, as .ci/run does
 #     bash launch/parity.sh [pytest arguments]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"

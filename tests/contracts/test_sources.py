@@ -216,10 +216,8 @@ def test_all_know_the_keys_of_all(sample: Sample):
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=list(SAMPLES))
-def test_what_is_broken_is_named(sample: Sample, request: pytest.FixtureRequest):
+def test_what_is_broken_is_named(sample: Sample):
     """Rows may be left out, where the user wants it, but are counted."""
-    if sample.of == ("KINDS", "tfds"):
-        request.applymarker(pytest.mark.xfail(reason="its rows are read outside of what turns errors", strict=True))
     spec = sample.write(sample.rows)
     name = sample.damage()
     with pytest.raises(UserError) as error:

@@ -93,3 +93,26 @@ def test_a_pair_is_two_completions_with_labels(x64):
     ):
         apart = single(policy.chosen, reference.chosen, good) + single(policy.rejected, reference.rejected, ~good)
         np.testing.assert_allclose(pair, apart, rtol=1e-12)
+
+
+def test_over_a_population_dpo_ends_at_the_tilted_reference_and_ipo_near_the_reference(x64):
+    """Rafailov et al. 2023, eq. 4; Azar et al. 2023, eq. 10. Both are convex in the margins: only there is the slope 0."""
+    random = np.random.default_rng(0)
+    reference_V, rewards_V, beta = jax.nn.log_softmax(random.normal(size=5)), jnp.asarray(random.normal(size=5)), 0.3
+    i, j = np.triu_indices(5, 1)
+    preferred = jax.nn.sigmoid(rewards_V[i] - rewards_V[j])  # Bradley and Terry: how often i is chosen
+
+    def population(loss, logps_V):
+        ways = ((preferred, i, j), (1 - preferred, j, i))
+        pairs = lambda logps_V, better, worse: PairLogps(logps_V[better], logps_V[worse])  # noqa: E731
+        each = [share * loss(pairs(logps_V, *way), pairs(reference_V, *way), beta=beta) for share, *way in ways]
+        return jnp.stack(each).sum()
+
+    tilted_V = jax.nn.log_softmax(reference_V + rewards_V / beta)
+    np.testing.assert_allclose(jax.grad(population, argnums=1)(losses.dpo, tilted_V), 0.0, atol=1e-12)
+    assert jnp.abs(jax.grad(population, argnums=1)(losses.dpo, reference_V)).max() > 1e-2
+    # With a preference that is certain, DPO has no end; IPO stops 1 / (2 beta) from the reference.
+    certain = PairLogps(jnp.array([-2.0 + 0.5 / beta]), jnp.array([-3.0]), jnp.ones(1), jnp.ones(1))
+    frozen = PairLogps(jnp.array([-2.0]), jnp.array([-3.0]))
+    assert jnp.abs(jax.grad(lambda policy: losses.ipo(policy, frozen, beta=beta).sum())(certain).chosen).max() < 1e-12
+    assert jax.grad(lambda policy: losses.dpo(policy, frozen, beta=beta).sum())(certain).chosen[0] < -1e-2

@@ -15,7 +15,7 @@ def read(spec: Spec) -> Records:
     """The rows of one split in its order, bytes as the text that they are; `where` counts them from 1.
 
     Raises:
-        UserError: there is no such data set or split on disk, or it holds fewer rows than it declares.
+        UserError: there is no such data set or split on disk, it holds fewer rows than it declares, or one is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -34,13 +34,20 @@ def read(spec: Spec) -> Records:
     except UserError:
         raise
     except Exception as error:  # TFDS raises what it likes: ValueError, AssertionError, NotImplementedError
-        said = str(error).partition("\n")[0][:500]
-        raise UserError(f"data source {dict(spec)}: cannot be read ({type(error).__name__}): {said}") from error
+        raise _unread(spec, "", error) from error
     if len(rows) != declared:
         raise UserError(f"data source {dict(spec)}: declares {declared} rows, and {len(rows)} can be read.")
     for number in range(declared):
-        values = {name: _text(value) for name, value in rows[number].items()}
+        try:
+            values = {name: _text(value) for name, value in rows[number].items()}
+        except Exception as error:  # of a damaged file: RuntimeError, ValueError, DecodeError
+            raise _unread(spec, f"row {number + 1} ", error) from error
         yield Record(f"{spec['tfds']} {split} row {number + 1}", values)
+
+
+def _unread(spec: Spec, what: str, error: Exception) -> UserError:
+    said = str(error).partition("\n")[0][:500]
+    return UserError(f"data source {dict(spec)}: {what}cannot be read ({type(error).__name__}): {said}")
 
 
 def _text(value: Any) -> Any:
