@@ -96,7 +96,7 @@ def test_a_pair_is_two_completions_with_labels(x64):
 
 
 def test_over_a_population_dpo_ends_at_the_tilted_reference_and_ipo_near_the_reference(x64):
-    """Rafailov et al. 2023, eq. 4; Azar et al. 2023, eq. 10. Both are convex in the margins: there alone the slope is 0."""
+    """Rafailov et al. 2023, eq. 4; Azar et al. 2023, eq. 10. Both are convex in the margins: one place has slope 0."""
     random = np.random.default_rng(0)
     reference_V, rewards_V, beta = jax.nn.log_softmax(random.normal(size=5)), jnp.asarray(random.normal(size=5)), 0.3
     i, j = np.triu_indices(5, 1)
