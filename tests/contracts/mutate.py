@@ -48,7 +48,7 @@ NAMES = {"sum": "mean", "mean": "sum", "max": "min", "min": "max", "maximum": "m
 NAMES |= {"any": "all", "all": "any", "float32": "bfloat16", "log1p": "expm1", "expm1": "log1p", "exp": "exp2"}
 NAMES |= {"Positive": "NotNegative", "NotNegative": "Positive", "Smoothing": "Share", "chosen": "rejected"}
 NAMES |= {"rejected": "chosen", "chosen_tokens": "rejected_tokens", "rejected_tokens": "chosen_tokens"}
-SYMMETRIC = {"maximum", "minimum", "promote_types"}
+SYMMETRIC = {"maximum", "minimum", "promote_types", "assert_equal"}
 
 
 class Mutant(NamedTuple):

@@ -19,6 +19,7 @@ from dpo_jax.stages.terms import (
     needs_mismatched,
     needs_reference,
     read_terms,
+    reads_soft_labels,
 )
 
 
@@ -44,6 +45,18 @@ def test_alpha_dpo_starts_corrected_and_bco_has_no_level_of_its_own():
     assert term("alpha_dpo").options["bias_correction"] is True
     assert term("alpha_dpo", options={"bias_correction": False}).options["bias_correction"] is False
     assert "delta" not in term("bco_pair").options
+
+
+def test_a_budget_may_be_below_one_and_its_counts_are_whole():
+    asked = {"alpha": "auto", "kl_budget": 0.5, "kl_every": 3.0, "kl_gain": 0.1, "alpha_low": -3}
+    budget = term("alpha_dpo", options=asked).budget
+    assert (budget.kl_budget, budget.kl_every, budget.kl_gain, budget.alpha_low) == (0.5, 3, 0.1, -3.0)
+    assert isinstance(budget.kl_every, int)
+
+
+def test_soft_labels_are_read_by_losses_on_single_pairs_and_by_sft():
+    reads = [name for name in TRAINED if reads_soft_labels(term(name))]
+    assert reads == ["dpo", "simpo", "cpo", "sft"]
 
 
 def test_weight_and_token_weights_are_passed_on():
@@ -94,6 +107,19 @@ def test_what_a_loss_asks_of_the_trainer(name: str):
         ({"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": -1}}, "kl_budget: a number above 0 is wanted"),
         ({"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": 1, "kl_every": 1.5}}, "a whole number"),
         ({"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": 1, "alpha_start": 9}}, "must lie between"),
+        *(
+            (
+                {"name": "alpha_dpo", "options": {"alpha": "auto", "kl_budget": 1, name: value}},
+                f"{name}: {kind} is wanted",
+            )
+            for name, value, kind in (
+                ("kl_every", 0, "a whole number from 1 on"),
+                ("kl_samples", 2.5, "a whole number from 1 on"),
+                ("kl_gain", 0, "a number above 0"),
+                ("alpha_low", "x", "a number"),
+            )
+        ),
+        ({"name": "f_dpo", "options": {"divergence": "x"}}, "Allowed: reverse_kl, forward_kl, js, alpha"),
         ({"name": "sft", "wpo": True}, "belongs to losses on pairs"),
         ({"name": "kto", "wpo": True}, "loss.wpo: belongs to losses on pairs; kto is none"),
         ({"name": "kto", "ld_alpha": 0.0}, "belongs to losses on pairs"),
