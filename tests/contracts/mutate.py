@@ -116,6 +116,8 @@ def _places(node: ast.AST) -> Iterator[tuple[ast.AST, str, int | None, ast.AST]]
     if isinstance(node, ast.Import | ast.ImportFrom | ast.Assert | ast.JoinedStr | ast.Raise):
         return
     for field, value in ast.iter_fields(node):
+        if field == "returns":  # nobody reads it
+            continue
         for index, child in enumerate(value) if isinstance(value, list) else [(None, value)]:
             docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
             if isinstance(child, ast.AST) and not docstring:
