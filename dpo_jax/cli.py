@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dpo_jax import __version__, xla_flags
+from dpo_jax import __version__
+from dpo_jax.commands.pictures.table import PICTURE_COMMANDS
+from dpo_jax.commands.table import COMMANDS
 from dpo_jax.config import PictureConfig, load
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.masking import mask
-from dpo_jax.stages import STAGES
-from dpo_jax.stages.pictures import PICTURE_STAGES
+from dpo_jax.runtime import xla_flags
 
 _EPILOG = """\
 Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
@@ -60,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--verbose", action="store_true", help="show the whole traceback of an error")
     shared: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, stage in STAGES.items():
+    for name, stage in COMMANDS.items():
         command = commands.add_parser(name, help=stage.help, description=stage.help, **shared)
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
@@ -98,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _leave(130, "interrupted; the same command goes on from the last checkpoint", error, running)
     except Exception as error:
-        from dpo_jax.stages import translate
+        from dpo_jax.runtime import translate
 
         kept = translate.keep(error, running.workdir, running.line)
         _leave(1, f"{translate.explain(error, running.command)}\n{kept}", error, running)
@@ -106,19 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _leave(code: int, message: str, error: BaseException, running: _Running) -> NoReturn:
     if running.verbose:
-        from dpo_jax.stages import translate
+        from dpo_jax.runtime import translate
 
         message += f"\n\n{translate.details(error)}"
     if "jax" not in sys.modules:  # a mistake that was found at once
         print(f"dpo-jax: {message}", file=sys.stderr)
         raise SystemExit(code)
-    from dpo_jax.stages.hosts import leave
+    from dpo_jax.runtime.hosts import leave
 
     leave(code, message)
 
 
 def _dispatch(arguments: Sequence[str], running: _Running) -> None:
-    commands = [*STAGES, "config", "store", "verify", "doctor"]
+    commands = [*COMMANDS, "config", "store", "verify", "doctor"]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
@@ -128,12 +129,12 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
             raise UserError(f"command line: {known.command}: {overrides[0]!r} is not understood. Give one folder.")
         _WITHOUT_CONFIG[known.command](known)
         return
-    for key in STAGES[known.command].settings.values() if known.command in STAGES else ():
+    for key in COMMANDS[known.command].settings.values() if known.command in COMMANDS else ():
         if (value := getattr(known, key)) is not None:
             overrides += [f"--{key}", value]
     config, origins = load(known.config, overrides)
     if known.command == "config":
-        from dpo_jax.stages.rendering import render
+        from dpo_jax.config.rendering import render
 
         print(render(config, origins, comments=True), end="")
         return
@@ -141,19 +142,19 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
 
 
 def _list_stores(known: argparse.Namespace) -> None:
-    from dpo_jax.stages.stores import describe
+    from dpo_jax.commands.stores import describe
 
     print(describe(Path(known.folder)))
 
 
 def _verify(known: argparse.Namespace) -> None:
-    from dpo_jax.stages import verify
+    from dpo_jax.runs import verify
 
     verify.run(Path(known.folder))
 
 
 def _doctor(known: argparse.Namespace) -> None:
-    from dpo_jax.stages import doctor
+    from dpo_jax.runtime import doctor
 
     _quieten()
     asked = dict(os.environ)
@@ -182,11 +183,11 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     xla_flags.apply(os.environ)
     import jax
 
-    from dpo_jax.stages import background, hosts, preemption
+    from dpo_jax.runtime import background, hosts, preemption
 
     if running.owns_process and not running.verbose:
         background.tell_briefly()
-    stage = STAGES[known.command]
+    stage = COMMANDS[known.command]
     setup, run = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
@@ -211,14 +212,16 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
 def _opened(name: str, config: object, origins: dict[str, str], command: str) -> tuple[Any, Callable[..., None]]:
     """The experiment, of pictures or of texts, and what runs the command."""
     if isinstance(config, PictureConfig):
-        from dpo_jax.stages.pictures.setup import PictureSetup
+        from dpo_jax.experiments.pictures import PictureSetup
 
-        if name not in PICTURE_STAGES:
-            raise UserError(f"command line: {name} is not for experiments on pictures. {nearest(name, PICTURE_STAGES)}")
-        return PictureSetup(config, origins, command=command), PICTURE_STAGES[name]
-    from dpo_jax.stages.setup import Setup
+        if name not in PICTURE_COMMANDS:
+            raise UserError(
+                f"command line: {name} is not for experiments on pictures. {nearest(name, PICTURE_COMMANDS)}"
+            )
+        return PictureSetup(config, origins, command=command), PICTURE_COMMANDS[name]
+    from dpo_jax.experiments.texts import Setup
 
-    return Setup(config, origins, command=command), STAGES[name].run  # type: ignore[arg-type]
+    return Setup(config, origins, command=command), COMMANDS[name].run  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

@@ -268,3 +268,44 @@ class Mean(NamedTuple):
 
 
 Metrics = dict[str, Mean]
+
+
+class Tree(NamedTuple):
+    """Parameters described: a `jax.ShapeDtypeStruct` at each leaf, and its logical axis names."""
+
+    shapes: Params
+    axes: Params
+
+
+def join(params: Params, adapter: Params) -> Params:
+    """The parameters of a model together with its adapter."""
+    both = params.keys() & adapter.keys()
+    return {**params, **adapter, **{name: join(params[name], adapter[name]) for name in both}}
+
+
+Knobs = dict[str, Any]
+"""Traced numbers: `learning_rate` (its peak), and those of the objective. Changing one does not recompile."""
+Counts = dict[str, jax.Array]
+
+
+class Objective(NamedTuple):
+    """What is minimised: the model's part, which is dear, and the loss on what it gives, which is cheap.
+
+    `forward(params, frozen, batch, key)` gives small arrays that begin with the pair axis; `frozen` are parameters
+    without gradient, or None. `loss(outputs, batch, knobs, counts, memory, key) -> (loss, metrics, memory)` takes them.
+
+    `weigh(batch)` counts what the losses of one micro-batch are divided by (pairs, tokens); `loss` gets the counts of
+    the whole batch, so that the losses of the micro-batches add up to the loss of the batch, exactly, however the
+    tokens lie.
+
+    With `whole_batch`, `loss` is called once with all pairs: it compares them, or remembers something of the batch.
+    The model then runs twice over each micro-batch, first without gradient. Otherwise `memory` passes unchanged.
+
+    `refresh(params, frozen, step)`, if there is one, gives the frozen parameters for the next step.
+    """
+
+    weigh: Callable[[Any], Counts]
+    forward: Callable[[Params, Params | None, Any, jax.Array], Any]
+    loss: Callable[[Any, Any, Knobs, Counts, Any, jax.Array], tuple[jax.Array, Metrics, Any]]
+    whole_batch: bool = False
+    refresh: Callable[[Params, Params, jax.Array], Params] | None = None

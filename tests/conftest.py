@@ -35,7 +35,7 @@ if os.environ.get("DPO_JAX_TEST_COMPILER") != "full":
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Shared by the workers and child processes of one run, and by no other run: nothing is stale.
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dpo-jax-tests-")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.05"
     atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 import hypothesis
@@ -53,7 +53,7 @@ hypothesis.settings.load_profile("dpo_jax")
 LIMIT_SECONDS = 10.0
 """CPU-seconds, with those of child processes, that a test's body or its fixtures may take unless it is `slow`."""
 
-LIMIT_BYTES = 1.2 * 2**30
+LIMIT_BYTES = 1.0 * 2**30
 """Memory from which on a worker forgets its compiled programs, between two files of tests."""
 
 

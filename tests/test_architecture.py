@@ -26,24 +26,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": set(),
     "reading": set(),
     "masking": set(),
-    "config": {"reading", "masking"},
     "mesh": set(),
-    "xla_flags": set(),
     "planning": set(),
     "losses": {"types"},
     "logprobs": {"types", "mesh"},
     "models": {"types", "mesh"},
+    "vision": {"types", "mesh"},
+    "objectives": {"types", "losses", "logprobs", "vision"},
     "weights": {"types", "mesh", "models", "vision", "files"},
     "data": {"types", "files"},
     "training": {"types", "mesh", "files"},
     "reference": {"types", "logprobs", "mesh", "files"},
-    "vision": {"types", "mesh"},
     "evaluation": {"types", "logprobs"},
     "analysis": {"types", "logprobs", "losses"},
     "reporting": {"types"},
+    "runtime": {"files", "masking"},
+    "runs": {"files", "reading", "masking"},
+    "config": {"reading", "masking"},
 }
-MAY_IMPORT["stages"] = set(MAY_IMPORT)
-MAY_IMPORT["cli"] = {"stages", "config", "xla_flags", "masking"}
+MAY_IMPORT["experiments"] = set(MAY_IMPORT)
+MAY_IMPORT["commands"] = set(MAY_IMPORT)
+MAY_IMPORT["cli"] = {"commands", "experiments", "config", "runtime", "runs", "masking"}
 MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 
 # Package or module of others -> where alone in dpo_jax it may be imported.
@@ -190,10 +193,14 @@ def house(tmp_path: Path) -> Path:
         ("types.py", "import dpo_jax.mesh", "types may not import mesh"),
         ("cli.py", "import dpo_jax.losses", "cli may not import losses"),
         ("__init__.py", "from dpo_jax.losses import dpo", "dpo_jax may not import losses"),
-        ("stages/planted.py", "import orbax.checkpoint", "orbax may be imported only in training/checkpoint.py"),
+        ("commands/planted.py", "import orbax.checkpoint", "orbax may be imported only in training/checkpoint.py"),
         ("training/planted.py", "def late():\n    from orbax import checkpoint", "orbax may be imported only in"),
         ("training/planted.py", "from flax import nnx", "flax may be imported only in models/, vision/"),
-        ("stages/planted.py", "from jax.experimental import topologies", "jax.experimental.topologies may be imported"),
+        (
+            "commands/planted.py",
+            "from jax.experimental import topologies",
+            "jax.experimental.topologies may be imported",
+        ),
         ("planning/planted.py", "import dpo_jax.models.decoder", "planning may not import models"),
     ],
 )
@@ -208,7 +215,7 @@ def test_planted_arrow_is_named(house: Path, file: str, line: str, complaint: st
 def test_allowed_arrows_are_not_named(house: Path):
     _append(house / "dpo_jax/training/checkpoint.py", "import orbax.checkpoint\nfrom dpo_jax import errors, files")
     _append(house / "dpo_jax/vision/planted.py", "from flax import nnx\nfrom ..mesh import constrain")
-    _append(house / "dpo_jax/stages/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x")
+    _append(house / "dpo_jax/commands/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x")
     assert not illegal_arrows(house)
 
 

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.errors import nearest
-from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, PairLogps
+from dpo_jax.losses import LOSSES, PairLogps
 
 Coordinates = Literal["probability", "ratio", "logp"]
 PairLoss = Callable[[PairLogps, PairLogps], jax.Array]
@@ -39,30 +39,30 @@ PairLoss = Callable[[PairLogps, PairLogps], jax.Array]
 
 
 def unsuited(name: str) -> str | None:
-    """Why a loss of the tables has no field over two numbers; None where it has one."""
-    if name in TOKEN_LEVEL:
+    """Why a loss of the table has no field over two numbers; None where it has one."""
+    if name not in LOSSES or LOSSES[name].reads_errors:
+        return f"{name!r} is unknown. {nearest(name, LOSSES)}"
+    if LOSSES[name].needs_distribution:
         return f"{name} reads the distribution at every token, not only the log-probs of the two responses"
-    if name in UNPAIRED:
+    if LOSSES[name].reads_labels:
         return f"{name} reads labelled completions, not pairs"
-    known = {**PAIRWISE, **REFERENCE_FREE, **STATEFUL}
-    if name not in known:
-        return f"{name!r} is unknown. {nearest(name, known)}"
-    if known[name].batch_global:
+    if LOSSES[name].batch_global:
         return f"{name} depends on the other pairs of the batch, not on one alone"
     return None
 
 
 def pair_loss(name: str, **options: Any) -> PairLoss:
-    """A loss of the tables with its options. `bco_pair` takes its level as `delta`.
+    """A loss of the table with its options. `bco_pair` takes its level as `delta`.
 
     Raises:
         ValueError: the loss has no field; the message says why.
     """
     if reason := unsuited(name):
         raise ValueError(reason)
-    if name in PAIRWISE:
-        return lambda policy, reference: PAIRWISE[name].function(policy, reference, **options)
-    return lambda policy, reference: REFERENCE_FREE[name].function(policy, **options)
+    loss = LOSSES[name]
+    if loss.needs_reference:
+        return lambda policy, reference: loss.function(policy, reference, **options)
+    return lambda policy, reference: loss.function(policy, **options)
 
 
 def weighted_sum(losses: Sequence[tuple[float, PairLoss]]) -> PairLoss:

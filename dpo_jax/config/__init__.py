@@ -1,4 +1,4 @@
-"""An experiment: frozen dataclasses, one YAML file each, dotted overrides on top. Only stages read them."""
+"""An experiment: frozen dataclasses, one YAML file each, dotted overrides on top. Only `experiments` reads them."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ from dpo_jax.losses.pairwise import discopop, dpo, dpop, exo_pair, hinge, ipo, r
 from dpo_jax.losses.reference_free import alpha_po, cpo, orpo, simpo, slic_hf
 from dpo_jax.losses.reward import bradley_terry, plackett_luce, preference_score
 from dpo_jax.losses.stateful import AlphaDPOState, RunningMean, alpha_dpo, beta_dpo, running_mean
-from dpo_jax.losses.tables import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss
+from dpo_jax.losses.tables import LOSSES, PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss, LossInputs
 from dpo_jax.losses.token_level import ld_reduce, tdpo1, tdpo2, wpo_weights
 from dpo_jax.losses.transport import aot, aot_unpaired
 from dpo_jax.losses.unpaired import apo_zero_unpaired, bco, kto, mismatched_kl
 from dpo_jax.types import PairLogps
 
 __all__ = [
+    "LOSSES",
     "PAIRWISE",
     "REFERENCE_FREE",
     "STATEFUL",
@@ -25,6 +26,7 @@ __all__ = [
     "AlphaDPOState",
     "KLEstimates",
     "Loss",
+    "LossInputs",
     "PairLogps",
     "RunningMean",
     "alpha_dpo",

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dpo_jax.models.decoder import Tree
 from dpo_jax.models.spec import Spec
+from dpo_jax.types import Tree
 
 FORWARD = 2
 """Operations of a matmul for each parameter and token: a product and a sum."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -24,7 +24,7 @@ from dpo_jax.models.linear import Here, matrix
 from dpo_jax.models.lora import Lora, adapter_of, attach
 from dpo_jax.models.spec import DecoderSpec, Spec
 from dpo_jax.models.stack import scan_layers
-from dpo_jax.types import Params, Unembedding
+from dpo_jax.types import Params, Tree, Unembedding
 
 
 class Decoder(nnx.Module):
@@ -79,13 +79,6 @@ class Decoder(nnx.Module):
 
 MODULES: dict[type[Spec], Callable[..., Any]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
 """Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
-
-
-class Tree(NamedTuple):
-    """Parameters described: a `jax.ShapeDtypeStruct` at each leaf, and its logical axis names."""
-
-    shapes: Params
-    axes: Params
 
 
 class Described(Protocol):

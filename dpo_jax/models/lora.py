@@ -74,12 +74,6 @@ def attach(module: nnx.Module, rngs: nnx.Rngs, lora: Lora) -> nnx.Module:
     return module
 
 
-def join(base: Params, adapter: Params) -> Params:
-    """The parameters of a model with its adapter."""
-    both = base.keys() & adapter.keys()
-    return {**base, **adapter, **{name: join(base[name], adapter[name]) for name in both}}
-
-
 def adapter_of(params: Params) -> Params:
     """The adapter's branches alone; empty where there are none."""
     found = {}

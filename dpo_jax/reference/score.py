@@ -5,7 +5,8 @@ Dimension key: B pairs, P slot in the pair, n rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import constrain
 from dpo_jax.reference.store import Scores
-from dpo_jax.types import HostBatch, PairBatch, Params
+from dpo_jax.types import HostBatch, PairBatch, Params, TokenRow
 
 Apply = Callable[..., tuple]
 Score = Callable[[Params, PairBatch], tuple[jax.Array, jax.Array]]
@@ -72,3 +73,17 @@ def score_rows(
     if late is not None:
         fetch(late, rows_before)
     return row_ids, Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32), np.concatenate(heads))
+
+
+class Scorer(NamedTuple):
+    """Response log-probs of rows under any parameters of a model: `scorer(params, rows) -> (row ids, scores)`."""
+
+    score: Score
+    batches: Callable[[Sequence[TokenRow]], Iterable[HostBatch]]
+    place: Callable[[PairBatch], PairBatch]
+
+    def __call__(
+        self, params: Params, rows: Sequence[TokenRow], *, progress: Callable[[int], None] = lambda rows: None
+    ) -> tuple[list[str], Scores]:
+        """Every row once; as `score_rows`."""
+        return score_rows(self.score, params, self.batches(rows), place=self.place, progress=progress)

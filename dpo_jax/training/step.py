@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,34 +12,7 @@ import optax
 from dpo_jax.training.metrics import divide
 from dpo_jax.training.optimizer import Schedule
 from dpo_jax.training.state import TrainState
-from dpo_jax.types import Metrics, Params
-
-Knobs = dict[str, Any]
-"""Traced numbers: `learning_rate` (its peak), and those of the objective. Changing one does not recompile."""
-Counts = dict[str, jax.Array]
-
-
-class Objective(NamedTuple):
-    """What is minimised: the model's part, which is dear, and the loss on what it gives, which is cheap.
-
-    `forward(params, frozen, batch, key)` gives small arrays that begin with the pair axis; `frozen` are parameters
-    without gradient, or None. `loss(outputs, batch, knobs, counts, memory, key) -> (loss, metrics, memory)` takes them.
-
-    `weigh(batch)` counts what the losses of one micro-batch are divided by (pairs, tokens); `loss` gets the counts of
-    the whole batch, so that the losses of the micro-batches add up to the loss of the batch, exactly, however the
-    tokens lie.
-
-    With `whole_batch`, `loss` is called once with all pairs: it compares them, or remembers something of the batch.
-    The model then runs twice over each micro-batch, first without gradient. Otherwise `memory` passes unchanged.
-
-    `refresh(params, frozen, step)`, if there is one, gives the frozen parameters for the next step.
-    """
-
-    weigh: Callable[[Any], Counts]
-    forward: Callable[[Params, Params | None, Any, jax.Array], Any]
-    loss: Callable[[Any, Any, Knobs, Counts, Any, jax.Array], tuple[jax.Array, Metrics, Any]]
-    whole_batch: bool = False
-    refresh: Callable[[Params, Params, jax.Array], Params] | None = None
+from dpo_jax.types import Knobs, Objective, Params
 
 
 def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:

@@ -17,7 +17,7 @@ from work import keep, parse
 from dpo_jax.config import load
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.layouts import LAYOUTS
-from dpo_jax.stages.setup import Setup
+from dpo_jax.experiments.texts import Setup
 
 
 def measure(setup: Setup, layout: str) -> dict[str, Any]:

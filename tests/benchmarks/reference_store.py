@@ -18,10 +18,10 @@ import numpy as np
 from work import SHAPES, drawn_lengths, keep, make_model, make_rows, parse, write_config
 
 from dpo_jax import cli
+from dpo_jax.experiments import texts as setup
 from dpo_jax.files import read_json
 from dpo_jax.reference import score
 from dpo_jax.reference.store import Scores, Store
-from dpo_jax.stages import setup
 
 STORED = 1_000_000
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.config import LossConfig
-from dpo_jax.losses import STATEFUL, UNPAIRED, AlphaDPOState, PairLogps, RunningMean
-from dpo_jax.stages.losses import Inputs, evaluate_term
-from dpo_jax.stages.terms import TRAINED, read_terms, soft_labelled
+from dpo_jax.experiments.losses import TRAINED, read_terms, soft_labelled
+from dpo_jax.losses import STATEFUL, UNPAIRED, AlphaDPOState, LossInputs, PairLogps, RunningMean
+from dpo_jax.objectives.terms import TermInputs
 from tests.contracts.formulas import FORMULAS
 from tests.contracts.loss_cases import LEVEL, WARM, Batch, on_device, random_batch
 
@@ -20,24 +20,25 @@ WARM_64 = AlphaDPOState(*map(np.float64, WARM))
 EARLIER = RunningMean(np.float64(0.4), np.float64(48.0))
 
 
-def inputs(batch: Batch, **more: Any) -> Inputs:
+def inputs(batch: Batch, *, where: Any = None, **more: Any) -> TermInputs:
     b = on_device(batch)
-    return Inputs(
+    read = LossInputs(
         policy=b.policy,
         reference=b.reference,
         token_kl_BP=jnp.stack([b.chosen_kl, b.rejected_kl], axis=1),
         desirable_B=b.desirable,
         mismatched_kl=jnp.asarray(LEVEL),
-        **more,
+        where=where,
     )
+    return TermInputs(read, **more)
 
 
-def evaluated(name: str, given: Inputs, **config: Any) -> tuple[Any, dict[str, Any], Any]:
+def evaluated(name: str, given: TermInputs, **config: Any) -> tuple[Any, dict[str, Any], Any]:
     (term,) = read_terms([LossConfig(name=name, **config)], {})
     memory = term.memory()
     if memory:
         memory["state"] = WARM_64 if name in STATEFUL else EARLIER
-    return (*evaluate_term(term, given, term.knobs(0), memory, jax.random.key(0)), memory)
+    return (*term.evaluate(given, term.knobs(0), memory, jax.random.key(0)), memory)
 
 
 def told(name: str, b: Batch, **options: Any) -> np.ndarray:

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.stages import STAGES
-from dpo_jax.stages.pictures import PICTURE_STAGES
+from dpo_jax.commands.pictures.table import PICTURE_COMMANDS
+from dpo_jax.commands.table import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 (TABLE,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
@@ -60,20 +60,20 @@ def test_mistakes(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
     assert [path.name for path in Path().iterdir()] == ["e.yaml"]
 
 
-@pytest.mark.parametrize("name", STAGES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_stage_takes_its_flags(name: str):
-    stage = STAGES[name]
+    stage = COMMANDS[name]
     flags = {flag.replace("-", "_"): None for flag in (*stage.flags, *stage.lists, *stage.switches)}
     inspect.signature(stage.run).bind("setup", **flags)
-    if name in PICTURE_STAGES:
-        inspect.signature(PICTURE_STAGES[name]).bind("setup", **flags)
+    if name in PICTURE_COMMANDS:
+        inspect.signature(PICTURE_COMMANDS[name]).bind("setup", **flags)
 
 
-@pytest.mark.parametrize("name", {**STAGES, **PICTURE_STAGES})
+@pytest.mark.parametrize("name", {**COMMANDS, **PICTURE_COMMANDS})
 def test_pictures(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     call = [name, str(ROOT / "configs/image_brighter.yaml"), "--workdir", str(tmp_path / "run")]
-    assert name in STAGES, f"{name} of PICTURE_STAGES needs its help and flags: add it to STAGES"
-    if name in PICTURE_STAGES:
+    assert name in COMMANDS, f"{name} of PICTURE_COMMANDS needs its help and flags: add it to COMMANDS"
+    if name in PICTURE_COMMANDS:
         assert "no-such-flag" in refused(capsys, *call, "--no-such-flag", "1")
     else:
         assert f"{name} is not for experiments on pictures" in refused(capsys, *call)

@@ -17,11 +17,11 @@ import pytest
 from dpo_jax.config import load
 from dpo_jax.config.evaluation import JudgeConfig, check_judge
 from dpo_jax.errors import UserError
+from dpo_jax.experiments import judging
+from dpo_jax.experiments.texts import Setup
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
-from dpo_jax.stages import judging
-from dpo_jax.stages.setup import Setup
 from dpo_jax.types import Prompt
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights

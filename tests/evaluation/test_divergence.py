@@ -10,7 +10,7 @@ import pytest
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
 from dpo_jax.types import TokenRow, Unembedding
-from tests.stages.toy import VOCABULARY, Toy, all_logps, parameters
+from tests.objectives.toy import VOCABULARY, Toy, all_logps, parameters
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared"])

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.stages.malformed import CHAT, DONE, HH, LABELLED, PAIR, TURNS
+from tests.commands.malformed import CHAT, DONE, HH, LABELLED, PAIR, TURNS
 
 TOOL = {"type": "function", "function": {"name": "get", "parameters": {"type": "object"}}}
 CALL = [{"type": "function", "function": {"name": "get", "arguments": {"x": [1, {"y": None}]}}}]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_jax.stages.preemption import EXIT_CODE
+from dpo_jax.runtime.preemption import EXIT_CODE
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
 

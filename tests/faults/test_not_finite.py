@@ -132,7 +132,7 @@ def test_parameters_that_are_not_finite_are_never_saved(
 
         return harmed
 
-    monkeypatch.setattr("dpo_jax.stages.program.make_step", make)
+    monkeypatch.setattr("dpo_jax.training.training.make_step", make)
     assert train() == 2
     said = capsys.readouterr().err
     assert re.search("step 6: parameters are NaN or infinite; this state is not saved", said)

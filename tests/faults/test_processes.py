@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_jax.stages import watchdog
+from dpo_jax.runtime import watchdog
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
 

@@ -18,9 +18,9 @@ from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_chunks
 from dpo_jax.errors import UserError
 from dpo_jax.weights.opening import open_weights
+from tests.commands.malformed import TABLE
 from tests.faults.fuzzed import GOOD, lines
 from tests.faults.within import within
-from tests.stages.malformed import TABLE
 from tests.tiny import make_hf_folder
 
 LAYOUTS: dict[str, Layout[Any]] = {"pairs": PAIRS, "labelled": UNPAIRED, "sft": COMPLETIONS, "completions": COMPLETIONS}

@@ -139,6 +139,7 @@ def test_an_adapter_that_was_trained_first_is_another_reference(
     held(1, REFUSED)
 
 
+@pytest.mark.slow("two reference passes")
 def test_the_padding_side_of_a_tokenizer_changes_nothing(folder: Path, held):
     """Rows are put into batches by us, pads always last: what the tokenizer would do is not asked."""
     edited("tokenizer_config.json", lambda config: config.update(padding_side="left"))(folder)

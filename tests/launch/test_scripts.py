@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dpo_jax.stages.watchdog import EXIT_CODE
+from dpo_jax.runtime.watchdog import EXIT_CODE
 from tests.launch.conftest import ROOT, Fakes, refused
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch" / "slurm.sbatch"])

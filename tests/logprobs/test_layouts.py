@@ -125,10 +125,11 @@ WAYS = [
 
 
 def params(ways: list[Way]) -> list:
-    """By default all layouts, and each form of attention once."""
+    """By default all layouts and each form of attention once, and one layout on eight devices."""
     dear = pytest.mark.slow("on eight devices")
     return [
-        pytest.param(way, id="-".join(way), marks=dear if way.axes and way.backend != "blocks" else ()) for way in ways
+        pytest.param(way, id="-".join(way), marks=dear if way.axes and way[:2] != ("shared", "blocks") else ())
+        for way in ways
     ]
 
 

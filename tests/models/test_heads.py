@@ -16,9 +16,9 @@ from dpo_jax.data.tokens import sizes_of
 from dpo_jax.models.attention import cudnn
 from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
-from dpo_jax.models.lora import Lora, join
+from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import DecoderSpec, LayerKind
-from dpo_jax.types import PairBatch, Params, TokenRow
+from dpo_jax.types import PairBatch, Params, TokenRow, join
 
 SLOW = pytest.mark.slow("the other families")
 WIDTH = 16

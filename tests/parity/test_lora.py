@@ -13,8 +13,8 @@ from dpo_jax.data.batches import padded
 from dpo_jax.logprobs import batch_logps
 from dpo_jax.losses import PairLogps, dpo
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.lora import Lora, join
-from dpo_jax.types import Params
+from dpo_jax.models.lora import Lora
+from dpo_jax.types import Params, join
 from dpo_jax.weights.adapter import adapted_paths, export_adapter
 from tests.contracts.families import ids, write_folder
 from tests.parity.golden import their_model

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from dpo_jax.analysis.field import pair_loss
+from dpo_jax.analysis.trajectory import field_of
 from dpo_jax.losses import PairLogps
 from dpo_jax.reporting.analysis import analysis_section
 from dpo_jax.reporting.field import draw_field
 from dpo_jax.reporting.report import render
-from dpo_jax.stages.trajectory import field_of
 from tests.reporting.made_up import made_up_run
 from tests.reporting.test_report import EVIL, Page
 

@@ -13,8 +13,8 @@ import pytest
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.training.optimizer import adamw, make_schedule
 from dpo_jax.training.state import create_state, param_shardings, state_shardings
-from dpo_jax.training.step import Objective, make_step
-from dpo_jax.types import Mean
+from dpo_jax.training.step import make_step
+from dpo_jax.types import Mean, Objective
 
 AXES = {"matrix": ("embed", "mlp"), "scale": ("embed",)}
 SHAPES = {

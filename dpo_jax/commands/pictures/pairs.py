@@ -1,0 +1,143 @@
+"""Preference pairs of the model's own samples: groups that show the same, judged, become rows of a Parquet file.
+
+Dimension key: G groups, S samples in a group; X stands for all axes of a sample.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpo_jax.commands.pictures import sft
+from dpo_jax.config import as_mapping
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.selection import select_pairs
+from dpo_jax.experiments.picture_judging import PictureJudge, open_judge
+from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
+from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.files import read_json, write_atomic, write_json
+from dpo_jax.mesh import meet
+from dpo_jax.runs.resume import deciding
+from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.types import Params
+
+_RECORD = "pairs.json"
+"""What decided the pairs that lie beside it."""
+
+
+def run(setup: PictureSetup, *, output: str | None = None) -> None:
+    """Writes WORKDIR/pairs.parquet and WORKDIR/heldout.parquet anew."""
+    if output is not None:
+        raise UserError("command line: --output is of experiments on texts; these write WORKDIR/pairs.parquet.")
+    if setup.config.pairs is None:
+        raise UserError(
+            "pairs: the configuration has no `pairs:` section; `pairs: {groups: 256, samples: 4}` is enough."
+        )
+    if setup.config.sft:
+        sft.run(setup)
+    _make(setup, setup.start_params())
+
+
+def make_missing(setup: PictureSetup) -> None:
+    """The same where the files are asked for and are not there."""
+    options = setup.config.pairs
+    if options is None:
+        return
+    wanted, record = (
+        [setup.pairs_file, *([setup.heldout_file] if options.heldout else [])],
+        setup.pairs_folder / _RECORD,
+    )
+    if not record.exists() or not all(file.exists() for file in wanted):
+        _make(setup, setup.start_params())
+        return
+    old, new = read_json(record), _settings(setup)
+    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        raise UserError(
+            f"{setup.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the pairs "
+            "anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
+        )
+
+
+def _settings(setup: PictureSetup) -> dict[str, Any]:
+    """What decides which pairs are made."""
+    config = as_mapping(setup.config)
+    judge = config["pairs"]["judge"] or config["evaluation"]["judge"]
+    return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
+
+
+def _make(setup: PictureSetup, params: Params) -> None:
+    options = setup.config.pairs
+    assert options is not None
+    asked = options.judge or setup.config.evaluation.judge
+    assert asked is not None
+    judge = open_judge(setup, asked, "pairs.judge" if options.judge else "evaluation.judge")
+    seed = setup.config.seed if options.seed is None else options.seed
+    sample = make_sampling(setup, seed=seed)
+    if jax.process_index() == 0:
+        (setup.pairs_folder / _RECORD).unlink(missing_ok=True)  # the pairs count when all of them are there
+    for file, groups, purpose in (
+        (setup.pairs_file, options.groups, "pairs"),
+        (setup.heldout_file, options.heldout, "held-out pairs"),
+    ):
+        if groups:
+            _write(setup, judge, functools.partial(sample, params), file, groups, purpose)
+    write_json(setup.pairs_folder / _RECORD, _settings(setup))
+    meet("pairs written")
+
+
+def _write(
+    setup: PictureSetup, judge: PictureJudge, sample: Callable[..., np.ndarray], file: Path, groups: int, purpose: str
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    options = setup.config.pairs
+    assert options is not None
+    total = groups * options.samples
+    shown = what_to_show(setup, total, group=options.samples)
+    with Progress("pairs", total, unit="samples") as progress:
+        found = sample(shown, total, purpose, progress.update)
+    scores_GS = np.asarray(judge.scores(found), np.float64).reshape(groups, options.samples)
+    # Equal samples are no pair, as equal texts are none.
+    names = [hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest() for each in found]
+    names_GS = [names[start : start + options.samples] for start in range(0, total, options.samples)]
+    picked = select_pairs(scores_GS, names_GS, select=options.select, min_gap=options.min_gap)
+    if not len(picked.prompts):
+        raise UserError(f"pairs: {judge.name} finds no sample better than another of its group; nothing written.")
+    rows: list[dict[str, Any]] = []
+    for group, chosen, rejected in zip(picked.prompts, picked.chosen, picked.rejected, strict=True):
+        first = group * options.samples
+        row: dict[str, Any] = {
+            "chosen": encoded(found[first + chosen]),
+            "rejected": encoded(found[first + rejected]),
+            "chosen_score": float(scores_GS[group, chosen]),
+            "rejected_score": float(scores_GS[group, rejected]),
+        }
+        if shown is not None:
+            row |= {"class": int(shown[first])} if shown.ndim == 1 else {"embedding": shown[first].tolist()}
+        rows.append(row)
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    write_atomic(file, sink.getvalue())
+    without = f"; {picked.without} groups gave none" if picked.without else ""
+    say("pairs", f"wrote {len(rows)} pairs to {file}{without}; mean score of all samples {scores_GS.mean():.4g}")
+
+
+def encoded(sample_X: np.ndarray) -> bytes:
+    """A picture as PNG, a clip as an array of numpy; both without loss."""
+    sink = io.BytesIO()
+    if sample_X.ndim == 4:
+        np.save(sink, sample_X, allow_pickle=False)
+    else:
+        from PIL import Image
+
+        Image.fromarray(sample_X[..., 0] if sample_X.shape[-1] == 1 else sample_X).save(sink, "PNG")
+    return sink.getvalue()

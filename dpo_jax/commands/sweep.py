@@ -1,0 +1,193 @@
+"""A grid of experiments over one fine-tuning and one store, each point trained and evaluated in its own folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dpo_jax.commands import analyse, evaluate, reference, train
+from dpo_jax.config import as_mapping, changed
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.seeds import best_of_lines, lines_of
+from dpo_jax.experiments.best_of import measure_best_of
+from dpo_jax.experiments.grid import Settings, label_of, read_points
+from dpo_jax.experiments.judging import open_judge
+from dpo_jax.experiments.texts import Setup
+from dpo_jax.files import digest, read_json, write_atomic, write_json
+from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
+from dpo_jax.runs.resume import deciding
+from dpo_jax.runtime.progress import say
+
+
+def run(setup: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callable[[Any], None] | None = None) -> None:
+    """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
+
+    `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
+    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated. `run_point` trains one
+    and evaluates it.
+    """
+    run_point = run_point or _run_point
+    if run_point is _run_point and not setup.config.data.eval:
+        raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
+    points = read_points(grid or (), setup.config.sweep, setup.origins)
+    compiled = _count_compilations()
+    results: list[dict[str, Any]] = []
+    for number, settings in enumerate(points, 1):
+        label = label_of(settings, points)
+        say("sweep", f"{number} of {len(points)}: {label}")
+        results.append(
+            {"label": label, "settings": settings, **_result(setup, label, settings, run_point, compiled, lean=lean)}
+        )
+        write_json(setup.workdir / "sweep.json", results)
+        _write_tables(setup, results, [])
+    left_out = [result for result in results if "failed" in result]
+    if len(left_out) == len(points):
+        raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
+    if getattr(setup.config.evaluation, "best_of", 0):
+        _write_tables(setup, results, _best_of(setup, points))
+    note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
+    say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
+
+
+def _write_tables(setup: Any, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+    lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
+    lines += best_of_lines(best, lines[0]) if lines else []
+    table = make_table(lines, left_out)
+    write_atomic(setup.workdir / "sweep.md", as_markdown(table))
+    write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
+
+
+def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
+    """The best of n responses of the model from which all points start, measured once; none if they start apart."""
+    if any(_moves_the_start(key) for point in points for key in point):
+        say("sweep", "no best of n: the grid varies what decides where the points start")
+        return []
+    reference.fine_tune_first(setup)  # the points of other seeds have their own
+    config = as_mapping(setup.config)
+    asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
+    path, wanted = setup.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
+    if path.exists() and (found := read_json(path))["settings"] == wanted:
+        return found["best_of"]
+    judge = setup.config.evaluation.judge
+    table = measure_best_of(setup, setup.start_params(), open_judge(setup, judge) if judge else None)
+    write_json(path, {"settings": wanted, "best_of": table})
+    return table
+
+
+def _run_point(point: Setup) -> None:
+    if point.config.analysis:
+        analyse.check(point)
+    train.run(point)
+    evaluate.run(point)
+    if point.config.analysis:
+        analyse.run(point)
+
+
+def _result(
+    base: Any,
+    label: str,
+    settings: Settings,
+    run_point: Callable[[Any], None],
+    compiled: Callable[[], int],
+    *,
+    lean: bool,
+) -> dict[str, Any]:
+    """What came of a point: `config`, `evaluation`, `seconds`, `compiled`; or `failed`, why it could not be run."""
+    try:
+        point = point_of(base, label, settings)
+        kept = point.workdir / "point.json"
+        if kept.exists():
+            result = read_json(kept)
+            if _decides(result["config"]) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
+                say("sweep", "is done already")
+                return result
+        start, before = time.perf_counter(), compiled()
+        point.begin()
+        with _everything_cached():
+            run_point(point)
+    except UserError as error:
+        say("sweep", f"left out: {error}")
+        return {"failed": str(error)}
+    result = {
+        "config": as_mapping(point.config),
+        "evaluation": read_json(point.workdir / "evaluation.json"),
+        "seconds": time.perf_counter() - start,
+        "compiled": compiled() - before,
+    }
+    if (point.workdir / "analysis.json").exists():
+        result["evaluation"]["halves"] = read_json(point.workdir / "analysis.json")["halves"]
+    write_json(kept, result)
+    if lean and jax.process_index() == 0:
+        shutil.rmtree(point.workdir / "checkpoints")
+    return result
+
+
+def _moves_the_start(key: str) -> bool:
+    """Whether this setting may change the model that is sampled for the best of n, or what it is asked."""
+    prompts = key.startswith("data") and not key.startswith("data.train") and not key.endswith(".unpair")
+    return prompts or key.startswith(("sft", "model", "scratch"))
+
+
+def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide what comes of a point; those that are null are as if they were not there."""
+    found = deciding("train", config) | {key: config[key] for key in ("train", "evaluation")}
+    found["analysis"] = config.get("analysis")
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def point_of(base: Any, label: str, settings: Settings) -> Any:
+    """The experiment of a point. What it has in common with the others, fine-tuning and store, it shares with them.
+
+    Raises:
+        UserError: the settings make none.
+    """
+    store = base.config.reference.store or str(base.workdir / "stores")
+    own = [
+        f"--workdir={base.workdir / 'sweep' / label}",
+        f"--reference.store={store}",
+        *(["--evaluation.best_of=0"] if hasattr(base.config.evaluation, "best_of") else []),
+    ]
+    overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
+    config, origins = changed(base.config, base.origins, [*own, *overrides])
+    point = type(base)(config, origins, command=base.command)
+    point.sft_folder = _sft_folder(base, as_mapping(config))
+    return point
+
+
+def _sft_folder(base: Any, config: Mapping[str, Any]) -> Path:
+    """Where the fine-tuning of a point lies: points that differ in what decides it have their own."""
+    wanted = deciding("sft", config)
+    if wanted == deciding("sft", as_mapping(base.config)):
+        return base.sft_folder
+    return base.workdir / f"sft-{digest(json.dumps(wanted, sort_keys=True).encode())[:8]}"
+
+
+@contextlib.contextmanager
+def _everything_cached() -> Iterator[None]:
+    """Keeps small programs in the compile cache too: every point asks for them again."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, 0.0)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+def _count_compilations() -> Callable[[], int]:
+    """How many programs were compiled so far, those left out that came from the cache."""
+    found = {"compiled": 0, "cached": 0}
+
+    def count(event: str, duration_secs: float, **_: str | int) -> None:
+        found["compiled"] += event.endswith("backend_compile_duration")
+        found["cached"] += event.endswith("cache_retrieval_time_sec")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    return lambda: found["compiled"] - found["cached"]

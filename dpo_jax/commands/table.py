@@ -1,0 +1,187 @@
+"""The commands: their help, their flags, and what runs them on an opened experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from dpo_jax.experiments.texts import Setup
+
+
+class Command(NamedTuple):
+    """One command: what it does, the function that runs it, its own flags, and short names of settings.
+
+    A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
+    name has the key of the configuration that it sets.
+    What is `dry` makes no working directory and touches no device of this machine.
+    """
+
+    help: str
+    run: Callable[..., None]
+    flags: Mapping[str, str] = {}
+    settings: Mapping[str, str] = {}
+    switches: Mapping[str, str] = {}
+    lists: Mapping[str, str] = {}
+    dry: bool = False
+
+
+# The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
+def _run(setup: Setup) -> None:
+    from dpo_jax.commands import run
+
+    run.run(setup)
+
+
+def _scratch(setup: Setup) -> None:
+    from dpo_jax.commands import scratch
+
+    scratch.run(setup)
+
+
+def _sft(setup: Setup) -> None:
+    from dpo_jax.commands import sft
+
+    sft.run(setup)
+
+
+def _check_data(setup: Setup) -> None:
+    from dpo_jax.commands import check_data
+
+    check_data.run(setup)
+
+
+def _reference(setup: Setup, *, jsonl: str | None, verify: str | None) -> None:
+    from dpo_jax.commands import reference
+
+    reference.run(setup, jsonl=jsonl, verify=verify)
+
+
+def _train(setup: Setup) -> None:
+    from dpo_jax.commands import train
+
+    train.run(setup)
+
+
+def _reward(setup: Setup) -> None:
+    from dpo_jax.commands import reward
+
+    reward.run(setup)
+
+
+def _evaluate(setup: Setup) -> None:
+    from dpo_jax.commands import evaluate
+
+    evaluate.run(setup)
+
+
+def _analyse(setup: Setup) -> None:
+    from dpo_jax.commands import analyse
+
+    analyse.run(setup)
+
+
+def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str | None) -> None:
+    from dpo_jax.commands import sample
+
+    sample.run(setup, prompts=prompts, output=output, model=model)
+
+
+def _sweep(setup: Setup, *, grid: list[str] | None, lean: bool) -> None:
+    from dpo_jax.commands import sweep
+
+    sweep.run(setup, grid=grid, lean=lean)
+
+
+def _plan(setup: Setup, **flags: Any) -> None:
+    from dpo_jax.commands import plan
+
+    plan.run(setup, **flags)
+
+
+def _pairs(setup: Setup, *, output: str | None) -> None:
+    from dpo_jax.commands import pairs
+
+    pairs.run(setup, output=output)
+
+
+def _export(setup: Setup, *, fine_tuned: bool) -> None:
+    from dpo_jax.commands import export
+
+    export.run(setup, fine_tuned=fine_tuned)
+
+
+def _report(setup: Setup, *, compare: list[str] | None) -> None:
+    from dpo_jax.commands import comparison, report
+
+    if compare:
+        comparison.run(setup, compare)
+    else:
+        report.run(setup)
+
+
+COMMANDS: dict[str, Command] = {
+    "run": Command("all that the configuration asks for, in order", _run),
+    "scratch": Command("make a small model from nothing, a tokenizer and random weights, at model.weights", _scratch),
+    "sft": Command("supervised fine-tuning, the start of the policy and the reference", _sft),
+    "check-data": Command("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
+    "reference": Command(
+        "score every row with the frozen reference, into the store",
+        _reference,
+        {
+            "jsonl": "also write the scores, one object per data row, to this file",
+            "verify": "score so many rows of the store once more and say by how much they differ",
+        },
+    ),
+    "train": Command("train on preferences (with what must come before, if it is missing)", _train),
+    "reward": Command("train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", _reward),
+    "evaluate": Command("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
+    "analyse": Command("why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json", _analyse),
+    "sample": Command(
+        "answer prompts with the trained model, in the format that AlpacaEval reads",
+        _sample,
+        {
+            "prompts": "JSON Lines with a column `prompt` or `instruction`; default: the prompts of data.eval",
+            "output": "the file to write, .jsonl or, for AlpacaEval, .json; default: WORKDIR/samples.jsonl",
+            "model": "policy, the newest checkpoint (default), or reference, the start of the training",
+        },
+    ),
+    "pairs": Command(
+        "answer prompts several times, judge the answers, and write the better and the worse ones as new pairs",
+        _pairs,
+        {"output": "the file to write; default: WORKDIR/pairs.jsonl"},
+    ),
+    "export": Command(
+        "write the trained model as a Hugging Face folder, WORKDIR/export",
+        _export,
+        settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
+        switches={"fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export"},
+    ),
+    "plan": Command(
+        "compile the reference pass and the step for a machine that is not here, and say what they need",
+        _plan,
+        {
+            "topology": "the machine: v5e:16x16, v5p:4x4x4, v6e:4x4, v4:2x2x2 (with libtpu); gpu:8, h200:8 by analysis",
+            "json": "also write the figures to this file",
+            "mfu": "share of the chips' peak for which pairs per second are said; default 0.4",
+            "seconds": "no alternative is begun that would end later; default 180, 0 for none",
+        },
+        switches={
+            "search": "find the largest train.micro_batch_pairs that fits, by bisection",
+            "full": "compile at full effort, as a run does: minutes instead of seconds",
+        },
+        dry=True,
+    ),
+    "sweep": Command(
+        "train and evaluate every combination of some settings, into one table and one plot",
+        _sweep,
+        lists={"grid": "KEY=VALUE,VALUE,... to vary, such as loss.options.beta=0.1,0.5; default: the section `sweep`"},
+        switches={"lean": "delete the checkpoints of each point once it is evaluated"},
+    ),
+    "report": Command(
+        "write WORKDIR/report.html, or, of several runs, WORKDIR/comparison.html",
+        _report,
+        lists={"compare": "the WORKDIR or the configuration of a run to show beside this one; once for each"},
+    ),
+}
+"""Name on the command line -> command. To add one: its file, a function above, and its line here."""

@@ -1,0 +1,1 @@
+"""From a configuration to one opened experiment: the only room that reads its keys."""

@@ -1,0 +1,144 @@
+"""Who gives samples their scores: a weighted sum of quality metrics, or a scorer that learned from preferences.
+
+Dimension key: n samples, B pairs, M metrics; X stands for all axes of a sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.config import load
+from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, ScorerConfig
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.experiments.picture_model import ScorerModel
+from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.files import read_json
+from dpo_jax.objectives.diffusion import pixels
+from dpo_jax.runtime.progress import say
+from dpo_jax.types import PictureRow
+from dpo_jax.vision.fitting import fit_weights
+from dpo_jax.vision.quality import METRICS, OF_IMAGES, measured
+from dpo_jax.vision.scorers import Scorer, ScorerSpec, make_scorer
+
+_AT_ONCE = 256
+
+
+class PictureJudge(NamedTuple):
+    """Its name for people, and scores [n] of uint8 samples [n, X], higher for what is preferred."""
+
+    name: str
+    scores: Callable[[np.ndarray], np.ndarray]
+
+
+def open_judge(setup: PictureSetup, config: PictureJudgeConfig, key: str) -> PictureJudge:
+    """The judge that the configuration names at `key`.
+
+    Raises:
+        UserError: an unknown metric, one that pictures do not have, or there is no scorer yet.
+    """
+    if config.name == "scorer":
+        return _scorer_judge(setup, config.model)
+    for name in (*config.weights, *config.metrics):
+        allowed = METRICS if (setup.config.pictures.frames or 1) > 1 else OF_IMAGES
+        if name not in allowed:
+            raise UserError(
+                f"{setup.at(key)}: {key}: quality metric {name!r} is unknown here. {nearest(name, allowed)}"
+            )
+    weights = {name: float(weight) for name, weight in config.weights.items()} or _fitted(setup, config.metrics)
+    told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
+    names, weights_M = list(weights), jnp.asarray(list(weights.values()), jnp.float32)
+
+    @jax.jit
+    def scores(samples_nX: jax.Array) -> jax.Array:
+        return measured(samples_nX.astype(jnp.float32) / 255.0, names) @ weights_M
+
+    return PictureJudge(f"quality, {told}", lambda samples: in_parts(scores, samples))
+
+
+def metrics_of(samples_nX: np.ndarray) -> dict[str, np.ndarray]:
+    """Every quality metric that says something of samples of this shape, [n] each."""
+    names = list(METRICS if samples_nX.ndim == 5 and samples_nX.shape[1] > 2 else OF_IMAGES)
+    silent = {"sharpness": min(samples_nX.shape[-3:-1]) < 3, "saturation": samples_nX.shape[-1] == 1}
+    names = [name for name in names if not silent.get(name)]
+
+    @jax.jit
+    def of(samples: jax.Array) -> jax.Array:
+        return measured(samples.astype(jnp.float32) / 255.0, names)
+
+    return dict(zip(names, in_parts(of, samples_nX).T, strict=True))
+
+
+def in_parts(function: Callable[[Any], jax.Array], samples_nX: np.ndarray) -> np.ndarray:
+    """A function of samples, a few at a time, the last ones filled up so that it is compiled once."""
+    found = []
+    for start in range(0, len(samples_nX), _AT_ONCE):
+        part = samples_nX[start : start + _AT_ONCE]
+        whole = np.concatenate([part, np.repeat(part[-1:], _AT_ONCE - len(part), axis=0)])
+        found.append(np.asarray(function(whole))[: len(part)])
+    return np.concatenate(found)
+
+
+def members(rows: Sequence[PictureRow], slot: int) -> np.ndarray:
+    """The decoded samples of a slot of all rows, uint8 [n, X]."""
+    return np.stack([row.samples[slot]() for row in rows])
+
+
+def _fitted(setup: PictureSetup, metrics: Sequence[str]) -> dict[str, float]:
+    """Weights under which the preferences of data.train are likeliest."""
+    rows = setup.train_data.rows
+    if len(rows[0].samples) < 2:
+        raise UserError("quality metrics are fitted to pairs, and data.train has labelled samples; give weights.")
+    sides = [
+        in_parts(lambda samples: measured(samples / jnp.float32(255), metrics), members(rows, slot)) for slot in (0, 1)
+    ]
+    weights_M = np.asarray(fit_weights(jnp.asarray(sides[0]), jnp.asarray(sides[1])))
+    found = {name: float(weight) for name, weight in zip(metrics, weights_M, strict=True)}
+    told = ", ".join(f"{name} {weight:.4g}" for name, weight in found.items())
+    say("quality", f"weights fitted to {len(rows)} pairs: {told}")
+    return found
+
+
+def scorer_of(setup: PictureSetup, config: ScorerConfig) -> Scorer:
+    """The network that `reward` asks for."""
+    pictures = setup.config.pictures
+    spec = ScorerSpec(
+        channels=pictures.channels,
+        clips=pictures.frames is not None,
+        widths=(config.first_width, config.second_width),
+        head_width=config.head_width,
+    )
+    return make_scorer(spec, dtype=config.dtype)
+
+
+def _scorer_judge(setup: PictureSetup, model: str | None) -> PictureJudge:
+    """The scorer of this run, or of another one's WORKDIR."""
+    owner = setup
+    if model is not None:
+        path = Path(model) / "reward" / "config.yaml"
+        if not path.exists():
+            raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
+        config, origins = load(str(path))
+        assert isinstance(config, PictureConfig)
+        owner = PictureSetup(config, origins, command=setup.command)
+        owner.workdir = Path(model)
+        theirs, ours = config.pictures, setup.config.pictures
+        if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
+            raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
+    assert owner.config.reward is not None
+    scorer = scorer_of(owner, owner.config.reward)
+    params = owner.restored(owner.workdir / "reward", "reward", ScorerModel(scorer))
+
+    @jax.jit
+    def scores(samples_nX: jax.Array) -> jax.Array:
+        return scorer.scores(params, pixels(samples_nX))
+
+    found = owner.workdir / "reward" / "evaluation.json"
+    accuracy = read_json(found)["heldout"]["accuracy"] if found.exists() else None
+    told = "" if accuracy is None else f", right on {accuracy:.1%} of held-out pairs"
+    return PictureJudge(f"scorer {owner.workdir}{told}", lambda samples: in_parts(scores, samples))

@@ -1,0 +1,250 @@
+"""From a configuration of pictures to what its commands use; each is made when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from dpo_jax.config import Source
+from dpo_jax.config.pictures import PictureConfig
+from dpo_jax.data.pictures import Pictures, Shape, read_pictures
+from dpo_jax.errors import UserError
+from dpo_jax.experiments.experiment import Experiment, newest
+from dpo_jax.experiments.losses import read_term
+from dpo_jax.experiments.picture_model import PictureModel, make_picture_model
+from dpo_jax.losses import LOSSES
+from dpo_jax.mesh import named_sharding
+from dpo_jax.models.lora import Lora
+from dpo_jax.objectives.terms import Term
+from dpo_jax.reading import locate
+from dpo_jax.runtime.progress import say
+from dpo_jax.training.state import param_shardings
+from dpo_jax.types import Params
+from dpo_jax.vision.embeddings import TransformerSpec
+from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
+from dpo_jax.weights.adapter import adapted_paths
+from dpo_jax.weights.dit import dit_rules, load_dit, open_dit
+from dpo_jax.weights.dit_config import dit_spec
+from dpo_jax.weights.source import WeightsSource
+
+_TEMPORAL_WEIGHT = 0.5
+
+
+class PictureSetup(Experiment):
+    """One experiment on pictures or clips, opened."""
+
+    config: PictureConfig
+    batch_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
+        "samples_BPX": ("rows",),
+        "words_BW": ("rows",),
+        "epoch_B": ("rows",),
+        "weight_B": (None,),
+        "shown_B": ("rows",),
+        "desirable_B": (None,),
+        "loss_weight_B": (None,),
+        "reference_errors_BP": (None,),
+    }
+
+    @property
+    def shape(self) -> Shape:
+        """What every sample is brought to."""
+        wanted = self.config.pictures
+        return Shape(wanted.frames, wanted.height, wanted.width, wanted.channels)
+
+    @property
+    def shape_X(self) -> tuple[int, ...]:
+        """The axes of one sample."""
+        shape = self.shape
+        frames = () if shape.frames is None else (shape.frames,)
+        return (*frames, shape.height, shape.width, shape.channels)
+
+    def at(self, key: str) -> str:
+        """Where a setting was given, for messages."""
+        return locate(key, self.origins)
+
+    def row_sharding(self, array: np.ndarray) -> NamedSharding:
+        """How an array whose first axis are rows lies on the mesh."""
+        return named_sharding(self.mesh, ("rows", *[None] * (array.ndim - 1)), array.shape)
+
+    @property
+    def noise(self) -> dict[str, Any]:
+        """Schedule and prediction, as functions of `vision` take them."""
+        model = self.config.model
+        return {"schedule": SCHEDULES[model.schedule], "prediction": PREDICTIONS[model.prediction]}
+
+    @cached_property
+    def source(self) -> WeightsSource | None:
+        """The folder of weights, opened; None where the model begins with random ones."""
+        weights = self.config.model.weights
+        return None if weights is None else open_dit(Path(weights))
+
+    @cached_property
+    def spec(self) -> TransformerSpec:
+        """The sizes of the model."""
+        pictures, model = self.config.pictures, self.config.model
+        if self.source is None:
+            return TransformerSpec(
+                channels=pictures.channels,
+                patch=model.patch,
+                base=max(pictures.height, pictures.width) // model.patch,
+                layers=model.layers,
+                heads=model.heads,
+                head_size=model.head_size,
+                mlp_width=model.mlp_width,
+                frame_patch=model.frame_patch,
+                classes=pictures.classes,
+                text_width=pictures.text_width,
+            )
+        spec = dit_spec(self.source)
+        if (spec.channels, spec.classes) != (pictures.channels, pictures.classes) or pictures.text_width:
+            raise UserError(
+                f"{locate('pictures', self.origins)}: pictures: the model in {self.source.where} is of {spec.channels} "
+                f"channels and {spec.classes} classes; set pictures.channels and pictures.classes to that."
+            )
+        sides = (pictures.height, pictures.width)
+        if any(side % spec.patch for side in sides):
+            at = locate("pictures", self.origins)
+            raise UserError(f"{at}: pictures: {sides[0]} x {sides[1]} is no multiple of its patches of {spec.patch}.")
+        return spec
+
+    @cached_property
+    def model(self) -> PictureModel:
+        """The policy; with the adapter of `lora`, if there is one."""
+        wanted, lora = self.config.lora, None
+        if wanted:
+            try:
+                paths = adapted_paths(dit_rules(), wanted.targets)
+            except ValueError as error:
+                raise UserError(f"{locate('lora.targets', self.origins)}: lora.targets: {error}") from None
+            lora = Lora(wanted.rank, wanted.alpha, wanted.dropout, paths)
+        return self._make_model(lora)
+
+    @cached_property
+    def sft_model(self) -> PictureModel:
+        """The model without an adapter: all of it is pre-trained."""
+        return self._make_model(None)
+
+    def _make_model(self, lora: Lora | None) -> PictureModel:
+        return make_picture_model(self.spec, dtype=self.config.model.dtype, remat=self.config.model.remat, lora=lora)
+
+    def pretrained(self, *, held: bool = False) -> Params:
+        """The weights of the folder, or random ones, on the mesh."""
+        model, config = self.sft_model, self.config
+        if self.source is not None:
+            dtypes = model.held_dtypes() if held else None
+            return load_dit(
+                self.source, model.base, self.mesh, dtypes=dtypes, told=lambda loaded: say("model", str(loaded))
+            )
+        if config.sft is None:
+            raise UserError(
+                f"{locate('model', self.origins)}: model: there are no weights; name a folder in model.weights, or "
+                "pre-train: add `sft:`. Without them there is `dpo-jax reward` alone."
+            )
+        seed = config.seed if config.sft.seed is None else config.sft.seed
+        born = jax.jit(model.init, out_shardings=param_shardings(self.mesh, *model.tree))
+        return born(jax.random.key(seed))
+
+    def fine_tuned(self) -> Params:
+        """What the pre-training has made: the moving average of its parameters, if it keeps one."""
+        assert self.config.sft is not None
+        if not self.config.sft.average:
+            return super().fine_tuned()
+        checkpoints, step = newest(self.sft_folder, "sft")
+        return checkpoints.restore_frozen(step, self.placed_shapes(self.sft_model))
+
+    @cached_property
+    def term(self) -> Term:
+        """The loss with its options."""
+        loss, origins = self.config.loss[0], self.origins
+
+        def where(option: str) -> str:
+            return f"{locate(f'loss.0.options.{option}', origins)}: loss"
+
+        return read_term(loss.name, LOSSES[loss.name], loss.options, where)
+
+    @property
+    def temporal_weight(self) -> float:
+        """Of the difference of neighbouring frames in the loss."""
+        clips = (self.config.pictures.frames or 1) > 1
+        wanted = self.config.loss[0].temporal_weight
+        return (_TEMPORAL_WEIGHT if clips else 0.0) if wanted is None else wanted
+
+    @property
+    def is_labelled(self) -> bool:
+        """Whether the loss reads labelled samples, not pairs."""
+        return self.term.entry.reads_labels
+
+    @cached_property
+    def pairs_folder(self) -> Path:
+        """Where the pairs lie that the model made itself; those who share them set another one."""
+        return self.workdir
+
+    @property
+    def pairs_file(self) -> Path:
+        """The pairs that the model made itself, for training."""
+        return self.pairs_folder / "pairs.parquet"
+
+    @property
+    def heldout_file(self) -> Path:
+        """The same, held out."""
+        return self.pairs_folder / "heldout.parquet"
+
+    def read(self, name: str, sources: Sequence[Source], layout: Any, *, seed: int | None = None) -> Pictures:
+        """Rows of some sources; `name` is their key in the configuration. What was left out is said."""
+        config = self.config
+        found = read_pictures(
+            sources,
+            layout=layout,
+            shape=self.shape,
+            classes=config.pictures.classes,
+            text_width=config.pictures.text_width,
+            on_error=config.data.on_error,
+            seed=config.seed if seed is None else seed,
+        )
+        notes = [f", {count} skipped ({reason})" for reason, count in found.skipped.items()]
+        notes += [f", {found.ties} ties left out"] if found.ties else []
+        say("data", f"{name}: {len(found.rows)} rows{''.join(notes)}")
+        return found
+
+    @cached_property
+    def train_data(self) -> Pictures:
+        """The preference rows: pairs, or, where the loss reads those, labelled samples."""
+        return self._preferences("data.train", self.config.data.train or self._own(self.pairs_file))
+
+    @cached_property
+    def eval_data(self) -> Pictures | None:
+        """The held-out ones; None where there are none."""
+        if not self.has_heldout:
+            return None
+        return self._preferences("data.eval", self.config.data.eval or self._own(self.heldout_file))
+
+    @property
+    def has_heldout(self) -> bool:
+        """Whether there are held-out rows, or will be."""
+        config = self.config
+        return bool(config.data.eval or (config.pairs and config.pairs.heldout))
+
+    @cached_property
+    def prompts_E(self) -> list[np.ndarray]:
+        """The text embeddings that samples are to show: of held-out rows, of those for training, or of pre-training."""
+        config = self.config
+        if config.data.train:
+            rows = (self.eval_data or self.train_data).rows
+        else:
+            assert config.sft is not None
+            rows = self.read("sft.data.train", config.sft.data.train, "samples").rows
+        return [np.asarray(row.shown) for row in rows]
+
+    def _own(self, file: Path) -> tuple[Source, ...]:
+        kind = "images" if self.config.pictures.frames is None else "videos"
+        source: dict[str, Any] = {kind: str(file)}
+        return (source | ({"unpair": True} if self.is_labelled else {}),)
+
+    def _preferences(self, name: str, sources: Sequence[Source]) -> Pictures:
+        return self.read(name, sources, "labelled" if self.is_labelled else "pairs")

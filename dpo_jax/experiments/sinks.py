@@ -1,0 +1,47 @@
+"""Where the metrics of a training go: always a file and TensorBoard, and W&B where the configuration names it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+
+from dpo_jax.config import as_mapping
+from dpo_jax.errors import UserError
+from dpo_jax.experiments.experiment import Experiment
+from dpo_jax.reading import locate
+from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
+
+
+def check_sinks(setup: Experiment) -> None:
+    """Misses a package now, as a UserError, rather than after the reference pass."""
+    if not setup.config.logging.wandb or jax.process_index():
+        return
+    try:
+        import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        at = locate("logging.wandb", setup.origins)
+        raise UserError(
+            f"{at}: logging.wandb: the package wandb is not installed; run `pip install wandb`, or leave this out."
+        ) from None
+
+
+def open_sinks(setup: Experiment, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
+    """One process writes the metrics; every process has the same ones."""
+    if jax.process_index():
+        return []
+    remote = _wandb(setup, stage, folder, resume_step)  # before a file is opened: it may be refused
+    return [
+        JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
+        TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
+        *remote,
+    ]
+
+
+def _wandb(setup: Experiment, stage: str, folder: Path, resume_step: int | None) -> list[Sink]:
+    project = setup.config.logging.wandb
+    if not project:
+        return []
+    check_sinks(setup)
+    group, config = setup.workdir.name or str(setup.workdir), as_mapping(setup.config)
+    return [WandbSink(folder, project=project, group=group, stage=stage, config=config, resume_step=resume_step)]

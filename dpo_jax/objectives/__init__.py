@@ -1,0 +1,1 @@
+"""Losses joined to a model's forward pass: what a training minimises."""

@@ -1,0 +1,1 @@
+"""A working directory and what lies in it: resume, history, verify."""

@@ -1,0 +1,147 @@
+"""What XLA is told on GPUs and TPUs: one table, each setting with its reason. It is applied before jax is imported.
+
+python -m dpo_jax.runtime.xla_flags gpu      # lines for a shell, which `eval` takes
+python -m dpo_jax.runtime.xla_flags table    # the table of launch/README.md
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from dpo_jax.errors import UserError, nearest
+
+
+class Setting(NamedTuple):
+    """A variable of the environment and its value, or one flag of the many that the variable may hold."""
+
+    variable: str
+    value: str
+    reason: str
+
+
+# XLA ends the process at a flag that it does not know. These are known to jaxlib 0.10.2 and 0.12 (a test asks the one
+# installed), those of libtpu to 0.0.42 and 0.0.50. What each does: openxla.org/xla/flags_guidance and effort_levels.
+SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "gpu": (
+        Setting(
+            "JAX_OPTIMIZATION_LEVEL",
+            "O1",
+            "gathers and reductions of a layer run while its neighbours compute: pipelined and combined collectives, "
+            "loops unrolled by two; compiles longer. One name for flags that XLA renames from time to time",
+        ),
+        Setting(
+            "XLA_FLAGS",
+            "--xla_gpu_enable_latency_hiding_scheduler=true",
+            "communication is scheduled behind computation; part of O1, and on where the level is set back",
+        ),
+        Setting(
+            "XLA_PYTHON_CLIENT_MEM_FRACTION",
+            "0.9",
+            "JAX takes 75 % of a GPU's memory by itself; NVIDIA's guide for language models gives it 80 to 90 %",
+        ),
+    ),
+    "tpu": (
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_tpu_enable_ici_ag_pipelining=true",
+            "a layer's weights are gathered while the one before computes (fsdp, scanned layers); needs the next two",
+        ),
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_should_allow_loop_variant_parameter_in_chain=enabled",
+            "lets the gather of a weight that the scan slices out be moved to the iteration before",
+        ),
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_should_add_loop_invariant_op_in_chain=enabled",
+            "lets what does not change from layer to layer move with it",
+        ),
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true",
+            "gradient sums over `data` run beside matmuls; XLA does so for gathers by itself",
+        ),
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_tpu_enable_data_parallel_all_reduce_opt=true",
+            "of several slices: gradient sums over the data centre's network overlap with the backward pass",
+        ),
+        Setting(
+            "LIBTPU_INIT_ARGS",
+            "--xla_tpu_data_parallel_opt_different_sized_ops=true",
+            "the same for sums of unequal sizes, over iterations; takes some memory",
+        ),
+    ),
+}
+
+SWITCH = "DPO_JAX_XLA_FLAGS"
+
+
+def additions(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
+    """Variable -> its new value. What is set already stays: a variable, or a flag among the variable's flags."""
+    found: dict[str, str] = {}
+    for variable, value, _ in SETTINGS[platform]:
+        before = found.get(variable, environment.get(variable, ""))
+        names = {flag.partition("=")[0] for flag in before.split()}
+        if value.startswith("--") and value.partition("=")[0] not in names:
+            found[variable] = f"{before} {value}".strip()
+        elif not before:
+            found[variable] = value
+    return found
+
+
+def apply(environment: MutableMapping[str, str], *, devices: Path = Path("/dev")) -> None:
+    """Adds the settings of this machine's accelerator to `environment`, unless DPO_JAX_XLA_FLAGS is `off`.
+
+    Raises:
+        UserError: that variable says something else than on or off.
+    """
+    switch = environment.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise UserError(f"{SWITCH}={switch} is not understood. {nearest(switch, ('on', 'off'))}")
+    platform = find_platform(environment, devices=devices)
+    if platform and switch == "on":
+        environment.update(additions(platform, environment))
+
+
+def find_platform(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> str | None:
+    """`gpu` or `tpu` by JAX_PLATFORMS or by the device files, None for neither. Costs no import."""
+    asked = environment.get("JAX_PLATFORMS", "")
+    if asked:
+        return {"cuda": "gpu", "gpu": "gpu", "tpu": "tpu"}.get(asked.partition(",")[0])
+    if (devices / "nvidiactl").exists():
+        return "gpu"
+    return "tpu" if [*devices.glob("accel[0-9]*"), *devices.glob("vfio/[0-9]*")] else None
+
+
+def table() -> str:
+    """All settings as a table in Markdown."""
+    rows = [
+        f"| {platform.upper()} | `{variable}` | `{value}` | {reason} |"
+        for platform, settings in SETTINGS.items()
+        for variable, value, reason in settings
+    ]
+    return "\n".join(["| on | variable | value | why |", "| --- | --- | --- | --- |", *rows])
+
+
+def main(arguments: Sequence[str]) -> str:
+    """What `python -m dpo_jax.runtime.xla_flags` prints."""
+    if list(arguments) == ["table"]:
+        return table()
+    if len(arguments) != 1 or arguments[0] not in SETTINGS:
+        raise UserError(f"xla_flags: give one word. {nearest(' '.join(arguments), [*SETTINGS, 'table'])}")
+    new = additions(arguments[0], os.environ)
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in new.items())
+
+
+if __name__ == "__main__":
+    try:
+        print(main(sys.argv[1:]))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

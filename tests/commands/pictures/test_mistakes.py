@@ -1,0 +1,59 @@
+"""Mistakes in experiments on pictures are one sentence."""
+
+from __future__ import annotations
+
+import pytest
+
+from dpo_jax import cli
+
+
+def told(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """What a command says that ends with a mistake."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([*command])
+    assert left.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.mark.slow("a training for each setting")
+def test_other_settings_are_refused(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "pairs.samples" in told(capsys, "train", policy, "--pairs.samples", "3")
+    assert "holds the beginning of another run" in told(capsys, "train", policy, "--loss.options.beta", "7")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["--pictures.classes", "5", "--pictures.text_width", "4"], "leave out one of the two"),
+        (["--model.patch", "3"], "3 does not divide pictures.height, 8"),
+        (["--model.schedule", "flow"], "velocity is what schedule flow predicts"),
+        (["--loss.temporal_weight", "0.5"], "pictures have no neighbouring frames"),
+        (["--loss.name", "dpo"], "'dpo' is unknown"),
+        (["--loss.options.beta", "-1"], "a number in (0, inf)"),
+        (["--loss.options.gamma", "1"], "diffusion_dpo has no such option"),
+        (["--sft", "null"], "there are no weights"),
+        (["--pairs", "null"], "name sources of pairs"),
+        (["--data.train", "[{images: here}]"], "names other pairs"),
+        (["--evaluation.judge", "{name: scorer}"], "add `reward:`"),
+        (["--model.weights", "nowhere"], "nowhere"),
+        (["--sft.train.micro_batch_pairs", "3"], "does not divide"),
+        (["--lora.rank", "2", "--lora.targets", "[q_proj]"], "'q_proj' names no linear map"),
+        (["--optimiser.learning_rate", "1"], "the key is unknown"),
+    ],
+)
+def test_mistakes_are_one_sentence(
+    overrides: list[str], says: str, experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = told(capsys, "train", experiment, *overrides).splitlines()[-1]
+    assert says in line, line
+
+
+def test_a_judge_of_what_pictures_do_not_have(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    judge = "{name: quality, weights: {flicker: 1}}"
+    assert "'flicker' is unknown here" in told(capsys, "pairs", experiment, "--evaluation.judge", judge)
+
+
+@pytest.mark.parametrize("command", ["plan", "analyse", "scratch"])
+def test_what_is_of_texts_says_so(command: str, experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--topology", "gpu:8"] if command == "plan" else []
+    assert f"{command} is not for experiments on pictures" in told(capsys, command, experiment, *flags)

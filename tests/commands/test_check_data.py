@@ -1,0 +1,93 @@
+"""`dpo-jax check-data`: what it says of data with something of everything, and what training says of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpo_jax import cli
+from dpo_jax.commands import train
+from tests.tiny import make_hf_folder
+from tests.tiny_experiment import write_lines
+
+SAME = "the plot is thin, the jokes are old and the ending is cold, and the room was quiet and the lamp was warm"
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_hf_folder(tmp_path / "model")
+    rows = [{"prompt": f"Row {n}:", "chosen": " it is good, " * 3 + str(n), "rejected": " bad"} for n in range(10)]
+    rows.append(rows[2])
+    rows.append({"prompt": "Row 3:", "chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]})
+    rows.append({"prompt": "Row <b>:", "chosen": SAME + " so.", "rejected": SAME + " no."})
+    rows.append({"prompt": "Row x:", "chosen": " word" * 200, "rejected": " it"})
+    rows.append({"prompt": "Row y:", "chosen": "", "rejected": " it"})
+    write_lines(tmp_path / "pairs.jsonl", rows)
+    write_lines(tmp_path / "held.jsonl", [rows[4], {"prompt": "Row 5:", "chosen": " c", "rejected": " d"}])
+    config = {
+        "workdir": "runs/demo",
+        "model": {"weights": "model"},
+        "data": {
+            "train": [{"path": "pairs.jsonl"}],
+            "eval": [{"path": "held.jsonl"}],
+            "max_prompt_tokens": 32,
+            "max_tokens": 96,
+            "on_error": "skip",
+        },
+        "loss": {"name": "dpo"},
+        "train": {"steps": 1, "batch_pairs": 4},
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+FOUND = {
+    "data.train": {
+        "rows kept": (14, False),
+        "rows left out: empty value": (1, True),
+        "prompts truncated, their end kept": (0, False),
+        "responses truncated, their start kept": (1, True),
+        "pairs nearly identical": (1, True),
+        "responses that do not end with EOS": (1, True),
+        "rows that stand there twice": (1, True),
+        "pairs labelled both ways": (1, True),
+    },
+    "data.eval": {
+        "rows kept": (2, False),
+        "rows that are also in data.train": (1, True),
+        "prompts also in data.train": (2, True),
+    },
+}
+
+
+def test_it_counts_what_is_odd_and_shows_rows_as_they_are_scored(experiment: Path, capsys):
+    cli.main(["check-data", "e.yaml"])
+    parts = capsys.readouterr().out.split("data.eval:")
+    for part, wanted in zip(parts, FOUND.values(), strict=True):
+        lines = {
+            line[4:].strip().partition("  ")[2]: line for line in part.splitlines() if line[:4].strip() in ("", "!")
+        }
+        for what, (count, odd) in wanted.items():
+            assert lines[what].split()[-len(what.split()) - 1] == str(count) and ("!" in lines[what]) == odd, what
+        assert "of the pairs have the longer response chosen" in part and "longest" in part
+    page = Path("runs/demo/data.html").read_text()
+    assert '<span class="prompt">Row 0:</span><span class="scored"> it is good,' in page
+    assert page.count("<h3>Row ") == 3 + 2 and "<b>" not in page and "://" not in page
+
+
+def test_training_says_the_odd_part(experiment: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    for name in ("fit", "say_how_fitted"):
+        monkeypatch.setattr(train, name, lambda *_, **__: None)
+    cli.main(["train", "e.yaml", "--loss.name", "simpo"])  # which needs no reference: no model runs
+    said = capsys.readouterr().err
+    assert "data.train: 1 pairs labelled both ways" in said and "data.eval: 1 rows that are also in data.train" in said
+    assert "BOS" not in said and "check-data` shows these" in said
+
+
+def test_a_bad_row_stops_it(experiment: Path, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["check-data", "e.yaml", "--data.on_error", "stop"])
+    assert stopped.value.code == 2 and "pairs.jsonl:15: column 'chosen' is empty" in capsys.readouterr().err

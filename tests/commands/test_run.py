@@ -1,0 +1,55 @@
+"""What `dpo-jax run` does, in which order; the commands themselves have tests of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpo_jax import cli
+from dpo_jax.commands import analyse, evaluate, export, report, reward, scratch, train
+
+CONFIG: dict[str, Any] = {
+    "workdir": "runs/a",
+    "model": {"weights": "model"},
+    "data": {"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "held.jsonl"}]},
+    "loss": {"name": "dpo"},
+}
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the commands that were run."""
+    monkeypatch.chdir(tmp_path)
+    names = list[str]()
+    for stage in (analyse, evaluate, export, report, reward, train):
+        monkeypatch.setattr(stage, "run", lambda setup, name=stage.__name__: names.append(name.rpartition(".")[2]))
+    monkeypatch.setattr(scratch, "prepare", lambda setup: None)
+    return names
+
+
+def run(changes: dict[str, Any]) -> None:
+    Path("e.yaml").write_text(yaml.safe_dump({**CONFIG, **changes}))
+    cli.main(["run", "e.yaml"])
+
+
+@pytest.mark.parametrize(
+    ("analysis", "analyses"), [({}, True), ({"pairs": 4}, True), (None, False), ("left out", False)]
+)
+def test_it_analyses_before_the_report_where_the_file_has_the_section(
+    called: list[str], analysis: Any, analyses: bool
+) -> None:
+    run({} if analysis == "left out" else {"analysis": analysis})
+    assert called == ["train", "evaluate", *(["analyse"] if analyses else []), "export", "report"]
+
+
+def test_what_cannot_be_analysed_is_refused_before_the_training(
+    called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        run({"analysis": {}, "loss": {"name": "kto"}})
+    assert called == [] and "kto is trained on labelled completions" in capsys.readouterr().err
+    run({"loss": {"name": "kto"}})
+    assert called[0] == "train"

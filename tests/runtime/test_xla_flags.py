@@ -1,0 +1,98 @@
+"""The settings for GPUs and TPUs: the user's own stay, jaxlib knows the flags, and the page shows the table."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpo_jax.errors import UserError
+from dpo_jax.runtime import xla_flags
+
+ROOT = Path(__file__).parents[2]
+
+
+def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_everything_is_set_where_nothing_is():
+    new = xla_flags.additions("tpu", {})
+    assert new == {"LIBTPU_INIT_ARGS": " ".join(value for _, value, _ in xla_flags.SETTINGS["tpu"])}
+    assert xla_flags.additions("gpu", {})["JAX_OPTIMIZATION_LEVEL"] == "O1"
+    assert xla_flags.additions("gpu", xla_flags.additions("gpu", {})) == {}  # and twice is once
+
+
+def test_what_the_user_set_stays():
+    own = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler=false", "JAX_OPTIMIZATION_LEVEL": "O2"}
+    assert xla_flags.additions("gpu", own) == {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"}
+    own = {"XLA_FLAGS": "--xla_gpu_enable_latency_hiding_scheduler_v2=false"}  # another flag, which begins alike
+    flags = xla_flags.additions("gpu", own)["XLA_FLAGS"].split()
+    assert flags == [own["XLA_FLAGS"], "--xla_gpu_enable_latency_hiding_scheduler=true"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "files", "platform"),
+    [
+        ({}, [], None),
+        ({}, ["nvidiactl"], "gpu"),
+        ({}, ["accel0"], "tpu"),
+        ({}, ["vfio/0"], "tpu"),
+        ({}, ["vfio/vfio"], None),  # every machine with that module has it
+        ({"JAX_PLATFORMS": "cpu"}, ["nvidiactl"], None),
+        ({"JAX_PLATFORMS": "cuda,cpu"}, [], "gpu"),
+        ({"JAX_PLATFORMS": "tpu"}, [], "tpu"),
+    ],
+)
+def test_which_machine_this_is(tmp_path: Path, environment: dict[str, str], files: list[str], platform: str | None):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert xla_flags.find_platform(environment, devices=tmp_path) == platform
+    applied = dict(environment)
+    xla_flags.apply(applied, devices=tmp_path)
+    assert applied == environment | (xla_flags.additions(platform, environment) if platform else {})
+    refused = {**environment, xla_flags.SWITCH: "off"}
+    xla_flags.apply(refused, devices=tmp_path)
+    assert refused == {**environment, xla_flags.SWITCH: "off"}
+
+
+def test_the_switch_is_on_or_off():
+    with pytest.raises(UserError, match=r"DPO_JAX_XLA_FLAGS=of is not understood. Did you mean 'off'"):
+        xla_flags.apply({xla_flags.SWITCH: "of"})
+
+
+def test_jaxlib_knows_the_settings_for_gpus():
+    compiled = "import jax; print(jax.config.jax_optimization_level, jax.jit(lambda x: x + 1)(1))"
+    done = python(compiled, **xla_flags.additions("gpu", {}), JAX_PLATFORMS="cpu")
+    assert done.stdout.split() == ["O1", "2"], done.stderr
+    # one that it does not know ends the process: so this test can fail
+    done = python(compiled, XLA_FLAGS="--xla_gpu_no_such_flag=true", JAX_PLATFORMS="cpu")
+    assert done.returncode and "Unknown flag in XLA_FLAGS: --xla_gpu_no_such_flag=true" in done.stderr
+
+
+def test_the_command_prints_lines_for_a_shell():
+    command = [sys.executable, "-m", "dpo_jax.runtime.xla_flags"]
+    script = f'eval "$({shlex.join([*command, "gpu"])})" && printf "%s\n" "$XLA_FLAGS"'
+    environment = {**os.environ, "XLA_FLAGS": "--xla_dump_to=a --xla_b=c"}
+    done = subprocess.run(["bash", "-euc", script], env=environment, cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "--xla_dump_to=a --xla_b=c --xla_gpu_enable_latency_hiding_scheduler=true\n", done.stderr
+    done = subprocess.run([*command, "gpus"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "xla_flags: give one word. Did you mean 'gpu'? Allowed: gpu, table, tpu.\n"
+
+
+def test_it_loads_nothing_heavy():
+    done = python("import sys, dpo_jax.runtime.xla_flags; print(*({'jax', 'numpy'} & set(sys.modules)))")
+    assert (done.returncode, done.stdout.strip()) == (0, "")
+
+
+def test_the_page_shows_the_table():
+    page = (ROOT / "launch" / "README.md").read_text(encoding="utf8")
+    assert xla_flags.table() in page, "python -m dpo_jax.runtime.xla_flags table prints it"
