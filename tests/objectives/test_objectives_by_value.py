@@ -145,11 +145,28 @@ def test_a_pair_of_weight_0_changes_nothing_for_the_others(x64, names: tuple[str
         return batch._replace(reference_logps_BP=logps_BP.astype(np.float32), mismatched=mismatched)
 
     def values(which: PairBatch) -> Any:
-        (loss, metrics, remembered), gradient = found_by(losses, micro_batches=2, batch=which)
-        return loss, {name: mean for name, mean in metrics.items() if name[:5] == "loss/"}, remembered, gradient
+        return found_by(losses, micro_batches=2, batch=which)  # its metrics too
 
     for ours, wanted in zip(*map(jax.tree.leaves, (values(junk(batch)), values(batch))), strict=True):
         np.testing.assert_allclose(ours, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_a_reference_in_the_step_scores_mismatched_completions_as_a_stored_one_has(x64):
+    live = make_batch(unpaired=True, mismatched=True, micro_batches=1, reference=False)
+    assert live.mismatched is not None
+    scores, others = (sums_BP(parameters(1), first_micro_batch(each)) for each in (live, live.mismatched))
+    stored = live._replace(
+        reference_logps_BP=scores[None], mismatched=live.mismatched._replace(reference_logps_BP=others[None])
+    )
+    terms = read_terms([LossConfig(name="kto")], {})
+    rest = {"losses": [term.knobs(0) for term in terms]}, tuple(term.memory() for term in terms)
+
+    def values(batch: PairBatch, frozen: Any) -> Any:
+        objective = preference_objective(Toy().apply, terms, live=frozen is not None)
+        return jitted_gradients(objective)(parameters(0), frozen, batch, *rest)
+
+    for ours, wanted in zip(*map(jax.tree.leaves, (values(live, parameters(1)), values(stored, None))), strict=True):
+        np.testing.assert_allclose(ours, wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_tdpo_reads_the_kl_of_the_reference_to_the_policy_token_by_token(x64):
