@@ -49,7 +49,15 @@ SLOW = pytest.mark.slow("a program for each mistake; what stands on disk or in b
     ids=lambda mistake: mistake.name.replace(" ", "_"),
 )
 def test_a_mistake_around_the_losses_is_rejected(mistake: Mistake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = {"tmp_path": tmp_path} if "tmp_path" in inspect.signature(mistake.check).parameters else {}
+    """And what is right is accepted."""
+
+    def check(folder: Path) -> None:
+        folder.mkdir()
+        mistake.check(**{"tmp_path": folder} if "tmp_path" in inspect.signature(mistake.check).parameters else {})
+
+    check(tmp_path / "right")
+    jax.clear_caches()  # what is compiled would stay right
     monkeypatch.setattr(mistake.place, mistake.attribute, mistake.wrong(getattr(mistake.place, mistake.attribute)))
     with pytest.raises(REJECTED):
-        mistake.check(**folder)
+        check(tmp_path / "wrong")
+    jax.clear_caches()  # and here wrong, for other tests

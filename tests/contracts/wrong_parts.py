@@ -99,10 +99,10 @@ def heads_from(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda right: lambda ids, tokens_BP: right(ids, change(tokens_BP))
 
 
-plain = functools.partial(
-    test_tokens.test_value_and_gradient_equal_the_plain_form,
-    tile_tokens=6, tile_vocabulary=7, vocabulary=37, scale=0.7, soft_cap=5.0,
-)  # fmt: skip
+def plain() -> None:
+    with jax.enable_x64(True):
+        test_tokens.test_value_and_gradient_equal_the_plain_form(None, 6, 7, test_tokens.CAPPED)
+
 
 LOGPROBS = [
     Mistake("shifts the source", test_responses, "scored_hidden", batches(source_RN=lambda x: x + 1),
