@@ -171,13 +171,14 @@ def test_frozen_parameters_stay_and_move_when_they_are_told():
 
     state, history, _ = train(objective=Objective(weigh, apart, weighted), with_frozen=True)
     np.testing.assert_array_equal(state.frozen["matrix"], parameters()["matrix"])
-    assert history[0]["loss"] == 0 and history[1]["loss"] != 0 and history[2]["loss"] != 0
+    nothing = pytest.approx(0.0, abs=1e-7)  # XLA may add up the two equal sums in different orders (jax 0.12 does)
+    assert history[0]["loss"] == nothing and abs(history[1]["loss"]) > 1e-3 and abs(history[2]["loss"]) > 1e-3
 
     def refresh(params, frozen, done):
         return jax.tree.map(lambda p, f: jnp.where(done == 2, p, f), params, frozen)
 
     state, history, _ = train(objective=Objective(weigh, apart, weighted, refresh=refresh), with_frozen=True)
-    assert history[1]["loss"] != 0 and history[2]["loss"] == 0
+    assert abs(history[1]["loss"]) > 1e-3 and history[2]["loss"] == nothing
     assert not np.array_equal(state.frozen["matrix"], parameters()["matrix"])
 
 
