@@ -34,6 +34,7 @@ def plain(house: Path) -> tuple[list[dict], str]:
         return run(house, "train", "runs/plain"), said.getvalue()
 
 
+@pytest.mark.slow("two trainings")
 def test_the_base_is_the_reference_and_no_store_is_needed(house: Path, plain):
     rows, said = plain
     assert "policy and reference agree on 4 rows to 0.0e+00 nats" in said

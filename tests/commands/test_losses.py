@@ -108,6 +108,7 @@ def test_a_reference_that_stays_is_read_again_by_a_resumed_run():
     assert [row["loss"] for row in train(*arguments)] == [row["loss"] for row in whole]
 
 
+@pytest.mark.slow("a training of its own")
 def test_rows_bring_weights_soft_labels_and_their_source(capsys):
     rows = read_lines("pairs.jsonl")
     lines = [json.dumps(row | {"weight": n % 3, "soft_label": 1 - 0.1 * (n % 2)}) for n, row in enumerate(rows)]

@@ -56,6 +56,7 @@ def test_better_against_worse(sampling: str, monkeypatch: pytest.MonkeyPatch) ->
     assert wide == [row for row, gap in zip(every, gaps, strict=True) if gap > 5]
 
 
+@pytest.mark.slow("a second training")
 def test_a_second_round_is_two_commands(trained: str, capfd: pytest.CaptureFixture[str]) -> None:
     amend(sampling=SAMPLING, sft=None, evaluation=None)
     assert len(made(*BY_LENGTH)) > 8

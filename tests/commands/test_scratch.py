@@ -49,6 +49,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "e.yaml"
 
 
+@pytest.mark.slow("a model of its own shape")
 def test_from_nothing_to_a_trained_policy(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
     cli.main(["train", experiment])
     said = capfd.readouterr().err

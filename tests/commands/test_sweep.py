@@ -62,6 +62,7 @@ def losses_of(workdir: str) -> list[float]:
     return [row["loss"] for row in metrics(workdir)]
 
 
+@pytest.mark.slow("two whole runs")
 def test_every_combination_over_one_store(
     scored: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

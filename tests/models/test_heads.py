@@ -155,6 +155,7 @@ def test_there_is_a_head_in_place_of_the_unembedding(family: str):
     assert model.trained == (model.shapes, model.axes) and model.axes["head"] == {"weight": ("embed",)}
 
 
+@pytest.mark.slow("a program for each family")
 @pytest.mark.parametrize("family", ["gpt2", pytest.param("llama", marks=SLOW)])
 def test_with_an_adapter_the_head_is_trained_beside_it(family: str):
     model = make_reward_model(SPECS[family], lora=Lora(2, 4.0, 0.5, ADAPTED[family]))

@@ -193,6 +193,7 @@ def test_logits_are_scaled_capped_masked_and_float32():
     np.testing.assert_allclose(logits_RV[0], [2 * np.tanh(0.25), 2 * np.tanh(0.5), -np.inf], rtol=1e-6)
 
 
+@pytest.mark.slow("on eight devices")
 def test_a_mesh_changes_nothing(params):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     sharded = jax.tree.map(
