@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from dpo_jax.runs.verify import examine
 
 from dpo_jax import cli
 from dpo_jax.errors import UserError
 from dpo_jax.files import changed, read_sealed
 from dpo_jax.reference.store import Store
+from dpo_jax.runs.verify import examine
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.weights.folder import open_folder
 
