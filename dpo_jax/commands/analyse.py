@@ -27,6 +27,7 @@ from dpo_jax.losses import PairLogps
 from dpo_jax.mesh import constrain
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import PairBatch, Params, TokenRow
 
@@ -95,6 +96,7 @@ def _compared(setup: Setup, store: Store | None, count: int) -> tuple[Scores, Sc
     return now, frozen, {"edit_similarity": alike_n, "ches": ches(_hidden_means(setup, base, rows))}
 
 
+@sized_by("reference.batch_pairs")
 def _hidden_means(setup: Setup, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
     """[n, P, D], in the order in which rows are scored."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -73,7 +74,7 @@ def run(setup: Setup) -> None:
         elif live:
             check_start(setup, policy(state), scored_by(setup, state.frozen or {}), "the reference beside it")
 
-    taken_over = {"frozen": base_once} if model.lora else {"start": base_once}
+    taken_over: dict[str, Any] = {"frozen": base_once} if model.lora else {"start": base_once}
     training = preference_training(setup, data, scores, check=check, **taken_over)
     steer = steer_alpha(setup, terms, policy, before, training.steps)
     watch = make_watch(setup, store, policy, before)

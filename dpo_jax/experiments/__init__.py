@@ -1,1 +1,1 @@
-"""From a configuration to one opened experiment: the only room that reads its keys."""
+"""From a configuration to one opened experiment, of texts or of pictures, and to the trainings of it."""

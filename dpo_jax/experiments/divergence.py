@@ -14,9 +14,11 @@ import numpy as np
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
 from dpo_jax.experiments.texts import Setup
 from dpo_jax.mesh import constrain
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import PairBatch, Params, TokenRow
 
 
+@sized_by("reference.batch_pairs")
 def measure_divergence(setup: Setup, rows: Sequence[TokenRow], policy: Params, frozen: Params) -> Mapping[str, Any]:
     """`kl`, `entropy` and token counts of sampled responses, see `divergence_metrics`."""
     apply, tiles = setup.model.apply, setup.tiles

@@ -17,6 +17,7 @@ from dpo_jax.runs.history import note_session
 from dpo_jax.runs.resume import refuse_changes
 from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.runtime.watchdog import Watchdog
 from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
@@ -35,8 +36,11 @@ def fit(setup: Experiment, training: Training) -> None:
     done = checkpoints.latest()
     if done is not None:
         refuse_changes(stage, checkpoints.record(done), record)
-    # WORKDIR/config.yaml is of the policy, for its report.
-    setup.keep_config(folder if stage == "reward" else setup.workdir)
+    # WORKDIR/config.yaml is of the policy, for its report: a fine-tuning writes it where there is none yet.
+    if stage == "train" or not Checkpoints(setup.workdir / "checkpoints").steps():
+        setup.keep_config(setup.workdir)
+    if stage == "reward":
+        setup.keep_config(folder)
     if done is not None and done >= training.steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
@@ -108,7 +112,8 @@ def _run(
         return notice.reached()
 
     progress, whole = Progress(stage, steps, done=done), _whole_at_the_end(checkpoints, sinks)
-    with progress, tracing as step, dog, notice, whole:
+    section = "train" if stage == "train" else f"{stage}.train"
+    with progress, tracing as step, dog, notice, whole, sized_by(f"{section}.micro_batch_pairs"):
         return loop.run(
             step,
             state,

@@ -69,11 +69,12 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
     )
     if budget:
         numbers.pop("alpha")
+    term = Term(config.name, entry, config.weight, static, numbers, budget, config.ld_alpha, config.wpo)
     for name, asked in (("ld_alpha", config.ld_alpha is not None), ("wpo", config.wpo)):
-        if asked and (entry.reads_labels or entry.likelihood):
+        if asked and not term.on_pairs:
             at = locate(f"loss.{index}.{name}", origins)
             raise UserError(f"{at}: loss.{name}: belongs to losses on pairs; {config.name} is none.")
-    return Term(config.name, entry, config.weight, static, numbers, budget, config.ld_alpha, config.wpo)
+    return term
 
 
 def read_term(name: str, entry: Loss, options: Mapping[str, Any], where: Callable[[str], str]) -> Term:

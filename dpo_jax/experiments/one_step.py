@@ -18,7 +18,7 @@ from dpo_jax.analysis.displacement import Pulls, edit_similarity, pair_pulls
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.experiments.fit import restored
 from dpo_jax.experiments.texts import Setup
-from dpo_jax.experiments.training import attached, batches_of, preference_training
+from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import replicated
 from dpo_jax.reference.rows import RowIndex, as_ids
 from dpo_jax.reference.store import Store
@@ -51,13 +51,10 @@ def one_step(
     config, data = setup.config, setup.train_data
     pairs = min(most_pairs, len(data.rows))
     scores = store.lookup(row_ids_of(data.rows)) if store else None
-    training = preference_training(setup, data, scores)
     train = dataclasses.replace(config.train, batch_pairs=pairs, micro_batch_pairs=1)
-    training = dataclasses.replace(
-        training,
-        batches=batches_of(setup, train, data.rows, seed=config.seed, **attached(setup, data, scores)),
-        schedule=make_schedule("constant", warmup_steps=0, steps=step + 1),
-    )
+    training = preference_training(setup, data, scores, train=train)
+    peak = make_schedule("constant", warmup_steps=0, steps=step + 1)
+    training = dataclasses.replace(training, schedule=peak)
     host = training.batches.batch(step)
     program = training.program(setup.mesh, setup.batch_shardings(host.arrays, micro_batches=True))
     frozen = base() if training.frozen and training.objective.refresh is None else None

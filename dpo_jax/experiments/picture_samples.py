@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.experiments.pictures import PictureSetup
 from dpo_jax.mesh import constrain, place
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, row_words
 from dpo_jax.vision.conditions import Condition, present
 from dpo_jax.vision.draws import row_keys
@@ -42,6 +43,7 @@ def make_sampling(setup: PictureSetup, *, seed: int) -> Sample:
         bytes_BX = jnp.round((jnp.clip(found_BX, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
         return constrain(bytes_BX, *[None] * bytes_BX.ndim)  # every host reads them
 
+    @sized_by("sampling.batch_rows")
     def sample(
         params: Params, shown_n: np.ndarray | None, count: int, purpose: str, told: Callable[[int], None]
     ) -> np.ndarray:

@@ -15,6 +15,7 @@ from dpo_jax.experiments.texts import Setup
 from dpo_jax.files import digest
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, Prompt, TokenRow
 
 
@@ -59,6 +60,7 @@ def make_sampling(
         stop_tokens=tuple(int(token) for token in stops if token is not None),
     )
 
+    @sized_by("evaluation.batch_rows (of `dpo-jax sample` and `pairs`: sampling.batch_rows)")
     def sample(params: Params, key: jax.Array, progress: Callable[[int], None] = lambda responses: None) -> Samples:
         compile_ahead(sampler, params, prompt_ids, batch_rows=at_once)
         start = time.perf_counter()

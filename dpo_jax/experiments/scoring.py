@@ -21,6 +21,7 @@ from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.models.lora import merge
 from dpo_jax.reading import locate, typed
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
 from dpo_jax.weights.reward import describe_reward, load_reward
@@ -52,6 +53,7 @@ def merged_reward(setup: Setup) -> Params:
     return {**merge(trunk_of(setup.start_params(held=False)), found, lora), "head": found["head"]} if lora else found
 
 
+@sized_by("reference.batch_pairs")
 def score_rewards(setup: Setup, model: RewardModel, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
     """The rewards of rows, [n, P], in their order."""
     score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))

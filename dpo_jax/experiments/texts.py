@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from dpo_jax.models.lora import Lora
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
 from dpo_jax.reference.score import Score, Scorer, make_scorer
+from dpo_jax.reference.store import Scores
 from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import HostBatch, Params, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
@@ -130,10 +132,12 @@ class Setup(Experiment):
         """Response log-probs of a batch, compiled once for all commands."""
         return make_scorer(self.model.apply, **self.tiles)
 
-    @property
-    def scorer(self) -> Scorer:
-        """The same of rows, in batches of `reference.batch_pairs`."""
-        return Scorer(self.score, self.scoring_batches, self.place)
+    def scorer(
+        self, params: Params, rows: Sequence[TokenRow], *, progress: Callable[[int], None] = lambda rows: None
+    ) -> tuple[list[str], Scores]:
+        """Row ids and response log-probs of rows, in batches of `reference.batch_pairs`."""
+        with sized_by("reference.batch_pairs"):
+            return Scorer(self.score, self.scoring_batches, self.place)(params, rows, progress=progress)
 
     @property
     def tiles(self) -> dict[str, int]:

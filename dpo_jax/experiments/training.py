@@ -78,10 +78,13 @@ def make_training(
     )
 
 
-def preference_training(setup: Setup, data: DataRows, scores: Scores | None, **more: Any) -> Training:
+def preference_training(
+    setup: Setup, data: DataRows, scores: Scores | None, *, train: TrainConfig | None = None, **more: Any
+) -> Training:
     """The training of the policy on preferences; `scores` are the stored log-probs of the rows, if there is a store.
 
-    `more` are further fields of `Training`. Without them it starts as a run does, and the reference is loaded anew.
+    `train` says how large its batches are, by default as the configuration does. `more` are further fields of
+    `Training`: without them it starts as a run does, and the reference is loaded anew.
     """
     config, model = setup.config, setup.model
     beside = model.lora is not None or runs_beside(setup)
@@ -93,7 +96,7 @@ def preference_training(setup: Setup, data: DataRows, scores: Scores | None, **m
         folder=setup.workdir,
         model=model,
         objective=policy_objective(setup, data.sources),
-        batches=batches_of(setup, config.train, data.rows, seed=config.seed, **attached(setup, data, scores)),
+        batches=batches_of(setup, train or config.train, data.rows, seed=config.seed, **_attached(setup, data, scores)),
         hyperparams=lambda step: {"losses": [term.knobs(step) for term in setup.terms]},
         loss_state=tuple(term.memory() for term in setup.terms),
         **{"seed": config.seed, **starts, **more},
@@ -133,7 +136,7 @@ def policy_objective(setup: Setup, sources: Sequence[str]) -> Objective:
     )
 
 
-def attached(setup: Setup, data: DataRows, scores: Scores | None) -> dict[str, Any]:
+def _attached(setup: Setup, data: DataRows, scores: Scores | None) -> dict[str, Any]:
     """What goes into batches beside the rows.
 
     Raises:

@@ -65,13 +65,12 @@ class Loss(NamedTuple):
     reads_errors: bool = False  # denoising errors in place of log-probs
     needs_distribution: bool = False  # reads the KL of the whole distributions, token by token
     averages: bool = False  # needs token counts
-    whole_batch_tokens: bool = False  # takes the mean token count of the whole batch
     batch_global: bool = False  # a loss depends on the other pairs of the batch; takes `where` and `axis_name`
     state: Callable[[], Any] | None = None  # what is remembered; a RunningMean gives `bco_pair` and `bco` their delta
     key: bool = False  # draws lots: takes a random key
     mismatched: bool = False  # takes the KL on mismatched completions
     beside_sft: bool = False  # published as one term beside the likelihood of the chosen response
-    likelihood: bool = False  # asks of no pair which response is the better one
+    likelihood: bool = False  # of the chosen response alone: takes the mean token count of the whole batch
 
     @property
     def reads_soft_labels(self) -> bool:
@@ -100,7 +99,7 @@ class Loss(NamedTuple):
             arguments.append(inputs.mismatched_kl)
         if self.batch_global:
             options["where"] = inputs.where
-        if self.whole_batch_tokens:
+        if self.likelihood:
             options["mean_tokens"] = inputs.mean_tokens
         if self.key:
             options["key"] = key
@@ -158,7 +157,7 @@ LOSSES: dict[str, Loss] = {
     "orpo": Loss(orpo, averages=True, beside_sft=True, needs_reference=False),
     "slic_hf": Loss(slic_hf, beside_sft=True, needs_reference=False),
     "alpha_po": Loss(alpha_po, averages=True, needs_reference=False),
-    "sft": Loss(sft, averages=True, needs_reference=False, whole_batch_tokens=True, likelihood=True),
+    "sft": Loss(sft, averages=True, needs_reference=False, likelihood=True),
     "tdpo1": Loss(tdpo1, _log_2, needs_distribution=True),
     "tdpo2": Loss(tdpo2, _log_2, needs_distribution=True),
     "alpha_dpo": Loss(

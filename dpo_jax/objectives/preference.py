@@ -99,12 +99,6 @@ def preference_objective(
     distributions = any(term.entry.needs_distribution for term in terms)
     wpo = any(term.wpo for term in terms)
 
-    def weigh(batch: PairBatch) -> Counts:
-        counts = {"pairs": batch.weight_B.sum(), "tokens": (batch.response_tokens_BP[:, 0] * batch.weight_B).sum()}
-        if batch.desirable_B is not None:
-            counts["desirable"] = (batch.desirable_B * batch.weight_B).sum()
-        return counts
-
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> Scored:
         hidden_RTD, unembedding = policy(params, frozen, batch, key)
         pairs, slots = batch.response_tokens_BP.shape
@@ -157,7 +151,14 @@ def preference_objective(
 
     entries = [term.entry for term in terms]
     whole_batch = any(entry.batch_global or entry.state or entry.mismatched for entry in entries)
-    return Objective(weigh, forward, loss, whole_batch=whole_batch, refresh=refresh)
+    return Objective(_count, forward, loss, whole_batch=whole_batch, refresh=refresh)
+
+
+def _count(batch: PairBatch) -> Counts:
+    counts = {"pairs": batch.weight_B.sum(), "tokens": (batch.response_tokens_BP[:, 0] * batch.weight_B).sum()}
+    if batch.desirable_B is not None:
+        counts["desirable"] = (batch.desirable_B * batch.weight_B).sum()
+    return counts
 
 
 def _inputs(scored: Scored, batch: PairBatch, counts: Counts) -> TermInputs:

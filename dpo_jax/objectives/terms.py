@@ -72,7 +72,7 @@ class Term(NamedTuple):
         return self.entry.likelihood or self.entry.reads_soft_labels
 
     def memory(self) -> dict[str, Any]:
-        """What the term remembers before the first batch."""
+        """Loss state before the first batch."""
         remembered = {"state": self.entry.state()} if self.entry.state else {}
         if self.budget:
             remembered |= {"alpha": np.float32(self.budget.alpha_start), "kl": np.float32(0.0)}
@@ -85,25 +85,25 @@ class Term(NamedTuple):
 
         `knobs` are its traced numbers.
         """
-        found = inputs.read
+        read = inputs.read
         if self.ld_alpha is not None:
-            found = found._replace(
-                policy=_shortened(found.policy, inputs.policy_heads, self.ld_alpha),
-                reference=found.reference and _shortened(found.reference, inputs.reference_heads, self.ld_alpha),
+            read = read._replace(
+                policy=_shortened(read.policy, inputs.policy_heads, self.ld_alpha),
+                reference=read.reference and _shortened(read.reference, inputs.reference_heads, self.ld_alpha),
             )
         options = {**self.static, **knobs}
         if inputs.soft_label_B is not None and "label_smoothing" in knobs:
             options["label_smoothing"] = 1.0 - inputs.soft_label_B
         if self.budget:
             options["alpha"] = memory["alpha"]
-        losses_B, state = self.entry.call(found, state=memory.get("state"), key=key, **options)
+        losses_B, state = self.entry.call(read, state=memory.get("state"), key=key, **options)
         for weight_B in (inputs.wpo_weight_B if self.wpo else None, inputs.loss_weight_B):
             losses_B = losses_B if weight_B is None else losses_B * weight_B
         return losses_B, memory if state is None else {**memory, "state": state}
 
 
 class TermInputs(NamedTuple):
-    """What the losses of an objective read of a batch, and what its terms make of that."""
+    """The inputs of the losses of an objective, and the weights that its terms put on them."""
 
     read: LossInputs
     policy_heads: PairLogps | None = None  # over as many tokens as the shorter response has

@@ -22,17 +22,7 @@ from dpo_jax.masking import mask
 _PACKAGE = Path(__file__).parents[1]
 _LONGEST = 300  # characters of somebody else's message
 
-_SIZES = {  # file of ours that was running -> what to lower
-    "reference": "reference.batch_pairs",
-    "heldout": "reference.batch_pairs",
-    "scoring": "reference.batch_pairs",
-    "stores": "reference.batch_pairs",
-    "picture_samples": "evaluation.batch_rows (of `dpo-jax sample`: sampling.batch_rows)",
-    "sampling": "evaluation.batch_rows (of `dpo-jax sample`: sampling.batch_rows)",
-    "samples": "evaluation.batch_rows (of `dpo-jax sample`: sampling.batch_rows)",
-    "sft": "sft.train.micro_batch_pairs",
-    "reward": "reward.train.micro_batch_pairs",
-}
+_SIZED = "sized by "
 _EXTRAS = {
     "wandb": "wandb",
     "av": "video",
@@ -58,6 +48,22 @@ _NETWORK = re.compile(
     r"HfHub|LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError|ConnectTimeout|ReadTimeout|MaxRetry|NameResolution"
     r"|gaierror|URLError|SSLError|ProxyError"
 )
+
+
+@contextlib.contextmanager
+def sized_by(setting: str) -> Iterator[None]:
+    """Notes on an error from inside which setting decides the size of a batch; the innermost one counts."""
+    try:
+        yield
+    except Exception as error:
+        if _setting(error) is None:
+            error.add_note(_SIZED + setting)
+        raise
+
+
+def _setting(error: BaseException) -> str | None:
+    notes = getattr(error, "__notes__", ())
+    return next((note.removeprefix(_SIZED) for note in notes if note.startswith(_SIZED)), None)
 
 
 def explain(error: BaseException, command: str) -> str:
@@ -140,8 +146,7 @@ def _device_memory(error: BaseException) -> str | None:
     if not _is_xla(error) or not re.search("RESOURCE_EXHAUSTED|out of memory", said, re.IGNORECASE):
         return None
     asked = re.search(r"(?:allocat\w*|Attempting to reserve)\s+([\d.]+\s*\w+)", said)
-    running = [Path(frame.filename).stem for frame in _frames(error)]
-    lower = next((_SIZES[stem] for stem in reversed(running) if stem in _SIZES), "train.micro_batch_pairs")
+    lower = _setting(error) or "the size of the batches"
     more = f": {asked[1]} more were wanted" if asked else ""
     return (
         f"out of memory on the device{more}. Lower {lower}, set model.remat: full, or use more devices and mesh.fsdp.\n"

@@ -133,6 +133,13 @@ def test_a_run_with_another_loss_beta_and_seed_scores_nothing(scored: str, forwa
     assert said.count(": 28 rows") == 1 and "demo" in said
 
 
+def test_a_refused_training_leaves_the_configuration_of_the_run(trained: str, capsys):
+    """Of one with a fine-tuning too, which is looked at before."""
+    kept = Path("runs/demo/config.yaml").read_bytes()
+    assert "holds the beginning of another run" in refused(capsys, "train", "--loss.options.beta", "0.3")
+    assert Path("runs/demo/config.yaml").read_bytes() == kept
+
+
 def test_rows_are_scored_again_to_verify_a_store(scored: str, forwards: list[int], capsys, request):
     run("reference", "--verify", "5")
     assert forwards[0] == 1 and "5 rows scored again: the largest difference is 0.0" in capsys.readouterr().err

@@ -17,8 +17,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from dpo_jax import cli
 from dpo_jax.commands import table
 from dpo_jax.errors import UserError
-from dpo_jax.runtime import translate
-from dpo_jax.runtime.translate import explain
+from dpo_jax.runtime.translate import explain, sized_by
 
 SECRET = "s3cr3t-Value-0123456789"
 XLA = jax.errors.JaxRuntimeError
@@ -41,7 +40,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 PLANTED = {
     "device memory": (
         XLA("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
-        "out of memory on the device: 8589934592 bytes .*Lower train.micro_batch_pairs, set model.*\n.*dpo-jax plan",
+        "out of memory on the device: 8589934592 bytes .*Lower the size of the batches, set model.*\n.*dpo-jax plan",
     ),
     "host memory": (MemoryError("Unable to allocate 3 GiB"), "out of memory on this host: Unable to allocate 3 GiB"),
     "full disk": (os_error(errno.ENOSPC), "/runs/a/metrics.jsonl: No space left on device: make room"),
@@ -183,6 +182,11 @@ def test_one_of_several_processes_ends_at_once_and_keeps_a_file_of_its_own(exper
     assert "unsupported operand" in Path("runs/a/crash.1.txt").read_text()
 
 
-def test_what_is_to_be_lowered_is_known_by_files_that_there_are():
-    files = {path.stem for path in Path(translate.__file__).parents[1].rglob("*.py")}
-    assert translate._SIZES.keys() <= files
+def test_the_innermost_setting_that_sizes_a_batch_is_to_be_lowered():
+    @sized_by("sampling.batch_rows")
+    def sample() -> None:
+        raise XLA("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes.")
+
+    with pytest.raises(XLA) as held, sized_by("train.micro_batch_pairs"):
+        sample()
+    assert "Lower sampling.batch_rows, set" in explain(held.value, "train")

@@ -22,6 +22,7 @@ from dpo_jax.objectives.diffusion import draws_of, pixels, shown
 from dpo_jax.reference.fingerprint import rows_digest, weights_digest
 from dpo_jax.reference.store import Errors, Store
 from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, PictureBatch, PictureRow
 from dpo_jax.vision.denoising import pair_errors
 
@@ -69,6 +70,7 @@ def scorer(setup: PictureSetup) -> Score:
     return score
 
 
+@sized_by("reference.batch_pairs")
 def errors_of(
     setup: PictureSetup,
     score: Score,
