@@ -66,11 +66,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         marker = item.get_closest_marker("slow")
         if marker and not (marker.args and isinstance(marker.args[0], str)):
             raise pytest.UsageError(f'{item.nodeid}: a slow test gives its reason, slow("...")')
-    if config.getoption("--everything") or any("::" in argument for argument in config.args):
-        return  # all tests, or those that were asked for by name
-    slow = [item for item in items if item.get_closest_marker("slow")]
+    if config.getoption("--everything"):
+        return
+    asked = tuple(argument for argument in config.args if "::" in argument)  # by name
+    slow = [item for item in items if item.get_closest_marker("slow") and not item.nodeid.startswith(asked)]
     config.hook.pytest_deselected(items=slow)
-    items[:] = [item for item in items if not item.get_closest_marker("slow")]
+    items[:] = [item for item in items if item not in slow]
 
 
 class _SessionClock:
