@@ -40,8 +40,9 @@ PairLoss = Callable[[PairLogps, PairLogps], jax.Array]
 
 def unsuited(name: str) -> str | None:
     """Why a loss of the table has no field over two numbers; None where it has one."""
-    if name not in LOSSES or LOSSES[name].reads_errors:
-        return f"{name!r} is unknown. {nearest(name, LOSSES)}"
+    known = [each for each, loss in LOSSES.items() if not loss.reads_errors]
+    if name not in known:
+        return f"{name!r} is unknown. {nearest(name, known)}"
     if LOSSES[name].needs_distribution:
         return f"{name} reads the distribution at every token, not only the log-probs of the two responses"
     if LOSSES[name].reads_labels:

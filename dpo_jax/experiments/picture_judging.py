@@ -23,7 +23,7 @@ from dpo_jax.objectives.diffusion import pixels
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import PictureRow
 from dpo_jax.vision.fitting import fit_weights
-from dpo_jax.vision.quality import METRICS, OF_IMAGES, measured
+from dpo_jax.vision.quality import METRICS, OF_IMAGES, measured, quality_scores
 from dpo_jax.vision.scorers import Scorer, ScorerSpec, make_scorer
 
 _AT_ONCE = 256
@@ -52,11 +52,10 @@ def open_judge(setup: PictureSetup, config: PictureJudgeConfig, key: str) -> Pic
             )
     weights = {name: float(weight) for name, weight in config.weights.items()} or _fitted(setup, config.metrics)
     told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
-    names, weights_M = list(weights), jnp.asarray(list(weights.values()), jnp.float32)
 
     @jax.jit
     def scores(samples_nX: jax.Array) -> jax.Array:
-        return measured(samples_nX.astype(jnp.float32) / 255.0, names) @ weights_M
+        return quality_scores(samples_nX.astype(jnp.float32) / 255.0, weights)
 
     return PictureJudge(f"quality, {told}", lambda samples: in_parts(scores, samples))
 
