@@ -37,9 +37,9 @@ def fit(setup: Experiment, training: Training) -> None:
     if done is not None:
         refuse_changes(stage, checkpoints.record(done), record)
     # WORKDIR/config.yaml is of the policy, for its report: a fine-tuning writes it where there is none yet.
-    if stage == "train" or not Checkpoints(setup.workdir / "checkpoints").steps():
+    if stage == "train" or (stage == "sft" and not Checkpoints(setup.workdir / "checkpoints").steps()):
         setup.keep_config(setup.workdir)
-    if stage == "reward":
+    elif stage == "reward":
         setup.keep_config(folder)
     if done is not None and done >= training.steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
