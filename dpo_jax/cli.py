@@ -188,18 +188,18 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     if running.owns_process and not running.verbose:
         background.tell_briefly()
     stage = COMMANDS[known.command]
-    setup, run = _opened(known.command, config, origins, running.line)
+    experiment, run = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
     if stage.dry:
-        run(setup, **flags)
+        run(experiment, **flags)
         return
     hosts.join_run()
     try:
-        setup.begin()
-        hosts.check_shared(setup.workdir)
-        with jax.set_mesh(setup.mesh):
-            run(setup, **flags)
+        experiment.begin()
+        hosts.check_shared(experiment.workdir)
+        with jax.set_mesh(experiment.mesh):
+            run(experiment, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, str(told))
     except (Exception, KeyboardInterrupt):  # `main` says it, and ends this process as it must
@@ -212,16 +212,16 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
 def _opened(name: str, config: object, origins: dict[str, str], command: str) -> tuple[Any, Callable[..., None]]:
     """The experiment, of pictures or of texts, and what runs the command."""
     if isinstance(config, PictureConfig):
-        from dpo_jax.experiments.pictures import PictureSetup
+        from dpo_jax.experiments.pictures import PictureExperiment
 
         if name not in PICTURE_COMMANDS:
             raise UserError(
                 f"command line: {name} is not for experiments on pictures. {nearest(name, PICTURE_COMMANDS)}"
             )
-        return PictureSetup(config, origins, command=command), PICTURE_COMMANDS[name]
-    from dpo_jax.experiments.texts import Setup
+        return PictureExperiment(config, origins, command=command), PICTURE_COMMANDS[name]
+    from dpo_jax.experiments.texts import TextExperiment
 
-    return Setup(config, origins, command=command), COMMANDS[name].run  # type: ignore[arg-type]
+    return TextExperiment(config, origins, command=command), COMMANDS[name].run  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

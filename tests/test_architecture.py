@@ -31,9 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "losses": {"types"},
     "logprobs": {"types", "mesh"},
     "models": {"types", "mesh"},
-    "vision": {"types", "mesh"},
-    "objectives": {"types", "losses", "logprobs", "vision"},
-    "weights": {"types", "mesh", "models", "vision", "files"},
+    "diffusion": {"types", "mesh"},
+    "scorers": {"types", "mesh", "diffusion"},
+    "objectives": {"types", "losses", "logprobs", "diffusion", "scorers"},
+    "weights": {"types", "mesh", "models", "diffusion", "files"},
     "data": {"types", "files"},
     "training": {"types", "mesh", "files"},
     "reference": {"types", "logprobs", "mesh", "files"},
@@ -53,7 +54,7 @@ MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "jax.experimental.topologies": ("planning/topologies.py",),
     "orbax": ("training/checkpoint.py", "reference/store.py"),
-    "flax": ("models/", "vision/"),
+    "flax": ("models/", "diffusion/", "scorers/"),
 }
 
 
@@ -195,7 +196,7 @@ def house(tmp_path: Path) -> Path:
         ("__init__.py", "from dpo_jax.losses import dpo", "dpo_jax may not import losses"),
         ("commands/planted.py", "import orbax.checkpoint", "orbax may be imported only in training/checkpoint.py"),
         ("training/planted.py", "def late():\n    from orbax import checkpoint", "orbax may be imported only in"),
-        ("training/planted.py", "from flax import nnx", "flax may be imported only in models/, vision/"),
+        ("training/planted.py", "from flax import nnx", "flax may be imported only in models/, diffusion/, scorers/"),
         (
             "commands/planted.py",
             "from jax.experimental import topologies",
@@ -214,7 +215,7 @@ def test_planted_arrow_is_named(house: Path, file: str, line: str, complaint: st
 
 def test_allowed_arrows_are_not_named(house: Path):
     _append(house / "dpo_jax/training/checkpoint.py", "import orbax.checkpoint\nfrom dpo_jax import errors, files")
-    _append(house / "dpo_jax/vision/planted.py", "from flax import nnx\nfrom ..mesh import constrain")
+    _append(house / "dpo_jax/diffusion/planted.py", "from flax import nnx\nfrom ..mesh import constrain")
     _append(house / "dpo_jax/commands/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x")
     assert not illegal_arrows(house)
 

@@ -20,7 +20,7 @@ from dpo_jax.evaluation.intervals import share_interval
 from dpo_jax.experiments.losses import is_unpaired
 from dpo_jax.experiments.one_step import one_step
 from dpo_jax.experiments.stores import complete_store, heldout_store, reads_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.trajectory import loss_of_run, read_trajectory
 from dpo_jax.files import read_json_lines, write_json
 from dpo_jax.losses import PairLogps
@@ -32,19 +32,19 @@ from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import PairBatch, Params, TokenRow
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Writes WORKDIR/analysis.json for the newest checkpoint."""
-    check(setup)
-    options = setup.config.analysis or AnalysisConfig()
-    step = Checkpoints(setup.workdir / "checkpoints").latest()
-    log = setup.workdir / "metrics.jsonl"
+    check(experiment)
+    options = experiment.config.analysis or AnalysisConfig()
+    step = Checkpoints(experiment.workdir / "checkpoints").latest()
+    log = experiment.workdir / "metrics.jsonl"
     if step is None or not log.exists():
-        raise UserError(f"{setup.workdir}: there is no trained run yet; run `dpo-jax train` first.")
+        raise UserError(f"{experiment.workdir}: there is no trained run yet; run `dpo-jax train` first.")
     trajectory = read_trajectory(read_json_lines(log), where=str(log))
-    store = _store(setup)
-    now, frozen, likeness = _compared(setup, store, options.rows)
+    store = _store(experiment)
+    now, frozen, likeness = _compared(experiment, store, options.rows)
     pair = _typical(frozen)
-    loss, reason = loss_of_run(setup.terms, setup.restored_memory(), step)
+    loss, reason = loss_of_run(experiment.terms, experiment.restored_memory(), step)
     log_ratios_nP = now.logps_nP - frozen.logps_nP
     spread_N2 = np.concatenate([trajectory.places_S2, np.quantile(log_ratios_nP, [0.1, 0.9], axis=0)])
     found = {
@@ -57,57 +57,63 @@ def run(setup: Setup) -> None:
         },
         "field": field_of(loss, pair, spread_N2[np.isfinite(spread_N2).all(axis=1)]) if loss else {"refused": reason},
         "halves": halves(trajectory.moved_2, loss, pair),
-        "displacement": _displacement(setup, now, frozen, likeness),
+        "displacement": _displacement(experiment, now, frozen, likeness),
         "one_step": one_step(
-            setup, step, store if reads_store(setup) else None, setup.start_params, most_pairs=options.pairs
+            experiment,
+            step,
+            store if reads_store(experiment) else None,
+            experiment.start_params,
+            most_pairs=options.pairs,
         ),
     }
-    write_json(setup.workdir / "analysis.json", found)
+    write_json(experiment.workdir / "analysis.json", found)
     _tell(found)
-    say("analyse", f"wrote {setup.workdir / 'analysis.json'}")
+    say("analyse", f"wrote {experiment.workdir / 'analysis.json'}")
 
 
-def check(setup: Setup) -> None:
+def check(experiment: TextExperiment) -> None:
     """Refuses, as a UserError, what cannot be analysed."""
-    if is_unpaired(setup.config.loss):
+    if is_unpaired(experiment.config.loss):
         raise UserError(
-            f"analyse: {setup.config.loss[0].name} is trained on labelled completions; what is analysed are pairs of a "
-            "chosen and a rejected response."
+            f"analyse: {experiment.config.loss[0].name} is trained on labelled completions; what is analysed are pairs "
+            "of a chosen and a rejected response."
         )
 
 
-def _store(setup: Setup) -> Store | None:
+def _store(experiment: TextExperiment) -> Store | None:
     """The store that has the compared rows; None where training reads none, and no rows are held out."""
-    if reads_store(setup):
-        return complete_store(setup, setup.start_params)
-    return heldout_store(setup, setup.start_params) if setup.config.data.eval else None
+    if reads_store(experiment):
+        return complete_store(experiment, experiment.start_params)
+    return heldout_store(experiment, experiment.start_params) if experiment.config.data.eval else None
 
 
-def _compared(setup: Setup, store: Store | None, count: int) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
+def _compared(
+    experiment: TextExperiment, store: Store | None, count: int
+) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
     """Of `count` rows the policy's and the reference's scores, and how alike the responses of each are, [n] each."""
-    data = setup.eval_data if setup.config.data.eval else setup.train_data
+    data = experiment.eval_data if experiment.config.data.eval else experiment.train_data
     rows = data.rows[:count]
-    base = setup.start_params()
+    base = experiment.start_params()
 
-    row_ids, now = setup.scorer(setup.trained_params(base), rows)
-    frozen = store.lookup(row_ids) if store else setup.scorer(base, rows)[1]
+    row_ids, now = experiment.scorer(experiment.trained_params(base), rows)
+    frozen = store.lookup(row_ids) if store else experiment.scorer(base, rows)[1]
     known = {row.row_id: row for row in rows}
     alike_n = np.array([edit_similarity(*known[row_id].responses) for row_id in row_ids])
-    return now, frozen, {"edit_similarity": alike_n, "ches": ches(_hidden_means(setup, base, rows))}
+    return now, frozen, {"edit_similarity": alike_n, "ches": ches(_hidden_means(experiment, base, rows))}
 
 
 @sized_by("reference.batch_pairs")
-def _hidden_means(setup: Setup, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
+def _hidden_means(experiment: TextExperiment, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
     """[n, P, D], in the order in which rows are scored."""
 
     @jax.jit
     def means(params: Params, batch: PairBatch) -> jax.Array:
         tokens = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-        hidden_RTD, _ = setup.model.apply(params, *tokens, sequences=batch.sequences)
+        hidden_RTD, _ = experiment.model.apply(params, *tokens, sequences=batch.sequences)
         return constrain(hidden_means(hidden_RTD, batch), None, None, None)
 
-    batches = setup.scoring_batches(rows)
-    found = [jax.device_get(means(params, setup.place(batch.arrays)))[: len(batch.row_ids)] for batch in batches]
+    batches = experiment.scoring_batches(rows)
+    found = [jax.device_get(means(params, experiment.place(batch.arrays)))[: len(batch.row_ids)] for batch in batches]
     return np.concatenate(found)
 
 
@@ -116,12 +122,14 @@ def _typical(frozen: Scores) -> PairLogps:
     return PairLogps(*frozen.logps_nP.mean(axis=0), *frozen.tokens_nP.mean(axis=0))
 
 
-def _displacement(setup: Setup, now: Scores, frozen: Scores, likeness: dict[str, np.ndarray]) -> dict[str, Any]:
+def _displacement(
+    experiment: TextExperiment, now: Scores, frozen: Scores, likeness: dict[str, np.ndarray]
+) -> dict[str, Any]:
     log_ratios_nP = now.logps_nP - frozen.logps_nP
     pairs, fell = len(log_ratios_nP), int((log_ratios_nP[:, 0] < 0).sum())
     chosen, rejected = log_ratios_nP.mean(axis=0).tolist()
     return {
-        "split": "held out" if setup.config.data.eval else "training",
+        "split": "held out" if experiment.config.data.eval else "training",
         "pairs": pairs,
         "fell": fell,
         "interval": share_interval(fell, pairs),

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows, overlap
 from dpo_jax.experiments.rows import DataRows
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.reporting.data import Example, Piece, SplitReport, as_html, as_text
 from dpo_jax.runtime.progress import say
@@ -21,20 +21,20 @@ _BIASED = 0.1
 """How far from even the share of pairs with the longer one chosen may be before it is called odd."""
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Says what is in data.train and data.eval, and writes WORKDIR/data.html and data.json."""
-    reports = reports_of(setup)
-    _keep(setup, reports)
+    reports = reports_of(experiment)
+    _keep(experiment, reports)
     print("\n".join(as_text(reports)))
-    path = setup.workdir / "data.html"
-    write_atomic(path, as_html(f"Data of {setup.workdir.name}", reports))
+    path = experiment.workdir / "data.html"
+    write_atomic(path, as_html(f"Data of {experiment.workdir.name}", reports))
     say("data", f"wrote {path}")
 
 
-def warn(setup: Setup) -> None:
+def warn(experiment: TextExperiment) -> None:
     """Says the odd facts alone, before training; WORKDIR/data.json keeps all of them."""
-    reports = reports_of(setup)
-    _keep(setup, reports)
+    reports = reports_of(experiment)
+    _keep(experiment, reports)
     odd = [(report.name, what, count) for report in reports for what, count, is_odd in report.facts if is_odd]
     for name, what, count in odd:
         say("data", f"{name}: {count} {what}")
@@ -42,28 +42,30 @@ def warn(setup: Setup) -> None:
         say("data", "`dpo-jax check-data` shows these and the rest, with examples")
 
 
-def _keep(setup: Setup, reports: Sequence[SplitReport]) -> None:
+def _keep(experiment: TextExperiment, reports: Sequence[SplitReport]) -> None:
     """Without the examples: those are the data themselves."""
-    write_json(setup.workdir / "data.json", [{**report._asdict(), "examples": []} for report in reports])
+    write_json(experiment.workdir / "data.json", [{**report._asdict(), "examples": []} for report in reports])
 
 
-def reports_of(setup: Setup) -> list[SplitReport]:
+def reports_of(experiment: TextExperiment) -> list[SplitReport]:
     """One for each split."""
-    train = _split(setup, setup.train_data)
-    reports = [_report(setup, "data.train", setup.train_data, train.findings, None)]
-    if setup.config.data.eval:
-        held_out = _split(setup, setup.eval_data)
+    train = _split(experiment, experiment.train_data)
+    reports = [_report(experiment, "data.train", experiment.train_data, train.findings, None)]
+    if experiment.config.data.eval:
+        held_out = _split(experiment, experiment.eval_data)
         shared = overlap(train, held_out)
-        reports.append(_report(setup, "data.eval", setup.eval_data, held_out.findings, shared))
+        reports.append(_report(experiment, "data.eval", experiment.eval_data, held_out.findings, shared))
     return reports
 
 
-def _split(setup: Setup, data: DataRows) -> Split:
-    tokenizer = setup.tokenizer
+def _split(experiment: TextExperiment, data: DataRows) -> Split:
+    tokenizer = experiment.tokenizer
     return check_rows(data.rows, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, desirable=data.desirable)
 
 
-def _report(setup: Setup, name: str, data: DataRows, found: Findings, shared: Overlap | None) -> SplitReport:
+def _report(
+    experiment: TextExperiment, name: str, data: DataRows, found: Findings, shared: Overlap | None
+) -> SplitReport:
     facts = [("rows kept", f"{found.rows:,}", False)]
     facts += [(f"rows left out: {reason}", f"{count:,}", True) for reason, count in data.skipped.items()]
     counted = {
@@ -86,7 +88,7 @@ def _report(setup: Setup, name: str, data: DataRows, found: Findings, shared: Ov
         facts.append(("of the pairs have the longer response chosen", f"{found.longer_chosen:.0%}", odd))
     picks = np.linspace(0, len(data.rows) - 1, min(_EXAMPLES, len(data.rows))).astype(int)
     names = tuple(found.lengths)[1:]
-    examples = [_example(setup.tokenizer.decode, data.rows[pick], names) for pick in picks]
+    examples = [_example(experiment.tokenizer.decode, data.rows[pick], names) for pick in picks]
     return SplitReport(name, facts, PERCENTILES, found.lengths, examples)
 
 

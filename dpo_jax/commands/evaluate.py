@@ -19,46 +19,46 @@ from dpo_jax.experiments.judging import AnyJudge, in_words, judged, open_judge
 from dpo_jax.experiments.outputs import Matched, Output, read_matched, write_outputs
 from dpo_jax.experiments.samples import Samples, make_sampling
 from dpo_jax.experiments.stores import heldout_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest, write_json
 from dpo_jax.reference.rows import as_ids
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import Params, Prompt
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Writes WORKDIR/evaluation.json for the newest checkpoint, or for the outputs that the configuration names."""
-    options = setup.config.evaluation
-    if not has_work(setup):
+    options = experiment.config.evaluation
+    if not has_work(experiment):
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
-    result: dict[str, Any] = {"settings": as_mapping(setup.config)["evaluation"]}
-    judge = open_judge(setup, options.judge) if options.judge else None
+    result: dict[str, Any] = {"settings": as_mapping(experiment.config)["evaluation"]}
+    judge = open_judge(experiment, options.judge) if options.judge else None
     if options.outputs:
-        result |= compare_outputs(setup, options.outputs, judge)
+        result |= compare_outputs(experiment, options.outputs, judge)
     else:
-        frozen = setup.start_params()
-        policy = setup.trained_params(frozen)
-        if setup.config.data.eval:
-            result["rows"] = digest(as_ids(row_ids_of(setup.eval_data.rows)).tobytes())  # what was held out
-            result["heldout"] = _heldout(setup, policy, frozen)
+        frozen = experiment.start_params()
+        policy = experiment.trained_params(frozen)
+        if experiment.config.data.eval:
+            result["rows"] = digest(as_ids(row_ids_of(experiment.eval_data.rows)).tobytes())  # what was held out
+            result["heldout"] = _heldout(experiment, policy, frozen)
         if options.rewardbench:
-            result["rewardbench"] = run_rewardbench(setup, options.rewardbench, judge, policy, frozen)
+            result["rewardbench"] = run_rewardbench(experiment, options.rewardbench, judge, policy, frozen)
         if options.samples:
-            result |= compare_samples(setup, policy, frozen, judge)
+            result |= compare_samples(experiment, policy, frozen, judge)
         if options.best_of:
-            result["best_of"] = measure_best_of(setup, frozen, judge)
-    write_json(setup.workdir / "evaluation.json", result)
-    say("evaluate", f"wrote {setup.workdir / 'evaluation.json'}")
+            result["best_of"] = measure_best_of(experiment, frozen, judge)
+    write_json(experiment.workdir / "evaluation.json", result)
+    say("evaluate", f"wrote {experiment.workdir / 'evaluation.json'}")
 
 
-def has_work(setup: Setup) -> bool:
+def has_work(experiment: TextExperiment) -> bool:
     """Whether the configuration names anything to be evaluated."""
-    options = setup.config.evaluation
-    return bool(setup.config.data.eval or options.outputs or options.rewardbench)
+    options = experiment.config.evaluation
+    return bool(experiment.config.data.eval or options.outputs or options.rewardbench)
 
 
-def _heldout(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
-    found = heldout(setup, heldout_store(setup, lambda: frozen), policy, setup.restored_memory())
+def _heldout(experiment: TextExperiment, policy: Params, frozen: Params) -> dict[str, Any]:
+    found = heldout(experiment, heldout_store(experiment, lambda: frozen), policy, experiment.restored_memory())
     compared = "comparisons of labelled rows" if "rows" in found else "held-out pairs"
     accuracy, margin = found["accuracy"], found["margin"]
     said = f"{found['pairs']} {compared}: accuracy {accuracy:.3f}, margin {margin:.2f} nats"
@@ -68,11 +68,13 @@ def _heldout(setup: Setup, policy: Params, frozen: Params) -> dict[str, Any]:
     return found
 
 
-def compare_samples(setup: Setup, policy: Params, frozen: Params, judge: AnyJudge | None) -> dict[str, Any]:
+def compare_samples(
+    experiment: TextExperiment, policy: Params, frozen: Params, judge: AnyJudge | None
+) -> dict[str, Any]:
     """Samples both models on the held-out prompts, measures the policy's divergence on its own, and has them judged."""
-    prompts, sampled = _sample(setup, policy, frozen)
-    measured = measure_divergence(setup, sampled["policy"].rows, policy, frozen)
-    kl, generator = measured["kl"], setup.workdir.name or str(setup.workdir)
+    prompts, sampled = _sample(experiment, policy, frozen)
+    measured = measure_divergence(experiment, sampled["policy"].rows, policy, frozen)
+    kl, generator = measured["kl"], experiment.workdir.name or str(experiment.workdir)
     low, high = kl["exact_interval"]
     say(
         "evaluate",
@@ -88,16 +90,16 @@ def compare_samples(setup: Setup, policy: Params, frozen: Params, judge: AnyJudg
     }
     matched = Matched(prompts, sides["policy"], sides["reference"])
     written = {name: found.written for name, found in sampled.items()}
-    return {**measured, **_compare(setup, matched, judge, written)}
+    return {**measured, **_compare(experiment, matched, judge, written)}
 
 
-def _sample(setup: Setup, policy: Params, frozen: Params) -> tuple[list[Prompt], dict[str, Samples]]:
+def _sample(experiment: TextExperiment, policy: Params, frozen: Params) -> tuple[list[Prompt], dict[str, Samples]]:
     """Held-out prompts, one after the other, and what reference and policy answer."""
-    options = setup.config.evaluation
-    known = setup.eval_data.prompts
+    options = experiment.config.evaluation
+    known = experiment.eval_data.prompts
     prompts = [known[i % len(known)] for i in range(options.samples)]
     sample = make_sampling(
-        setup,
+        experiment,
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -106,18 +108,20 @@ def _sample(setup: Setup, policy: Params, frozen: Params) -> tuple[list[Prompt],
     sampled: dict[str, Samples] = {}
     for name, params in (("reference", frozen), ("policy", policy)):
         say("evaluate", f"samples {options.samples} responses from the {name}")
-        sampled[name] = sample(params, jax.random.key(setup.config.seed))
+        sampled[name] = sample(params, jax.random.key(experiment.config.seed))
     return prompts, sampled
 
 
-def compare_outputs(setup: Setup, outputs: OutputsConfig, judge: AnyJudge | None) -> dict[str, Any]:
+def compare_outputs(experiment: TextExperiment, outputs: OutputsConfig, judge: AnyJudge | None) -> dict[str, Any]:
     """Has the responses of two files judged; no model of this run is needed."""
     matched = read_matched(outputs)
     say("evaluate", f"{len(matched.prompts)} responses in {outputs.policy} and in {outputs.reference}")
-    return _compare(setup, matched, judge, {})
+    return _compare(experiment, matched, judge, {})
 
 
-def _compare(setup: Setup, matched: Matched, judge: AnyJudge | None, written: dict[str, list[str]]) -> dict[str, Any]:
+def _compare(
+    experiment: TextExperiment, matched: Matched, judge: AnyJudge | None, written: dict[str, list[str]]
+) -> dict[str, Any]:
     """`judged`, `texts` and `samples` of both sides, which are also written in the formats of others.
 
     `written` are the responses with the white space around them, where it is known.
@@ -130,7 +134,7 @@ def _compare(setup: Setup, matched: Matched, judge: AnyJudge | None, written: di
         {"prompt": prompt.text, "reference": before, "policy": after}
         for prompt, before, after in zip(matched.prompts, sides["reference"], sides["policy"], strict=True)
     ]
-    write_outputs(setup.workdir / "outputs", matched)
+    write_outputs(experiment.workdir / "outputs", matched)
     result: dict[str, Any] = {"texts": {name: describe_texts(texts) for name, texts in sides.items()}}
     if judge:
         shown = {**sides, **written}

@@ -19,7 +19,7 @@ from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.experiments.judging import AnyJudge, open_judge
 from dpo_jax.experiments.positions import check_new_tokens
 from dpo_jax.experiments.samples import Samples, make_sampling
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic
 from dpo_jax.reading import locate
 from dpo_jax.runtime.progress import Progress, say
@@ -27,27 +27,27 @@ from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params, Prompt
 
 
-def run(setup: Setup, *, output: str | None) -> None:
+def run(experiment: TextExperiment, *, output: str | None) -> None:
     """Writes pairs as JSON Lines that `data.train` reads: prompt, chosen, rejected, and the score of each response.
 
     The policy of the newest checkpoint answers, or, before there is one, the model with which training starts.
     """
-    options = setup.config.pairs
-    asked = options.judge or setup.config.evaluation.judge
+    options = experiment.config.pairs
+    asked = options.judge or experiment.config.evaluation.judge
     if asked is None:
         raise UserError(
-            f"{locate('pairs', setup.origins)}: pairs: nobody says which response is better: name pairs.judge, such as "
-            "{name: lexicon}."
+            f"{locate('pairs', experiment.origins)}: pairs: nobody says which response is better: name pairs.judge, "
+            "such as {name: lexicon}."
         )
-    path = Path(output) if output else setup.workdir / "pairs.jsonl"
+    path = Path(output) if output else experiment.workdir / "pairs.jsonl"
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
-    if setup.config.sampling.samples < 2:
-        at = locate("sampling.samples", setup.origins)
+    if experiment.config.sampling.samples < 2:
+        at = locate("sampling.samples", experiment.origins)
         raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
-    judge, prompts = open_judge(setup, asked), _prompts(setup)
-    found = _sample(setup, prompts)
-    samples = setup.config.sampling.samples
+    judge, prompts = open_judge(experiment, asked), _prompts(experiment)
+    found = _sample(experiment, prompts)
+    samples = experiment.config.sampling.samples
     responses_NS = [found.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
     if empty := sum(not text.strip() for text in found.written):
         say("pairs", f"{empty} responses are empty, and in no pair")
@@ -67,25 +67,29 @@ def run(setup: Setup, *, output: str | None) -> None:
     say("pairs", f"wrote {len(rows)} pairs to {path}{without}; mean score of all responses {scores_NS.mean():.3f}")
 
 
-def _prompts(setup: Setup) -> list[Prompt]:
+def _prompts(experiment: TextExperiment) -> list[Prompt]:
     """Those of `pairs.prompts`, else of the training rows."""
-    sources = setup.config.pairs.prompts
+    sources = experiment.config.pairs.prompts
     if not sources:
-        return setup.train_data.prompts
-    found = read_prompt_sources(sources, on_error=setup.config.data.on_error, seed=setup.config.seed)
+        return experiment.train_data.prompts
+    found = read_prompt_sources(sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
     for reason, count in found.skipped.items():
         say("pairs", f"{count} prompts skipped ({reason})")
     return found.rows
 
 
-def _sample(setup: Setup, prompts: list[Prompt]) -> Samples:
-    options = setup.config.sampling
+def _sample(experiment: TextExperiment, prompts: list[Prompt]) -> Samples:
+    options = experiment.config.sampling
     check_new_tokens(
-        "sampling.max_new_tokens", options.max_new_tokens, setup.config, setup.origins, setup.resolved.spec
+        "sampling.max_new_tokens",
+        options.max_new_tokens,
+        experiment.config,
+        experiment.origins,
+        experiment.resolved.spec,
     )
     total = len(prompts) * options.samples
     sample = make_sampling(
-        setup,
+        experiment,
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -94,21 +98,21 @@ def _sample(setup: Setup, prompts: list[Prompt]) -> Samples:
         samples=options.samples,
         batch_rows=options.batch_rows,
     )
-    params, who = _answering(setup)
+    params, who = _answering(experiment)
     say("pairs", f"{total} responses to {len(prompts)} prompts from {who}")
     with Progress("pairs", total, unit="responses") as progress:
-        found = sample(params, jax.random.key(setup.config.seed), progress.update)
-    end = setup.tokenizer.eos_token_id
+        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
+    end = experiment.tokenizer.eos_token_id
     unended = sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in found.rows)
     if unended:
         say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {options.max_new_tokens}")
     return found
 
 
-def _answering(setup: Setup) -> tuple[Params, str]:
-    if Checkpoints(setup.workdir / "checkpoints").latest() is None:
-        return setup.start_params(), "the model with which training starts"
-    return setup.trained_params(), "the trained policy"
+def _answering(experiment: TextExperiment) -> tuple[Params, str]:
+    if Checkpoints(experiment.workdir / "checkpoints").latest() is None:
+        return experiment.start_params(), "the model with which training starts"
+    return experiment.trained_params(), "the trained policy"
 
 
 def score(judge: AnyJudge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:

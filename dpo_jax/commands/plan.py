@@ -20,7 +20,7 @@ from dpo_jax.experiments.outcomes import analyse_train, measure, mesh_words
 from dpo_jax.experiments.plan_alternatives import try_alternatives, try_micro_batches
 from dpo_jax.experiments.planned import Lengths, Planned, find_lengths, reference_call, train_call
 from dpo_jax.experiments.stores import reads_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_json
 from dpo_jax.models.costs import forward_flops, matmul_parameters, pair_flops
 from dpo_jax.planning.tables import gib, show
@@ -31,7 +31,7 @@ _MFU, _SECONDS = 0.4, 180.0
 
 
 def run(
-    setup: Setup,
+    experiment: TextExperiment,
     *,
     topology: str | None,
     json: str | None,
@@ -51,8 +51,8 @@ def run(
     jax.config.update("jax_platforms", "cpu")  # the devices of this machine are left alone
     machine = open_machine(topology)
     with tempfile.TemporaryDirectory() as scratch:
-        config = dataclasses.replace(setup.config, workdir=scratch)
-        planned = Planned(config, setup.origins, command=setup.command, machine=machine)
+        config = dataclasses.replace(experiment.config, workdir=scratch)
+        planned = Planned(config, experiment.origins, command=experiment.command, machine=machine)
         lengths = find_lengths(planned)
         plan = _header(planned, lengths, share)
         plan["analysis"] = analyse_train(planned, lengths.data)

@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import read_json, read_json_lines, write_atomic
 from dpo_jax.reading import read_yaml
 from dpo_jax.reporting.report import RunReport, render
@@ -16,15 +16,15 @@ from dpo_jax.runs.history import read_history, session
 from dpo_jax.runtime.progress import say
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Writes WORKDIR/report.html."""
-    write_atomic(setup.workdir / "report.html", render(gather(setup)))
-    say("report", f"wrote {setup.workdir / 'report.html'}")
+    write_atomic(experiment.workdir / "report.html", render(gather(experiment)))
+    say("report", f"wrote {experiment.workdir / 'report.html'}")
 
 
-def gather(setup: Setup) -> RunReport:
+def gather(experiment: TextExperiment) -> RunReport:
     """All that is known of the run of a configuration."""
-    return read_run(setup.workdir, setup.sft_folder, unknown=session(setup.command))
+    return read_run(experiment.workdir, experiment.sft_folder, unknown=session(experiment.command))
 
 
 def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> RunReport:

@@ -12,7 +12,7 @@ from dpo_jax.data.sources import read_prompts
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.experiments.positions import check_new_tokens
 from dpo_jax.experiments.samples import make_sampling
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Prompt
@@ -20,7 +20,9 @@ from dpo_jax.types import Prompt
 MODELS = ("policy", "reference")
 
 
-def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, model: str | None = None) -> None:
+def run(
+    experiment: TextExperiment, *, prompts: str | None = None, output: str | None = None, model: str | None = None
+) -> None:
     """Samples from the policy (the newest checkpoint) or the reference (where it started), and writes the file.
 
     One object for each response, in the order of the prompts: instruction (the prompt), output (without white space
@@ -30,16 +32,16 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     chosen = model or MODELS[0]
     if chosen not in MODELS:
         raise UserError(f"command line: --model {chosen!r} is unknown. {nearest(chosen, MODELS)}")
-    path = Path(output) if output else setup.workdir / "samples.jsonl"
+    path = Path(output) if output else experiment.workdir / "samples.jsonl"
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
-    options = setup.config.sampling
-    new, spec = options.max_new_tokens, setup.resolved.spec
-    check_new_tokens("sampling.max_new_tokens", new, setup.config, setup.origins, spec)
-    asked = _read(setup, prompts)
-    params = setup.trained_params() if chosen == "policy" else setup.start_params()
+    options = experiment.config.sampling
+    new, spec = options.max_new_tokens, experiment.resolved.spec
+    check_new_tokens("sampling.max_new_tokens", new, experiment.config, experiment.origins, spec)
+    asked = _read(experiment, prompts)
+    params = experiment.trained_params() if chosen == "policy" else experiment.start_params()
     sample = make_sampling(
-        setup,
+        experiment,
         asked,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -51,9 +53,9 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     total = len(asked) * options.samples
     say("sample", f"{total} responses to {len(asked)} prompts from the {chosen}")
     with Progress("sample", total, unit="responses") as progress:
-        found = sample(params, jax.random.key(setup.config.seed), progress.update)
+        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
     tokens = sum(len(row.responses[0]) for row in found.rows)
-    generator = (setup.workdir.name or str(setup.workdir)) if chosen == "policy" else chosen
+    generator = (experiment.workdir.name or str(experiment.workdir)) if chosen == "policy" else chosen
     objects = _objects(asked, found.texts, generator, options.samples)
     if path.suffix == ".json":
         write_json(path, objects)
@@ -66,15 +68,15 @@ def run(setup: Setup, *, prompts: str | None = None, output: str | None = None, 
     )
 
 
-def _read(setup: Setup, path: str | None) -> list[Prompt]:
+def _read(experiment: TextExperiment, path: str | None) -> list[Prompt]:
     if path:
-        found = read_prompts(path, on_error=setup.config.data.on_error)
+        found = read_prompts(path, on_error=experiment.config.data.on_error)
         for reason, count in found.skipped.items():
             say("sample", f"{path}: {count} skipped ({reason})")
         return found.rows
-    if not setup.config.data.eval:
+    if not experiment.config.data.eval:
         raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
-    return setup.eval_data.prompts
+    return experiment.eval_data.prompts
 
 
 def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: int) -> list[dict[str, Any]]:

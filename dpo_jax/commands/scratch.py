@@ -11,7 +11,7 @@ import jax
 from dpo_jax.config import ScratchConfig
 from dpo_jax.data.sources import read_completions
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.models.decoder import make_model
 from dpo_jax.reading import locate
 from dpo_jax.runtime.progress import say
@@ -27,55 +27,55 @@ if TYPE_CHECKING:
 END = "<|endoftext|>"
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Writes the folder that `model.weights` names.
 
     Raises:
         UserError: the configuration does not say what to make, or the folder would be no folder.
     """
-    options = setup.config.scratch
+    options = experiment.config.scratch
     if options is None:
         raise UserError("scratch: the configuration has no `scratch:` section, which would say what to make.")
-    folder = Path(setup.config.model.weights)
+    folder = Path(experiment.config.model.weights)
     if ":" in folder.name or folder.suffix == ".gguf":
-        at = locate("model.weights", setup.origins)
+        at = locate("model.weights", experiment.origins)
         raise UserError(f"{at}: model.weights: {folder} is not the name of a folder, into which `scratch` would write.")
     if folder.exists():
         say("scratch", f"already there: {folder}")
         return
-    _check(options, setup)
-    tokenizer = learn_tokenizer(_texts(setup, options), options.vocabulary)
+    _check(options, experiment)
+    tokenizer = learn_tokenizer(_texts(experiment, options), options.vocabulary)
     config = _config(options, len(tokenizer), tokenizer.get_vocab()[END])
     source = WeightsSource(str(folder), config, token_ids(config), {}, no_tensor, lambda: tokenizer)
     resolved = resolve_spec(source)
     model = make_model(resolved.spec)
-    shardings = param_shardings(setup.mesh, *model.tree)
+    shardings = param_shardings(experiment.mesh, *model.tree)
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(options.seed))
     export_folder(folder, params, model, resolved.rules, source, tokenizer=tokenizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     say("scratch", f"wrote {folder}: {size:,} random parameters, {len(tokenizer):,} tokens")
 
 
-def prepare(setup: Setup) -> None:
+def prepare(experiment: TextExperiment) -> None:
     """The same where the configuration asks for it and the folder is not there."""
-    if setup.config.scratch and not Path(setup.config.model.weights).exists():
-        run(setup)
+    if experiment.config.scratch and not Path(experiment.config.model.weights).exists():
+        run(experiment)
 
 
-def _check(options: ScratchConfig, setup: Setup) -> None:
+def _check(options: ScratchConfig, experiment: TextExperiment) -> None:
     if options.width % (2 * options.heads):
-        at = locate("scratch.width", setup.origins)
+        at = locate("scratch.width", experiment.origins)
         raise UserError(
             f"{at}: scratch.width: {options.width} is no multiple of {2 * options.heads}, twice scratch.heads: each "
             "head takes an even part of it."
         )
     if options.vocabulary <= 256:
-        at = locate("scratch.vocabulary", setup.origins)
+        at = locate("scratch.vocabulary", experiment.origins)
         raise UserError(f"{at}: scratch.vocabulary: {options.vocabulary}; there are 256 bytes and {END}: at least 257.")
 
 
-def _texts(setup: Setup, options: ScratchConfig) -> Iterator[str]:
-    for row in read_completions(options.data, on_error=setup.config.data.on_error, seed=options.seed).rows:
+def _texts(experiment: TextExperiment, options: ScratchConfig) -> Iterator[str]:
+    for row in read_completions(options.data, on_error=experiment.config.data.on_error, seed=options.seed).rows:
         for text in (row.prompt, row.completion):
             yield from [text] if isinstance(text, str) else [str(turn["content"]) for turn in text]
 

@@ -19,14 +19,16 @@ from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.experiments.best_of import measure_best_of
 from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.judging import open_judge
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 
 
-def run(setup: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callable[[Any], None] | None = None) -> None:
+def run(
+    experiment: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callable[[Any], None] | None = None
+) -> None:
     """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
 
     `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
@@ -34,54 +36,58 @@ def run(setup: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callab
     and evaluates it.
     """
     run_point = run_point or _run_point
-    if run_point is _run_point and not setup.config.data.eval:
+    if run_point is _run_point and not experiment.config.data.eval:
         raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
-    points = read_points(grid or (), setup.config.sweep, setup.origins)
+    points = read_points(grid or (), experiment.config.sweep, experiment.origins)
     compiled = _count_compilations()
     results: list[dict[str, Any]] = []
     for number, settings in enumerate(points, 1):
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
         results.append(
-            {"label": label, "settings": settings, **_result(setup, label, settings, run_point, compiled, lean=lean)}
+            {
+                "label": label,
+                "settings": settings,
+                **_result(experiment, label, settings, run_point, compiled, lean=lean),
+            }
         )
-        write_json(setup.workdir / "sweep.json", results)
-        _write_tables(setup, results, [])
+        write_json(experiment.workdir / "sweep.json", results)
+        _write_tables(experiment, results, [])
     left_out = [result for result in results if "failed" in result]
     if len(left_out) == len(points):
         raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
-    if getattr(setup.config.evaluation, "best_of", 0):
-        _write_tables(setup, results, _best_of(setup, points))
+    if getattr(experiment.config.evaluation, "best_of", 0):
+        _write_tables(experiment, results, _best_of(experiment, points))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
-    say("sweep", f"wrote {setup.workdir / 'sweep.md'} and sweep.html{note}")
+    say("sweep", f"wrote {experiment.workdir / 'sweep.md'} and sweep.html{note}")
 
 
-def _write_tables(setup: Any, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+def _write_tables(experiment: Any, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
     lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
     lines += best_of_lines(best, lines[0]) if lines else []
     table = make_table(lines, left_out)
-    write_atomic(setup.workdir / "sweep.md", as_markdown(table))
-    write_atomic(setup.workdir / "sweep.html", as_html(setup.workdir.name, setup.command, table, lines))
+    write_atomic(experiment.workdir / "sweep.md", as_markdown(table))
+    write_atomic(experiment.workdir / "sweep.html", as_html(experiment.workdir.name, experiment.command, table, lines))
 
 
-def _best_of(setup: Setup, points: Sequence[Settings]) -> list[dict[str, Any]]:
+def _best_of(experiment: TextExperiment, points: Sequence[Settings]) -> list[dict[str, Any]]:
     """The best of n responses of the model from which all points start, measured once; none if they start apart."""
     if any(_moves_the_start(key) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
         return []
-    reference.fine_tune_first(setup)  # the points of other seeds have their own
-    config = as_mapping(setup.config)
+    reference.fine_tune_first(experiment)  # the points of other seeds have their own
+    config = as_mapping(experiment.config)
     asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
-    path, wanted = setup.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
+    path, wanted = experiment.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
     if path.exists() and (found := read_json(path))["settings"] == wanted:
         return found["best_of"]
-    judge = setup.config.evaluation.judge
-    table = measure_best_of(setup, setup.start_params(), open_judge(setup, judge) if judge else None)
+    judge = experiment.config.evaluation.judge
+    table = measure_best_of(experiment, experiment.start_params(), open_judge(experiment, judge) if judge else None)
     write_json(path, {"settings": wanted, "best_of": table})
     return table
 
 
-def _run_point(point: Setup) -> None:
+def _run_point(point: TextExperiment) -> None:
     if point.config.analysis:
         analyse.check(point)
     train.run(point)

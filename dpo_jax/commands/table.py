@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from dpo_jax.experiments.texts import Setup
+    from dpo_jax.experiments.texts import TextExperiment
 
 
 class Command(NamedTuple):
@@ -27,97 +27,97 @@ class Command(NamedTuple):
 
 
 # The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
-def _run(setup: Setup) -> None:
+def _run(experiment: TextExperiment) -> None:
     from dpo_jax.commands import run
 
-    run.run(setup)
+    run.run(experiment)
 
 
-def _scratch(setup: Setup) -> None:
+def _scratch(experiment: TextExperiment) -> None:
     from dpo_jax.commands import scratch
 
-    scratch.run(setup)
+    scratch.run(experiment)
 
 
-def _sft(setup: Setup) -> None:
+def _sft(experiment: TextExperiment) -> None:
     from dpo_jax.commands import sft
 
-    sft.run(setup)
+    sft.run(experiment)
 
 
-def _check_data(setup: Setup) -> None:
+def _check_data(experiment: TextExperiment) -> None:
     from dpo_jax.commands import check_data
 
-    check_data.run(setup)
+    check_data.run(experiment)
 
 
-def _reference(setup: Setup, *, jsonl: str | None, verify: str | None) -> None:
+def _reference(experiment: TextExperiment, *, jsonl: str | None, verify: str | None) -> None:
     from dpo_jax.commands import reference
 
-    reference.run(setup, jsonl=jsonl, verify=verify)
+    reference.run(experiment, jsonl=jsonl, verify=verify)
 
 
-def _train(setup: Setup) -> None:
+def _train(experiment: TextExperiment) -> None:
     from dpo_jax.commands import train
 
-    train.run(setup)
+    train.run(experiment)
 
 
-def _reward(setup: Setup) -> None:
+def _reward(experiment: TextExperiment) -> None:
     from dpo_jax.commands import reward
 
-    reward.run(setup)
+    reward.run(experiment)
 
 
-def _evaluate(setup: Setup) -> None:
+def _evaluate(experiment: TextExperiment) -> None:
     from dpo_jax.commands import evaluate
 
-    evaluate.run(setup)
+    evaluate.run(experiment)
 
 
-def _analyse(setup: Setup) -> None:
+def _analyse(experiment: TextExperiment) -> None:
     from dpo_jax.commands import analyse
 
-    analyse.run(setup)
+    analyse.run(experiment)
 
 
-def _sample(setup: Setup, *, prompts: str | None, output: str | None, model: str | None) -> None:
+def _sample(experiment: TextExperiment, *, prompts: str | None, output: str | None, model: str | None) -> None:
     from dpo_jax.commands import sample
 
-    sample.run(setup, prompts=prompts, output=output, model=model)
+    sample.run(experiment, prompts=prompts, output=output, model=model)
 
 
-def _sweep(setup: Setup, *, grid: list[str] | None, lean: bool) -> None:
+def _sweep(experiment: TextExperiment, *, grid: list[str] | None, lean: bool) -> None:
     from dpo_jax.commands import sweep
 
-    sweep.run(setup, grid=grid, lean=lean)
+    sweep.run(experiment, grid=grid, lean=lean)
 
 
-def _plan(setup: Setup, **flags: Any) -> None:
+def _plan(experiment: TextExperiment, **flags: Any) -> None:
     from dpo_jax.commands import plan
 
-    plan.run(setup, **flags)
+    plan.run(experiment, **flags)
 
 
-def _pairs(setup: Setup, *, output: str | None) -> None:
+def _pairs(experiment: TextExperiment, *, output: str | None) -> None:
     from dpo_jax.commands import pairs
 
-    pairs.run(setup, output=output)
+    pairs.run(experiment, output=output)
 
 
-def _export(setup: Setup, *, fine_tuned: bool) -> None:
+def _export(experiment: TextExperiment, *, fine_tuned: bool) -> None:
     from dpo_jax.commands import export
 
-    export.run(setup, fine_tuned=fine_tuned)
+    export.run(experiment, fine_tuned=fine_tuned)
 
 
-def _report(setup: Setup, *, compare: list[str] | None) -> None:
+def _report(experiment: TextExperiment, *, compare: list[str] | None) -> None:
     from dpo_jax.commands import comparison, report
 
     if compare:
-        comparison.run(setup, compare)
+        comparison.run(experiment, compare)
     else:
-        report.run(setup)
+        report.run(experiment)
 
 
 COMMANDS: dict[str, Command] = {

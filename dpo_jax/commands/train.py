@@ -22,7 +22,7 @@ from dpo_jax.experiments.fitted import say_how_fitted
 from dpo_jax.experiments.heldout import known_loss, loss_of_rows, values_of
 from dpo_jax.experiments.sinks import check_sinks
 from dpo_jax.experiments.stores import TOLERANCE, agree, complete_store, reads_store, why_no_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training, runs_beside
 from dpo_jax.experiments.watch import make_watch
 from dpo_jax.objectives.terms import needs_reference
@@ -35,21 +35,21 @@ from dpo_jax.types import Params, join
 _CHECKED_ROWS = 4
 
 
-def run(setup: Setup) -> None:
+def run(experiment: TextExperiment) -> None:
     """Trains into WORKDIR, after fine-tuning and the reference pass where they are missing."""
-    scratch.prepare(setup)
-    check_sinks(setup)
-    terms, model = setup.terms, setup.model
-    _say_what_is_unusual(setup)
-    reference.fine_tune_first(setup)
-    base = cache(setup.start_params)
-    store = complete_store(setup, base) if reads_store(setup) else None
-    check_data.warn(setup)
-    data = setup.train_data
+    scratch.prepare(experiment)
+    check_sinks(experiment)
+    terms, model = experiment.terms, experiment.model
+    _say_what_is_unusual(experiment)
+    reference.fine_tune_first(experiment)
+    base = cache(experiment.start_params)
+    store = complete_store(experiment, base) if reads_store(experiment) else None
+    check_data.warn(experiment)
+    data = experiment.train_data
     scores = store.lookup(row_ids_of(data.rows)) if store else None
-    resumes = Checkpoints(setup.workdir / "checkpoints").latest() is not None
+    resumes = Checkpoints(experiment.workdir / "checkpoints").latest() is not None
     if not resumes:
-        say_how_fitted(setup, store, base)
+        say_how_fitted(experiment, store, base)
     elif not model.lora:
         base.cache_clear()  # a resumed policy is read from there: the reference must not lie beside it
 
@@ -61,34 +61,34 @@ def run(setup: Setup) -> None:
     def policy(state: TrainState) -> Params:
         return join(state.frozen or {}, state.params) if model.lora else state.params
 
-    again = cache(setup.start_params)
+    again = cache(experiment.start_params)
 
     def before(state: TrainState) -> Params:
         return state.frozen or {} if model.lora else again()
 
-    live = runs_beside(setup)
+    live = runs_beside(experiment)
 
     def check(state: TrainState) -> None:
         if store:
-            check_start(setup, policy(state), store.lookup, str(store.folder))
+            check_start(experiment, policy(state), store.lookup, str(store.folder))
         elif live:
-            check_start(setup, policy(state), scored_by(setup, state.frozen or {}), "the reference beside it")
+            check_start(experiment, policy(state), scored_by(experiment, state.frozen or {}), "the reference beside it")
 
     taken_over: dict[str, Any] = {"frozen": base_once} if model.lora else {"start": base_once}
-    training = preference_training(setup, data, scores, check=check, **taken_over)
-    steer = steer_alpha(setup, terms, policy, before, training.steps)
-    watch = make_watch(setup, store, policy, before)
+    training = preference_training(experiment, data, scores, check=check, **taken_over)
+    steer = steer_alpha(experiment, terms, policy, before, training.steps)
+    watch = make_watch(experiment, store, policy, before)
 
     def callback(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         state, numbers = steer(done, state) if steer else (state, {})
         return state, numbers | watch(done, state)
 
-    fit(setup, dataclasses.replace(training, callback=callback))
+    fit(experiment, dataclasses.replace(training, callback=callback))
 
 
-def _say_what_is_unusual(setup: Setup) -> None:
-    terms = setup.terms
-    reason = why_no_store(setup)
+def _say_what_is_unusual(experiment: TextExperiment) -> None:
+    terms = experiment.terms
+    reason = why_no_store(experiment)
     if reason and needs_reference(terms):
         say("reference", f"no store: {reason}")
     if not needs_reference(terms):
@@ -98,13 +98,15 @@ def _say_what_is_unusual(setup: Setup) -> None:
         say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
 
 
-def scored_by(setup: Setup, frozen: Params) -> Callable[[Sequence[str]], Scores]:
+def scored_by(experiment: TextExperiment, frozen: Params) -> Callable[[Sequence[str]], Scores]:
     """What `Store.lookup` gives, from the reference itself, for the rows that `check_start` looks at."""
-    rows = setup.train_data.rows[:_CHECKED_ROWS]
-    return lambda row_ids: setup.scorer(frozen, rows)[1]
+    rows = experiment.train_data.rows[:_CHECKED_ROWS]
+    return lambda row_ids: experiment.scorer(frozen, rows)[1]
 
 
-def check_start(setup: Setup, params: Params, lookup: Callable[[Sequence[str]], Scores], where: str) -> None:
+def check_start(
+    experiment: TextExperiment, params: Params, lookup: Callable[[Sequence[str]], Scores], where: str
+) -> None:
     """The invariant of step 0, where policy and reference are one: its log-probs are the policy's, each loss is known.
 
     `lookup` gives what the reference says of rows, `where` says where that comes from.
@@ -112,11 +114,11 @@ def check_start(setup: Setup, params: Params, lookup: Callable[[Sequence[str]], 
     Raises:
         UserError: they do not; the message says what to check.
     """
-    data = setup.train_data
+    data = experiment.train_data
     rows = data.rows[:_CHECKED_ROWS]
-    row_ids, now = setup.scorer(params, rows)
+    row_ids, now = experiment.scorer(params, rows)
     stored = lookup(row_ids)
-    same = agree(now, stored, setup.config.model.dtype)
+    same = agree(now, stored, experiment.config.model.dtype)
     if not same.all():
         row = int(np.argmin(same))
         raise UserError(
@@ -124,9 +126,9 @@ def check_start(setup: Setup, params: Params, lookup: Callable[[Sequence[str]], 
             f"{stored.logps_nP[row].tolist()} in {where}. Before the first step they are the same model: check "
             "that the weights did not change since `dpo-jax reference`, or delete the store and score again."
         )
-    absolute, relative = TOLERANCE[setup.config.model.dtype]
+    absolute, relative = TOLERANCE[experiment.config.model.dtype]
     desirable = values_of(rows, data.desirable, row_ids)
-    for term in setup.terms:
+    for term in experiment.terms:
         if term.entry.at_reference is None or term.entry.needs_distribution:  # those read what is not scored here
             continue
         plain = term._replace(weight=1.0, ld_alpha=None, wpo=False)

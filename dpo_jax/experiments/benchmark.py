@@ -13,15 +13,17 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.rewardbench import rewardbench
 from dpo_jax.experiments.judging import AnyJudge
 from dpo_jax.experiments.rows import rules_of
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import Params, PreferencePair, Prompt
 
 
-def run_rewardbench(setup: Setup, path: str, judge: AnyJudge | None, policy: Params, frozen: Params) -> dict[str, Any]:
+def run_rewardbench(
+    experiment: TextExperiment, path: str, judge: AnyJudge | None, policy: Params, frozen: Params
+) -> dict[str, Any]:
     """`policy`: whether its log-ratio to the reference is larger for chosen; `judge`, if there is one: its verdicts."""
     pairs, subsets = _read(path)
-    found = {"policy": rewardbench(_implicit(setup, pairs, policy, frozen), subsets)}
+    found = {"policy": rewardbench(_implicit(experiment, pairs, policy, frozen), subsets)}
     if judge:
         prompts = [Prompt(pair.prompt, None, pair.where) for pair in pairs]
         verdicts = judge.verdicts(prompts, *([_text(pair, slot) for pair in pairs] for slot in (0, 1)))
@@ -49,11 +51,11 @@ def _read(path: str) -> tuple[list[PreferencePair], list[str]]:
     return pairs, subsets
 
 
-def _implicit(setup: Setup, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
-    tokens = tokenize(pairs, setup.tokenizer, **{**rules_of(setup.config), "truncation": "keep"}).rows
+def _implicit(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
+    tokens = tokenize(pairs, experiment.tokenizer, **{**rules_of(experiment.config), "truncation": "keep"}).rows
     margins: list[dict[str, float]] = []
     for params in (policy, frozen):
-        row_ids, scores = setup.scorer(params, tokens)
+        row_ids, scores = experiment.scorer(params, tokens)
         margins.append(dict(zip(row_ids, scores.logps_nP[:, 0] - scores.logps_nP[:, 1], strict=True)))
     return np.array([margins[0][row.row_id] > margins[1][row.row_id] for row in tokens])
 

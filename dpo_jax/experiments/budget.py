@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from dpo_jax.experiments.samples import make_sampling, sampled_logps
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import place
 from dpo_jax.objectives.terms import KlBudget, Term
 from dpo_jax.runtime.progress import say
@@ -32,7 +32,7 @@ def next_alpha(kl: float, previous_kl: float, done: int, steps: int, budget: KlB
 
 
 def steer_alpha(
-    setup: Setup,
+    experiment: TextExperiment,
     terms: Sequence[Term],
     policy: Callable[[TrainState], Params],
     frozen: Callable[[TrainState], Params],
@@ -49,23 +49,25 @@ def steer_alpha(
         return None
     index, budget = steered[0]
     name = terms[index].name
-    prompts = setup.train_data.prompts
+    prompts = experiment.train_data.prompts
     chosen = [prompts[i % len(prompts)] for i in range(budget.kl_samples)]
     sample = make_sampling(
-        setup,
+        experiment,
         chosen,
         max_new_tokens=budget.kl_max_new_tokens,
         temperature=1.0,
-        batch_rows=setup.config.evaluation.batch_rows,
+        batch_rows=experiment.config.evaluation.batch_rows,
     )
     say("train", f"{name}: alpha is steered to {budget.kl_budget:g} nats of KL, measured every {budget.kl_every} steps")
 
     def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         if done % budget.kl_every:
             return state, {}
-        key = jax.random.fold_in(jax.random.key(setup.config.seed), done)
+        key = jax.random.fold_in(jax.random.key(experiment.config.seed), done)
         rows = sample(policy(state), key).rows
-        kl = float(np.mean(sampled_logps(setup, rows, policy(state)) - sampled_logps(setup, rows, frozen(state))))
+        kl = float(
+            np.mean(sampled_logps(experiment, rows, policy(state)) - sampled_logps(experiment, rows, frozen(state)))
+        )
         own = state.memory[index]
         found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
         moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in found.items()}

@@ -28,28 +28,28 @@ from dpo_jax.training.training import Program, Training
 from dpo_jax.types import Params
 
 
-def fit(setup: Experiment, training: Training) -> None:
+def fit(experiment: Experiment, training: Training) -> None:
     """Trains to the last step, from the newest checkpoint of its folder or from its start."""
     stage, folder = training.stage, training.folder
-    record = {"config": as_mapping(setup.config), "steps": training.steps}
+    record = {"config": as_mapping(experiment.config), "steps": training.steps}
     checkpoints = Checkpoints(folder / "checkpoints", keep=training.pace.keep)
     done = checkpoints.latest()
     if done is not None:
         refuse_changes(stage, checkpoints.record(done), record)
     # WORKDIR/config.yaml is of the policy, for its report: a fine-tuning writes it where there is none yet.
-    if stage == "train" or (stage == "sft" and not Checkpoints(setup.workdir / "checkpoints").steps()):
-        setup.keep_config(setup.workdir)
+    if stage == "train" or (stage == "sft" and not Checkpoints(experiment.workdir / "checkpoints").steps()):
+        experiment.keep_config(experiment.workdir)
     elif stage == "reward":
-        setup.keep_config(folder)
+        experiment.keep_config(folder)
     if done is not None and done >= training.steps:
         say(stage, f"already done: step {done} in {folder / 'checkpoints'}")
         return
-    note_session(folder, setup.command, from_step=done)
-    shardings = setup.batch_shardings(training.batches.batch(done or 0).arrays, micro_batches=True)
-    program = training.program(setup.mesh, shardings)
+    note_session(folder, experiment.command, from_step=done)
+    shardings = experiment.batch_shardings(training.batches.batch(done or 0).arrays, micro_batches=True)
+    program = training.program(experiment.mesh, shardings)
     state = _opened(training, program, checkpoints, done)
-    sinks = open_sinks(setup, stage, folder, resume_step=done)
-    reached = int(_run(setup, training, program, state, checkpoints, sinks, record).step)
+    sinks = open_sinks(experiment, stage, folder, resume_step=done)
+    reached = int(_run(experiment, training, program, state, checkpoints, sinks, record).step)
     for sink in sinks:
         sink.close(done=reached == training.steps)
     if reached < training.steps:
@@ -83,7 +83,7 @@ def _opened(training: Training, program: Program, checkpoints: Checkpoints, done
 
 
 def _run(
-    setup: Experiment,
+    experiment: Experiment,
     training: Training,
     program: Program,
     state: TrainState,
@@ -93,7 +93,7 @@ def _run(
 ) -> TrainState:
     """The loop with what is around it: progress, trace, watchdog, signals, sinks, checkpoints."""
     stage, steps, done, pace = training.stage, training.steps, int(state.step), training.pace
-    profile = setup.config.profile
+    profile = experiment.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
     tracing = traced(program.step, training.folder / "profile", done=done, **dataclasses.asdict(profile))
@@ -102,7 +102,7 @@ def _run(
 
     def read(number: int) -> loop.Placed:
         batch = training.batches.batch(number)
-        return loop.Placed(setup.place(batch.arrays, micro_batches=True), batch.work, batch.row_ids)
+        return loop.Placed(experiment.place(batch.arrays, micro_batches=True), batch.work, batch.row_ids)
 
     def save(number: int, state: TrainState) -> None:
         checkpoints.save(number, state if keeps_frozen else state._replace(frozen=None), record)

@@ -15,14 +15,16 @@ import numpy as np
 from dpo_jax.evaluation.calibration import accuracy_by_length, accuracy_by_source, calibration
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.experiments.fitted import perplexity
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.losses import LossInputs, PairLogps, mismatched_kl
 from dpo_jax.objectives.terms import Term, TermInputs, as_pair
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.types import Params, TokenRow
 
 
-def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | None = None) -> dict[str, Any]:
+def heldout(
+    experiment: TextExperiment, store: Store, policy: Params, memory: Sequence[Any] | None = None
+) -> dict[str, Any]:
     """Reward accuracy, margin and loss on the held-out rows.
 
     Of pairs also calibration, accuracy by length and source, and the perplexity of the chosen responses, a token.
@@ -31,10 +33,10 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
     themselves; only what `alpha: auto` came to is taken from `memory`. Where a loss reads token distributions, which
     are not scored here (TDPO, WPO), `loss` is left out.
     """
-    data = setup.eval_data
-    row_ids, now = setup.scorer(policy, data.rows)
+    data = experiment.eval_data
+    row_ids, now = experiment.scorer(policy, data.rows)
     frozen = store.lookup(row_ids)
-    beta = next((term.options["beta"] for term in setup.terms if "beta" in term.options), 1.0)
+    beta = next((term.options["beta"] for term in experiment.terms if "beta" in term.options), 1.0)
     desirable, source = (values_of(data.rows, values, row_ids) for values in (data.desirable, data.source_B))
     brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
     beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
@@ -48,9 +50,9 @@ def heldout(setup: Setup, store: Store, policy: Params, memory: Sequence[Any] | 
             found["by_source"] = accuracy_by_source(margins_n, source, data.sources)
     else:
         found = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
-    if any(term.entry.needs_distribution or term.wpo for term in setup.terms):
+    if any(term.entry.needs_distribution or term.wpo for term in experiment.terms):
         return found
-    return {**found, "loss": float(loss_of_rows(setup.terms, now, frozen, desirable, memory, **beside).mean())}
+    return {**found, "loss": float(loss_of_rows(experiment.terms, now, frozen, desirable, memory, **beside).mean())}
 
 
 def _margins(now: Scores, frozen: Scores) -> np.ndarray:

@@ -31,7 +31,7 @@ from dpo_jax.evaluation.length_controlled import length_controlled
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.evaluation.winrate import order_effect, win_rate
 from dpo_jax.experiments.scoring import open_rewards
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reading import locate
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
@@ -40,21 +40,21 @@ from dpo_jax.types import Prompt
 AnyJudge = Scoring | Comparing
 
 
-def open_judge(setup: Setup, options: JudgeConfig) -> AnyJudge:
+def open_judge(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
     """A judge; what it lacks is told now, before anything is sampled.
 
     Of several processes the first one alone asks a judge that is no model of ours, and tells the others.
     """
-    judge = JUDGES[options.name](setup, options)
+    judge = JUDGES[options.name](experiment, options)
     return judge if options.name == "reward" else judge.through(hosts.from_first)
 
 
-def key_of(setup: Setup, options: JudgeConfig) -> str:
+def key_of(experiment: TextExperiment, options: JudgeConfig) -> str:
     """Where the configuration names this judge."""
-    return "pairs.judge" if options is setup.config.pairs.judge else "evaluation.judge"
+    return "pairs.judge" if options is experiment.config.pairs.judge else "evaluation.judge"
 
 
-def _classifier(setup: Setup, options: JudgeConfig) -> Scoring:
+def _classifier(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
     return _fitted(json.dumps(options.data, sort_keys=True))
 
 
@@ -63,31 +63,31 @@ def _fitted(sources: str) -> Scoring:
     return classifier(*read_labelled(json.loads(sources)))
 
 
-def _reward(setup: Setup, options: JudgeConfig) -> Scoring:
-    return Scoring("reward", open_rewards(setup, options.model, key=f"{key_of(setup, options)}.model"))
+def _reward(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
+    return Scoring("reward", open_rewards(experiment, options.model, key=f"{key_of(experiment, options)}.model"))
 
 
-def _lexicon(setup: Setup, options: JudgeConfig) -> Scoring:
+def _lexicon(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
     return lexicon(read_weights(Path(options.words))) if options.words else vader()
 
 
-def _command(setup: Setup, options: JudgeConfig) -> AnyJudge:
+def _command(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
     assert options.command is not None
     make = comparing_command if options.compares else scoring_command
     return make(options.command, timeout_seconds=options.timeout_seconds or 600.0)
 
 
-def _python(setup: Setup, options: JudgeConfig) -> AnyJudge:
+def _python(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
     assert options.function is not None
     return (comparing_function if options.compares else scoring_function)(load_function(options.function))
 
 
-def _http(setup: Setup, options: JudgeConfig) -> Comparing:
+def _http(experiment: TextExperiment, options: JudgeConfig) -> Comparing:
     assert options.url is not None and options.model is not None
     name = options.api_key_env
     if name and not os.environ.get(name):
-        where = f"{key_of(setup, options)}.api_key_env"
-        at = locate(where, setup.origins)
+        where = f"{key_of(experiment, options)}.api_key_env"
+        at = locate(where, experiment.origins)
         raise UserError(f"{at}: {where}: the environment has no variable {name}, or it is empty.")
     chat = Chat(
         options.url,
@@ -99,8 +99,8 @@ def _http(setup: Setup, options: JudgeConfig) -> Comparing:
     )
     return http_judge(
         chat,
-        template=_template(options.template, key_of(setup, options)),
-        cache=Cache(Path(options.cache) if options.cache else setup.workdir / "verdicts.jsonl"),
+        template=_template(options.template, key_of(experiment, options)),
+        cache=Cache(Path(options.cache) if options.cache else experiment.workdir / "verdicts.jsonl"),
         parallel=options.parallel,
         input_price=options.input_price,
         output_price=options.output_price,
@@ -122,7 +122,7 @@ def _template(path: str | None, key: str) -> str:
         raise UserError(f"{key}.template: the file {path} cannot be read: {error}.") from None
 
 
-JUDGES: dict[str, Callable[[Setup, JudgeConfig], AnyJudge]] = {
+JUDGES: dict[str, Callable[[TextExperiment, JudgeConfig], AnyJudge]] = {
     "classifier": _classifier,
     "reward": _reward,
     "lexicon": _lexicon,

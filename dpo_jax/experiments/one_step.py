@@ -17,7 +17,7 @@ import numpy as np
 from dpo_jax.analysis.displacement import Pulls, edit_similarity, pair_pulls
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.experiments.fit import restored
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import replicated
 from dpo_jax.reference.rows import RowIndex, as_ids
@@ -41,36 +41,36 @@ class Step(NamedTuple):
 
 
 def one_step(
-    setup: Setup, step: int, store: Store | None, base: Callable[[], Params], *, most_pairs: int
+    experiment: TextExperiment, step: int, store: Store | None, base: Callable[[], Params], *, most_pairs: int
 ) -> dict[str, Any]:
     """Takes a step from a checkpoint, with the run's own optimizer at its peak learning rate, on a few pairs.
 
     The pairs come as the run's order has them. A schedule may have come to 0: its peak is what the run was given.
     `base()` gives the frozen parameters, where the step needs them.
     """
-    config, data = setup.config, setup.train_data
+    config, data = experiment.config, experiment.train_data
     pairs = min(most_pairs, len(data.rows))
     scores = store.lookup(row_ids_of(data.rows)) if store else None
     train = dataclasses.replace(config.train, batch_pairs=pairs, micro_batch_pairs=1)
-    training = preference_training(setup, data, scores, train=train)
+    training = preference_training(experiment, data, scores, train=train)
     peak = make_schedule("constant", warmup_steps=0, steps=step + 1)
     training = dataclasses.replace(training, schedule=peak)
     host = training.batches.batch(step)
-    program = training.program(setup.mesh, setup.batch_shardings(host.arrays, micro_batches=True))
+    program = training.program(experiment.mesh, experiment.batch_shardings(host.arrays, micro_batches=True))
     frozen = base() if training.frozen and training.objective.refresh is None else None
-    state = restored(training, program, Checkpoints(setup.workdir / "checkpoints"), step, frozen=frozen)
+    state = restored(training, program, Checkpoints(experiment.workdir / "checkpoints"), step, frozen=frozen)
     knobs = training.knobs(step)
-    batch = setup.place(host.arrays, micro_batches=True)
+    batch = experiment.place(host.arrays, micro_batches=True)
     before = jax.tree.map(jnp.copy, state._replace(optimizer=()))  # the step uses its own up
     after, metrics = program.step(state, batch, knobs)
-    apart = jax.jit(functools.partial(take_apart, training.objective), out_shardings=replicated(setup.mesh))
+    apart = jax.jit(functools.partial(take_apart, training.objective), out_shardings=replicated(experiment.mesh))
     found = jax.device_get(apart(before, after.params, batch, knobs))
     return {
         "step": step,
         "learning_rate": config.optimizer.learning_rate,
         "grad_norm": float(metrics["grad_norm"]),
         "unexplained": _unexplained(found),
-        "pairs": _lines(setup, host.row_ids, found),
+        "pairs": _lines(experiment, host.row_ids, found),
     }
 
 
@@ -111,11 +111,11 @@ def _unexplained(step: Step) -> float:
     return float(np.abs(happened_AP - step.pulls.first_order).sum() / size) if size else float("nan")
 
 
-def _lines(setup: Setup, row_ids: Sequence[str], step: Step) -> list[dict[str, Any]]:
-    rows, lines = setup.train_data.rows, []
+def _lines(experiment: TextExperiment, row_ids: Sequence[str], step: Step) -> list[dict[str, Any]]:
+    rows, lines = experiment.train_data.rows, []
     places = RowIndex(as_ids(row_ids_of(rows))).find(as_ids(row_ids))
     for index, (row_id, row) in enumerate(zip(row_ids, take(rows, places), strict=True)):
-        texts = [setup.tokenizer.decode(ids, skip_special_tokens=True) for ids in (row.prompt, *row.responses)]
+        texts = [experiment.tokenizer.decode(ids, skip_special_tokens=True) for ids in (row.prompt, *row.responses)]
         similarity = edit_similarity(*row.responses)
         line: dict[str, Any] = {"row_id": row_id, "edit_similarity": similarity, "prompt": texts[0][-_EXCERPT:]}
         for slot, name in enumerate(_SLOTS):

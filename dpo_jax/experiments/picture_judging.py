@@ -17,14 +17,14 @@ from dpo_jax.config import load
 from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, ScorerConfig
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.experiments.picture_model import ScorerModel
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json
 from dpo_jax.objectives.diffusion import pixels
 from dpo_jax.runtime.progress import say
+from dpo_jax.scorers.fitting import fit_weights
+from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
+from dpo_jax.scorers.quality import METRICS, OF_IMAGES, measured, quality_scores
 from dpo_jax.types import PictureRow
-from dpo_jax.vision.fitting import fit_weights
-from dpo_jax.vision.quality import METRICS, OF_IMAGES, measured, quality_scores
-from dpo_jax.vision.scorers import Scorer, ScorerSpec, make_scorer
 
 _AT_ONCE = 256
 
@@ -36,21 +36,21 @@ class PictureJudge(NamedTuple):
     scores: Callable[[np.ndarray], np.ndarray]
 
 
-def open_judge(setup: PictureSetup, config: PictureJudgeConfig, key: str) -> PictureJudge:
+def open_judge(experiment: PictureExperiment, config: PictureJudgeConfig, key: str) -> PictureJudge:
     """The judge that the configuration names at `key`.
 
     Raises:
         UserError: an unknown metric, one that pictures do not have, or there is no scorer yet.
     """
     if config.name == "scorer":
-        return _scorer_judge(setup, config.model)
+        return _scorer_judge(experiment, config.model)
     for name in (*config.weights, *config.metrics):
-        allowed = METRICS if (setup.config.pictures.frames or 1) > 1 else OF_IMAGES
+        allowed = METRICS if (experiment.config.pictures.frames or 1) > 1 else OF_IMAGES
         if name not in allowed:
             raise UserError(
-                f"{setup.at(key)}: {key}: quality metric {name!r} is unknown here. {nearest(name, allowed)}"
+                f"{experiment.at(key)}: {key}: quality metric {name!r} is unknown here. {nearest(name, allowed)}"
             )
-    weights = {name: float(weight) for name, weight in config.weights.items()} or _fitted(setup, config.metrics)
+    weights = {name: float(weight) for name, weight in config.weights.items()} or _fitted(experiment, config.metrics)
     told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
 
     @jax.jit
@@ -88,9 +88,9 @@ def members(rows: Sequence[PictureRow], slot: int) -> np.ndarray:
     return np.stack([row.samples[slot]() for row in rows])
 
 
-def _fitted(setup: PictureSetup, metrics: Sequence[str]) -> dict[str, float]:
+def _fitted(experiment: PictureExperiment, metrics: Sequence[str]) -> dict[str, float]:
     """Weights under which the preferences of data.train are likeliest."""
-    rows = setup.train_data.rows
+    rows = experiment.train_data.rows
     if len(rows[0].samples) < 2:
         raise UserError("quality metrics are fitted to pairs, and data.train has labelled samples; give weights.")
     sides = [
@@ -103,9 +103,9 @@ def _fitted(setup: PictureSetup, metrics: Sequence[str]) -> dict[str, float]:
     return found
 
 
-def scorer_of(setup: PictureSetup, config: ScorerConfig) -> Scorer:
+def scorer_of(experiment: PictureExperiment, config: ScorerConfig) -> Scorer:
     """The network that `reward` asks for."""
-    pictures = setup.config.pictures
+    pictures = experiment.config.pictures
     spec = ScorerSpec(
         channels=pictures.channels,
         clips=pictures.frames is not None,
@@ -115,18 +115,18 @@ def scorer_of(setup: PictureSetup, config: ScorerConfig) -> Scorer:
     return make_scorer(spec, dtype=config.dtype)
 
 
-def _scorer_judge(setup: PictureSetup, model: str | None) -> PictureJudge:
+def _scorer_judge(experiment: PictureExperiment, model: str | None) -> PictureJudge:
     """The scorer of this run, or of another one's WORKDIR."""
-    owner = setup
+    owner = experiment
     if model is not None:
         path = Path(model) / "reward" / "config.yaml"
         if not path.exists():
             raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
         config, origins = load(str(path))
         assert isinstance(config, PictureConfig)
-        owner = PictureSetup(config, origins, command=setup.command)
+        owner = PictureExperiment(config, origins, command=experiment.command)
         owner.workdir = Path(model)
-        theirs, ours = config.pictures, setup.config.pictures
+        theirs, ours = config.pictures, experiment.config.pictures
         if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
             raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
     assert owner.config.reward is not None

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import jax
 
+from dpo_jax.diffusion.conditions import Condition
+from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
+from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.models.lora import Lora, adapter_of, attach
+from dpo_jax.scorers.networks import Scorer, ScorerSpec
 from dpo_jax.types import Params, Tree
-from dpo_jax.vision.conditions import Condition
-from dpo_jax.vision.diffuser import Diffuser, make_diffuser
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.scorers import Scorer, ScorerSpec
 
 
 @dataclasses.dataclass(frozen=True)

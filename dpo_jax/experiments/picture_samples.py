@@ -12,28 +12,34 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.diffusion.conditions import Condition, present
+from dpo_jax.diffusion.draws import row_keys
+from dpo_jax.diffusion.sampling import make_sampler
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.mesh import constrain, place
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, row_words
-from dpo_jax.vision.conditions import Condition, present
-from dpo_jax.vision.draws import row_keys
-from dpo_jax.vision.sampling import make_sampler
 
 Sample = Callable[..., np.ndarray]
 """`sample(params, shown_n, count, purpose, told) -> uint8 [n, X]`; `told(done)` is called now and then."""
 
 
-def make_sampling(setup: PictureSetup, *, seed: int) -> Sample:
+def make_sampling(experiment: PictureExperiment, *, seed: int) -> Sample:
     """How `sampling` of the configuration says, compiled once. `shown_n` is None where nothing is to be shown.
 
     Samples of one seed and `purpose`, a word, begin with the same noise for every model.
     """
-    options, shape_X = setup.config.sampling, setup.shape_X
+    options, shape_X = experiment.config.sampling, experiment.shape_X
     own = {"eta": options.eta} if options.sampler == "ddim" else {}
     clip = 1.0 if options.clip else None
     draw = make_sampler(
-        setup.model.apply, shape_X, sampler=options.sampler, steps=options.steps, clip=clip, **own, **setup.noise
+        experiment.model.apply,
+        shape_X,
+        sampler=options.sampler,
+        steps=options.steps,
+        clip=clip,
+        **own,
+        **experiment.noise,
     )
 
     @jax.jit
@@ -48,12 +54,14 @@ def make_sampling(setup: PictureSetup, *, seed: int) -> Sample:
         params: Params, shown_n: np.ndarray | None, count: int, purpose: str, told: Callable[[int], None]
     ) -> np.ndarray:
         words_nW = row_words([_row_id(purpose, number) for number in range(count)])
-        size = -(-min(options.batch_rows, count) // setup.row_multiple) * setup.row_multiple
+        size = -(-min(options.batch_rows, count) // experiment.row_multiple) * experiment.row_multiple
         found = []
         for start in range(0, count, size):
             picks = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up
-            words_BW = place(setup.row_sharding(words_nW[picks]), words_nW[picks])
-            condition = None if shown_n is None else present(place(setup.row_sharding(shown_n[picks]), shown_n[picks]))
+            words_BW = place(experiment.row_sharding(words_nW[picks]), words_nW[picks])
+            condition = (
+                None if shown_n is None else present(place(experiment.row_sharding(shown_n[picks]), shown_n[picks]))
+            )
             found.append(jax.device_get(finished(params, words_BW, condition))[: count - start])
             told(min(start + size, count))
         return np.concatenate(found)
@@ -65,13 +73,13 @@ def _row_id(purpose: str, number: int) -> str:
     return hashlib.blake2b(f"{purpose} {number}".encode(), digest_size=16).hexdigest()
 
 
-def what_to_show(setup: PictureSetup, count: int, *, group: int = 1) -> np.ndarray | None:
+def what_to_show(experiment: PictureExperiment, count: int, *, group: int = 1) -> np.ndarray | None:
     """Classes in turn, int32 [count], each `group` times; the texts of held-out or training rows; None: nothing."""
-    pictures = setup.config.pictures
+    pictures = experiment.config.pictures
     places = np.arange(count) // group
     if pictures.classes:
         return (places % pictures.classes).astype(np.int32)
     if not pictures.text_width:
         return None
-    texts: Sequence = setup.prompts_E
+    texts: Sequence = experiment.prompts_E
     return np.stack([texts[place % len(texts)] for place in places]).astype(np.float32)

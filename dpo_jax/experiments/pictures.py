@@ -14,6 +14,8 @@ from jax.sharding import NamedSharding
 from dpo_jax.config import Source
 from dpo_jax.config.pictures import PictureConfig
 from dpo_jax.data.pictures import Pictures, Shape, read_pictures
+from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
@@ -26,8 +28,6 @@ from dpo_jax.reading import locate
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import Params
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.dit import dit_rules, load_dit, open_dit
 from dpo_jax.weights.dit_config import dit_spec
@@ -36,7 +36,7 @@ from dpo_jax.weights.source import WeightsSource
 _TEMPORAL_WEIGHT = 0.5
 
 
-class PictureSetup(Experiment):
+class PictureExperiment(Experiment):
     """One experiment on pictures or clips, opened."""
 
     config: PictureConfig
@@ -74,7 +74,7 @@ class PictureSetup(Experiment):
 
     @property
     def noise(self) -> dict[str, Any]:
-        """Schedule and prediction, as functions of `vision` take them."""
+        """Schedule and prediction, as functions of `diffusion` take them."""
         model = self.config.model
         return {"schedule": SCHEDULES[model.schedule], "prediction": PREDICTIONS[model.prediction]}
 

@@ -20,7 +20,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.experiments.rows import DataRows, read_rows
 from dpo_jax.experiments.stores import reads_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
 from dpo_jax.planning.topologies import Machine
@@ -36,7 +36,7 @@ _LOOKED_AT = 32
 _ROWS_READ = 4096
 
 
-class Planned(Setup):
+class Planned(TextExperiment):
     """The experiment: nothing of it is read but its config.json, and nothing is allocated."""
 
     def __init__(self, config: Config, origins: Origins, *, command: str, machine: Machine):
@@ -100,46 +100,48 @@ class Lengths(NamedTuple):
     origin: str
 
 
-def find_lengths(setup: Setup) -> Lengths:
+def find_lengths(experiment: TextExperiment) -> Lengths:
     """The first rows of the data if they can be read here, else the longest that the settings allow."""
     try:
-        sources = setup.config.data.train
-        data = read_rows(setup.config, setup.tokenizer, "data.train", sources, limit=_ROWS_READ)
+        sources = experiment.config.data.train
+        data = read_rows(experiment.config, experiment.tokenizer, "data.train", sources, limit=_ROWS_READ)
         return Lengths(data, f"the first {len(data.rows):,} rows of data.train")
     except (UserError, OSError) as error:
-        longest, why = setup.config.data.max_tokens, str(error).splitlines()[0].rstrip(".")
+        longest, why = experiment.config.data.max_tokens, str(error).splitlines()[0].rstrip(".")
         return Lengths(
-            largest_rows(setup),
+            largest_rows(experiment),
             f"the longest that data.max_tokens, {longest}, allows: a prompt of 1 token, {longest - 1} in each response "
             f"(the data was not read: {why})",
         )
 
 
-def largest_rows(setup: Setup) -> DataRows:
+def largest_rows(experiment: TextExperiment) -> DataRows:
     """As many rows as a batch holds, all their tokens in the responses: in no layout do others need more memory."""
-    losses, longest = setup.config.loss, setup.config.data.max_tokens
+    losses, longest = experiment.config.loss, experiment.config.data.max_tokens
     slots = 2 if needs_mismatched(losses) or not is_unpaired(losses) else 1
     prompt, response = np.zeros(1, np.int32), np.zeros(longest - 1, np.int32)
-    count = max(setup.config.train.batch_pairs, setup.config.reference.batch_pairs)
+    count = max(experiment.config.train.batch_pairs, experiment.config.reference.batch_pairs)
     rows = [TokenRow(f"{n}", prompt, (response,) * slots) for n in range(count)]
     labels = np.arange(count) % 2 == 0 if is_unpaired(losses) else None
     return DataRows(rows, [], desirable=labels)
 
 
-def reference_call(setup: Setup, data: DataRows) -> Call:
+def reference_call(experiment: TextExperiment, data: DataRows) -> Call:
     """What the reference pass calls, with the longest rows."""
-    shardings = param_shardings(setup.mesh, *setup.model.tree)
-    batch = next(iter(setup.scoring_batches(data.rows))).arrays
-    params = _with_shardings(_start_shapes(setup), shardings)
-    return Call(setup.score, (params, _with_shardings(batch, setup.batch_shardings(batch, micro_batches=False))))
+    shardings = param_shardings(experiment.mesh, *experiment.model.tree)
+    batch = next(iter(experiment.scoring_batches(data.rows))).arrays
+    params = _with_shardings(_start_shapes(experiment), shardings)
+    return Call(
+        experiment.score, (params, _with_shardings(batch, experiment.batch_shardings(batch, micro_batches=False)))
+    )
 
 
-def train_call(setup: Setup, data: DataRows) -> Call:
+def train_call(experiment: TextExperiment, data: DataRows) -> Call:
     """What training calls, with the largest of the first batches."""
-    training = preference_training(setup, data, _no_scores(data.rows) if reads_store(setup) else None)
+    training = preference_training(experiment, data, _no_scores(data.rows) if reads_store(experiment) else None)
     batch = _largest(training.batches)
-    program = training.program(setup.mesh, setup.batch_shardings(batch, micro_batches=True))
-    state = training.state_shapes(program, _start_shapes(setup) if training.frozen else None)
+    program = training.program(experiment.mesh, experiment.batch_shardings(batch, micro_batches=True))
+    state = training.state_shapes(program, _start_shapes(experiment) if training.frozen else None)
     return Call(program.step, (state, _with_shardings(batch, program.batch_shardings), training.knobs(0)))
 
 
@@ -148,9 +150,9 @@ def _largest(batches: Batches) -> PairBatch:
     return max(first, key=lambda batch: (batch.tokens_RT.size, batch.target_RN.size))
 
 
-def _start_shapes(setup: Setup) -> Params:
+def _start_shapes(experiment: TextExperiment) -> Params:
     """What `start_params` gives."""
-    model = setup.model
+    model = experiment.model
     if model.lora is None:
         return model.shapes
     return jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), model.shapes, model.held_dtypes())

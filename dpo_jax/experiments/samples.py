@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.experiments.rows import rules_of
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.runtime.progress import say
@@ -33,7 +33,7 @@ class Samples(NamedTuple):
 
 
 def make_sampling(
-    setup: Setup,
+    experiment: TextExperiment,
     prompts: Sequence[Prompt],
     *,
     max_new_tokens: int,
@@ -48,14 +48,14 @@ def make_sampling(
     `progress`, which may be left out, is told how many responses there are. The others are those of `generate`.
     """
     at_once = min(batch_rows, len(prompts) * samples)
-    at_once += -at_once % setup.row_multiple  # else every device would sample all rows
-    tokenizer, limit = setup.tokenizer, setup.config.data.max_prompt_tokens
-    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules_of(setup.config))
+    at_once += -at_once % experiment.row_multiple  # else every device would sample all rows
+    tokenizer, limit = experiment.tokenizer, experiment.config.data.max_prompt_tokens
+    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules_of(experiment.config))
     if truncated:
         say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {limit} tokens")
-    stops = {tokenizer.eos_token_id, *np.atleast_1d(setup.source.generation_config.get("eos_token_id") or [])}
+    stops = {tokenizer.eos_token_id, *np.atleast_1d(experiment.source.generation_config.get("eos_token_id") or [])}
     sampler = make_sampler(
-        setup.model,
+        experiment.model,
         max_new_tokens=max_new_tokens,
         stop_tokens=tuple(int(token) for token in stops if token is not None),
     )
@@ -87,6 +87,6 @@ def make_sampling(
     return sample
 
 
-def sampled_logps(setup: Setup, rows: list[TokenRow], params: Params) -> np.ndarray:
+def sampled_logps(experiment: TextExperiment, rows: list[TokenRow], params: Params) -> np.ndarray:
     """Log-probs of sampled responses under a model, nats, [samples], in an order that depends on the rows alone."""
-    return setup.scorer(params, rows)[1].logps_nP[:, 0]
+    return experiment.scorer(params, rows)[1].logps_nP[:, 0]

@@ -13,24 +13,24 @@ from dpo_jax.reading import locate
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 
 
-def check_sinks(setup: Experiment) -> None:
+def check_sinks(experiment: Experiment) -> None:
     """Misses a package now, as a UserError, rather than after the reference pass."""
-    if not setup.config.logging.wandb or jax.process_index():
+    if not experiment.config.logging.wandb or jax.process_index():
         return
     try:
         import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        at = locate("logging.wandb", setup.origins)
+        at = locate("logging.wandb", experiment.origins)
         raise UserError(
             f"{at}: logging.wandb: the package wandb is not installed; run `pip install wandb`, or leave this out."
         ) from None
 
 
-def open_sinks(setup: Experiment, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
+def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
     """One process writes the metrics; every process has the same ones."""
     if jax.process_index():
         return []
-    remote = _wandb(setup, stage, folder, resume_step)  # before a file is opened: it may be refused
+    remote = _wandb(experiment, stage, folder, resume_step)  # before a file is opened: it may be refused
     return [
         JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
         TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
@@ -38,10 +38,10 @@ def open_sinks(setup: Experiment, stage: str, folder: Path, *, resume_step: int 
     ]
 
 
-def _wandb(setup: Experiment, stage: str, folder: Path, resume_step: int | None) -> list[Sink]:
-    project = setup.config.logging.wandb
+def _wandb(experiment: Experiment, stage: str, folder: Path, resume_step: int | None) -> list[Sink]:
+    project = experiment.config.logging.wandb
     if not project:
         return []
-    check_sinks(setup)
-    group, config = setup.workdir.name or str(setup.workdir), as_mapping(setup.config)
+    check_sinks(experiment)
+    group, config = experiment.workdir.name or str(experiment.workdir), as_mapping(experiment.config)
     return [WandbSink(folder, project=project, group=group, stage=stage, config=config, resume_step=resume_step)]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
 from dpo_jax.objectives.terms import needs_reference
 from dpo_jax.reference.fingerprint import make_fingerprint
@@ -33,21 +33,21 @@ def agree(now: Scores, stored: Scores, dtype: str) -> np.ndarray:
     return (near_nP & (now.tokens_nP == stored.tokens_nP)).all(axis=1)
 
 
-def why_no_store(setup: Setup) -> str | None:
+def why_no_store(experiment: TextExperiment) -> str | None:
     """Why training cannot read the reference's log-probs from a store; None where it can."""
-    every = setup.config.reference.update_every
+    every = experiment.config.reference.update_every
     if every:
         return (
             f"the reference moves to the policy every {every} steps (reference.update_every), so that stored log-probs "
             "would soon be of another model; it runs in every step instead"
         )
-    whole = [term.name for term in setup.terms if term.entry.needs_distribution]
+    whole = [term.name for term in experiment.terms if term.entry.needs_distribution]
     if whole:
         return (
             f"{whole[0]} reads the reference's whole distribution at every token, which no store holds; the reference "
             "runs in every step instead"
         )
-    if setup.config.lora and not setup.config.reference.store:
+    if experiment.config.lora and not experiment.config.reference.store:
         return (
             "the reference is the base under the adapter, which is at hand in every step (name a reference.store, and "
             "it scores every row once instead)"
@@ -55,11 +55,11 @@ def why_no_store(setup: Setup) -> str | None:
     return None
 
 
-def store_folder(setup: Setup, *, heldout_only: bool = False) -> Path:
+def store_folder(experiment: TextExperiment, *, heldout_only: bool = False) -> Path:
     """The store of this model on these sources: named by what the user calls them; what they hold is fingerprinted."""
-    config = setup.config
-    root = Path(config.reference.store) if config.reference.store else setup.workdir / "stores"
-    weights = str(setup.sft_folder) if config.sft else config.model.weights
+    config = experiment.config
+    root = Path(config.reference.store) if config.reference.store else experiment.workdir / "stores"
+    weights = str(experiment.sft_folder) if config.sft else config.model.weights
     train = () if heldout_only else config.data.train
     named: list[Any] = [weights, [dict(source) for source in (*train, *config.data.eval)]]
     if any({"weight", "flip"} & source.keys() for source in (*train, *config.data.eval)):  # the seed draws the rows
@@ -70,34 +70,37 @@ def store_folder(setup: Setup, *, heldout_only: bool = False) -> Path:
     return root / f"{name}-{digest(json.dumps(named, sort_keys=True).encode())[:12]}"
 
 
-def heldout_store(setup: Setup, params: Callable[[], Params]) -> Store:
+def heldout_store(experiment: TextExperiment, params: Callable[[], Params]) -> Store:
     """The store that an evaluation reads: that of the training, where there is one."""
-    return complete_store(setup, params, heldout_only=not reads_store(setup))
+    return complete_store(experiment, params, heldout_only=not reads_store(experiment))
 
 
-def reads_store(setup: Setup) -> bool:
+def reads_store(experiment: TextExperiment) -> bool:
     """Whether training takes the reference's log-probs from a store."""
-    return needs_reference(setup.terms) and why_no_store(setup) is None
+    return needs_reference(experiment.terms) and why_no_store(experiment) is None
 
 
-def complete_store(setup: Setup, params: Callable[[], Params], *, heldout_only: bool = False) -> Store:
+def complete_store(experiment: TextExperiment, params: Callable[[], Params], *, heldout_only: bool = False) -> Store:
     """Opens the store and scores the rows that it lacks; says which it was.
 
     `params` gives the frozen parameters; the store is compared with them even when nothing is missing.
     `heldout_only` leaves the training rows out, where training itself has no use for them.
     """
-    config = setup.config
-    parts = [*([] if heldout_only else [setup.train_data.rows]), *([setup.eval_data.rows] if config.data.eval else [])]
+    config = experiment.config
+    parts = [
+        *([] if heldout_only else [experiment.train_data.rows]),
+        *([experiment.eval_data.rows] if config.data.eval else []),
+    ]
     row_ids = np.concatenate([as_ids(row_ids_of(rows)) for rows in parts])
     fingerprint = make_fingerprint(
         params(),
         row_ids,
-        setup.tokenization(),
-        model=setup.model.spec,
+        experiment.tokenization(),
+        model=experiment.model.spec,
         dtype=config.model.dtype,
     )
-    store = Store(store_folder(setup, heldout_only=heldout_only), fingerprint)
-    store.serves(str(setup.workdir.resolve()))
+    store = Store(store_folder(experiment, heldout_only=heldout_only), fingerprint)
+    store.serves(str(experiment.workdir.resolve()))
     missing = store.missing(row_ids)
     if not len(missing):
         say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
@@ -115,7 +118,7 @@ def complete_store(setup: Setup, params: Callable[[], Params], *, heldout_only: 
             leave_if_told("reference")
 
         for shard in _shards(parts, missing, config.reference.rows_per_shard):
-            store.append(*setup.scorer(params(), shard, progress=count))
+            store.append(*experiment.scorer(params(), shard, progress=count))
             done += len(shard)
     seconds = time.perf_counter() - start
     say("reference", f"done: {len(missing)} rows, {len(missing) / seconds:.1f} rows/s")

@@ -57,7 +57,7 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
 
-class Setup(Experiment):
+class TextExperiment(Experiment):
     """One experiment on texts, opened."""
 
     config: Config

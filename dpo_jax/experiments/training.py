@@ -16,7 +16,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import soft_labelled
 from dpo_jax.experiments.rows import DataRows
 from dpo_jax.experiments.stores import reads_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.objectives.preference import Refresh, preference_objective
 from dpo_jax.objectives.terms import needs_reference
 from dpo_jax.reference.store import Scores
@@ -79,64 +79,68 @@ def make_training(
 
 
 def preference_training(
-    setup: Setup, data: DataRows, scores: Scores | None, *, train: TrainConfig | None = None, **more: Any
+    experiment: TextExperiment, data: DataRows, scores: Scores | None, *, train: TrainConfig | None = None, **more: Any
 ) -> Training:
     """The training of the policy on preferences; `scores` are the stored log-probs of the rows, if there is a store.
 
     `train` says how large its batches are, by default as the configuration does. `more` are further fields of
     `Training`: without them it starts as a run does, and the reference is loaded anew.
     """
-    config, model = setup.config, setup.model
-    beside = model.lora is not None or runs_beside(setup)
-    start = (lambda: setup.fresh_adapter(model, seed=config.seed)) if model.lora else setup.start_params
-    starts = {"start": start, "frozen": setup.start_params if beside else None}
+    config, model = experiment.config, experiment.model
+    beside = model.lora is not None or runs_beside(experiment)
+    start = (lambda: experiment.fresh_adapter(model, seed=config.seed)) if model.lora else experiment.start_params
+    starts = {"start": start, "frozen": experiment.start_params if beside else None}
     return make_training(
         config,
         stage="train",
-        folder=setup.workdir,
+        folder=experiment.workdir,
         model=model,
-        objective=policy_objective(setup, data.sources),
-        batches=batches_of(setup, train or config.train, data.rows, seed=config.seed, **_attached(setup, data, scores)),
-        hyperparams=lambda step: {"losses": [term.knobs(step) for term in setup.terms]},
-        loss_state=tuple(term.memory() for term in setup.terms),
+        objective=policy_objective(experiment, data.sources),
+        batches=batches_of(
+            experiment, train or config.train, data.rows, seed=config.seed, **_attached(experiment, data, scores)
+        ),
+        hyperparams=lambda step: {"losses": [term.knobs(step) for term in experiment.terms]},
+        loss_state=tuple(term.memory() for term in experiment.terms),
         **{"seed": config.seed, **starts, **more},
     )
 
 
-def batches_of(setup: Setup, train: TrainConfig, rows: Sequence[TokenRow], *, seed: int, **more: Any) -> Batches:
+def batches_of(
+    experiment: TextExperiment, train: TrainConfig, rows: Sequence[TokenRow], *, seed: int, **more: Any
+) -> Batches:
     """The batches of a training on texts; `more` is what else `Batches` takes."""
     return Batches(
         rows,
         batch_pairs=train.batch_pairs,
         micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
         seed=seed,
-        order=setup.config.data.order,
-        row_multiple=setup.row_multiple,
-        layout=setup.config.data.layout,
-        unpack=setup.unpack,
+        order=experiment.config.data.order,
+        row_multiple=experiment.row_multiple,
+        layout=experiment.config.data.layout,
+        unpack=experiment.unpack,
         **more,
     )
 
 
-def runs_beside(setup: Setup) -> bool:
+def runs_beside(experiment: TextExperiment) -> bool:
     """True if the reference runs in every step: its log-probs do not come from a store."""
-    return needs_reference(setup.terms) and not reads_store(setup)
+    return needs_reference(experiment.terms) and not reads_store(experiment)
 
 
-def policy_objective(setup: Setup, sources: Sequence[str]) -> Objective:
+def policy_objective(experiment: TextExperiment, sources: Sequence[str]) -> Objective:
     """The objective of training on preferences; of several `sources` each has metrics of its own."""
     return preference_objective(
-        setup.model.apply,
-        setup.terms,
-        adapter=setup.model.lora is not None,
-        live=runs_beside(setup),
-        refresh=_refresh(setup),
+        experiment.model.apply,
+        experiment.terms,
+        adapter=experiment.model.lora is not None,
+        live=runs_beside(experiment),
+        refresh=_refresh(experiment),
         sources=sources,
-        **setup.tiles,
+        **experiment.tiles,
     )
 
 
-def _attached(setup: Setup, data: DataRows, scores: Scores | None) -> dict[str, Any]:
+def _attached(experiment: TextExperiment, data: DataRows, scores: Scores | None) -> dict[str, Any]:
     """What goes into batches beside the rows.
 
     Raises:
@@ -145,7 +149,7 @@ def _attached(setup: Setup, data: DataRows, scores: Scores | None) -> dict[str, 
     if data.margin_B is not None:
         say("train", "data.train: the column margin is read by `dpo-jax reward` alone, and by no loss here")
     if data.soft_label_B is not None:
-        unread = [term.name for term in setup.terms if not term.reads_soft_labels]
+        unread = [term.name for term in experiment.terms if not term.reads_soft_labels]
         if unread:
             raise UserError(
                 f"data.train has soft labels, which {unread[0]} cannot read. Allowed: {', '.join(soft_labelled())}, "
@@ -166,9 +170,9 @@ def present(**columns: np.ndarray | None) -> Mapping[str, np.ndarray]:
     return {name: values for name, values in columns.items() if values is not None}
 
 
-def _refresh(setup: Setup) -> Refresh | None:
+def _refresh(experiment: TextExperiment) -> Refresh | None:
     """TR-DPO: how the reference moves to the policy."""
-    every, share = setup.config.reference.update_every, setup.config.reference.update_share
+    every, share = experiment.config.reference.update_every, experiment.config.reference.update_share
     if not every:
         return None
 

@@ -10,7 +10,7 @@ import jax
 from dpo_jax.experiments.heldout import heldout
 from dpo_jax.experiments.samples import make_sampling
 from dpo_jax.experiments.stores import heldout_store
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic
 from dpo_jax.reference.store import Store
 from dpo_jax.training.state import TrainState
@@ -21,7 +21,7 @@ Watch = Callable[[int, TrainState], dict[str, float]]
 
 
 def make_watch(
-    setup: Setup,
+    experiment: TextExperiment,
     store: Store | None,
     policy: Callable[[TrainState], Params],
     before: Callable[[TrainState], Params],
@@ -30,28 +30,28 @@ def make_watch(
 
     `policy` and `before` give the parameters of the policy and of the reference.
     """
-    options = setup.config.evaluation
+    options = experiment.config.evaluation
     stores = [store] if store else []
-    sample = _make_sampler(setup) if options.every and options.watched else None
+    sample = _make_sampler(experiment) if options.every and options.watched else None
 
     def watch(done: int, state: TrainState) -> dict[str, float]:
         if not options.every or done % options.every:
             return {}
         if not stores:
-            stores.append(heldout_store(setup, lambda: before(state)))
-        found = heldout(setup, stores[0], policy(state), state.memory)
+            stores.append(heldout_store(experiment, lambda: before(state)))
+        found = heldout(experiment, stores[0], policy(state), state.memory)
         numbers = {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
         return numbers | (sample(done, policy(state)) if sample else {})
 
     return watch
 
 
-def _make_sampler(setup: Setup) -> Callable[[int, Params], dict[str, float]]:
+def _make_sampler(experiment: TextExperiment) -> Callable[[int, Params], dict[str, float]]:
     """Writes the same prompts' responses at each call, drawn by the same key, and says how long they are."""
-    options = setup.config.evaluation
-    prompts = setup.eval_data.prompts[: options.watched]
+    options = experiment.config.evaluation
+    prompts = experiment.eval_data.prompts[: options.watched]
     sample = make_sampling(
-        setup,
+        experiment,
         prompts,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
@@ -59,12 +59,12 @@ def _make_sampler(setup: Setup) -> Callable[[int, Params], dict[str, float]]:
     )
 
     def write(done: int, params: Params) -> dict[str, float]:
-        found = sample(params, jax.random.key(setup.config.seed))
+        found = sample(params, jax.random.key(experiment.config.seed))
         lines = [
             json.dumps({"step": done, "instruction": prompt.text, "output": text}) + "\n"
             for prompt, text in zip(prompts, found.texts, strict=True)
         ]
-        write_atomic(setup.workdir / "samples" / f"{done:06}.jsonl", "".join(lines))
+        write_atomic(experiment.workdir / "samples" / f"{done:06}.jsonl", "".join(lines))
         tokens = sum(len(row.responses[0]) for row in found.rows)
         return {"eval/sampled_tokens": tokens / len(found.rows)}
 

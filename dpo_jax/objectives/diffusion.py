@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.diffusion.conditions import Condition, present
+from dpo_jax.diffusion.denoising import Predict, denoised, pair_errors
+from dpo_jax.diffusion.draws import Draw, draw, dropped, row_keys
+from dpo_jax.diffusion.ema import moved_average
+from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.losses import Loss, LossInputs, PairLogps, preference_score
+from dpo_jax.scorers.networks import Scorer
+from dpo_jax.scorers.quality import temporal_consistency
 from dpo_jax.types import Counts, Knobs, Mean, Metrics, Objective, Params, PictureBatch, join
-from dpo_jax.vision.conditions import Condition, present
-from dpo_jax.vision.denoising import Predict, denoised, pair_errors
-from dpo_jax.vision.draws import Draw, draw, dropped, row_keys
-from dpo_jax.vision.ema import moved_average
-from dpo_jax.vision.quality import temporal_consistency
-from dpo_jax.vision.schedules import Prediction, Schedule
-from dpo_jax.vision.scorers import Scorer
 
 Apply = Callable[[Params, jax.Array, jax.Array, Any, jax.Array | None], jax.Array]
 """`apply(params, noisy_RX, time_R, condition, key)`: what a diffusion model predicts, in the shape of the samples."""

@@ -16,13 +16,13 @@ import numpy as np
 from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
+from dpo_jax.diffusion.diffuser import Diffuser
+from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.positions import Grid, positions
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_json
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
-from dpo_jax.vision.diffuser import Diffuser
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.positions import Grid, positions
 from dpo_jax.weights.dit_config import dit_config
 from dpo_jax.weights.export import EXPORT_DTYPES, as_stored, whole_or_absent
 from dpo_jax.weights.folder import open_folder

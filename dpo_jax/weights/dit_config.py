@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.vision.embeddings import TransformerSpec
 from dpo_jax.weights.sizes import check_sizes
 from dpo_jax.weights.source import WeightsSource
 

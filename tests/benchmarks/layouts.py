@@ -17,10 +17,10 @@ from work import keep, parse
 from dpo_jax.config import load
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.layouts import LAYOUTS
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 
 
-def measure(setup: Setup, layout: str) -> dict[str, Any]:
+def measure(setup: TextExperiment, layout: str) -> dict[str, Any]:
     """Numbers of one epoch in this layout; tokens are counted for each pair."""
     train = setup.config.train
     batches = Batches(
@@ -55,7 +55,7 @@ def measure(setup: Setup, layout: str) -> dict[str, Any]:
 def main() -> None:
     """Prints a line for each layout."""
     options = parse(__doc__, "config")
-    setup = Setup(*load(options.config, options.rest), command="layouts")
+    setup = TextExperiment(*load(options.config, options.rest), command="layouts")
     found = [measure(setup, layout) for layout in LAYOUTS]
     print("layout    tokens/pair  of padded  padding  scored/pair  shapes  ms/batch")
     for each in found:

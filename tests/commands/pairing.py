@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.data.batches import Batches, evaluation_batches
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import constrain, make_mesh
 from dpo_jax.reference.score import make_scorer, score_rows
@@ -74,7 +74,9 @@ def main() -> None:
     found = []
     for layout, axes in CASES.items():
         mesh = make_mesh(**axes)
-        setup = cast(Setup, type("OnThisMesh", (Setup,), {"__init__": lambda self: None, "mesh": mesh})())
+        setup = cast(
+            TextExperiment, type("OnThisMesh", (TextExperiment,), {"__init__": lambda self: None, "mesh": mesh})()
+        )
         options: dict[str, Any] = {"row_multiple": setup.row_multiple, "layout": layout}
         with jax.set_mesh(mesh):
             batches = evaluation_batches(make_rows(), pairs=PAIRS, **options)

@@ -18,7 +18,7 @@ from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import read_terms
 from dpo_jax.experiments.one_step import take_apart
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.trajectory import loss_of_run, read_trajectory
 from dpo_jax.losses import PairLogps, RunningMean, bco_pair, dpo, simpo
 from dpo_jax.objectives.preference import preference_objective
@@ -195,7 +195,7 @@ def test_there_must_be_a_run_of_pairs(tmp_path: Path, capsys):
 
 def scores_of(row_ids: list[str]) -> np.ndarray:
     """Log-probs of training rows under the newest checkpoint, [n, P]."""
-    setup = Setup(*config.load("e.yaml"), command="")
+    setup = TextExperiment(*config.load("e.yaml"), command="")
     with jax.set_mesh(setup.mesh):
         rows = setup.train_data.rows
         names, found = score_rows(setup.score, setup.trained_params(), setup.scoring_batches(rows), place=setup.place)

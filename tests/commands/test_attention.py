@@ -10,7 +10,7 @@ import pytest
 from dpo_jax import config
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import texts as stage
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.models.attention import cudnn, splash
 from dpo_jax.models.attention.choice import Choice
 from tests.commands.house import make_house, run
@@ -23,8 +23,8 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "e.yaml"
 
 
-def opened(experiment: str, *arguments: str) -> Setup:
-    return Setup(*config.load(experiment, arguments), command="train")
+def opened(experiment: str, *arguments: str) -> TextExperiment:
+    return TextExperiment(*config.load(experiment, arguments), command="train")
 
 
 def test_auto_is_blocks_on_a_cpu(experiment: str, capsys: pytest.CaptureFixture):

@@ -16,7 +16,7 @@ import pytest
 from dpo_jax import cli, config
 from dpo_jax.experiments import judging
 from dpo_jax.experiments.benchmark import run_rewardbench
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from tests.evaluation.judges.endpoint import Reply, longer_wins, said, serve
 from tests.tiny_experiment import EVAL_ROWS, write_lines
 
@@ -149,7 +149,7 @@ def test_rewardbench_of_the_policy_and_of_the_judge(finished: str):
         "Safety": 0.5,
     }
     assert found["rewardbench"]["policy"]["rows"] == 3
-    setup = Setup(*config.load("e.yaml"), command="test")
+    setup = TextExperiment(*config.load("e.yaml"), command="test")
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
         same = run_rewardbench(setup, "bench.jsonl", None, frozen, frozen)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from dpo_jax import cli, config
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from tests.tiny_gpt2 import CONFIG, make_gpt2_folder
 
 
@@ -46,8 +46,8 @@ def test_from_rows_to_the_exported_folder(experiment: Path):
 
 
 def test_rows_longer_than_the_table_of_positions_are_refused(experiment: Path):
-    _ = Setup(*config.load(str(experiment)), command="train").model  # as long as the table
-    setup = Setup(*config.load(str(experiment), ["--data.max_tokens", "65"]), command="train")
+    _ = TextExperiment(*config.load(str(experiment)), command="train").model  # as long as the table
+    setup = TextExperiment(*config.load(str(experiment), ["--data.max_tokens", "65"]), command="train")
     says = "command line: data.max_tokens is 65, but model has learned only 64 positions. Set it to 64 or less"
     with pytest.raises(UserError, match=says):
         _ = setup.model
@@ -72,7 +72,7 @@ def test_samples_that_would_be_longer_than_the_table_are_refused_before_training
         rows = ["--data.eval", '[{"path": "pairs.jsonl"}]']
         return [*rows, *(setting.replace("NEW", str(new)) for setting in settings)]
 
-    _ = Setup(*config.load(str(experiment), asked(33)), command="train").model
+    _ = TextExperiment(*config.load(str(experiment), asked(33)), command="train").model
     with pytest.raises(SystemExit):
         cli.main(["train", str(experiment), *asked(34)])
     said = capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_only_the_sample_command_asks_for_the_tokens_of_sampling(experiment: Pat
     Path("prompts.jsonl").write_text('{"instruction": "Row 1:"}\n')
     settings = yaml.safe_load(experiment.read_text()) | {"sampling": {"max_new_tokens": 34}}
     experiment.write_text(yaml.safe_dump(settings))
-    _ = Setup(*config.load(str(experiment)), command="train").model
+    _ = TextExperiment(*config.load(str(experiment)), command="train").model
     sample = ["sample", str(experiment), "--model", "reference", "--prompts", "prompts.jsonl"]
     with pytest.raises(SystemExit):
         cli.main(sample)
@@ -98,4 +98,4 @@ def test_only_the_sample_command_asks_for_the_tokens_of_sampling(experiment: Pat
 
 
 def test_samples_that_are_not_asked_for_are_not_checked(experiment: Path):
-    _ = Setup(*config.load(str(experiment), ["--evaluation.max_new_tokens", "999"]), command="train").model
+    _ = TextExperiment(*config.load(str(experiment), ["--evaluation.max_new_tokens", "999"]), command="train").model

@@ -14,7 +14,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from dpo_jax import cli
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from tests.commands.house import forget, make_house, read_lines, run, untimed
 from tests.tiny_gpt2 import CONFIG, make_gpt2_folder
 
@@ -59,9 +59,11 @@ def test_a_store_gives_what_the_base_in_the_step_gives(house: Path, plain, capsy
 
 
 def test_an_adapter_that_is_not_zero_at_first_is_refused(house: Path, monkeypatch, capsys):
-    fresh = Setup.fresh_adapter
+    fresh = TextExperiment.fresh_adapter
     monkeypatch.setattr(
-        Setup, "fresh_adapter", lambda self, model, seed: jax.tree.map(lambda x: x + 0.3, fresh(self, model, seed=seed))
+        TextExperiment,
+        "fresh_adapter",
+        lambda self, model, seed: jax.tree.map(lambda x: x + 0.3, fresh(self, model, seed=seed)),
     )
     with pytest.raises(SystemExit) as stopped:
         run(house, "train", "runs/moved")

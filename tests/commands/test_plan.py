@@ -18,7 +18,7 @@ from dpo_jax.config import load
 from dpo_jax.experiments import fit, plan_alternatives
 from dpo_jax.experiments.outcomes import bytes_per_chip, measure
 from dpo_jax.experiments.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
 from tests.tiny import make_hf_folder
 
@@ -156,7 +156,7 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
         called["train"] = step.lower(state, read(0).arrays, knobs(0)).as_text()
         return state._replace(step=options["steps"])
 
-    score = Setup.score.func  # type: ignore[attr-defined]
+    score = TextExperiment.score.func  # type: ignore[attr-defined]
 
     def watched(setup):
         scorer = score(setup)
@@ -168,11 +168,11 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
         return scoring
 
     config, origins = load("e.yaml", overrides)
-    setup = Setup(config, origins, command="")
+    setup = TextExperiment(config, origins, command="")
     setup.begin()
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
         patched.setattr(fit.loop, "run", instead)
-        patched.setattr(Setup, "score", property(watched))
+        patched.setattr(TextExperiment, "score", property(watched))
         train.run(setup)
     ours = planned(*overrides)
     data = find_lengths(ours).data

@@ -20,7 +20,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.experiments.judging import open_judge
 from dpo_jax.experiments.scoring import open_rewards
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.objectives.reward import reward_objective
@@ -142,8 +142,8 @@ def inside(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(house)
 
 
-def opened(*arguments: str) -> Setup:
-    return Setup(*config.load("e.yaml", arguments), command="test")
+def opened(*arguments: str) -> TextExperiment:
+    return TextExperiment(*config.load("e.yaml", arguments), command="test")
 
 
 def metrics(workdir: str) -> list[dict[str, float]]:

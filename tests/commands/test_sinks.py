@@ -14,7 +14,7 @@ from dpo_jax import cli
 from dpo_jax.config import load
 from dpo_jax.experiments import fit
 from dpo_jax.experiments.sinks import open_sinks
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from tests.tiny_experiment import FINE_TUNING, amend, read_lines
 
 
@@ -71,14 +71,14 @@ def test_a_training_that_fails_is_not_called_finished(wandb: Wandb, monkeypatch:
 
 
 def test_nobody_is_told_where_it_is_off(wandb: Wandb, tmp_path: Path) -> None:
-    setup = Setup(*load("e.yaml", ["--logging.wandb", "null"]), command="")
+    setup = TextExperiment(*load("e.yaml", ["--logging.wandb", "null"]), command="")
     for sink in open_sinks(setup, "train", tmp_path, resume_step=None):
         sink.close()
     assert wandb.runs == []
 
 
 def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
-    setup = Setup(*load("e.yaml"), command="")
+    setup = TextExperiment(*load("e.yaml"), command="")
     folder = Path("runs/new")
     for resume_step in (None, None, 4):
         for sink in open_sinks(setup, "train", folder, resume_step=resume_step):
@@ -88,7 +88,11 @@ def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
 
 def test_one_process_alone_tells_it(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert open_sinks(Setup(*load("e.yaml"), command=""), "train", Path("x"), resume_step=None) == [] == wandb.runs
+    assert (
+        open_sinks(TextExperiment(*load("e.yaml"), command=""), "train", Path("x"), resume_step=None)
+        == []
+        == wandb.runs
+    )
 
 
 def test_without_the_package_nothing_is_begun(

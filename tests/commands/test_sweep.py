@@ -12,7 +12,7 @@ from dpo_jax import cli
 from dpo_jax.commands import analyse, evaluate, sweep, train
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.grid import label_of, read_points
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reporting.numbers import nats
 from tests.tiny_experiment import EVALUATION, amend, metrics
 
@@ -28,19 +28,19 @@ HALVES = {
 
 
 @pytest.fixture
-def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[Setup]:
+def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[TextExperiment]:
     """The points that were trained: nothing is computed, and all are evaluated alike."""
-    points: list[Setup] = []
+    points: list[TextExperiment] = []
 
-    def run_train(point: Setup) -> None:
+    def run_train(point: TextExperiment) -> None:
         points.append(point)
         for folder in (point.workdir, point.sft_folder):
             (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 
-    def run_evaluate(point: Setup) -> None:
+    def run_evaluate(point: TextExperiment) -> None:
         (point.workdir / "evaluation.json").write_text(json.dumps(EVALUATED))
 
-    def run_analyse(point: Setup) -> None:
+    def run_analyse(point: TextExperiment) -> None:
         (point.workdir / "analysis.json").write_text(json.dumps({"halves": HALVES}))
 
     monkeypatch.setattr(train, "run", run_train)
@@ -88,7 +88,7 @@ def test_every_combination_over_one_store(
     assert capfd.readouterr().err.count("is done already") == 2
 
 
-def test_points_share_the_fine_tuning_unless_they_change_it(trained_points: list[Setup]) -> None:
+def test_points_share_the_fine_tuning_unless_they_change_it(trained_points: list[TextExperiment]) -> None:
     sft = {"data": {"train": [{"path": "pairs.jsonl", "columns": {"completion": "chosen"}}]}, "train": {"steps": 1}}
     amend(sft=sft)
     run("loss.options.beta=0.1,0.5", "sft.train.steps=1,2", more=("--lean",))
@@ -100,7 +100,7 @@ def test_points_share_the_fine_tuning_unless_they_change_it(trained_points: list
 
 
 def test_the_frontier_has_the_best_of_n_beside_the_points(
-    trained_points: list[Setup], monkeypatch: pytest.MonkeyPatch
+    trained_points: list[TextExperiment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amend(evaluation=JUDGED)
     found = run("loss.options.beta=0.1")
@@ -201,7 +201,7 @@ def test_nonsense_in_the_section(section: list[dict[str, Any]], says: str) -> No
         read_points((), section, {})
 
 
-def test_a_sweep_of_the_section(trained_points: list[Setup]) -> None:
+def test_a_sweep_of_the_section(trained_points: list[TextExperiment]) -> None:
     section: list[dict[str, Any]] = [
         {"loss.name": "dpo", "loss.options.beta": [0.1]},
         {"loss": [[{"name": "sft"}, {"name": "orpo"}]], "seed": [0, 1]},
@@ -223,7 +223,7 @@ def test_a_sweep_of_the_section(trained_points: list[Setup]) -> None:
 
 
 def test_points_are_analysed_where_the_configuration_asks_for_it(
-    trained_points: list[Setup], capfd: pytest.CaptureFixture[str]
+    trained_points: list[TextExperiment], capfd: pytest.CaptureFixture[str]
 ) -> None:
     amend(analysis={"rows": 4, "pairs": 2})
     found = run("loss.name=dpo,kto")

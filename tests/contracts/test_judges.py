@@ -18,7 +18,7 @@ from dpo_jax.config import load
 from dpo_jax.config.evaluation import JudgeConfig, check_judge
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import judging
-from dpo_jax.experiments.texts import Setup
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
@@ -103,7 +103,7 @@ read = judging.read_labelled
 
 def opened(name: str, **options: Any) -> judging.AnyJudge:
     """A judge of the experiment in this folder, checked as a configuration is."""
-    setup, judge = Setup(*load("e.yaml"), command="test"), JudgeConfig(name=name, **options)  # type: ignore[arg-type]
+    setup, judge = TextExperiment(*load("e.yaml"), command="test"), JudgeConfig(name=name, **options)  # type: ignore[arg-type]
     check_judge(judge, {}, key="evaluation.judge")
     return judging.open_judge(setup, judge)
 

@@ -1,4 +1,4 @@
-"""Every noise schedule, prediction and sampler of `dpo_jax.vision`; a new one needs its formula here first."""
+"""Every noise schedule, prediction and sampler of `dpo_jax.diffusion`; a new one needs its formula here first."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.vision.draws import start
-from dpo_jax.vision.sampling import SAMPLERS
-from dpo_jax.vision.schedules import LEAST_ALPHA, PREDICTIONS, SCHEDULES, Signal, add_noise, convert
-from tests.vision.gaussian import SHAPE, SPREAD, carried, exact, keys, options
+from dpo_jax.diffusion.draws import start
+from dpo_jax.diffusion.sampling import SAMPLERS
+from dpo_jax.diffusion.schedules import LEAST_ALPHA, PREDICTIONS, SCHEDULES, Signal, add_noise, convert
+from tests.diffusion.gaussian import SHAPE, SPREAD, carried, exact, keys, options
 
 RANDOM = np.random.default_rng(0)
 CASES = [(sampler, schedule) for sampler in SAMPLERS for schedule in SCHEDULES]
@@ -69,7 +69,7 @@ DISTANCES = {
 )
 def test_every_entry_has_a_sample(table: Collection, samples: Mapping, wanted: str):
     missing = [entry for entry in table if entry not in samples]
-    assert not missing, f"{missing} of dpo_jax.vision cannot be checked; add to {wanted}"
+    assert not missing, f"{missing} of dpo_jax.diffusion cannot be checked; add to {wanted}"
 
 
 @pytest.mark.parametrize("name", SCHEDULES)

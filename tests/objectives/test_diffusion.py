@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import LOSSES
 from dpo_jax.objectives.diffusion import denoising_objective, draws_of, preference_objective
 from dpo_jax.types import PictureBatch
-from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
 
 NOISE: dict[str, Any] = {"schedule": SCHEDULES["cosine"], "prediction": PREDICTIONS["v"]}
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from dpo_jax.diffusion.diffuser import make_diffuser
+from dpo_jax.diffusion.positions import Grid, positions
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
-from dpo_jax.vision.diffuser import make_diffuser
-from dpo_jax.vision.positions import Grid, positions
 from dpo_jax.weights.dit import STEM, export_dit, load_dit, open_dit
 from dpo_jax.weights.dit_config import dit_spec
 from dpo_jax.weights.folder import DIGESTS_FILE
-from tests.vision.tiny import CLASSES, PLAIN, TEXT, made
+from tests.diffusion.tiny import CLASSES, PLAIN, TEXT, made
 
 SPEC = dataclasses.replace(CLASSES, mlp_width=4 * CLASSES.width, learned_sigma=True, mlp_epsilon=1e-5)
 NAME = "transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.weight"

@@ -17,7 +17,7 @@ from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.experiments.picture_judging import members, metrics_of, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.training.checkpoint import Checkpoints
@@ -32,33 +32,33 @@ class Drawn(NamedTuple):
     shown: np.ndarray | None
 
 
-def has_work(setup: PictureSetup) -> bool:
+def has_work(experiment: PictureExperiment) -> bool:
     """Whether there is anything to measure."""
-    return setup.has_heldout or bool(setup.config.evaluation.samples)
+    return experiment.has_heldout or bool(experiment.config.evaluation.samples)
 
 
-def run(setup: PictureSetup) -> None:
+def run(experiment: PictureExperiment) -> None:
     """Writes WORKDIR/evaluation.json, and the samples as WORKDIR/samples.npz."""
-    base = setup.start_params()
-    policy = setup.trained_params(base)
-    found: dict[str, Any] = {"step": Checkpoints(setup.workdir / "checkpoints").latest()}
-    if setup.eval_data is not None:
-        found["heldout"] = _heldout(setup, policy, base)
-    if setup.config.evaluation.samples:
-        drawn = _draw(setup, policy, base)
-        found |= _of_samples(setup, drawn)
-    write_json(setup.workdir / "evaluation.json", found)
-    say("evaluate", f"wrote {setup.workdir / 'evaluation.json'}")
+    base = experiment.start_params()
+    policy = experiment.trained_params(base)
+    found: dict[str, Any] = {"step": Checkpoints(experiment.workdir / "checkpoints").latest()}
+    if experiment.eval_data is not None:
+        found["heldout"] = _heldout(experiment, policy, base)
+    if experiment.config.evaluation.samples:
+        drawn = _draw(experiment, policy, base)
+        found |= _of_samples(experiment, drawn)
+    write_json(experiment.workdir / "evaluation.json", found)
+    say("evaluate", f"wrote {experiment.workdir / 'evaluation.json'}")
 
 
-def _heldout(setup: PictureSetup, policy: Params, base: Params) -> dict[str, Any]:
+def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> dict[str, Any]:
     """Preferences and mean errors; an error is lower for what a model knows better."""
-    assert setup.eval_data is not None
-    rows, draws, score = setup.eval_data.rows, setup.config.evaluation.draws, reference.scorer(setup)
+    assert experiment.eval_data is not None
+    rows, draws, score = experiment.eval_data.rows, experiment.config.evaluation.draws, reference.scorer(experiment)
     policy_nP, base_nP = (
-        reference.errors_of(setup, score, params, rows, draws=draws).mean(axis=1) for params in (policy, base)
+        reference.errors_of(experiment, score, params, rows, draws=draws).mean(axis=1) for params in (policy, base)
     )
-    if setup.is_labelled:
+    if experiment.is_labelled:
         desirable_n = np.array([row.desirable for row in rows], bool)
         found = unpaired_metrics(-policy_nP[:, 0], -base_nP[:, 0], desirable_n, beta=1.0)
     else:
@@ -69,24 +69,24 @@ def _heldout(setup: PictureSetup, policy: Params, base: Params) -> dict[str, Any
     return kept | {"error_margin": found["margin"], "errors": errors, "draws": draws}
 
 
-def _draw(setup: PictureSetup, policy: Params, base: Params) -> Drawn:
-    count = setup.config.evaluation.samples
-    shown, sample = what_to_show(setup, count), make_sampling(setup, seed=setup.config.seed)
+def _draw(experiment: PictureExperiment, policy: Params, base: Params) -> Drawn:
+    count = experiment.config.evaluation.samples
+    shown, sample = what_to_show(experiment, count), make_sampling(experiment, seed=experiment.config.seed)
     with Progress("evaluate", 2 * count, unit="samples") as progress:
         ours = sample(policy, shown, count, "evaluation", progress.update)
         theirs = sample(base, shown, count, "evaluation", lambda done: progress.update(count + done))
     return Drawn(ours, theirs, shown)
 
 
-def _of_samples(setup: PictureSetup, drawn: Drawn) -> dict[str, Any]:
-    options, sides = setup.config.evaluation, {"policy": drawn.policy, "reference": drawn.reference}
+def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> dict[str, Any]:
+    options, sides = experiment.config.evaluation, {"policy": drawn.policy, "reference": drawn.reference}
     numbers = [str(number) for number in range(len(drawn.policy))]  # each its own noise, and so its own prompt
     arrays = {name: samples for name, samples in sides.items()} | (
         {} if drawn.shown is None else {"shown": drawn.shown}
     )
     found: dict[str, Any] = {"metrics": _metrics(sides)}
     if options.judge:
-        judge = open_judge(setup, options.judge, "evaluation.judge")
+        judge = open_judge(experiment, options.judge, "evaluation.judge")
         scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in sides.items()}
         found["judged"] = {"judge": judge.name, **compare_rewards(scores["policy"], scores["reference"], numbers)}
         arrays |= {f"{name}_scores": values for name, values in scores.items()}
@@ -96,10 +96,10 @@ def _of_samples(setup: PictureSetup, drawn: Drawn) -> dict[str, Any]:
             f"{judge.name}: the policy wins {found['judged']['win_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})",
         )
     if options.classifier and drawn.shown is not None and drawn.shown.ndim == 1:
-        found["classes"] = _classes(setup, sides, drawn.shown)
+        found["classes"] = _classes(experiment, sides, drawn.shown)
     sink = io.BytesIO()
     np.savez_compressed(sink, allow_pickle=False, **arrays)
-    write_atomic(setup.workdir / "samples.npz", sink.getvalue())
+    write_atomic(experiment.workdir / "samples.npz", sink.getvalue())
     return found
 
 
@@ -118,9 +118,9 @@ def _metrics(sides: dict[str, np.ndarray]) -> dict[str, Any]:
     return found
 
 
-def _classes(setup: PictureSetup, sides: dict[str, np.ndarray], shown_n: np.ndarray) -> dict[str, Any]:
+def _classes(experiment: PictureExperiment, sides: dict[str, np.ndarray], shown_n: np.ndarray) -> dict[str, Any]:
     """How often a classifier that learned from real samples sees the class that was asked for."""
-    rows = setup.read("evaluation.classifier", setup.config.evaluation.classifier, "samples", seed=0).rows
+    rows = experiment.read("evaluation.classifier", experiment.config.evaluation.classifier, "samples", seed=0).rows
     labels_n, pixels_nX = np.array([row.shown for row in rows]), members(rows, 0)
     kept = len(rows) - max(1, len(rows) // 10)  # the last tenth says how good it is
     classify = _classifier(pixels_nX[:kept], labels_n[:kept])

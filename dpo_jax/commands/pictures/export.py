@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.runtime.progress import say
 from dpo_jax.weights.dit import export_dit
 
 
-def run(setup: PictureSetup, *, fine_tuned: bool = False) -> None:
+def run(experiment: PictureExperiment, *, fine_tuned: bool = False) -> None:
     """Writes WORKDIR/export, or the result of the pre-training, WORKDIR/sft/export; an adapter is merged."""
-    folder = (setup.sft_folder if fine_tuned else setup.workdir) / "export"
-    params = setup.start_params(held=False) if fine_tuned else setup.merged_params()
-    dtype = setup.config.export.dtype
-    export_dit(folder, params, setup.model.base, dtype=dtype)
+    folder = (experiment.sft_folder if fine_tuned else experiment.workdir) / "export"
+    params = experiment.start_params(held=False) if fine_tuned else experiment.merged_params()
+    dtype = experiment.config.export.dtype
+    export_dit(folder, params, experiment.model.base, dtype=dtype)
     say("export", f"wrote {folder} ({dtype}, for Diffusers' DiTTransformer2DModel)")

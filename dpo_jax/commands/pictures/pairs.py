@@ -22,7 +22,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
 from dpo_jax.experiments.picture_judging import PictureJudge, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json, write_atomic, write_json
 from dpo_jax.mesh import meet
 from dpo_jax.runs.resume import deciding
@@ -33,76 +33,81 @@ _RECORD = "pairs.json"
 """What decided the pairs that lie beside it."""
 
 
-def run(setup: PictureSetup, *, output: str | None = None) -> None:
+def run(experiment: PictureExperiment, *, output: str | None = None) -> None:
     """Writes WORKDIR/pairs.parquet and WORKDIR/heldout.parquet anew."""
     if output is not None:
         raise UserError("command line: --output is of experiments on texts; these write WORKDIR/pairs.parquet.")
-    if setup.config.pairs is None:
+    if experiment.config.pairs is None:
         raise UserError(
             "pairs: the configuration has no `pairs:` section; `pairs: {groups: 256, samples: 4}` is enough."
         )
-    if setup.config.sft:
-        sft.run(setup)
-    _make(setup, setup.start_params())
+    if experiment.config.sft:
+        sft.run(experiment)
+    _make(experiment, experiment.start_params())
 
 
-def make_missing(setup: PictureSetup) -> None:
+def make_missing(experiment: PictureExperiment) -> None:
     """The same where the files are asked for and are not there."""
-    options = setup.config.pairs
+    options = experiment.config.pairs
     if options is None:
         return
     wanted, record = (
-        [setup.pairs_file, *([setup.heldout_file] if options.heldout else [])],
-        setup.pairs_folder / _RECORD,
+        [experiment.pairs_file, *([experiment.heldout_file] if options.heldout else [])],
+        experiment.pairs_folder / _RECORD,
     )
     if not record.exists() or not all(file.exists() for file in wanted):
-        _make(setup, setup.start_params())
+        _make(experiment, experiment.start_params())
         return
-    old, new = read_json(record), _settings(setup)
+    old, new = read_json(record), _settings(experiment)
     if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
         raise UserError(
-            f"{setup.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the pairs "
-            "anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
+            f"{experiment.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the "
+            "pairs anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
         )
 
 
-def _settings(setup: PictureSetup) -> dict[str, Any]:
+def _settings(experiment: PictureExperiment) -> dict[str, Any]:
     """What decides which pairs are made."""
-    config = as_mapping(setup.config)
+    config = as_mapping(experiment.config)
     judge = config["pairs"]["judge"] or config["evaluation"]["judge"]
     return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
 
 
-def _make(setup: PictureSetup, params: Params) -> None:
-    options = setup.config.pairs
+def _make(experiment: PictureExperiment, params: Params) -> None:
+    options = experiment.config.pairs
     assert options is not None
-    asked = options.judge or setup.config.evaluation.judge
+    asked = options.judge or experiment.config.evaluation.judge
     assert asked is not None
-    judge = open_judge(setup, asked, "pairs.judge" if options.judge else "evaluation.judge")
-    seed = setup.config.seed if options.seed is None else options.seed
-    sample = make_sampling(setup, seed=seed)
+    judge = open_judge(experiment, asked, "pairs.judge" if options.judge else "evaluation.judge")
+    seed = experiment.config.seed if options.seed is None else options.seed
+    sample = make_sampling(experiment, seed=seed)
     if jax.process_index() == 0:
-        (setup.pairs_folder / _RECORD).unlink(missing_ok=True)  # the pairs count when all of them are there
+        (experiment.pairs_folder / _RECORD).unlink(missing_ok=True)  # the pairs count when all of them are there
     for file, groups, purpose in (
-        (setup.pairs_file, options.groups, "pairs"),
-        (setup.heldout_file, options.heldout, "held-out pairs"),
+        (experiment.pairs_file, options.groups, "pairs"),
+        (experiment.heldout_file, options.heldout, "held-out pairs"),
     ):
         if groups:
-            _write(setup, judge, functools.partial(sample, params), file, groups, purpose)
-    write_json(setup.pairs_folder / _RECORD, _settings(setup))
+            _write(experiment, judge, functools.partial(sample, params), file, groups, purpose)
+    write_json(experiment.pairs_folder / _RECORD, _settings(experiment))
     meet("pairs written")
 
 
 def _write(
-    setup: PictureSetup, judge: PictureJudge, sample: Callable[..., np.ndarray], file: Path, groups: int, purpose: str
+    experiment: PictureExperiment,
+    judge: PictureJudge,
+    sample: Callable[..., np.ndarray],
+    file: Path,
+    groups: int,
+    purpose: str,
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    options = setup.config.pairs
+    options = experiment.config.pairs
     assert options is not None
     total = groups * options.samples
-    shown = what_to_show(setup, total, group=options.samples)
+    shown = what_to_show(experiment, total, group=options.samples)
     with Progress("pairs", total, unit="samples") as progress:
         found = sample(shown, total, purpose, progress.update)
     scores_GS = np.asarray(judge.scores(found), np.float64).reshape(groups, options.samples)

@@ -15,8 +15,9 @@ import numpy as np
 
 from dpo_jax.commands.pictures import pairs, sft
 from dpo_jax.data.pictures.batches import evaluation_batches
+from dpo_jax.diffusion.denoising import pair_errors
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.mesh import constrain
 from dpo_jax.objectives.diffusion import draws_of, pixels, shown
 from dpo_jax.reference.fingerprint import rows_digest, weights_digest
@@ -24,7 +25,6 @@ from dpo_jax.reference.store import Errors, Store
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, PictureBatch, PictureRow
-from dpo_jax.vision.denoising import pair_errors
 
 SCORER_VERSION = "1"
 """Raised when the same inputs would give other errors."""
@@ -33,29 +33,29 @@ Score = Callable[[Params, PictureBatch, jax.Array], jax.Array]
 """`score(params, batch, epoch) -> errors_BP` at the draw of that epoch."""
 
 
-def run(setup: PictureSetup, *, jsonl: str | None = None, verify: str | None = None) -> None:
+def run(experiment: PictureExperiment, *, jsonl: str | None = None, verify: str | None = None) -> None:
     """Fills the store, after the pre-training and the pairs where they are missing."""
     if jsonl is not None or verify is not None:
         raise UserError("command line: --jsonl and --verify are of experiments on texts.")
-    if not setup.config.reference.draws:
+    if not experiment.config.reference.draws:
         raise UserError(
             "reference: there is no pass to make: the reference runs beside the policy. `reference: {draws: 8}` stores "
             "its errors at 8 draws of time and noise for each row."
         )
-    prepare(setup)
-    complete_store(setup)
+    prepare(experiment)
+    complete_store(experiment)
 
 
-def prepare(setup: PictureSetup) -> None:
+def prepare(experiment: PictureExperiment) -> None:
     """Pre-trains and makes the pairs, where the configuration asks for that and it is not done."""
-    if setup.config.sft:
-        sft.run(setup)
-    pairs.make_missing(setup)
+    if experiment.config.sft:
+        sft.run(experiment)
+    pairs.make_missing(experiment)
 
 
-def scorer(setup: PictureSetup) -> Score:
+def scorer(experiment: PictureExperiment) -> Score:
     """Denoising errors, compiled once."""
-    model, noise, seed = setup.model, setup.noise, setup.config.seed
+    model, noise, seed = experiment.model, experiment.noise, experiment.config.seed
 
     @jax.jit
     def score(params: Params, batch: PictureBatch, epoch: jax.Array) -> jax.Array:
@@ -72,7 +72,7 @@ def scorer(setup: PictureSetup) -> Score:
 
 @sized_by("reference.batch_pairs")
 def errors_of(
-    setup: PictureSetup,
+    experiment: PictureExperiment,
     score: Score,
     params: Params,
     rows: Sequence[PictureRow],
@@ -82,49 +82,49 @@ def errors_of(
 ) -> np.ndarray:
     """Errors [n, K, P] of rows at their first K draws."""
     found = []
-    for batch in evaluation_batches(rows, pairs=setup.config.reference.batch_pairs):
-        arrays = setup.place(batch.arrays)
+    for batch in evaluation_batches(rows, pairs=experiment.config.reference.batch_pairs):
+        arrays = experiment.place(batch.arrays)
         of_draws = [jax.device_get(score(params, arrays, jnp.asarray(epoch, jnp.int32))) for epoch in range(draws)]
         found.append(np.stack(of_draws, axis=1)[: len(batch.row_ids)])
         told(sum(map(len, found)))
     return np.concatenate(found)
 
 
-def store_folder(setup: PictureSetup) -> Path:
+def store_folder(experiment: PictureExperiment) -> Path:
     """Where the store of this model lies."""
-    return Path(setup.config.reference.store or setup.workdir / "stores")
+    return Path(experiment.config.reference.store or experiment.workdir / "stores")
 
 
-def complete_store(setup: PictureSetup) -> np.ndarray:
+def complete_store(experiment: PictureExperiment) -> np.ndarray:
     """The reference's errors of the training rows, [n, K, P]; those that are missing are computed."""
-    rows, draws = setup.train_data.rows, setup.config.reference.draws
-    params, row_ids = setup.start_params(), [row.row_id for row in rows]
-    config = setup.config
+    rows, draws = experiment.train_data.rows, experiment.config.reference.draws
+    params, row_ids = experiment.start_params(), [row.row_id for row in rows]
+    config = experiment.config
     fingerprint = {
         "weights": weights_digest(params),
-        "model": str(setup.spec),
+        "model": str(experiment.spec),
         "dtype": config.model.dtype,
         "scorer version": SCORER_VERSION,
         "rows": rows_digest(row_ids),
         "noise": f"{config.model.schedule}, {config.model.prediction}",
         "draws": f"{draws} of seed {config.seed}",
-        "shape": str(setup.shape),
+        "shape": str(experiment.shape),
     }
     name = f"pictures-{fingerprint['weights'][:12]}-{draws}-of-{config.seed}"  # runs of other draws have their own
-    store = Store(store_folder(setup) / name, fingerprint, kind=Errors)
+    store = Store(store_folder(experiment) / name, fingerprint, kind=Errors)
     missing = store.missing(row_ids)
     if not len(missing):
         say("reference", f"{len(rows)} rows in {store.folder}: nothing to score")
     else:
         say("reference", f"scores {len(missing)} rows at {draws} draws into {store.folder}")
-        score, size = scorer(setup), config.reference.rows_per_shard
+        score, size = scorer(experiment), config.reference.rows_per_shard
         with Progress("reference", len(missing), unit="rows") as progress:
             for start in range(0, len(missing), size):
                 shard = [rows[index] for index in missing[start : start + size]]
                 told = functools.partial(_told, progress, start)
-                errors_nKP = errors_of(setup, score, params, shard, draws=draws, told=told)
+                errors_nKP = errors_of(experiment, score, params, shard, draws=draws, told=told)
                 store.append([row.row_id for row in shard], Errors(errors_nKP.reshape(len(shard), -1)))
-    store.serves(str(setup.workdir.resolve()))
+    store.serves(str(experiment.workdir.resolve()))
     return store.lookup(row_ids).errors_nP.reshape(len(rows), draws, -1)
 
 

@@ -17,7 +17,7 @@ from dpo_jax.experiments.fit import fit
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_judging import in_parts, members, scorer_of
 from dpo_jax.experiments.picture_model import ScorerModel
-from dpo_jax.experiments.pictures import PictureSetup
+from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.experiments.training import make_training
 from dpo_jax.files import write_json
 from dpo_jax.losses import Loss, preference_score
@@ -27,37 +27,39 @@ from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 
 
-def check(setup: PictureSetup) -> Term:
+def check(experiment: PictureExperiment) -> Term:
     """The loss and its options.
 
     Raises:
         UserError: the configuration asks for no scorer, or for one that cannot be.
     """
-    config = setup.config.reward
+    config = experiment.config.reward
     if config is None:
         raise UserError(
             "reward: the configuration has no `reward:` section, which would say how to train a scorer; "
             "`reward: {train: {epochs: 10}}` is enough."
         )
-    if setup.is_labelled:
-        raise UserError(f"{setup.at('loss')}: reward: a scorer learns from pairs, and the loss reads labelled samples.")
+    if experiment.is_labelled:
+        raise UserError(
+            f"{experiment.at('loss')}: reward: a scorer learns from pairs, and the loss reads labelled samples."
+        )
     return read_term(
         "preference_score",
         Loss(preference_score),
         config.options,
-        lambda name: f"{setup.at(f'reward.options.{name}')}: reward",
+        lambda name: f"{experiment.at(f'reward.options.{name}')}: reward",
     )
 
 
-def run(setup: PictureSetup) -> None:
+def run(experiment: PictureExperiment) -> None:
     """Trains into WORKDIR/reward, then says how often it is right on held-out pairs."""
-    term, config = check(setup), setup.config
+    term, config = check(experiment), experiment.config
     assert config.reward is not None
     if config.pairs:  # else a scorer needs no model
-        reference.prepare(setup)
-    scorer = scorer_of(setup, config.reward)
-    model, folder = ScorerModel(scorer), setup.workdir / "reward"
-    born = jax.jit(scorer.init, out_shardings=param_shardings(setup.mesh, *model.tree))
+        reference.prepare(experiment)
+    scorer = scorer_of(experiment, config.reward)
+    model, folder = ScorerModel(scorer), experiment.workdir / "reward"
+    born = jax.jit(scorer.init, out_shardings=param_shardings(experiment.mesh, *model.tree))
     training = make_training(
         config.reward,
         stage="reward",
@@ -65,17 +67,17 @@ def run(setup: PictureSetup) -> None:
         model=model,
         start=lambda: born(jax.random.key(config.seed)),
         objective=scoring_objective(scorer),
-        batches=batches_of(setup.train_data.rows, config.reward.train, seed=config.seed, order=config.data.order),
+        batches=batches_of(experiment.train_data.rows, config.reward.train, seed=config.seed, order=config.data.order),
         hyperparams=lambda step: {"options": term.knobs(step)},
         seed=config.seed,
     )
-    fit(setup, training)
-    if setup.eval_data is None:
+    fit(experiment, training)
+    if experiment.eval_data is None:
         say("reward", "no held-out accuracy: the configuration names no held-out pairs (data.eval)")
         return
-    params = setup.restored(folder, "reward", model)
+    params = experiment.restored(folder, "reward", model)
     score = jax.jit(lambda samples: scorer.scores(params, pixels(samples)))
-    rows = setup.eval_data.rows
+    rows = experiment.eval_data.rows
     scores_nP = np.stack([in_parts(score, members(rows, slot)) for slot in (0, 1)], axis=1)
     losses_n = preference_score(*jnp.asarray(scores_nP.T), **term.knobs(0))
     found = reward_metrics(scores_nP)

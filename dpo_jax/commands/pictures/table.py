@@ -6,80 +6,80 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dpo_jax.experiments.pictures import PictureSetup
+    from dpo_jax.experiments.pictures import PictureExperiment
 
 
 # The imports happen when a command is called, as for texts.
-def _run(setup: PictureSetup) -> None:
+def _run(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import run
 
-    run.run(setup)
+    run.run(experiment)
 
 
-def _sft(setup: PictureSetup) -> None:
+def _sft(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import sft
 
-    sft.run(setup)
+    sft.run(experiment)
 
 
-def _check_data(setup: PictureSetup) -> None:
+def _check_data(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import check_data
 
-    check_data.run(setup)
+    check_data.run(experiment)
 
 
-def _pairs(setup: PictureSetup, **flags: Any) -> None:
+def _pairs(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import pairs
 
-    pairs.run(setup, **flags)
+    pairs.run(experiment, **flags)
 
 
-def _reference(setup: PictureSetup, **flags: Any) -> None:
+def _reference(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import reference
 
-    reference.run(setup, **flags)
+    reference.run(experiment, **flags)
 
 
-def _train(setup: PictureSetup) -> None:
+def _train(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import train
 
-    train.run(setup)
+    train.run(experiment)
 
 
-def _reward(setup: PictureSetup) -> None:
+def _reward(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import reward
 
-    reward.run(setup)
+    reward.run(experiment)
 
 
-def _evaluate(setup: PictureSetup) -> None:
+def _evaluate(experiment: PictureExperiment) -> None:
     from dpo_jax.commands.pictures import evaluate
 
-    evaluate.run(setup)
+    evaluate.run(experiment)
 
 
-def _sample(setup: PictureSetup, **flags: Any) -> None:
+def _sample(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import sample
 
-    sample.run(setup, **flags)
+    sample.run(experiment, **flags)
 
 
-def _export(setup: PictureSetup, **flags: Any) -> None:
+def _export(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import export
 
-    export.run(setup, **flags)
+    export.run(experiment, **flags)
 
 
-def _sweep(setup: PictureSetup, **flags: Any) -> None:
+def _sweep(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import sweep
 
-    sweep.run(setup, **flags)
+    sweep.run(experiment, **flags)
 
 
-def _report(setup: PictureSetup, **flags: Any) -> None:
+def _report(experiment: PictureExperiment, **flags: Any) -> None:
     from dpo_jax.commands.pictures import report
 
-    report.run(setup, **flags)
+    report.run(experiment, **flags)
 
 
 PICTURE_COMMANDS: dict[str, Callable[..., None]] = {

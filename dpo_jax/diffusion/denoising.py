@@ -13,9 +13,9 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.diffusion.draws import Draw
+from dpo_jax.diffusion.schedules import Prediction, Schedule, add_noise
 from dpo_jax.mesh import constrain
-from dpo_jax.vision.draws import Draw
-from dpo_jax.vision.schedules import Prediction, Schedule, add_noise
 
 Predict = Callable[[jax.Array, jax.Array, Any], jax.Array]
 """`predict(noisy_RX, time_R, condition) -> prediction_RX`: a network with its parameters."""

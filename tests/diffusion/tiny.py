@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.diffusion.conditions import present
+from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
+from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.types import Params
-from dpo_jax.vision.conditions import present
-from dpo_jax.vision.diffuser import Diffuser, make_diffuser
-from dpo_jax.vision.embeddings import TransformerSpec
 
 SIZES = {"channels": 3, "patch": 2, "base": 4, "layers": 2, "heads": 2, "head_size": 4, "mlp_width": 24}
 CLASSES = TransformerSpec(**SIZES, classes=5)

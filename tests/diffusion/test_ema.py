@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.vision.ema import moved_average
+from dpo_jax.diffusion.ema import moved_average
 
 
 def test_by_hand():

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dpo_jax.diffusion.conditions import Condition
+from dpo_jax.diffusion.embeddings import NORM_EPSILON, ClassEmbedding, TextEmbedding, TimeEmbedding, TransformerSpec
+from dpo_jax.diffusion.layers import Here, Linear, Sizes, normed, scan_blocks
+from dpo_jax.diffusion.positions import from_patches, grid_of, positions, to_patches
 from dpo_jax.mesh import constrain
-from dpo_jax.vision.conditions import Condition
-from dpo_jax.vision.embeddings import NORM_EPSILON, ClassEmbedding, TextEmbedding, TimeEmbedding, TransformerSpec
-from dpo_jax.vision.layers import Here, Linear, Sizes, normed, scan_blocks
-from dpo_jax.vision.positions import from_patches, grid_of, positions, to_patches
 
 Kernel = Literal["xla", "cudnn"]
 """What computes attention: XLA, anywhere, or cuDNN's kernel, on NVIDIA GPUs in half precision."""

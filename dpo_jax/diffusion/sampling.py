@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.diffusion.conditions import Condition, Denoise, guided
+from dpo_jax.diffusion.draws import start, step_noise
+from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.mesh import constrain
 from dpo_jax.types import Params
-from dpo_jax.vision.conditions import Condition, Denoise, guided
-from dpo_jax.vision.draws import start, step_noise
-from dpo_jax.vision.schedules import Prediction, Schedule
 
 Sampler = jax.stages.Wrapped
 """`sample(params, keys_B, condition=None, scale=None) -> samples_BX`: `make_sampler`."""

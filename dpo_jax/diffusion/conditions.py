@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.vision.denoising import Predict
+from dpo_jax.diffusion.denoising import Predict
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
 """`denoise(noisy_BX, time_B) -> prediction_BX`: a network that knows what it is to show."""

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.vision.conditions import Condition, present
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.positions import Grid, positions
-from tests.vision.tiny import CASES, CLASSES, CLIPS, IMAGES, LABELS, TEXT, TEXTS, TIMES, applied, made
+from dpo_jax.diffusion.conditions import Condition, present
+from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.positions import Grid, positions
+from tests.diffusion.tiny import CASES, CLASSES, CLIPS, IMAGES, LABELS, TEXT, TEXTS, TIMES, applied, made
 
 
 def in_numpy(spec: TransformerSpec, params, images, times, label):

@@ -9,18 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpo_jax.diffusion.conditions import present
+from dpo_jax.diffusion.denoising import pair_errors
+from dpo_jax.diffusion.diffuser import make_diffuser
+from dpo_jax.diffusion.draws import draw, row_keys
+from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import diffusion_dpo
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.models.lora import Lora, adapter_of, attach, merge
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import join, row_words
-from dpo_jax.vision.conditions import present
-from dpo_jax.vision.denoising import pair_errors
-from dpo_jax.vision.diffuser import make_diffuser
-from dpo_jax.vision.draws import draw, row_keys
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
-from tests.vision.tiny import (
+from tests.diffusion.tiny import (
     CASES,
     CLASSES,
     CLIPS,

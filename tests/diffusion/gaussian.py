@@ -13,9 +13,9 @@ import hashlib
 import jax
 import jax.numpy as jnp
 
+from dpo_jax.diffusion.draws import row_keys
+from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.types import row_words
-from dpo_jax.vision.draws import row_keys
-from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES
 
 SHAPE = (2, 3)
 MEAN = jnp.array([[0.5, -1.0, 0.0], [2.0, 0.3, -0.2]])

@@ -8,9 +8,13 @@ import pkgutil
 
 import pytest
 
-from dpo_jax import vision
+from dpo_jax import diffusion, scorers
 
-MODULES = [importlib.import_module(f"dpo_jax.vision.{found.name}") for found in pkgutil.iter_modules(vision.__path__)]
+MODULES = [
+    importlib.import_module(f"{room.__name__}.{module.name}")
+    for room in (diffusion, scorers)
+    for module in pkgutil.iter_modules(room.__path__)
+]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)

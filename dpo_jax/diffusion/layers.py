@@ -1,4 +1,4 @@
-"""Layers of vision networks: each tensor is declared once, and blocks are stacked and scanned.
+"""Layers of networks on pictures: each tensor is declared once, and blocks are stacked and scanned.
 
 Parameters and compute follow `models`: float32 parameters, computing in the dtype of what comes in, sharded by logical
 axis names. A stacked linear map has the attributes that an adapter of `models.lora` is built from.

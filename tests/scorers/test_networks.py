@@ -12,9 +12,9 @@ import pytest
 
 from dpo_jax.losses import preference_score
 from dpo_jax.mesh import make_mesh, named_sharding
+from dpo_jax.scorers.networks import ScorerSpec, make_scorer
 from dpo_jax.training.state import param_shardings
-from dpo_jax.vision.scorers import ScorerSpec, make_scorer
-from tests.vision.tiny import moved
+from tests.diffusion.tiny import moved
 
 RANDOM = np.random.default_rng(0)
 IMAGES = ScorerSpec(channels=3, clips=False, widths=(8, 16), head_width=32)

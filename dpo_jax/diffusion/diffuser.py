@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dpo_jax.diffusion.conditions import Condition
+from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.layers import describe, initial
+from dpo_jax.diffusion.transformer import DiffusionTransformer, Kernel
 from dpo_jax.types import Params
-from dpo_jax.vision.conditions import Condition
-from dpo_jax.vision.embeddings import TransformerSpec
-from dpo_jax.vision.layers import describe, initial
-from dpo_jax.vision.transformer import DiffusionTransformer, Kernel
 
 Adapt = Callable[[nnx.Module, nnx.Rngs], nnx.Module]
 """Gives a network adapters, as `models.lora.attach` does."""

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.vision.schedules import STEPS
+from dpo_jax.diffusion.schedules import STEPS
 
 _TIME, _NOISE, _DROPPED, _START, _STEP = range(5)
 

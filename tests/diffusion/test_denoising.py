@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpo_jax.diffusion.denoising import denoising_errors, pair_errors
+from dpo_jax.diffusion.draws import draw, dropped, row_keys, start, step_noise
+from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES, add_noise
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.types import row_words
-from dpo_jax.vision.denoising import denoising_errors, pair_errors
-from dpo_jax.vision.draws import draw, dropped, row_keys, start, step_noise
-from dpo_jax.vision.schedules import PREDICTIONS, SCHEDULES, add_noise
 
 RANDOM = np.random.default_rng(0)
 IDS = [hashlib.md5(str(number).encode()).hexdigest() for number in range(8)]

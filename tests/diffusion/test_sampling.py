@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from dpo_jax.diffusion.conditions import Condition, guided, present
+from dpo_jax.diffusion.draws import start, step_noise
+from dpo_jax.diffusion.sampling import SAMPLERS, ddim, make_sampler
+from dpo_jax.diffusion.schedules import SCHEDULES
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.vision.conditions import Condition, guided, present
-from dpo_jax.vision.draws import start, step_noise
-from dpo_jax.vision.sampling import SAMPLERS, ddim, make_sampler
-from dpo_jax.vision.schedules import SCHEDULES
-from tests.vision.gaussian import MEAN, SHAPE, SPREAD, carried, exact, keys, of_data, options
+from tests.diffusion.gaussian import MEAN, SHAPE, SPREAD, carried, exact, keys, of_data, options
 
 
 @pytest.mark.slow("thousands of samples in hundreds of steps")

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dpo_jax.diffusion.conditions import Condition
+from dpo_jax.diffusion.layers import Linear, matrix, zeros
+from dpo_jax.diffusion.schedules import STEPS
 from dpo_jax.mesh import constrain
-from dpo_jax.vision.conditions import Condition
-from dpo_jax.vision.layers import Linear, matrix, zeros
-from dpo_jax.vision.schedules import STEPS
 
 NORM_EPSILON = 1e-6
 _WAVES = 128

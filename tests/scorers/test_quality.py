@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.vision.fitting import fit_weights
-from dpo_jax.vision.quality import (
+from dpo_jax.scorers.fitting import fit_weights
+from dpo_jax.scorers.quality import (
     METRICS,
     OF_IMAGES,
     contrast,

@@ -19,9 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from dpo_jax.diffusion.layers import Linear, describe, initial, matrix, zeros
 from dpo_jax.mesh import constrain
 from dpo_jax.types import Params
-from dpo_jax.vision.layers import Linear, describe, initial, matrix, zeros
 
 _KERNEL = 3
 

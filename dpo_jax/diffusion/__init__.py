@@ -1,0 +1,1 @@
+"""Diffusion transformers of images and clips: noise schedules, denoising errors, samplers."""

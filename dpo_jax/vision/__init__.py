@@ -1,1 +1,0 @@
-"""Images and clips: preference scorers, quality measures, diffusion transformers, noise schedules and samplers."""
