@@ -14,15 +14,17 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpo_jax import __version__
-from dpo_jax.commands.pictures.table import PICTURE_COMMANDS
 from dpo_jax.commands.table import COMMANDS
-from dpo_jax.config import PictureConfig, load
+from dpo_jax.config import AnyConfig, PictureConfig, load
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.masking import mask
 from dpo_jax.runtime import xla_flags
+
+if TYPE_CHECKING:
+    from dpo_jax.experiments.steps import Steps
 
 _EPILOG = """\
 Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
@@ -188,18 +190,18 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     if running.owns_process and not running.verbose:
         background.tell_briefly()
     stage = COMMANDS[known.command]
-    experiment, run = _opened(known.command, config, origins, running.line)
+    experiment = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
     if stage.dry:
-        run(experiment, **flags)
+        stage.run(experiment, **flags)
         return
     hosts.join_run()
     try:
         experiment.begin()
         hosts.check_shared(experiment.workdir)
         with jax.set_mesh(experiment.mesh):
-            run(experiment, **flags)
+            stage.run(experiment, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, str(told))
     except (Exception, KeyboardInterrupt):  # `main` says it, and ends this process as it must
@@ -209,19 +211,16 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
         raise
 
 
-def _opened(name: str, config: object, origins: dict[str, str], command: str) -> tuple[Any, Callable[..., None]]:
-    """The experiment, of pictures or of texts, and what runs the command."""
+def _opened(command: str, config: AnyConfig, origins: dict[str, str], line: str) -> Steps:
+    """The experiment, opened for a command that its kind has."""
     if isinstance(config, PictureConfig):
-        from dpo_jax.experiments.pictures import PictureExperiment
-
-        if name not in PICTURE_COMMANDS:
-            raise UserError(
-                f"command line: {name} is not for experiments on pictures. {nearest(name, PICTURE_COMMANDS)}"
-            )
-        return PictureExperiment(config, origins, command=command), PICTURE_COMMANDS[name]
-    from dpo_jax.experiments.texts import TextExperiment
-
-    return TextExperiment(config, origins, command=command), COMMANDS[name].run  # type: ignore[arg-type]
+        from dpo_jax.experiments.picture_steps import PictureSteps as Opened
+    else:
+        from dpo_jax.experiments.text_steps import TextSteps as Opened
+    if Opened.kind not in COMMANDS[command].kinds:
+        allowed = [name for name, each in COMMANDS.items() if Opened.kind in each.kinds]
+        raise UserError(f"command line: {command} is not for experiments on {Opened.kind}. {nearest(command, allowed)}")
+    return Opened(config, origins, command=line)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.intervals import share_interval
 from dpo_jax.experiments.losses import is_unpaired
 from dpo_jax.experiments.one_step import one_step
-from dpo_jax.experiments.stores import complete_store, heldout_store, reads_store
+from dpo_jax.experiments.stores import complete_store, heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.trajectory import loss_of_run, read_trajectory
 from dpo_jax.files import read_json_lines, write_json
@@ -61,7 +61,7 @@ def run(experiment: TextExperiment) -> None:
         "one_step": one_step(
             experiment,
             step,
-            store if reads_store(experiment) else None,
+            store if experiment.reads_store else None,
             experiment.start_params,
             most_pairs=options.pairs,
         ),
@@ -82,7 +82,7 @@ def check(experiment: TextExperiment) -> None:
 
 def _store(experiment: TextExperiment) -> Store | None:
     """The store that has the compared rows; None where training reads none, and no rows are held out."""
-    if reads_store(experiment):
+    if experiment.reads_store:
         return complete_store(experiment, experiment.start_params)
     return heldout_store(experiment, experiment.start_params) if experiment.config.data.eval else None
 

@@ -2,104 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import Any
-
-import numpy as np
-
-from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows, overlap
-from dpo_jax.experiments.rows import DataRows
-from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.files import write_atomic, write_json
-from dpo_jax.reporting.data import Example, Piece, SplitReport, as_html, as_text
+from dpo_jax.experiments.data_reports import keep
+from dpo_jax.experiments.steps import Steps
+from dpo_jax.files import write_atomic
+from dpo_jax.reporting.data import as_html, as_text
 from dpo_jax.runtime.progress import say
-from dpo_jax.types import TokenRow
-
-_EXAMPLES = 3
-_BIASED = 0.1
-"""How far from even the share of pairs with the longer one chosen may be before it is called odd."""
 
 
-def run(experiment: TextExperiment) -> None:
-    """Says what is in data.train and data.eval, and writes WORKDIR/data.html and data.json."""
-    reports = reports_of(experiment)
-    _keep(experiment, reports)
+def run(experiment: Steps) -> None:
+    """Says what is in the rows of each split, and writes WORKDIR/data.html and data.json."""
+    reports = experiment.data_reports()
+    keep(experiment.workdir, reports)
     print("\n".join(as_text(reports)))
     path = experiment.workdir / "data.html"
     write_atomic(path, as_html(f"Data of {experiment.workdir.name}", reports))
     say("data", f"wrote {path}")
-
-
-def warn(experiment: TextExperiment) -> None:
-    """Says the odd facts alone, before training; WORKDIR/data.json keeps all of them."""
-    reports = reports_of(experiment)
-    _keep(experiment, reports)
-    odd = [(report.name, what, count) for report in reports for what, count, is_odd in report.facts if is_odd]
-    for name, what, count in odd:
-        say("data", f"{name}: {count} {what}")
-    if odd:
-        say("data", "`dpo-jax check-data` shows these and the rest, with examples")
-
-
-def _keep(experiment: TextExperiment, reports: Sequence[SplitReport]) -> None:
-    """Without the examples: those are the data themselves."""
-    write_json(experiment.workdir / "data.json", [{**report._asdict(), "examples": []} for report in reports])
-
-
-def reports_of(experiment: TextExperiment) -> list[SplitReport]:
-    """One for each split."""
-    train = _split(experiment, experiment.train_data)
-    reports = [_report(experiment, "data.train", experiment.train_data, train.findings, None)]
-    if experiment.config.data.eval:
-        held_out = _split(experiment, experiment.eval_data)
-        shared = overlap(train, held_out)
-        reports.append(_report(experiment, "data.eval", experiment.eval_data, held_out.findings, shared))
-    return reports
-
-
-def _split(experiment: TextExperiment, data: DataRows) -> Split:
-    tokenizer = experiment.tokenizer
-    return check_rows(data.rows, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, desirable=data.desirable)
-
-
-def _report(
-    experiment: TextExperiment, name: str, data: DataRows, found: Findings, shared: Overlap | None
-) -> SplitReport:
-    facts = [("rows kept", f"{found.rows:,}", False)]
-    facts += [(f"rows left out: {reason}", f"{count:,}", True) for reason, count in data.skipped.items()]
-    counted = {
-        "prompts truncated, their end kept": data.counts.prompts_truncated,
-        "responses truncated, their start kept": data.counts.responses_truncated,
-        "rows with special tokens, read as text": data.counts.special_tokens_as_text,
-        "over-long rows dropped": data.counts.long_rows_dropped,
-        "pairs identical in what truncation left": data.counts.identical_responses,
-        "pairs nearly identical": found.nearly_identical,
-        "responses that do not end with EOS": found.responses_without_eos,
-        "prompts that begin with BOS twice": found.prompts_with_two_bos,
-        "rows that stand there twice": found.repeated,
-        "pairs labelled both ways": found.both_orders,
-    }
-    if shared is not None:
-        counted |= {"rows that are also in data.train": shared.rows, "prompts also in data.train": shared.prompts}
-    facts += [(what, f"{count:,}", bool(count > 0)) for what, count in counted.items()]
-    if found.longer_chosen is not None:
-        odd = abs(found.longer_chosen - 0.5) > _BIASED
-        facts.append(("of the pairs have the longer response chosen", f"{found.longer_chosen:.0%}", odd))
-    picks = np.linspace(0, len(data.rows) - 1, min(_EXAMPLES, len(data.rows))).astype(int)
-    names = tuple(found.lengths)[1:]
-    examples = [_example(experiment.tokenizer.decode, data.rows[pick], names) for pick in picks]
-    return SplitReport(name, facts, PERCENTILES, found.lengths, examples)
-
-
-def _example(decode: Callable[[Any], str], row: TokenRow, names: tuple[str, ...]) -> Example:
-    responses = []
-    for slot, name in enumerate(names):
-        response = row.responses[slot]
-        scored = np.ones(len(response), bool) if row.masks is None else row.masks[slot]
-        cuts = [0, *(np.flatnonzero(np.diff(scored)) + 1).tolist(), len(response)]
-        pieces = [Piece(decode(row.prompt), "prompt")]
-        for start, end in pairwise(cuts):
-            pieces.append(Piece(decode(response[start:end]), "scored" if scored[start] else "unscored"))
-        responses.append((name, pieces))
-    return Example(row.row_id, responses)

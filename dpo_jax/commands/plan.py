@@ -19,7 +19,6 @@ from dpo_jax.experiments.losses import is_unpaired
 from dpo_jax.experiments.outcomes import analyse_train, measure, mesh_words
 from dpo_jax.experiments.plan_alternatives import try_alternatives, try_micro_batches
 from dpo_jax.experiments.planned import Lengths, Planned, find_lengths, reference_call, train_call
-from dpo_jax.experiments.stores import reads_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_json
 from dpo_jax.models.costs import forward_flops, matmul_parameters, pair_flops
@@ -141,7 +140,7 @@ def _header(planned: Planned, lengths: Lengths, share: float) -> dict[str, Any]:
 def _programs(planned: Planned, lengths: Lengths, *, full: bool) -> dict[str, Any]:
     """The two programs, compiled: those that `reference` and `train` call."""
     found = {}
-    if reads_store(planned):
+    if planned.reads_store:
         say("plan", "compiles the reference pass")
         found["reference"] = measure(planned, reference_call(planned, lengths.data), full=full)
     say("plan", "compiles the training step")

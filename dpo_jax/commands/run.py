@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from dpo_jax.commands import analyse, evaluate, export, report, reward, scratch, train
-from dpo_jax.experiments.texts import TextExperiment
+from typing import Any
+
+from dpo_jax.commands import analyse, export, kinds, reward, train
+from dpo_jax.experiments.steps import Steps
 from dpo_jax.runtime.progress import say
 
 
-def run(experiment: TextExperiment) -> None:
-    """Fine-tuning, reference pass and preference training (`train` does all three), then all that is made of it."""
-    scratch.prepare(experiment)
+def run(experiment: Steps) -> None:
+    """Trains all that is asked for, measures it, and writes the exported model and the report."""
+    train_and_measure(experiment)
+    if reason := experiment.why_no_export():
+        say("export", f"left out: {reason}")
+    else:
+        export.run(experiment)
+    kinds.report_run(experiment)
+
+
+def train_and_measure(experiment: Steps) -> None:
+    """Trains all that the configuration asks for, and measures it."""
+    experiment.prepare()
     if experiment.config.reward:
-        reward.check(experiment)  # now, rather than after hours of training
-    if experiment.config.analysis:
-        analyse.check(experiment)
+        experiment.reward_term()  # now, rather than after hours of training
+    own: Any = experiment
+    if experiment.analyses:
+        analyse.check(own)
     train.run(experiment)
     if experiment.config.reward:
         reward.run(experiment)
-    if evaluate.has_work(experiment):
-        evaluate.run(experiment)
+    if experiment.has_evaluation:
+        kinds.evaluate_run(experiment)
     else:
-        say("evaluate", "left out: the configuration names no held-out pairs (data.eval)")
-    if experiment.config.analysis:
-        analyse.run(experiment)
-    export.run(experiment)
-    report.run(experiment)
+        say("evaluate", "left out: the configuration asks for no samples and names no held-out rows (data.eval)")
+    if experiment.analyses:
+        analyse.run(own)

@@ -1,92 +1,15 @@
-"""Responses of the policy, or of the reference, to prompts, with the keys that AlpacaEval reads."""
+"""Samples of the policy, or of the reference, as files."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
-
-import jax
-
-from dpo_jax.data.sources import read_prompts
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.experiments.positions import check_new_tokens
-from dpo_jax.experiments.samples import make_sampling
-from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.files import write_atomic, write_json
-from dpo_jax.runtime.progress import Progress, say
-from dpo_jax.types import Prompt
+from dpo_jax.experiments.steps import Steps
 
-MODELS = ("policy", "reference")
+_MODELS = ("policy", "reference")
 
 
-def run(
-    experiment: TextExperiment, *, prompts: str | None = None, output: str | None = None, model: str | None = None
-) -> None:
-    """Samples from the policy (the newest checkpoint) or the reference (where it started), and writes the file.
-
-    One object for each response, in the order of the prompts: instruction (the prompt), output (without white space
-    around it), generator, dataset where the prompt's row names one, and, of several to a prompt, sample (from 0).
-    JSON Lines; a file called .json holds one array, the only JSON that AlpacaEval opens.
-    """
-    chosen = model or MODELS[0]
-    if chosen not in MODELS:
-        raise UserError(f"command line: --model {chosen!r} is unknown. {nearest(chosen, MODELS)}")
-    path = Path(output) if output else experiment.workdir / "samples.jsonl"
-    if path.is_dir():
-        raise UserError(f"command line: --output {path} is a directory; name a file.")
-    options = experiment.config.sampling
-    new, spec = options.max_new_tokens, experiment.resolved.spec
-    check_new_tokens("sampling.max_new_tokens", new, experiment.config, experiment.origins, spec)
-    asked = _read(experiment, prompts)
-    params = experiment.trained_params() if chosen == "policy" else experiment.start_params()
-    sample = make_sampling(
-        experiment,
-        asked,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        samples=options.samples,
-        batch_rows=options.batch_rows,
-    )
-    total = len(asked) * options.samples
-    say("sample", f"{total} responses to {len(asked)} prompts from the {chosen}")
-    with Progress("sample", total, unit="responses") as progress:
-        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
-    tokens = sum(len(row.responses[0]) for row in found.rows)
-    generator = (experiment.workdir.name or str(experiment.workdir)) if chosen == "policy" else chosen
-    objects = _objects(asked, found.texts, generator, options.samples)
-    if path.suffix == ".json":
-        write_json(path, objects)
-    else:
-        write_atomic(path, "".join(json.dumps(each) + "\n" for each in objects))
-    say(
-        "sample",
-        f"wrote {total} samples to {path}: {tokens} tokens in {found.seconds:.1f} s, {tokens / found.seconds:.1f} "
-        "tokens/s (generated tokens, each response's end included; compilation left out)",
-    )
-
-
-def _read(experiment: TextExperiment, path: str | None) -> list[Prompt]:
-    if path:
-        found = read_prompts(path, on_error=experiment.config.data.on_error)
-        for reason, count in found.skipped.items():
-            say("sample", f"{path}: {count} skipped ({reason})")
-        return found.rows
-    if not experiment.config.data.eval:
-        raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
-    return experiment.eval_data.prompts
-
-
-def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: int) -> list[dict[str, Any]]:
-    objects = []
-    for row, text in enumerate(texts):
-        prompt = prompts[row // samples]
-        found: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
-        if prompt.dataset is not None:
-            found["dataset"] = prompt.dataset
-        if samples > 1:
-            found["sample"] = row % samples
-        objects.append(found)
-    return objects
+def run(experiment: Steps, *, prompts: str | None = None, output: str | None = None, model: str | None = None) -> None:
+    """Samples from the newest checkpoint, or, as `model` asks, from where the training started."""
+    if model is not None and model not in _MODELS:
+        raise UserError(f"command line: --model {model!r} is unknown. {nearest(model, _MODELS)}")
+    experiment.write_samples(prompts=prompts, output=output, reference=model == "reference")

@@ -12,57 +12,47 @@ from typing import Any
 
 import jax
 
-from dpo_jax.commands import analyse, evaluate, reference, train
+from dpo_jax.commands import kinds, reference
+from dpo_jax.commands.run import train_and_measure
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
-from dpo_jax.experiments.best_of import measure_best_of
 from dpo_jax.experiments.grid import Settings, label_of, read_points
-from dpo_jax.experiments.judging import open_judge
-from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 
 
-def run(
-    experiment: Any, *, grid: Sequence[str] | None, lean: bool, run_point: Callable[[Any], None] | None = None
-) -> None:
+def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
 
     `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
-    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated. `run_point` trains one
-    and evaluates it.
+    is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
     """
-    run_point = run_point or _run_point
-    if run_point is _run_point and not experiment.config.data.eval:
-        raise UserError("sweep: there is nothing to compare the points by: name held-out pairs in data.eval.")
+    if not experiment.compares_points:
+        raise UserError("sweep: there is nothing to compare the points by: name held-out rows in data.eval.")
     points = read_points(grid or (), experiment.config.sweep, experiment.origins)
     compiled = _count_compilations()
     results: list[dict[str, Any]] = []
     for number, settings in enumerate(points, 1):
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
-        results.append(
-            {
-                "label": label,
-                "settings": settings,
-                **_result(experiment, label, settings, run_point, compiled, lean=lean),
-            }
-        )
+        result = _result(experiment, label, settings, compiled, lean=lean)
+        results.append({"label": label, "settings": settings, **result})
         write_json(experiment.workdir / "sweep.json", results)
         _write_tables(experiment, results, [])
     left_out = [result for result in results if "failed" in result]
     if len(left_out) == len(points):
         raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
-    if getattr(experiment.config.evaluation, "best_of", 0):
+    if experiment.has_best_of:
         _write_tables(experiment, results, _best_of(experiment, points))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
     say("sweep", f"wrote {experiment.workdir / 'sweep.md'} and sweep.html{note}")
 
 
-def _write_tables(experiment: Any, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
+def _write_tables(experiment: Steps, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
     lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
     lines += best_of_lines(best, lines[0]) if lines else []
     table = make_table(lines, left_out)
@@ -70,41 +60,16 @@ def _write_tables(experiment: Any, results: Sequence[dict[str, Any]], best: Sequ
     write_atomic(experiment.workdir / "sweep.html", as_html(experiment.workdir.name, experiment.command, table, lines))
 
 
-def _best_of(experiment: TextExperiment, points: Sequence[Settings]) -> list[dict[str, Any]]:
-    """The best of n responses of the model from which all points start, measured once; none if they start apart."""
+def _best_of(experiment: Steps, points: Sequence[Settings]) -> list[dict[str, Any]]:
+    """The best of n samples of the model from which all points start; none if they start apart."""
     if any(_moves_the_start(key) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
         return []
-    reference.fine_tune_first(experiment)  # the points of other seeds have their own
-    config = as_mapping(experiment.config)
-    asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
-    path, wanted = experiment.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
-    if path.exists() and (found := read_json(path))["settings"] == wanted:
-        return found["best_of"]
-    judge = experiment.config.evaluation.judge
-    table = measure_best_of(experiment, experiment.start_params(), open_judge(experiment, judge) if judge else None)
-    write_json(path, {"settings": wanted, "best_of": table})
-    return table
+    reference.prepare(experiment)  # the points of other seeds have their own
+    return experiment.shared_best_of()
 
 
-def _run_point(point: TextExperiment) -> None:
-    if point.config.analysis:
-        analyse.check(point)
-    train.run(point)
-    evaluate.run(point)
-    if point.config.analysis:
-        analyse.run(point)
-
-
-def _result(
-    base: Any,
-    label: str,
-    settings: Settings,
-    run_point: Callable[[Any], None],
-    compiled: Callable[[], int],
-    *,
-    lean: bool,
-) -> dict[str, Any]:
+def _result(base: Steps, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> dict[str, Any]:
     """What came of a point: `config`, `evaluation`, `seconds`, `compiled`; or `failed`, why it could not be run."""
     try:
         point = point_of(base, label, settings)
@@ -117,7 +82,8 @@ def _result(
         start, before = time.perf_counter(), compiled()
         point.begin()
         with _everything_cached():
-            run_point(point)
+            train_and_measure(point)
+            kinds.report_run(point)
     except UserError as error:
         say("sweep", f"left out: {error}")
         return {"failed": str(error)}
@@ -148,26 +114,25 @@ def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def point_of(base: Any, label: str, settings: Settings) -> Any:
-    """The experiment of a point. What it has in common with the others, fine-tuning and store, it shares with them.
+def point_of(base: Steps, label: str, settings: Settings) -> Steps:
+    """The experiment of a point. What it has in common with the others, fine-tuning, pairs, store, it shares with them.
 
     Raises:
         UserError: the settings make none.
     """
     store = base.config.reference.store or str(base.workdir / "stores")
-    own = [
-        f"--workdir={base.workdir / 'sweep' / label}",
-        f"--reference.store={store}",
-        *(["--evaluation.best_of=0"] if hasattr(base.config.evaluation, "best_of") else []),
-    ]
+    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}"]
+    own += ["--evaluation.best_of=0"] if base.has_best_of else []
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])
     point = type(base)(config, origins, command=base.command)
     point.sft_folder = _sft_folder(base, as_mapping(config))
+    if deciding("pairs", as_mapping(base.config)) == deciding("pairs", as_mapping(config)):
+        point.pairs_folder = base.pairs_folder
     return point
 
 
-def _sft_folder(base: Any, config: Mapping[str, Any]) -> Path:
+def _sft_folder(base: Steps, config: Mapping[str, Any]) -> Path:
     """Where the fine-tuning of a point lies: points that differ in what decides it have their own."""
     wanted = deciding("sft", config)
     if wanted == deciding("sft", as_mapping(base.config)):

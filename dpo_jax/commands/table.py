@@ -6,15 +6,16 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from dpo_jax.experiments.texts import TextExperiment
+    from dpo_jax.experiments.steps import Steps
+    from dpo_jax.experiments.text_steps import TextSteps
 
 
 class Command(NamedTuple):
     """One command: what it does, the function that runs it, its own flags, and short names of settings.
 
     A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
-    name has the key of the configuration that it sets.
-    What is `dry` makes no working directory and touches no device of this machine.
+    name has the key of the configuration that it sets. What is `dry` makes no working directory and touches no device
+    of this machine. `kinds` are those of experiments that have it.
     """
 
     help: str
@@ -24,105 +25,108 @@ class Command(NamedTuple):
     switches: Mapping[str, str] = {}
     lists: Mapping[str, str] = {}
     dry: bool = False
+    kinds: frozenset[str] = frozenset({"texts", "pictures"})
+
+
+_TEXTS = frozenset({"texts"})
 
 
 # The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
-def _run(experiment: TextExperiment) -> None:
+def _run(experiment: Steps) -> None:
     from dpo_jax.commands import run
 
     run.run(experiment)
 
 
-def _scratch(experiment: TextExperiment) -> None:
+def _scratch(experiment: TextSteps) -> None:
     from dpo_jax.commands import scratch
 
     scratch.run(experiment)
 
 
-def _sft(experiment: TextExperiment) -> None:
+def _sft(experiment: Steps) -> None:
     from dpo_jax.commands import sft
 
     sft.run(experiment)
 
 
-def _check_data(experiment: TextExperiment) -> None:
+def _check_data(experiment: Steps) -> None:
     from dpo_jax.commands import check_data
 
     check_data.run(experiment)
 
 
-def _reference(experiment: TextExperiment, *, jsonl: str | None, verify: str | None) -> None:
+def _reference(experiment: Steps, *, jsonl: str | None, verify: str | None) -> None:
     from dpo_jax.commands import reference
 
     reference.run(experiment, jsonl=jsonl, verify=verify)
 
 
-def _train(experiment: TextExperiment) -> None:
+def _train(experiment: Steps) -> None:
     from dpo_jax.commands import train
 
     train.run(experiment)
 
 
-def _reward(experiment: TextExperiment) -> None:
+def _reward(experiment: Steps) -> None:
     from dpo_jax.commands import reward
 
     reward.run(experiment)
 
 
-def _evaluate(experiment: TextExperiment) -> None:
-    from dpo_jax.commands import evaluate
+def _evaluate(experiment: Steps) -> None:
+    from dpo_jax.commands import kinds
 
-    evaluate.run(experiment)
+    kinds.evaluate_run(experiment)
 
 
-def _analyse(experiment: TextExperiment) -> None:
+def _analyse(experiment: TextSteps) -> None:
     from dpo_jax.commands import analyse
 
     analyse.run(experiment)
 
 
-def _sample(experiment: TextExperiment, *, prompts: str | None, output: str | None, model: str | None) -> None:
+def _sample(experiment: Steps, *, prompts: str | None, output: str | None, model: str | None) -> None:
     from dpo_jax.commands import sample
 
     sample.run(experiment, prompts=prompts, output=output, model=model)
 
 
-def _sweep(experiment: TextExperiment, *, grid: list[str] | None, lean: bool) -> None:
+def _sweep(experiment: Steps, *, grid: list[str] | None, lean: bool) -> None:
     from dpo_jax.commands import sweep
 
     sweep.run(experiment, grid=grid, lean=lean)
 
 
-def _plan(experiment: TextExperiment, **flags: Any) -> None:
+def _plan(experiment: TextSteps, **flags: Any) -> None:
     from dpo_jax.commands import plan
 
     plan.run(experiment, **flags)
 
 
-def _pairs(experiment: TextExperiment, *, output: str | None) -> None:
+def _pairs(experiment: Steps, *, output: str | None) -> None:
     from dpo_jax.commands import pairs
 
     pairs.run(experiment, output=output)
 
 
-def _export(experiment: TextExperiment, *, fine_tuned: bool) -> None:
+def _export(experiment: Steps, *, fine_tuned: bool) -> None:
     from dpo_jax.commands import export
 
     export.run(experiment, fine_tuned=fine_tuned)
 
 
-def _report(experiment: TextExperiment, *, compare: list[str] | None) -> None:
-    from dpo_jax.commands import comparison, report
+def _report(experiment: Steps, *, compare: list[str] | None) -> None:
+    from dpo_jax.commands import kinds
 
-    if compare:
-        comparison.run(experiment, compare)
-    else:
-        report.run(experiment)
+    kinds.report_run(experiment, compare=compare)
 
 
 COMMANDS: dict[str, Command] = {
     "run": Command("all that the configuration asks for, in order", _run),
-    "scratch": Command("make a small model from nothing, a tokenizer and random weights, at model.weights", _scratch),
+    "scratch": Command(
+        "make a small model from nothing, a tokenizer and random weights, at model.weights", _scratch, kinds=_TEXTS
+    ),
     "sft": Command("supervised fine-tuning, the start of the policy and the reference", _sft),
     "check-data": Command("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
     "reference": Command(
@@ -136,7 +140,9 @@ COMMANDS: dict[str, Command] = {
     "train": Command("train on preferences (with what must come before, if it is missing)", _train),
     "reward": Command("train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", _reward),
     "evaluate": Command("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
-    "analyse": Command("why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json", _analyse),
+    "analyse": Command(
+        "why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json", _analyse, kinds=_TEXTS
+    ),
     "sample": Command(
         "answer prompts with the trained model, in the format that AlpacaEval reads",
         _sample,
@@ -171,6 +177,7 @@ COMMANDS: dict[str, Command] = {
             "full": "compile at full effort, as a run does: minutes instead of seconds",
         },
         dry=True,
+        kinds=_TEXTS,
     ),
     "sweep": Command(
         "train and evaluate every combination of some settings, into one table and one plot",

@@ -1,10 +1,14 @@
-"""What every experiment has, of texts or of pictures: folder, mesh, and the parameters of its trainings on disk."""
+"""An opened experiment, of texts or of pictures: rows, batches, model, objective, scores, parameters on disk.
+
+Dimension key: n rows.
+"""
 
 from __future__ import annotations
 
 import abc
 import dataclasses
 import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,30 +17,36 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax.config import AnyConfig
+from dpo_jax.config import AnyConfig, TrainConfig
 from dpo_jax.config.rendering import render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, splits
 from dpo_jax.models.lora import merge
+from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
+from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.runtime.machine import compile_cache
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.state import param_shardings
-from dpo_jax.types import Params, join
+from dpo_jax.training.state import TrainState, param_shardings
+from dpo_jax.training.training import Batches
+from dpo_jax.types import Knobs, Objective, Params, join
 
 
 class Experiment(abc.ABC):
-    """One experiment, opened. What it needs beside this is made when it is asked for."""
+    """One experiment, opened; each of its parts is made when it is asked for."""
 
     batch_axes: ClassVar[dict[str, tuple[str | None, ...]]]
-    """How a batch lies on the mesh, by the names of its arrays."""
+    """The logical axes of each array of a batch."""
+    score_type: ClassVar[Any]
+    """The scores that a store of this kind of experiment holds."""
 
     def __init__(self, config: AnyConfig, origins: Origins, *, command: str):
         self.config: Any = config
         self.origins, self.command = origins, command
         self.workdir = Path(config.workdir)
-        self.sft_folder = self.workdir / "sft"
+        self.sft_folder = self.workdir / "sft"  # points of a sweep share it, and the pairs that the model made itself
+        self.pairs_folder = self.workdir
 
     @property
     @abc.abstractmethod
@@ -51,6 +61,80 @@ class Experiment(abc.ABC):
     @abc.abstractmethod
     def pretrained(self, *, held: bool = False) -> Params:
         """The parameters before any training, on the mesh: float32, or as they are held where they are not trained."""
+
+    @property
+    @abc.abstractmethod
+    def spec(self) -> object:
+        """The sizes of the model; their text is part of a store's fingerprint."""
+
+    @property
+    @abc.abstractmethod
+    def terms(self) -> list[Term]:
+        """The losses of the objective, with their options."""
+
+    @property
+    @abc.abstractmethod
+    def train_data(self) -> Any:
+        """The training rows with their columns, in data order."""
+
+    @property
+    @abc.abstractmethod
+    def eval_data(self) -> Any:
+        """The held-out rows with their columns; none unless `has_heldout`."""
+
+    @property
+    @abc.abstractmethod
+    def has_heldout(self) -> bool:
+        """True if there are held-out rows, or will be."""
+
+    @abc.abstractmethod
+    def batches(self, train: TrainConfig, data: Any, *, seed: int, scores: Any = None) -> Batches:
+        """Batches of a preference training on these rows, with their stored scores, if there are any."""
+
+    @abc.abstractmethod
+    def objective(self, data: Any) -> Objective:
+        """The objective of a preference training on these rows."""
+
+    @abc.abstractmethod
+    def hyperparams(self, step: int) -> Knobs:
+        """Traced options of the losses at a step, counted from 0."""
+
+    @property
+    def loss_state(self) -> tuple[Any, ...]:
+        """State of each loss before the first step."""
+        return tuple(term.memory() for term in self.terms)
+
+    @abc.abstractmethod
+    def scorer(
+        self, params: Params, rows: Sequence[Any], *, progress: Callable[[int], None] = lambda rows: None
+    ) -> tuple[list[str], Any]:
+        """Row ids and scores of rows under `params`; `progress` is called with the number of rows done."""
+
+    @abc.abstractmethod
+    def why_no_store(self) -> str | None:
+        """The reason for which training cannot read the reference's scores from a store; None if it can."""
+
+    @abc.abstractmethod
+    def scoring_facts(self) -> Mapping[str, str]:
+        """Named facts, beside weights and rows, that decide the scores of a store."""
+
+    @abc.abstractmethod
+    def store_folder(self, fingerprint: Fingerprint, *, heldout_only: bool = False) -> Path:
+        """Folder of the store with this fingerprint."""
+
+    @abc.abstractmethod
+    def stored_rows(self, *, heldout_only: bool = False) -> list[Sequence[Any]]:
+        """The rows whose scores belong into the store, split by split."""
+
+    @property
+    def reads_store(self) -> bool:
+        """True if training takes the reference's scores from a store."""
+        return needs_reference(self.terms) and self.why_no_store() is None
+
+    @property
+    def live_reference(self) -> bool:
+        """True if the reference runs in every step."""
+        return needs_reference(self.terms) and not self.reads_store
 
     def begin(self) -> None:
         """Makes the working directory and turns the compile cache on."""
@@ -124,6 +208,14 @@ class Experiment(abc.ABC):
         """The adapter of a model before the first step, on the mesh."""
         shardings = param_shardings(self.mesh, *model.trained)
         return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(seed))
+
+    def at(self, key: str) -> str:
+        """File and line of a setting, for messages."""
+        return locate(key, self.origins)
+
+    def policy_of(self, state: TrainState) -> Params:
+        """The parameters of the policy in a state of its training."""
+        return join(state.frozen or {}, state.params) if self.model.lora else state.params
 
     def trained_params(self, base: Params | None = None) -> Params:
         """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""

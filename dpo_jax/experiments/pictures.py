@@ -1,8 +1,11 @@
-"""From a configuration of pictures to what its commands use; each is made when asked for."""
+"""An opened experiment on pictures or clips: model, rows, batches, objective, denoising errors.
+
+Dimension key: n rows, K draws, P members of a row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,23 +14,29 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from dpo_jax.config import Source
+from dpo_jax.config import Source, TrainConfig
 from dpo_jax.config.pictures import PictureConfig
 from dpo_jax.data.pictures import Pictures, Shape, read_pictures
+from dpo_jax.data.pictures.batches import PictureBatches, evaluation_batches
 from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_model import PictureModel, make_picture_model
+from dpo_jax.experiments.picture_scores import ErrorScore, make_error_score, score_pictures
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import named_sharding
 from dpo_jax.models.lora import Lora
+from dpo_jax.objectives.diffusion import preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
+from dpo_jax.reference.fingerprint import Fingerprint
+from dpo_jax.reference.store import Errors
 from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import Params
+from dpo_jax.types import Knobs, Objective, Params, PictureRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.dit import dit_rules, load_dit, open_dit
 from dpo_jax.weights.dit_config import dit_spec
@@ -50,6 +59,7 @@ class PictureExperiment(Experiment):
         "loss_weight_B": (None,),
         "reference_errors_BP": (None,),
     }
+    score_type = Errors
 
     @property
     def shape(self) -> Shape:
@@ -63,10 +73,6 @@ class PictureExperiment(Experiment):
         shape = self.shape
         frames = () if shape.frames is None else (shape.frames,)
         return (*frames, shape.height, shape.width, shape.channels)
-
-    def at(self, key: str) -> str:
-        """Where a setting was given, for messages."""
-        return locate(key, self.origins)
 
     def row_sharding(self, array: np.ndarray) -> NamedSharding:
         """How an array whose first axis are rows lies on the mesh."""
@@ -176,14 +182,90 @@ class PictureExperiment(Experiment):
         return (_TEMPORAL_WEIGHT if clips else 0.0) if wanted is None else wanted
 
     @property
-    def is_labelled(self) -> bool:
-        """Whether the loss reads labelled samples, not pairs."""
-        return self.term.entry.reads_labels
+    def terms(self) -> list[Term]:
+        """The loss, alone."""
+        return [self.term]
+
+    def hyperparams(self, step: int) -> Knobs:
+        """Traced options of the loss at a step, counted from 0."""
+        return {"options": self.term.knobs(step)}
+
+    def objective(self, data: Pictures) -> Objective:
+        """The objective of a preference training."""
+        return preference_objective(
+            self.model.apply,
+            self.term.entry,
+            adapter=self.model.lora is not None,
+            noise=self.noise,
+            seed=self.config.seed,
+            draws=self.config.reference.draws,
+            temporal_weight=self.temporal_weight,
+        )
+
+    def batches(self, train: TrainConfig, data: Pictures, *, seed: int, scores: Errors | None = None) -> PictureBatches:
+        """Batches of any training on these rows."""
+        errors_nKP = None
+        if scores is not None:
+            errors_nKP = scores.errors_nP.reshape(len(data.rows), self.config.reference.draws, -1)
+        return PictureBatches(
+            data.rows,
+            batch_pairs=train.batch_pairs,
+            micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
+            seed=seed,
+            order=self.config.data.order,
+            reference_errors=errors_nKP,
+        )
 
     @cached_property
-    def pairs_folder(self) -> Path:
-        """Where the pairs lie that the model made itself; those who share them set another one."""
-        return self.workdir
+    def score(self) -> ErrorScore:
+        """Denoising errors of a batch at one draw, compiled once for all commands."""
+        return make_error_score(self.model.apply, self.noise, seed=self.config.seed)
+
+    def scorer(
+        self,
+        params: Params,
+        rows: Sequence[PictureRow],
+        *,
+        progress: Callable[[int], None] = lambda rows: None,
+        draws: int | None = None,
+    ) -> tuple[list[str], Errors]:
+        """Row ids and denoising errors of rows at `draws` draws, by default as many as the store has."""
+        count = draws or self.config.reference.draws or 1
+        with sized_by("reference.batch_pairs"):
+            batches = evaluation_batches(rows, pairs=self.config.reference.batch_pairs)
+            return score_pictures(self.score, params, batches, draws=count, place=self.place, progress=progress)
+
+    def why_no_store(self) -> str | None:
+        """The reason for which training cannot read the reference's errors from a store; None if it can."""
+        if self.config.reference.draws:
+            return None
+        return (
+            "the reference runs beside the policy in every step; `reference: {draws: 8}` stores its errors at 8 draws "
+            "of time and noise for each row instead"
+        )
+
+    def scoring_facts(self) -> dict[str, str]:
+        """Named facts that decide the errors of rows."""
+        config = self.config
+        return {
+            "noise": f"{config.model.schedule}, {config.model.prediction}",
+            "draws": f"{config.reference.draws} of seed {config.seed}",
+            "shape": str(self.shape),
+        }
+
+    def store_folder(self, fingerprint: Fingerprint, *, heldout_only: bool = False) -> Path:
+        """The store of this model; runs of other draws have their own."""
+        root, config = Path(self.config.reference.store or self.workdir / "stores"), self.config
+        return root / f"pictures-{fingerprint['weights'][:12]}-{config.reference.draws}-of-{config.seed}"
+
+    def stored_rows(self, *, heldout_only: bool = False) -> list[Sequence[PictureRow]]:
+        """The training rows; held-out ones are scored at draws of their own."""
+        return [self.train_data.rows]
+
+    @property
+    def is_labelled(self) -> bool:
+        """True if the loss reads labelled samples, not pairs."""
+        return self.term.entry.reads_labels
 
     @property
     def pairs_file(self) -> Path:
@@ -218,15 +300,15 @@ class PictureExperiment(Experiment):
         return self._preferences("data.train", self.config.data.train or self._own(self.pairs_file))
 
     @cached_property
-    def eval_data(self) -> Pictures | None:
-        """The held-out ones; None where there are none."""
+    def eval_data(self) -> Pictures:
+        """The held-out rows; may be empty."""
         if not self.has_heldout:
-            return None
+            return Pictures([], {}, 0)
         return self._preferences("data.eval", self.config.data.eval or self._own(self.heldout_file))
 
     @property
     def has_heldout(self) -> bool:
-        """Whether there are held-out rows, or will be."""
+        """True if there are held-out rows, or will be."""
         config = self.config
         return bool(config.data.eval or (config.pairs and config.pairs.heldout))
 
@@ -235,7 +317,7 @@ class PictureExperiment(Experiment):
         """The text embeddings that samples are to show: of held-out rows, of those for training, or of pre-training."""
         config = self.config
         if config.data.train:
-            rows = (self.eval_data or self.train_data).rows
+            rows = (self.eval_data if self.has_heldout else self.train_data).rows
         else:
             assert config.sft is not None
             rows = self.read("sft.data.train", config.sft.data.train, "samples").rows

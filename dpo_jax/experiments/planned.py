@@ -19,7 +19,6 @@ from dpo_jax.config import Config
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.experiments.rows import DataRows, read_rows
-from dpo_jax.experiments.stores import reads_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
@@ -138,7 +137,7 @@ def reference_call(experiment: TextExperiment, data: DataRows) -> Call:
 
 def train_call(experiment: TextExperiment, data: DataRows) -> Call:
     """What training calls, with the largest of the first batches."""
-    training = preference_training(experiment, data, _no_scores(data.rows) if reads_store(experiment) else None)
+    training = preference_training(experiment, data, _no_scores(data.rows) if experiment.reads_store else None)
     batch = _largest(training.batches)
     program = training.program(experiment.mesh, experiment.batch_shardings(batch, micro_batches=True))
     state = training.state_shapes(program, _start_shapes(experiment) if training.frozen else None)

@@ -1,114 +1,74 @@
-"""The store of reference log-probs of an experiment on texts: which one it is, and filling it."""
+"""The store of an experiment's reference scores: which one it is, filling it, and comparing it with the model.
+
+Dimension key: n rows, P slot in the pair.
+"""
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of, take
-from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
-from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.files import digest
-from dpo_jax.objectives.terms import needs_reference
+from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reference.fingerprint import make_fingerprint
 from dpo_jax.reference.rows import as_ids
-from dpo_jax.reference.store import Scores, Store
+from dpo_jax.reference.store import Errors, Scores, Store
 from dpo_jax.runtime.preemption import leave_if_told
 from dpo_jax.runtime.progress import Progress, say
-from dpo_jax.types import Params, TokenRow
+from dpo_jax.types import Params
 
-TOLERANCE = {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)}  # absolute in nats, relative; bfloat16 has layout noise
+TOLERANCE: dict[type, dict[str, tuple[float, float]]] = {  # absolute, relative; bfloat16 has layout noise
+    Scores: {"float32": (1e-3, 1e-4), "bfloat16": (0.5, 2e-2)},  # nats
+    Errors: {"float32": (1e-4, 0.0), "bfloat16": (2e-2, 0.0)},
+}
+
+SCORED: dict[type, str] = {Scores: "log-probs", Errors: "errors"}
+UNITS: dict[type, str] = {Scores: " nats", Errors: ""}
+"""Words for what a store holds, for messages."""
 
 
-def agree(now: Scores, stored: Scores, dtype: str) -> np.ndarray:
+def agree(now: Scores | Errors, stored: Scores | Errors, dtype: str) -> np.ndarray:
     """Which rows of a store say what the model says now, bool [n]."""
-    absolute, relative = TOLERANCE[dtype]
-    off_nP = np.maximum(np.abs(now.logps_nP - stored.logps_nP), np.abs(now.heads_nP - stored.heads_nP))
-    near_nP = off_nP <= absolute + relative * np.abs(stored.logps_nP)
-    return (near_nP & (now.tokens_nP == stored.tokens_nP)).all(axis=1)
+    absolute, relative = TOLERANCE[type(now)][dtype]
+    agree_n = np.ones(len(now[0]), bool)
+    for now_nP, stored_nP in zip(now, stored, strict=True):
+        if now_nP.dtype.kind == "i":
+            near_nP = now_nP == stored_nP
+        else:
+            near_nP = np.abs(now_nP - stored_nP) <= absolute + relative * np.abs(stored[0])
+        agree_n &= near_nP.all(axis=1)
+    return agree_n
 
 
-def why_no_store(experiment: TextExperiment) -> str | None:
-    """Why training cannot read the reference's log-probs from a store; None where it can."""
-    every = experiment.config.reference.update_every
-    if every:
-        return (
-            f"the reference moves to the policy every {every} steps (reference.update_every), so that stored log-probs "
-            "would soon be of another model; it runs in every step instead"
-        )
-    whole = [term.name for term in experiment.terms if term.entry.needs_distribution]
-    if whole:
-        return (
-            f"{whole[0]} reads the reference's whole distribution at every token, which no store holds; the reference "
-            "runs in every step instead"
-        )
-    if experiment.config.lora and not experiment.config.reference.store:
-        return (
-            "the reference is the base under the adapter, which is at hand in every step (name a reference.store, and "
-            "it scores every row once instead)"
-        )
-    return None
-
-
-def store_folder(experiment: TextExperiment, *, heldout_only: bool = False) -> Path:
-    """The store of this model on these sources: named by what the user calls them; what they hold is fingerprinted."""
-    config = experiment.config
-    root = Path(config.reference.store) if config.reference.store else experiment.workdir / "stores"
-    weights = str(experiment.sft_folder) if config.sft else config.model.weights
-    train = () if heldout_only else config.data.train
-    named: list[Any] = [weights, [dict(source) for source in (*train, *config.data.eval)]]
-    if any({"weight", "flip"} & source.keys() for source in (*train, *config.data.eval)):  # the seed draws the rows
-        named.append(config.seed)
-    if is_unpaired(config.loss):  # other rows of the same file
-        named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")
-    name = Path(weights.removeprefix("package:")).name or "model"
-    return root / f"{name}-{digest(json.dumps(named, sort_keys=True).encode())[:12]}"
-
-
-def heldout_store(experiment: TextExperiment, params: Callable[[], Params]) -> Store:
+def heldout_store(experiment: Experiment, params: Callable[[], Params]) -> Store:
     """The store that an evaluation reads: that of the training, where there is one."""
-    return complete_store(experiment, params, heldout_only=not reads_store(experiment))
+    return complete_store(experiment, params, heldout_only=not experiment.reads_store)
 
 
-def reads_store(experiment: TextExperiment) -> bool:
-    """Whether training takes the reference's log-probs from a store."""
-    return needs_reference(experiment.terms) and why_no_store(experiment) is None
-
-
-def complete_store(experiment: TextExperiment, params: Callable[[], Params], *, heldout_only: bool = False) -> Store:
+def complete_store(experiment: Experiment, params: Callable[[], Params], *, heldout_only: bool = False) -> Store:
     """Opens the store and scores the rows that it lacks; says which it was.
 
     `params` gives the frozen parameters; the store is compared with them even when nothing is missing.
     `heldout_only` leaves the training rows out, where training itself has no use for them.
     """
     config = experiment.config
-    parts = [
-        *([] if heldout_only else [experiment.train_data.rows]),
-        *([experiment.eval_data.rows] if config.data.eval else []),
-    ]
+    parts = experiment.stored_rows(heldout_only=heldout_only)
     row_ids = np.concatenate([as_ids(row_ids_of(rows)) for rows in parts])
     fingerprint = make_fingerprint(
-        params(),
-        row_ids,
-        experiment.tokenization(),
-        model=experiment.model.spec,
-        dtype=config.model.dtype,
+        params(), row_ids, experiment.scoring_facts(), model=experiment.spec, dtype=config.model.dtype
     )
-    store = Store(store_folder(experiment, heldout_only=heldout_only), fingerprint)
+    folder = experiment.store_folder(fingerprint, heldout_only=heldout_only)
+    store = Store(folder, fingerprint, kind=experiment.score_type)
     store.serves(str(experiment.workdir.resolve()))
     missing = store.missing(row_ids)
     if not len(missing):
         say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
         return store
-    say(
-        "reference",
-        f"scores {len(missing)} rows into {store.folder}" + (f", {len(store)} are there" if len(store) else ""),
-    )
+    there = f", {len(store)} are there" if len(store) else ""
+    say("reference", f"scores {len(missing)} rows into {store.folder}{there}")
     start = time.perf_counter()
     with Progress("reference", len(missing), unit="rows") as progress:
         done = 0
@@ -125,7 +85,7 @@ def complete_store(experiment: TextExperiment, params: Callable[[], Params], *, 
     return store
 
 
-def _shards(parts: Sequence[Sequence[TokenRow]], picks: np.ndarray, size: int) -> Iterator[Sequence[TokenRow]]:
+def _shards(parts: Sequence[Sequence[Any]], picks: np.ndarray, size: int) -> Iterator[Sequence[Any]]:
     """The picked rows of all parts behind each other, at most `size` at a time, each time of one part."""
     start = 0
     for rows in parts:

@@ -1,35 +1,41 @@
-"""From a configuration to what commands use: mesh, model, tokenizer, rows, scorer; each is made when asked for."""
+"""An opened experiment on texts: weights, tokenizer, model, rows, batches, objective, scores."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from dpo_jax.config import Config, LoraConfig
-from dpo_jax.data.batches import evaluation_batches
+from dpo_jax.config import Config, LoraConfig, TrainConfig
+from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
-from dpo_jax.experiments.losses import read_terms
+from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
 from dpo_jax.experiments.positions import check_rows, check_samples
 from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
+from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS
 from dpo_jax.models.attention.choice import choose_attention
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.lora import Lora
+from dpo_jax.models.spec import Spec
+from dpo_jax.objectives.preference import Refresh, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
+from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
-from dpo_jax.types import HostBatch, Params, TokenRow
+from dpo_jax.types import HostBatch, Knobs, Objective, Params, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
@@ -62,6 +68,7 @@ class TextExperiment(Experiment):
 
     config: Config
     batch_axes = BATCH_AXES
+    score_type = Scores
 
     @cached_property
     def source(self) -> WeightsSource:
@@ -159,12 +166,18 @@ class TextExperiment(Experiment):
         """The held-out rows; may be empty."""
         return read_rows(self.config, self.tokenizer, "data.eval", self.config.data.eval)
 
-    def read_data(self) -> None:
-        """Reads and checks the rows now; without a call that happens where they are needed."""
-        _ = self.train_data, self.eval_data
+    @property
+    def spec(self) -> Spec:
+        """The sizes of the model."""
+        return self.model.spec
 
-    def tokenization(self) -> dict[str, str]:
-        """What decides how text became tokens, for the fingerprint of a store."""
+    @property
+    def has_heldout(self) -> bool:
+        """True if the configuration names held-out rows."""
+        return bool(self.config.data.eval)
+
+    def scoring_facts(self) -> dict[str, str]:
+        """Named facts that decide how text becomes tokens."""
         return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))
 
     @property
@@ -191,6 +204,111 @@ class TextExperiment(Experiment):
             told=lambda loaded: say("model", str(loaded)),
         )
 
+    def batches(self, train: TrainConfig, data: DataRows, *, seed: int, scores: Scores | None = None) -> Batches:
+        """Batches of a preference training on these rows.
+
+        Raises:
+            UserError: soft labels, and a loss that cannot read them.
+        """
+        if data.margin_B is not None:
+            say("train", "data.train: the column margin is read by `dpo-jax reward` alone, and by no loss here")
+        if data.soft_label_B is not None:
+            unread = [term.name for term in self.terms if not term.reads_soft_labels]
+            if unread:
+                raise UserError(
+                    f"data.train has soft labels, which {unread[0]} cannot read. Allowed: "
+                    f"{', '.join(soft_labelled())}, and sft beside them; or take the column soft_label out of the rows."
+                )
+        columns = present(loss_weight_B=data.weight_B, soft_label_B=data.soft_label_B, source_B=several(data))
+        reference = scores and {"reference_logps_BP": scores.logps_nP, "reference_heads_BP": scores.heads_nP}
+        return self.batches_of(
+            train, data.rows, seed=seed, columns=columns, reference=reference, desirable=data.desirable
+        )
+
+    def batches_of(self, train: TrainConfig, rows: Sequence[TokenRow], *, seed: int, **more: Any) -> Batches:
+        """Batches of any training on texts; `more` are further arguments of `Batches`."""
+        return Batches(
+            rows,
+            batch_pairs=train.batch_pairs,
+            micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
+            seed=seed,
+            order=self.config.data.order,
+            row_multiple=self.row_multiple,
+            layout=self.config.data.layout,
+            unpack=self.unpack,
+            **more,
+        )
+
+    def objective(self, data: DataRows) -> Objective:
+        """The objective of a preference training; of several sources each has metrics of its own."""
+        return preference_objective(
+            self.model.apply,
+            self.terms,
+            adapter=self.model.lora is not None,
+            live=self.live_reference,
+            refresh=self._refresh(),
+            sources=data.sources,
+            **self.tiles,
+        )
+
+    def _refresh(self) -> Refresh | None:
+        """TR-DPO: how the reference moves to the policy."""
+        every, share = self.config.reference.update_every, self.config.reference.update_share
+        if not every:
+            return None
+
+        def moved(params: Params, frozen: Params) -> Params:
+            return jax.tree.map(lambda p, f: (share * p + (1.0 - share) * f).astype(f.dtype), params, frozen)
+
+        def refresh(params: Params, frozen: Params, done: jax.Array) -> Params:
+            return jax.lax.cond(done % every == 0, moved, lambda params, frozen: frozen, params, frozen)
+
+        return refresh
+
+    def hyperparams(self, step: int) -> Knobs:
+        """Traced options of every loss at a step, counted from 0."""
+        return {"losses": [term.knobs(step) for term in self.terms]}
+
+    def why_no_store(self) -> str | None:
+        """The reason for which training cannot read the reference's log-probs from a store; None if it can."""
+        every = self.config.reference.update_every
+        if every:
+            return (
+                f"the reference moves to the policy every {every} steps (reference.update_every), so that stored "
+                "log-probs would soon be of another model; it runs in every step instead"
+            )
+        whole = [term.name for term in self.terms if term.entry.needs_distribution]
+        if whole:
+            return (
+                f"{whole[0]} reads the reference's whole distribution at every token, which no store holds; the "
+                "reference runs in every step instead"
+            )
+        if self.config.lora and not self.config.reference.store:
+            return (
+                "the reference is the base under the adapter, which is at hand in every step (name a reference.store, "
+                "and it scores every row once instead)"
+            )
+        return None
+
+    def store_folder(self, fingerprint: Fingerprint, *, heldout_only: bool = False) -> Path:
+        """The store of this model on these sources, named by what the user calls them."""
+        config = self.config
+        root = Path(config.reference.store) if config.reference.store else self.workdir / "stores"
+        weights = str(self.sft_folder) if config.sft else config.model.weights
+        sources = (*(() if heldout_only else config.data.train), *config.data.eval)
+        named: list[Any] = [weights, [dict(source) for source in sources]]
+        if any({"weight", "flip"} & source.keys() for source in sources):  # the seed draws the rows
+            named.append(config.seed)
+        if is_unpaired(config.loss):  # other rows of the same file
+            named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")
+        name = Path(weights.removeprefix("package:")).name or "model"
+        return root / f"{name}-{digest(json.dumps(named, sort_keys=True).encode())[:12]}"
+
+    def stored_rows(self, *, heldout_only: bool = False) -> list[Sequence[TokenRow]]:
+        """The rows of both splits, or of the held-out one."""
+        train = [] if heldout_only else [self.train_data.rows]
+        return [*train, *([self.eval_data.rows] if self.has_heldout else [])]
+
     def restored_memory(self) -> tuple[Any, ...]:
         """What the losses remember at the newest checkpoint of the training."""
         checkpoints, step = newest(self.workdir, "train")
@@ -198,3 +316,13 @@ class TextExperiment(Experiment):
         blank = tuple(term.memory() for term in self.terms)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), blank)
         return checkpoints.restore_memory(step, like)
+
+
+def several(data: DataRows) -> np.ndarray | None:
+    """The source of each row, where there are several."""
+    return data.source_B if len(data.sources) > 1 else None
+
+
+def present(**columns: np.ndarray | None) -> Mapping[str, np.ndarray]:
+    """The columns that there are."""
+    return {name: values for name, values in columns.items() if values is not None}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import pairs
+from dpo_jax.experiments import text_pairs as pairs
 from tests.tiny_experiment import amend, read_lines, write_lines
 
 BY_LENGTH = ("--pairs.judge", "{name: python, function: 'mine.py:score'}")

@@ -18,6 +18,7 @@ from dpo_jax.config import load
 from dpo_jax.experiments import fit, plan_alternatives
 from dpo_jax.experiments.outcomes import bytes_per_chip, measure
 from dpo_jax.experiments.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
+from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
 from tests.tiny import make_hf_folder
@@ -168,7 +169,7 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
         return scoring
 
     config, origins = load("e.yaml", overrides)
-    setup = TextExperiment(config, origins, command="")
+    setup = TextSteps(config, origins, command="")
     setup.begin()
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
         patched.setattr(fit.loop, "run", instead)

@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from dpo_jax import cli
-from dpo_jax.commands import analyse, evaluate, export, report, reward, scratch, train
+from dpo_jax.commands import analyse, evaluate, export, report, reward, train
+from dpo_jax.experiments.text_steps import TextSteps
 
 CONFIG: dict[str, Any] = {
     "workdir": "runs/a",
@@ -26,7 +27,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names = list[str]()
     for stage in (analyse, evaluate, export, report, reward, train):
         monkeypatch.setattr(stage, "run", lambda setup, name=stage.__name__: names.append(name.rpartition(".")[2]))
-    monkeypatch.setattr(scratch, "prepare", lambda setup: None)
+    monkeypatch.setattr(TextSteps, "prepare", lambda self: None)
     return names
 
 

@@ -9,16 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.commands.train import check_start
 from dpo_jax.config import LossConfig
-from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import read_terms
-from dpo_jax.experiments.rows import DataRows
-from dpo_jax.experiments.training import _refresh
-from dpo_jax.reference.score import Scorer
+from dpo_jax.experiments.step_zero import check_losses, check_scores
+from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reference.store import Scores
-from dpo_jax.types import TokenRow
 
 ROWS = 3
 LOGPS = np.array([[-10.0, -20.0], [-11.0, -21.0], [-12.0, -22.0]], np.float32)
@@ -26,33 +22,18 @@ HEADS = LOGPS / 2
 
 
 def start(*, at_reference: Any = None, **stored: np.ndarray) -> None:
-    """`check_start` of three pairs, of which the policy says LOGPS and HEADS; the store says the same, or `stored`."""
-
-    def score(params: Any, batch: Any) -> Any:
-        picks = np.maximum(batch.segments_RT.sum(axis=1)[: 2 * len(batch.weight_B) : 2] - 3, 0)
-        return LOGPS[picks], HEADS[picks]
-
-    def lookup(row_ids: list[str]) -> Scores:
-        picks = [int(row_id) for row_id in row_ids]
-        fields = {"logps_nP": LOGPS, "tokens_nP": np.full((ROWS, 2), 2, np.int32), "heads_nP": HEADS} | stored
-        return Scores(**{name: field[picks] for name, field in fields.items()})
-
+    """The checks of three pairs, of which the policy says LOGPS and HEADS; the store says the same, or `stored`."""
+    fields = {"logps_nP": LOGPS, "tokens_nP": np.full((ROWS, 2), 2, np.int32), "heads_nP": HEADS}
+    now, then = Scores(**fields), Scores(**fields | stored)
     (term,) = read_terms([LossConfig(name="dpo")], {})
     if at_reference is not None:
         term = term._replace(entry=term.entry._replace(at_reference=at_reference))
-    rows = [TokenRow(f"{i}", np.zeros(1 + i, np.int32), (np.zeros(2, np.int32),) * 2) for i in range(ROWS)]
-    setup: Any = SimpleNamespace(
-        train_data=DataRows(rows, []),
-        config=SimpleNamespace(reference=SimpleNamespace(batch_pairs=2), model=SimpleNamespace(dtype="float32")),
-        scorer=Scorer(score, lambda rows: evaluation_batches(rows, pairs=2), lambda batch: batch),
-        terms=[term],
-    )
-    check_start(setup, {}, lookup, "stores/one")
+    check_scores([f"{i}" for i in range(ROWS)], now, then, where="stores/one", dtype="float32")
+    check_losses([term], now, then, None, where="stores/one", dtype="float32")
 
 
-def test_step_zero_agrees(capsys):
+def test_step_zero_agrees():
     start()
-    assert "policy and reference agree on 3 rows" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("field", ["logps_nP", "heads_nP"])
@@ -75,12 +56,12 @@ def test_step_zero_notices_a_loss_that_is_not_what_it_must_be():
 
 def test_the_reference_moves_by_its_share_every_so_many_steps():
     reference = SimpleNamespace(update_every=3, update_share=0.25)
-    setup: Any = SimpleNamespace(config=SimpleNamespace(reference=reference))
-    refresh = _refresh(setup)
+    experiment: Any = SimpleNamespace(config=SimpleNamespace(reference=reference))
+    refresh = TextExperiment._refresh(experiment)
     assert refresh is not None
     policy, frozen = {"w": jnp.array([8.0])}, {"w": jnp.array([4.0], jnp.bfloat16)}
     moved = [refresh(policy, frozen, jnp.asarray(done))["w"] for done in (1, 2, 3, 4, 6)]
     assert [float(w[0]) for w in moved] == [4.0, 4.0, 5.0, 4.0, 5.0]  # 4 + (8 - 4) / 4
     assert all(w.dtype == jnp.bfloat16 for w in moved)
     reference.update_every = None
-    assert _refresh(setup) is None
+    assert TextExperiment._refresh(experiment) is None

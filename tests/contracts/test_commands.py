@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands.pictures.table import PICTURE_COMMANDS
 from dpo_jax.commands.table import COMMANDS
 
 ROOT = Path(__file__).parents[2]
@@ -61,19 +60,16 @@ def test_mistakes(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_stage_takes_its_flags(name: str):
-    stage = COMMANDS[name]
-    flags = {flag.replace("-", "_"): None for flag in (*stage.flags, *stage.lists, *stage.switches)}
-    inspect.signature(stage.run).bind("setup", **flags)
-    if name in PICTURE_COMMANDS:
-        inspect.signature(PICTURE_COMMANDS[name]).bind("setup", **flags)
+def test_a_command_takes_its_flags(name: str):
+    command = COMMANDS[name]
+    flags = {flag.replace("-", "_"): None for flag in (*command.flags, *command.lists, *command.switches)}
+    inspect.signature(command.run).bind("experiment", **flags)
 
 
-@pytest.mark.parametrize("name", {**COMMANDS, **PICTURE_COMMANDS})
+@pytest.mark.parametrize("name", COMMANDS)
 def test_pictures(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     call = [name, str(ROOT / "configs/image_brighter.yaml"), "--workdir", str(tmp_path / "run")]
-    assert name in COMMANDS, f"{name} of PICTURE_COMMANDS needs its help and flags: add it to COMMANDS"
-    if name in PICTURE_COMMANDS:
+    if "pictures" in COMMANDS[name].kinds:
         assert "no-such-flag" in refused(capsys, *call, "--no-such-flag", "1")
     else:
         assert f"{name} is not for experiments on pictures" in refused(capsys, *call)

@@ -12,7 +12,6 @@ import pytest
 from dpo_jax.config import Config, DataConfig, LossConfig, ModelConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
-from dpo_jax.experiments.stores import store_folder
 from dpo_jax.experiments.texts import TextExperiment
 from tests.data.test_chat import make_tokenizer
 
@@ -113,9 +112,8 @@ def test_a_drawn_mixture_has_a_store_for_each_seed():
     def folder(seed: int, **more: Any) -> Path:
         data = DataConfig(train=({"path": "a.jsonl", **more},))
         model, loss = ModelConfig(weights="none"), (LossConfig(name="dpo"),)
-        return store_folder(
-            TextExperiment(Config(workdir="run", seed=seed, model=model, data=data, loss=loss), {}, command="")
-        )
+        config = Config(workdir="run", seed=seed, model=model, data=data, loss=loss)
+        return TextExperiment(config, {}, command="").store_folder({})
 
     assert folder(0) == folder(1) and folder(0, weight=0.5) != folder(1, weight=0.5)
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.commands.pictures import reference
 from dpo_jax.evaluation.intervals import bootstrap_interval, share_interval
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.rewards import compare_rewards
@@ -42,7 +41,7 @@ def run(experiment: PictureExperiment) -> None:
     base = experiment.start_params()
     policy = experiment.trained_params(base)
     found: dict[str, Any] = {"step": Checkpoints(experiment.workdir / "checkpoints").latest()}
-    if experiment.eval_data is not None:
+    if experiment.has_heldout:
         found["heldout"] = _heldout(experiment, policy, base)
     if experiment.config.evaluation.samples:
         drawn = _draw(experiment, policy, base)
@@ -53,10 +52,10 @@ def run(experiment: PictureExperiment) -> None:
 
 def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> dict[str, Any]:
     """Preferences and mean errors; an error is lower for what a model knows better."""
-    assert experiment.eval_data is not None
-    rows, draws, score = experiment.eval_data.rows, experiment.config.evaluation.draws, reference.scorer(experiment)
+    rows, draws = experiment.eval_data.rows, experiment.config.evaluation.draws
     policy_nP, base_nP = (
-        reference.errors_of(experiment, score, params, rows, draws=draws).mean(axis=1) for params in (policy, base)
+        experiment.scorer(params, rows, draws=draws)[1].errors_nP.reshape(len(rows), draws, -1).mean(axis=1)
+        for params in (policy, base)
     )
     if experiment.is_labelled:
         desirable_n = np.array([row.desirable for row in rows], bool)

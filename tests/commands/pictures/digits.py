@@ -10,7 +10,7 @@ import jax
 import yaml
 
 from dpo_jax.config import load
-from dpo_jax.experiments.pictures import PictureExperiment
+from dpo_jax.experiments.picture_steps import PictureSteps
 
 PICTURES: dict[str, Any] = {
     "workdir": "runs/demo",
@@ -51,8 +51,8 @@ def metrics(folder: str = "runs/demo") -> list[dict[str, Any]]:
     return [{key: value for key, value in json.loads(line).items() if "per_second" not in key} for line in lines]
 
 
-def opened(config: str, *overrides: str) -> PictureExperiment:
-    return PictureExperiment(*load(config, list(overrides)), command="test")
+def opened(config: str, *overrides: str) -> PictureSteps:
+    return PictureSteps(*load(config, list(overrides)), command="test")
 
 
 def adapted(config: str, *overrides: str) -> Any:

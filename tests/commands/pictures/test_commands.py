@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax import cli
-from dpo_jax.commands.pictures.pairs import encoded
+from dpo_jax.experiments.picture_pairs import encoded
 from tests.commands.pictures.digits import PICTURES, SCORER, metrics, opened, written
 
 

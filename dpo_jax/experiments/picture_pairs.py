@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpo_jax.commands.pictures import sft
 from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
@@ -33,21 +32,8 @@ _RECORD = "pairs.json"
 """What decided the pairs that lie beside it."""
 
 
-def run(experiment: PictureExperiment, *, output: str | None = None) -> None:
-    """Writes WORKDIR/pairs.parquet and WORKDIR/heldout.parquet anew."""
-    if output is not None:
-        raise UserError("command line: --output is of experiments on texts; these write WORKDIR/pairs.parquet.")
-    if experiment.config.pairs is None:
-        raise UserError(
-            "pairs: the configuration has no `pairs:` section; `pairs: {groups: 256, samples: 4}` is enough."
-        )
-    if experiment.config.sft:
-        sft.run(experiment)
-    _make(experiment, experiment.start_params())
-
-
 def make_missing(experiment: PictureExperiment) -> None:
-    """The same where the files are asked for and are not there."""
+    """Makes the pairs where they are asked for and are not there."""
     options = experiment.config.pairs
     if options is None:
         return
@@ -56,7 +42,7 @@ def make_missing(experiment: PictureExperiment) -> None:
         experiment.pairs_folder / _RECORD,
     )
     if not record.exists() or not all(file.exists() for file in wanted):
-        _make(experiment, experiment.start_params())
+        make(experiment, experiment.start_params())
         return
     old, new = read_json(record), _settings(experiment)
     if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
@@ -73,7 +59,8 @@ def _settings(experiment: PictureExperiment) -> dict[str, Any]:
     return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
 
 
-def _make(experiment: PictureExperiment, params: Params) -> None:
+def make(experiment: PictureExperiment, params: Params) -> None:
+    """Writes pairs.parquet and heldout.parquet anew, from samples under `params`."""
     options = experiment.config.pairs
     assert options is not None
     asked = options.judge or experiment.config.evaluation.judge

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dpo_jax.data.pictures import Pictures
 from dpo_jax.experiments.picture_judging import members, metrics_of
-from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.files import write_atomic, write_json
-from dpo_jax.reporting.data import SplitReport, as_html, as_text
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.pictures import data_url
-from dpo_jax.runtime.progress import say
 from dpo_jax.types import PictureRow
 
 _SHOWN = 24
@@ -23,23 +20,10 @@ _SHORTCUT = 0.9
 """From which share on a metric alone tells chosen from rejected."""
 
 
-def run(experiment: PictureExperiment) -> None:
-    """Says what is in the sources, and writes WORKDIR/data.html and data.json."""
-    config = experiment.config
-    found: dict[str, Pictures] = {}
-    if config.sft:
-        found["sft.data.train"] = experiment.read("sft.data.train", config.sft.data.train, "samples")
-    if config.data.train or experiment.pairs_file.exists():
-        found["data.train"] = experiment.train_data
-        if experiment.eval_data is not None:
-            found["data.eval"] = experiment.eval_data
-    known = {row.row_id for row in found["data.train"].rows} if "data.train" in found else set()
-    reports = [_report(name, data, known if name == "data.eval" else set()) for name, data in found.items()]
-    kept = [{**report._asdict(), "examples": [], "pictures": []} for report in reports]  # without the data themselves
-    write_json(experiment.workdir / "data.json", kept)
-    print("\n".join(as_text(reports)))
-    write_atomic(experiment.workdir / "data.html", as_html(f"Data of {experiment.workdir.name}", reports))
-    say("data", f"wrote {experiment.workdir / 'data.html'}")
+def reports_of(splits: Mapping[str, Pictures]) -> list[SplitReport]:
+    """One report for each split, by its name in the configuration."""
+    known = {row.row_id for row in splits["data.train"].rows} if "data.train" in splits else set()
+    return [_report(name, data, known if name == "data.eval" else set()) for name, data in splits.items()]
 
 
 def _report(name: str, data: Pictures, known: set[str]) -> SplitReport:

@@ -1,0 +1,196 @@
+"""An opened experiment as the commands see it: its trainings, its store, and what is made of them.
+
+Dimension key: n rows, P slot in the pair.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from dpo_jax.data.tokens import row_ids_of
+from dpo_jax.experiments.experiment import Experiment
+from dpo_jax.experiments.step_zero import check_scores
+from dpo_jax.experiments.stores import UNITS
+from dpo_jax.experiments.training import preference_training
+from dpo_jax.objectives.terms import Term
+from dpo_jax.reference.store import Store
+from dpo_jax.reporting.data import SplitReport
+from dpo_jax.runtime.progress import say
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.state import TrainState
+from dpo_jax.training.training import Training
+from dpo_jax.types import Params
+
+_CHECKED_ROWS = 4
+
+Callback = Callable[[int, TrainState], tuple[TrainState, dict[str, float]]]
+
+
+class Start:
+    """The parameters a training starts from: loaded once, and let go when the training takes them over."""
+
+    def __init__(self, load: Callable[[], Params]):
+        self._load, self._params = load, None
+
+    def __call__(self) -> Params:
+        """Returns them, and keeps them for the next call."""
+        self._params = self._load() if self._params is None else self._params
+        return self._params
+
+    def take(self) -> Params:
+        """Returns them to who uses their buffers up."""
+        params = self()
+        self.forget()
+        return params
+
+    def forget(self) -> None:
+        """Lets go of them."""
+        self._params = None
+
+
+class Steps(Experiment):
+    """An experiment that commands run. A kind of data fills in its own trainings, reports, samples and files."""
+
+    kind: ClassVar[str]
+    """The data, for messages."""
+
+    @abc.abstractmethod
+    def check(self) -> None:
+        """Refuses now what would fail after hours, and says what is unusual about the losses."""
+
+    def prepare(self) -> None:
+        """Makes the weights that training starts from, where they are to be made from nothing."""
+
+    def before_sft(self) -> None:
+        """Reads and checks all rows before hours of fine-tuning, where they are there already."""
+
+    def make_missing_pairs(self) -> None:
+        """Makes the pairs that the experiment samples itself, where they are missing."""
+
+    @abc.abstractmethod
+    def sft_training(self) -> Training:
+        """The training of `sft`."""
+
+    def training(self, store: Store | None, start: Start) -> Training:
+        """The training of `train`: checked before its first step, and watched during it."""
+        data = self.train_data
+        scores = store.lookup(row_ids_of(data.rows)) if store else None
+        if Checkpoints(self.workdir / "checkpoints").latest() is None:
+            self.say_how_fitted(store, start)
+        elif not self.model.lora:
+            start.forget()  # a resumed policy is read from there: the reference must not lie beside it
+        taken: dict[str, Any] = {"frozen" if self.model.lora else "start": start.take}
+        training = preference_training(self, data, scores, check=lambda state: self.check_start(state, store), **taken)
+        return dataclasses.replace(training, callback=self.callback(training.steps, store))
+
+    def say_how_fitted(self, store: Store | None, start: Start) -> None:
+        """Says how well the start of the policy knows the chosen responses."""
+
+    def callback(self, steps: int, store: Store | None) -> Callback | None:
+        """What happens after each of `steps` steps: measurements, and losses that are steered by them."""
+        return None
+
+    def check_start(self, state: TrainState, store: Store | None) -> None:
+        """Checks that before the first step policy and reference say the same.
+
+        Raises:
+            UserError: they do not; the message says what to check.
+        """
+        if store is None and not self.live_reference:
+            return
+        rows = self.train_data.rows[:_CHECKED_ROWS]
+        row_ids, now = self.scorer(self.policy_of(state), rows)
+        if store:
+            stored, where = store.lookup(row_ids), str(store.folder)
+        else:
+            stored, where = self.scorer(state.frozen or {}, rows)[1], "the reference beside it"
+        check_scores(row_ids, now, stored, where=where, dtype=self.config.model.dtype)
+        self.check_known_losses(row_ids, now, stored, where)
+        off, unit = np.abs(now[0] - stored[0]).max(), UNITS[type(now)]
+        say("train", f"step 0: policy and reference agree on {len(rows)} rows to {off:.1e}{unit}")
+
+    def check_known_losses(self, row_ids: Sequence[str], now: Any, stored: Any, where: str) -> None:
+        """Checks each loss of these rows against its known value where policy and reference are one."""
+
+    @abc.abstractmethod
+    def score_lines(self, stored: Any) -> list[dict[str, Any]]:
+        """The stored scores of the training rows in words, an object for each."""
+
+    @property
+    def analyses(self) -> bool:
+        """True if the configuration asks for the analysis of log-probs."""
+        return False
+
+    @property
+    @abc.abstractmethod
+    def has_evaluation(self) -> bool:
+        """True if there is anything to be measured."""
+
+    @property
+    def compares_points(self) -> bool:
+        """True if an evaluation has numbers by which points of a sweep are compared."""
+        return self.has_evaluation
+
+    @property
+    def has_best_of(self) -> bool:
+        """True if the best of n samples of the start is to be shown beside the results of a sweep."""
+        return False
+
+    def shared_best_of(self) -> list[dict[str, Any]]:
+        """Scores of the best of n samples of the start, which all points of a sweep share."""
+        return []
+
+    @abc.abstractmethod
+    def reward_term(self) -> Term:
+        """The loss of the reward model, its options checked.
+
+        Raises:
+            UserError: the configuration asks for no reward model, or for one that cannot be.
+        """
+
+    @property
+    def reward_needs_start(self) -> bool:
+        """True if the reward model begins as the policy does, or learns from its samples."""
+        return True
+
+    @abc.abstractmethod
+    def reward_training(self, term: Term) -> Training:
+        """The training of `reward`."""
+
+    @abc.abstractmethod
+    def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards [n, P] of the held-out pairs, and their losses [n]."""
+
+    def export_reward(self) -> None:
+        """Writes the reward model for other programs, where there is a format for it."""
+
+    @abc.abstractmethod
+    def data_reports(self) -> list[SplitReport]:
+        """What is in the rows of each split."""
+
+    def warn_of_data(self) -> None:
+        """Says what is odd about the rows before training."""
+
+    @abc.abstractmethod
+    def write_pairs(self, output: str | None) -> None:
+        """Samples, judges and writes new preference pairs."""
+
+    @abc.abstractmethod
+    def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
+        """Writes samples of the policy, or of the reference."""
+
+    def why_no_export(self) -> str | None:
+        """The reason for which no other program has a format for this model; None if one has."""
+        return None
+
+    @abc.abstractmethod
+    def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
+        """Writes the trained model, or the result of the fine-tuning, for other programs.
+
+        `card` makes the page that lies beside the trained model, where the format has one.
+        """

@@ -1,0 +1,137 @@
+"""New preference pairs: the model answers prompts several times, a judge says which answers are better.
+
+Dimension key: N prompts, S responses to each.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpo_jax.data.sources import read_prompt_sources
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.judges import Scoring
+from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
+from dpo_jax.experiments.judging import AnyJudge, open_judge
+from dpo_jax.experiments.positions import check_new_tokens
+from dpo_jax.experiments.samples import Samples, make_sampling
+from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.files import write_atomic
+from dpo_jax.reading import locate
+from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.types import Params, Prompt
+
+
+def write(experiment: TextExperiment, output: str | None) -> None:
+    """Writes pairs as JSON Lines that `data.train` reads: prompt, chosen, rejected, and the score of each response.
+
+    The policy of the newest checkpoint answers, or, before there is one, the model with which training starts.
+    """
+    options = experiment.config.pairs
+    asked = options.judge or experiment.config.evaluation.judge
+    if asked is None:
+        raise UserError(
+            f"{locate('pairs', experiment.origins)}: pairs: nobody says which response is better: name pairs.judge, "
+            "such as {name: lexicon}."
+        )
+    path = Path(output) if output else experiment.workdir / "pairs.jsonl"
+    if path.is_dir():
+        raise UserError(f"command line: --output {path} is a directory; name a file.")
+    if experiment.config.sampling.samples < 2:
+        at = locate("sampling.samples", experiment.origins)
+        raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
+    judge, prompts = open_judge(experiment, asked), _prompts(experiment)
+    found = _sample(experiment, prompts)
+    samples = experiment.config.sampling.samples
+    responses_NS = [found.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    if empty := sum(not text.strip() for text in found.written):
+        say("pairs", f"{empty} responses are empty, and in no pair")
+    scores_NS = score(judge, prompts, responses_NS)
+    selected = select_pairs(scores_NS, responses_NS, select=options.select, min_gap=options.min_gap)
+    rows = [
+        _row(prompts[n], responses_NS[n][chosen], responses_NS[n][rejected])
+        | {"chosen_score": float(scores_NS[n, chosen]), "rejected_score": float(scores_NS[n, rejected])}
+        for n, chosen, rejected in zip(selected.prompts, selected.chosen, selected.rejected, strict=True)
+    ]
+    if not rows:
+        raise UserError(
+            f"pairs: {judge.name} finds no response better than another to the same prompt; nothing written."
+        )
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    without = f"; {selected.without} prompts gave none" if selected.without else ""
+    say("pairs", f"wrote {len(rows)} pairs to {path}{without}; mean score of all responses {scores_NS.mean():.3f}")
+
+
+def _prompts(experiment: TextExperiment) -> list[Prompt]:
+    """Those of `pairs.prompts`, else of the training rows."""
+    sources = experiment.config.pairs.prompts
+    if not sources:
+        return experiment.train_data.prompts
+    found = read_prompt_sources(sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
+    for reason, count in found.skipped.items():
+        say("pairs", f"{count} prompts skipped ({reason})")
+    return found.rows
+
+
+def _sample(experiment: TextExperiment, prompts: list[Prompt]) -> Samples:
+    options = experiment.config.sampling
+    check_new_tokens(
+        "sampling.max_new_tokens",
+        options.max_new_tokens,
+        experiment.config,
+        experiment.origins,
+        experiment.resolved.spec,
+    )
+    total = len(prompts) * options.samples
+    sample = make_sampling(
+        experiment,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        top_k=options.top_k,
+        samples=options.samples,
+        batch_rows=options.batch_rows,
+    )
+    params, who = _answering(experiment)
+    say("pairs", f"{total} responses to {len(prompts)} prompts from {who}")
+    with Progress("pairs", total, unit="responses") as progress:
+        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
+    end = experiment.tokenizer.eos_token_id
+    unended = sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in found.rows)
+    if unended:
+        say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {options.max_new_tokens}")
+    return found
+
+
+def _answering(experiment: TextExperiment) -> tuple[Params, str]:
+    if Checkpoints(experiment.workdir / "checkpoints").latest() is None:
+        return experiment.start_params(), "the model with which training starts"
+    return experiment.trained_params(), "the trained policy"
+
+
+def score(judge: AnyJudge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:
+    """How good each response is, [N, S]: its own score, or its share of wins over the others to its prompt."""
+    samples = len(responses_NS[0])
+    if isinstance(judge, Scoring):
+        every = [prompt for prompt in prompts for _ in range(samples)]
+        return judge.scores(every, [text for texts in responses_NS for text in texts]).reshape(len(prompts), samples)
+    places = comparisons(samples)
+    every = [prompt for prompt in prompts for _ in places]
+    first, second = ([texts[place[side]] for texts in responses_NS for place in places] for side in (0, 1))
+    return win_shares(judge.verdicts(every, first, second), prompts=len(prompts), samples=samples)
+
+
+def _row(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+    """A pair with the columns of its prompt; answers to a conversation are messages."""
+    beside = {"tools": prompt.tools, "chat_template_kwargs": prompt.chat_template_kwargs}
+    brings = {name: value for name, value in beside.items() if value is not None}
+    if isinstance(prompt.prompt, str):
+        return {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected, **brings}
+    chosen_turns, rejected_turns = ([{"role": "assistant", "content": text.strip()}] for text in (chosen, rejected))
+    return {"prompt": list(prompt.prompt), "chosen": chosen_turns, "rejected": rejected_turns, **brings}

@@ -1,0 +1,301 @@
+"""What commands do with an experiment on texts.
+
+Dimension key: n rows, P slot in the pair.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dpo_jax.config import as_mapping, file_bytes
+from dpo_jax.data.sources import COMPLETIONS, stream
+from dpo_jax.errors import UserError
+from dpo_jax.experiments import data_reports, scoring, scratch, text_pairs, text_samples
+from dpo_jax.experiments.best_of import measure_best_of
+from dpo_jax.experiments.budget import steer_alpha
+from dpo_jax.experiments.fitted import say_how_fitted
+from dpo_jax.experiments.heldout import values_of
+from dpo_jax.experiments.judging import open_judge
+from dpo_jax.experiments.losses import is_unpaired, read_term
+from dpo_jax.experiments.rows import as_tokens
+from dpo_jax.experiments.step_zero import check_losses
+from dpo_jax.experiments.steps import Callback, Start, Steps
+from dpo_jax.experiments.texts import TextExperiment, present, several
+from dpo_jax.experiments.training import make_training
+from dpo_jax.experiments.watch import make_watch
+from dpo_jax.files import read_json, write_json
+from dpo_jax.losses import Loss, bradley_terry
+from dpo_jax.models.heads import trunk_of
+from dpo_jax.objectives.preference import completion_objective
+from dpo_jax.objectives.reward import reward_objective, with_margins
+from dpo_jax.objectives.terms import Term
+from dpo_jax.reference.store import Scores, Store
+from dpo_jax.reporting.data import SplitReport
+from dpo_jax.runs.resume import deciding
+from dpo_jax.runtime.progress import say
+from dpo_jax.training.state import TrainState, param_shardings
+from dpo_jax.training.training import Training
+from dpo_jax.types import Params
+from dpo_jax.weights.adapter import export_adapter
+from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.reward import export_reward
+
+
+class TextSteps(TextExperiment, Steps):
+    """An experiment on texts."""
+
+    kind = "texts"
+
+    def prepare(self) -> None:
+        """Makes the weights of `scratch:`, where they are missing."""
+        if self.config.scratch and not Path(self.config.model.weights).exists():
+            self.make_scratch()
+
+    def make_scratch(self) -> None:
+        """Writes the folder that `model.weights` names: a tokenizer and random weights."""
+        scratch.make(self.config, self.origins, self.mesh)
+
+    def check(self) -> None:
+        """Refuses losses and lengths that cannot be, and says what is unusual about the losses."""
+        terms, _ = self.terms, self.model
+        reason = self.why_no_store()
+        if reason and self.live_reference:
+            say("reference", f"no store: {reason}")
+        if not (self.reads_store or self.live_reference):
+            say("reference", f"no store: {' and '.join(term.name for term in terms)} needs no reference")
+        alone = [term.name for term in terms if term.entry.beside_sft]
+        if alone and not any(term.entry.likelihood for term in terms):
+            say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
+
+    def before_sft(self) -> None:
+        """Reads and checks all rows."""
+        _ = self.train_data, self.eval_data
+
+    def sft_training(self) -> Training:
+        """Supervised fine-tuning on completions."""
+        config, section = self.config, self.config.sft
+        assert section is not None
+        seed = config.seed if section.seed is None else section.seed
+        skipped: Counter[str] = Counter()
+        sources = section.data.train
+        completions = stream(COMPLETIONS, sources, on_error=config.data.on_error, seed=seed, skipped=skipped)
+        data = as_tokens(config, self.tokenizer, "sft.data.train", sources, completions, skipped)
+        model, weights = self.sft_model, present(loss_weight_B=data.weight_B)
+        return make_training(
+            section,
+            stage="sft",
+            folder=self.sft_folder,
+            model=model,
+            objective=completion_objective(model.apply, adapter=model.lora is not None, **self.tiles),
+            batches=self.batches_of(section.train, data.rows, seed=seed, columns=weights),
+            start=(lambda: self.fresh_adapter(model, seed=seed)) if model.lora else self.pretrained,
+            frozen=(lambda: self.pretrained(held=True)) if model.lora else None,
+            seed=seed,
+        )
+
+    def say_how_fitted(self, store: Store | None, start: Start) -> None:
+        """Says the perplexity of chosen responses where training starts, and before fine-tuning."""
+        say_how_fitted(self, store, start)
+
+    def callback(self, steps: int, store: Store | None) -> Callback | None:
+        """Steers alpha by the KL, and measures held-out rows and samples, where the configuration asks for that."""
+        again = cache(self.start_params)
+
+        def reference_of(state: TrainState) -> Params:
+            return state.frozen or {} if self.model.lora else again()
+
+        steer = steer_alpha(self, self.terms, self.policy_of, reference_of, steps)
+        watch = make_watch(self, store, self.policy_of, reference_of)
+
+        def callback(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+            state, numbers = steer(done, state) if steer else (state, {})
+            return state, numbers | watch(done, state)
+
+        return callback
+
+    def check_known_losses(self, row_ids: Sequence[str], now: Scores, stored: Scores, where: str) -> None:
+        """Checks each loss of these rows against its known value where policy and reference are one."""
+        data = self.train_data
+        desirable = values_of(data.rows[: len(row_ids)], data.desirable, row_ids)
+        check_losses(self.terms, now, stored, desirable, where=where, dtype=self.config.model.dtype)
+
+    def score_lines(self, stored: Scores) -> list[dict[str, Any]]:
+        """The stored log-probs and token counts of the training rows, an object for each."""
+        names = ("chosen_logps", "rejected_logps", "chosen_tokens", "rejected_tokens")
+        if is_unpaired(self.config.loss):
+            kinds = ("completion", "mismatched")[: stored.logps_nP.shape[1]]
+            names = tuple(f"{kind}_{what}" for what in ("logps", "tokens") for kind in kinds)
+        columns = np.concatenate([stored.logps_nP.astype(object), stored.tokens_nP.astype(object)], axis=1)
+        return [
+            {"row_id": row.row_id, **dict(zip(names, values, strict=True))}
+            for row, values in zip(self.train_data.rows, columns.tolist(), strict=True)
+        ]
+
+    @property
+    def analyses(self) -> bool:
+        """True if the configuration has a section `analysis`."""
+        return self.config.analysis is not None
+
+    @property
+    def has_evaluation(self) -> bool:
+        """True if there are held-out rows, outputs of others, or a benchmark to be evaluated."""
+        options = self.config.evaluation
+        return bool(self.has_heldout or options.outputs or options.rewardbench)
+
+    @property
+    def compares_points(self) -> bool:
+        """True if there are held-out rows."""
+        return self.has_heldout
+
+    @property
+    def has_best_of(self) -> bool:
+        """True if `evaluation.best_of` is set."""
+        return bool(self.config.evaluation.best_of)
+
+    def shared_best_of(self) -> list[dict[str, Any]]:
+        """Scores of the best of n responses of the start; measured once, and kept in WORKDIR/best_of.json."""
+        config = as_mapping(self.config)
+        asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
+        path, wanted = self.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
+        if path.exists() and (kept := read_json(path))["settings"] == wanted:
+            return kept["best_of"]
+        judge = self.config.evaluation.judge
+        table = measure_best_of(self, self.start_params(), open_judge(self, judge) if judge else None)
+        write_json(path, {"settings": wanted, "best_of": table})
+        return table
+
+    def reward_term(self) -> Term:
+        """The Bradley-Terry loss with the options of `reward`."""
+        config = self.config.reward
+        if config is None:
+            raise UserError(
+                "reward: the configuration has no `reward:` section, which would say how to train a reward model; "
+                "`reward: {train: {epochs: 1}}` is enough."
+            )
+        if is_unpaired(self.config.loss):
+            raise UserError(
+                f"{self.at('loss')}: reward: a reward model learns from pairs, but with loss "
+                f"{self.config.loss[0].name} the rows are labelled completions. Name a loss on pairs."
+            )
+        return read_term(
+            "bradley_terry",
+            Loss(bradley_terry),
+            config.options,
+            lambda name: f"{self.at(f'reward.options.{name}')}: reward",
+        )
+
+    def reward_training(self, term: Term) -> Training:
+        """A reward model's training, from where the policy starts."""
+        config, data, model = self.config, self.train_data, scoring.reward_model(self)
+        assert config.reward is not None
+        if data.soft_label_B is not None:
+            raise UserError(
+                "reward: data.train has soft labels, which a reward model cannot read. Take the column soft_label out "
+                "of the rows."
+            )
+        head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
+
+        def start() -> Params:
+            trunk = model.trunk.init_adapter(adapter_key) if model.lora else trunk_of(self.start_params())
+            return jax.device_put({**trunk, **model.init_head(head_key)}, param_shardings(self.mesh, *model.trained))
+
+        columns = present(loss_weight_B=data.weight_B, margin_B=data.margin_B, source_B=several(data))
+        return make_training(
+            config.reward,
+            stage="reward",
+            folder=scoring.reward_folder(self),
+            model=model,
+            objective=reward_objective(model.rewards, adapter=model.lora is not None, sources=data.sources),
+            batches=self.batches_of(config.reward.train, data.rows, seed=config.seed, columns=columns),
+            start=start,
+            frozen=(lambda: trunk_of(self.start_params())) if model.lora else None,
+            hyperparams=lambda step: {"options": term.knobs(step)},
+            seed=config.seed,
+        )
+
+    def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards [n, P] of the held-out pairs, and their losses [n]."""
+        data = self.eval_data
+        rewards_nP = scoring.score_rewards(self, scoring.reward_model(self), scoring.trained_reward(self), data.rows)
+        losses_n = bradley_terry(*jnp.asarray(rewards_nP.T), **with_margins(term.knobs(0), data.margin_B))
+        return rewards_nP, np.asarray(losses_n)
+
+    def export_reward(self) -> None:
+        """Writes the reward model as a Hugging Face folder, WORKDIR/reward/export."""
+        options, folder = self.config.export, scoring.reward_folder(self) / "export"
+        can_pad = export_reward(
+            folder,
+            scoring.merged_reward(self),
+            scoring.reward_model(self),
+            self.source,
+            ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
+            dtype=options.dtype,
+            max_shard_bytes=file_bytes(options.max_shard_size),
+        )
+        alone = "" if can_pad else "; its tokenizer has no token to pad with, so score one sequence at a time"
+        say("reward", f"wrote {folder} ({options.dtype}, for AutoModelForSequenceClassification{alone})")
+
+    def data_reports(self) -> list[SplitReport]:
+        """What was read, cut and left out of each split, and what is odd about the rest."""
+        held_out = self.eval_data if self.has_heldout else None
+        return data_reports.reports_of(self.tokenizer, self.train_data, held_out)
+
+    def warn_of_data(self) -> None:
+        """Says what is odd about the rows, and keeps all that was counted in WORKDIR/data.json."""
+        reports = self.data_reports()
+        data_reports.keep(self.workdir, reports)
+        data_reports.warn(reports)
+
+    def write_pairs(self, output: str | None) -> None:
+        """Writes pairs of the model's own responses as JSON Lines that `data.train` reads."""
+        text_pairs.write(self, output)
+
+    def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
+        """Writes responses to prompts, with the keys that AlpacaEval reads."""
+        text_samples.write(self, prompts=prompts, output=output, reference=reference)
+
+    def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
+        """Writes a Hugging Face folder of weights, or an adapter.
+
+        The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export.
+        """
+        config, lora = self.config, self.model.lora
+        if fine_tuned:
+            self._export_weights(self.sft_folder / "export", self.start_params(held=False), card=None)
+            return
+        folder = self.workdir / "export"
+        if config.export.lora == "merged" or lora is None:
+            self._export_weights(folder, self.merged_params(), card=card())
+            return
+        base = config.model.weights
+        if config.sft:
+            base = str((self.sft_folder / "export").resolve())
+            self._export_weights(Path(base), self.start_params(held=False), card=None)
+        rules, adapter = self.resolved.rules, self.trained_adapter()
+        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=self.tokenizer, card=card())
+        say("export", f"wrote {folder} (an adapter of {base})")
+
+    def _export_weights(self, folder: Path, params: Params, *, card: str | None) -> None:
+        options = self.config.export
+        export_folder(
+            folder,
+            params,
+            self.model,
+            self.resolved.rules,
+            self.source,
+            tokenizer=self.tokenizer,
+            skipped=self.resolved.skipped,
+            dtype=options.dtype,
+            max_shard_bytes=file_bytes(options.max_shard_size),
+            card=card,
+        )
+        say("export", f"wrote {folder} ({options.dtype})")
