@@ -12,7 +12,7 @@ import pytest
 
 from dpo_jax import cli
 from tests.tiny import make_hf_folder
-from tests.tiny_experiment import write_pairs
+from tests.tiny_experiment import refused, write_pairs
 
 CONFIG = """\
 workdir: runs/demo
@@ -35,22 +35,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None
     write_pairs("pairs.jsonl", 2)
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What is said when the command stops with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "Traceback" not in said
-    return said.split("dpo-jax: ", 1)[1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ([], "command line: .*COMMAND.*--help"),
         (["trian", "e.yaml"], "'trian' is not a command. Did you mean 'train'"),
-        (["train"], "command line: .*CONFIG"),
-        (["train", "e.yaml", "--lr", "3"], "command line: lr: the key is unknown"),
         (["train", "e.yaml", "--loss.name", "dpoo"], "loss.name: 'dpoo' is unknown. Did you mean 'dpo'"),
         (["train", "e.yaml", "--loss.options.bta", "1"], "dpo has no such option. Did you mean 'beta'"),
         (["train", "e.yaml", "--loss.options.beta", "-1"], "loss.options.beta: a number in .* is wanted, not -1"),

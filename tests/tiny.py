@@ -76,20 +76,6 @@ def train_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def write_even_rows(path: Path, count: int, *, seed: int = 0) -> None:
-    """Pairs of texts as JSON lines, alike in their numbers of tokens: each batch of them has the same shape."""
-    random = np.random.default_rng(seed)
-
-    def number() -> str:
-        return "".join(random.choice(list("56789"), 4))  # digits that the tokenizer has not merged
-
-    rows = [
-        {"prompt": f"say {number()}\n", "chosen": f"good {number()}", "rejected": f"bad {number()}"}
-        for _ in range(count)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def hf_config(spec: DecoderSpec) -> dict:
     """The `config.json` of this decoder."""
     return {

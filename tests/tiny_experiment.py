@@ -1,23 +1,28 @@
-"""A tiny experiment on texts: its files, and changes to it.
+"""A tiny experiment on texts: its files, changes to it, and commands on it as a user runs them.
 
 Its batches have one shape whatever the rows, so that a program is compiled once for all tests that run a command.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import yaml
 
+from dpo_jax import cli, config
 from tests.tiny import make_hf_folder
+
+if TYPE_CHECKING:
+    from dpo_jax.experiments.texts import TextExperiment
 
 WORDS = ("the", "was", "warm", "and", "quiet", "a", "ending", "is", "old", "day")  # a token each
 TRAIN_ROWS, EVAL_ROWS = 20, {"held": 5, "other": 3}
-TIMED = ("tokens_per_second", "pairs_per_second")
 
 
 def write_lines(path: str | Path, rows: Iterable[object]) -> None:
@@ -40,16 +45,14 @@ def write_pairs(path: str | Path, count: int, *, seed: int = 0) -> None:
     write_lines(
         path,
         [
-            {
-                "prompt": f"the {words(12, 13)}\n",
-                "chosen": f"the warm {words(1, 5)}",
-                "rejected": f"a old {words(1, 5)}",
-            }
+            dict(prompt=f"the {words(12, 13)}\n", chosen=f"the warm {words(1, 5)}", rejected=f"a old {words(1, 5)}")
             for _ in range(count)
         ],
     )
 
 
+EVALUATED = {"eval": [{"path": f"{name}.jsonl"} for name in EVAL_ROWS]}
+"""Joins `data` where held-out rows are looked at."""
 FINE_TUNING = {
     "data": {"train": [{"path": "pairs.jsonl", "columns": {"completion": "chosen"}}]},
     "optimizer": {"learning_rate": 1e-3},
@@ -64,32 +67,26 @@ EVALUATION = {
 }
 
 
-def make_experiment(folder: Path, **sections: Any) -> Path:
-    """A model, rows, a judge and an experiment file in a folder; `sections` change or join those of the experiment."""
+def make_experiment(folder: Path, *, rows: int = TRAIN_ROWS, held: int = EVAL_ROWS["held"], **sections: Any) -> Path:
+    """A model, rows, held-out rows, a judge and e.yaml in a folder; `sections` change or join those of the file."""
     make_hf_folder(folder / "model")
-    write_pairs(folder / "pairs.jsonl", TRAIN_ROWS)
-    for seed, (name, count) in enumerate(EVAL_ROWS.items(), 1):
+    for seed, (name, count) in enumerate({"pairs": rows, **EVAL_ROWS, "held": held}.items()):
         write_pairs(folder / f"{name}.jsonl", count, seed=seed)
     (folder / "mine.py").write_text(
         "def score(prompts, responses):\n    return [len(text) for text in responses]\n"
         "def compare(prompts, first, second):\n"
         "    return [0.5 + 0.5 * (len(a) > len(b)) - 0.5 * (len(a) < len(b)) for a, b in zip(first, second)]\n"
     )
-    config: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "workdir": "runs/demo",
         "model": {"weights": "model"},
-        "data": {
-            "train": [{"path": "pairs.jsonl"}],
-            "eval": [{"path": f"{name}.jsonl"} for name in EVAL_ROWS],
-            "max_prompt_tokens": 32,
-            "max_tokens": 64,
-        },
+        "data": {"train": [{"path": "pairs.jsonl"}], "max_prompt_tokens": 32, "max_tokens": 64},
         "reference": {"store": "runs/stores", "rows_per_shard": 8, "batch_pairs": 8},
-        "loss": {"name": "dpo", "options": {"beta": 0.1}},
-        "optimizer": {"learning_rate": 0.01},
-        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 4, "save_every": 2},
+        "loss": {"name": "dpo"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 4},
     }
-    (folder / "e.yaml").write_text(yaml.safe_dump(_merged(config, sections)))
+    (folder / "e.yaml").write_text(yaml.safe_dump(_merged(settings, sections)))
     return folder
 
 
@@ -99,15 +96,46 @@ def amend(**sections: Any) -> None:
     path.write_text(yaml.safe_dump(_merged(yaml.safe_load(path.read_text()), sections)))
 
 
-def _merged(config: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(config)
+def _merged(settings: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(settings)
     for name, section in sections.items():
-        both = isinstance(section, dict) and isinstance(config.get(name), dict)
-        merged[name] = {**config[name], **section} if both else section
+        both = isinstance(section, dict) and isinstance(settings.get(name), dict)
+        merged[name] = {**settings[name], **section} if both else section
     return {name: section for name, section in merged.items() if section is not None}
 
 
-def metrics(workdir: str | Path) -> list[dict[str, Any]]:
-    """What was logged, without the clock's part of it."""
-    rows = read_lines(Path(workdir, "metrics.jsonl"))
-    return [{name: value for name, value in row.items() if name not in TIMED} for row in rows]
+def opened(*overrides: str) -> TextExperiment:
+    """The experiment of this folder, as a command has it."""
+    from dpo_jax.experiments.texts import TextExperiment
+
+    return TextExperiment(*config.load("e.yaml", overrides), command="test")
+
+
+def run(folder: Path, command: str, workdir: str, *arguments: str) -> list[dict[str, Any]]:
+    """Runs a command on the experiment of a folder; returns the metrics of the training in `workdir`."""
+    with contextlib.chdir(folder):
+        cli.main([command, "e.yaml", "--workdir", workdir, *arguments])
+        return metrics(workdir) if Path(workdir, "metrics.jsonl").exists() else []
+
+
+def refused(captured: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """All that is said when a command stops at a mistake of the user: with exit code 2, and no traceback."""
+    captured.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(arguments)
+    said = captured.readouterr()
+    assert stopped.value.code == 2 and "Traceback" not in said.err, said.err
+    return said.out + said.err
+
+
+def metrics(workdir: str | Path = "runs/demo") -> list[dict[str, Any]]:
+    """What was logged, without the clock's part of it; NaN, which equals nothing, as a word."""
+    return [
+        {name: "NaN" if value != value else value for name, value in row.items() if "per_second" not in name}
+        for row in read_lines(Path(workdir, "metrics.jsonl"))
+    ]
+
+
+def forget(workdir: str | Path, step: int) -> None:
+    """As if the run had been killed before this step was saved."""
+    Path(workdir, "checkpoints", f"{step}.json").unlink()

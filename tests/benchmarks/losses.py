@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from work import keep, machine, parse
 
-from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, PairLogps
+from dpo_jax.losses import LOSSES, LossInputs, PairLogps
 from dpo_jax.losses.knobs import knobs
 
 BETAS = [0.02 * 1.5**i for i in range(10)]
@@ -35,29 +35,15 @@ def made_up(pairs: int) -> tuple[PairLogps, PairLogps, jax.Array, jax.Array]:
 
 
 def calls() -> dict[str, Loss]:
-    """Name -> `loss(policy, reference, kl, desirable, **knobs)`, whichever table it comes from."""
+    """Name -> `loss(policy, reference, kl, desirable, **knobs)`, whatever it reads of them."""
 
-    def pairwise(loss: Loss, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
-        return loss(policy, reference, **options)
+    def loss(entry: Any, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
+        inputs = LossInputs(policy, reference, token_kl_BP=kl, desirable_B=desirable, mismatched_kl=jnp.float32(0.3))
+        state = entry.state() if entry.state else None
+        beta = {name: knob.default for name, knob in knobs(entry.function).items() if name == "beta"}
+        return entry.call(inputs, state=state, key=jax.random.key(0), **beta | options)[0]
 
-    def reference_free(loss: Loss, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
-        return loss(policy, **options)
-
-    def token_level(loss: Loss, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
-        return loss(policy, reference, kl[:, 0], kl[:, 1], **options)
-
-    def stateful(entry: Any, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
-        lot = {"key": jax.random.key(0)} if entry.key else {}
-        return entry.function(policy, reference, entry.state(), **options, **lot)[0]
-
-    def unpaired(entry: Any, policy: Any, reference: Any, kl: Any, desirable: Any, **options: Any) -> Any:
-        level = (jnp.float32(0.3),) if entry.mismatched or entry.state else ()
-        return entry.function(policy.chosen, reference.chosen, desirable, *level, **options)
-
-    plain = ((PAIRWISE, pairwise), (REFERENCE_FREE, reference_free), (TOKEN_LEVEL, token_level))
-    found = {name: partial(call, entry.function) for table, call in plain for name, entry in table.items()}
-    held = ((STATEFUL, stateful), (UNPAIRED, unpaired))
-    return found | {name: partial(call, entry) for table, call in held for name, entry in table.items()}
+    return {name: partial(loss, entry) for name, entry in LOSSES.items() if not entry.reads_errors}
 
 
 def seconds(function: Callable[[], Any], repeats: int) -> float:
@@ -85,9 +71,7 @@ def measure(pairs: int, *, repeats: int = 5) -> dict[str, Any]:
     result["all, one program"] = seconds(lambda: everything(*data), repeats)
     result["all, one after the other"] = sum(value for value, _ in result["losses"].values())
     result["compilations for ten betas"] = {
-        name: compilations(loss, data)
-        for name, loss in losses.items()
-        if "beta" in knobs((PAIRWISE | REFERENCE_FREE | TOKEN_LEVEL | STATEFUL | UNPAIRED)[name].function)
+        name: compilations(loss, data) for name, loss in losses.items() if "beta" in knobs(LOSSES[name].function)
     }
     return result
 

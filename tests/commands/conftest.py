@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from dpo_jax import cli
-from tests.tiny_experiment import EVALUATION, FINE_TUNING, make_experiment
+from tests.tiny_experiment import EVALUATED, EVALUATION, FINE_TUNING, make_experiment
+
+SHARED: dict[str, Any] = {
+    "data": EVALUATED,
+    "loss": {"options": {"beta": 0.1}},
+    "optimizer": {"learning_rate": 0.01},
+    "train": {"save_every": 2},
+}
 
 
 def _run(folder: Path, *arguments: str) -> Path:
@@ -21,12 +29,12 @@ def _run(folder: Path, *arguments: str) -> Path:
 @pytest.fixture(scope="session")
 def scored_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All rows are in the store of the reference, the pretrained model."""
-    return _run(make_experiment(tmp_path_factory.mktemp("scored")), "reference", "e.yaml")
+    return _run(make_experiment(tmp_path_factory.mktemp("scored"), **SHARED), "reference", "e.yaml")
 
 
 @pytest.fixture(scope="session")
 def _tuned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = make_experiment(tmp_path_factory.mktemp("trained"), sft=FINE_TUNING, evaluation=EVALUATION)
+    folder = make_experiment(tmp_path_factory.mktemp("trained"), sft=FINE_TUNING, evaluation=EVALUATION, **SHARED)
     return _run(folder, "reference", "e.yaml")
 
 

@@ -79,6 +79,11 @@ def shared(row: dict[str, Any], reason: str, words: str) -> Bad:
     return Bad(row | answers, reason, words, data=CHAT, spec={"format": "sharegpt"})
 
 
+def hh(row: dict[str, Any], reason: str, words: str) -> Bad:
+    """In the format of HH."""
+    return Bad(row, reason, words, data=CHAT, spec={"format": "hh"})
+
+
 LINES = [
     Bad(b"{broken", "not JSON", "not JSON"),
     Bad(b'{"prompt": "p", "chosen": "c", "rejected": "r"', "not JSON", "not JSON"),
@@ -203,20 +208,8 @@ OTHERS = [
         "'messages' ends with a turn of user",
         kind="sft",
     ),
-    Bad(
-        {"chosen": "x", "rejected": "y"},
-        "no transcript",
-        "begins with|chosen, rejected",
-        spec={"format": "hh"},
-        data=CHAT,
-    ),
-    Bad(
-        {**HH, "chosen": "\n\nHuman: Say x.\n\nAssistant:"},
-        "empty content",
-        "message 2",
-        spec={"format": "hh"},
-        data=CHAT,
-    ),
+    hh({"chosen": "x", "rejected": "y"}, "no transcript", "begins with|chosen, rejected"),
+    hh({**HH, "chosen": "\n\nHuman: Say x.\n\nAssistant:"}, "empty content", "message 2"),
     shared({"text": "x"}, "missing column", "'conversations' or 'messages'"),
     shared(
         {"conversations": [{"from": "robot", "value": "x"}]},

@@ -7,42 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_jax import config
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import texts as stage
-from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.models.attention import cudnn, splash
 from dpo_jax.models.attention.choice import Choice
-from tests.commands.house import make_house, run
+from tests.tiny_experiment import make_experiment, opened, run
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    make_house(tmp_path, rows=16, mesh={"data": 2, "fsdp": 2, "tensor": 2})
+    make_experiment(tmp_path, rows=16, mesh={"data": 2, "fsdp": 2, "tensor": 2}, train={"steps": 2})
     return "e.yaml"
 
 
-def opened(experiment: str, *arguments: str) -> TextExperiment:
-    return TextExperiment(*config.load(experiment, arguments), command="train")
-
-
 def test_auto_is_blocks_on_a_cpu(experiment: str, capsys: pytest.CaptureFixture):
-    setup = opened(experiment)
+    setup = opened()
     assert setup.model.attention == setup.attention == "blocks" and setup.unpack is None
     assert "attention" not in capsys.readouterr().err
-    assert opened(experiment, "--model.attention", "dense").model.attention == "dense"
+    assert opened("--model.attention", "dense").model.attention == "dense"
 
 
 def test_what_the_machine_cannot_do_is_refused_where_it_was_asked_for(experiment: str):
     says = r"command line: model.attention: splash attention needs a TPU, and this is a cpu. Possible here: auto, dense"
     with pytest.raises(UserError, match=says):
-        _ = opened(experiment, "--model.attention", "splash").model
+        _ = opened("--model.attention", "splash").model
 
 
 def test_what_auto_falls_back_from_is_said_once(experiment: str, monkeypatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(stage, "choose_attention", lambda *_: Choice("blocks", "cudnn attention has no soft cap"))
-    setup = opened(experiment)
+    setup = opened()
     _ = setup.model, setup.sft_model, setup.unpack
     said = "".join(capsys.readouterr())
     assert said.count("attention: blocks, because cudnn attention has no soft cap") == 1

@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from dpo_jax import cli
 from dpo_jax.commands import train
 from dpo_jax.experiments import text_steps
-from tests.tiny import make_hf_folder
-from tests.tiny_experiment import write_lines
+from tests.tiny_experiment import make_experiment, write_lines
 
 SAME = "the plot is thin, the jokes are old and the ending is cold, and the room was quiet and the lamp was warm"
 
 
 @pytest.fixture
 def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    make_hf_folder(tmp_path / "model")
+    more = {"eval": [{"path": "held.jsonl"}], "max_tokens": 96, "on_error": "skip"}
+    monkeypatch.chdir(make_experiment(tmp_path, data=more, train={"steps": 1, "batch_pairs": 4}))
     rows = [{"prompt": f"Row {n}:", "chosen": " it is good, " * 3 + str(n), "rejected": " bad"} for n in range(10)]
     rows.append(rows[2])
     rows.append({"prompt": "Row 3:", "chosen": rows[3]["rejected"], "rejected": rows[3]["chosen"]})
@@ -28,20 +26,6 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows.append({"prompt": "Row y:", "chosen": "", "rejected": " it"})
     write_lines(tmp_path / "pairs.jsonl", rows)
     write_lines(tmp_path / "held.jsonl", [rows[4], {"prompt": "Row 5:", "chosen": " c", "rejected": " d"}])
-    config = {
-        "workdir": "runs/demo",
-        "model": {"weights": "model"},
-        "data": {
-            "train": [{"path": "pairs.jsonl"}],
-            "eval": [{"path": "held.jsonl"}],
-            "max_prompt_tokens": 32,
-            "max_tokens": 96,
-            "on_error": "skip",
-        },
-        "loss": {"name": "dpo"},
-        "train": {"steps": 1, "batch_pairs": 4},
-    }
-    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
     return tmp_path
 
 
@@ -86,9 +70,3 @@ def test_training_says_the_odd_part(experiment: Path, capsys, monkeypatch: pytes
     said = capsys.readouterr().err
     assert "data.train: 1 pairs labelled both ways" in said and "data.eval: 1 rows that are also in data.train" in said
     assert "BOS" not in said and "check-data` shows these" in said
-
-
-def test_a_bad_row_stops_it(experiment: Path, capsys):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["check-data", "e.yaml", "--data.on_error", "stop"])
-    assert stopped.value.code == 2 and "pairs.jsonl:15: column 'chosen' is empty" in capsys.readouterr().err

@@ -13,12 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax import cli, config
+from dpo_jax import cli
 from dpo_jax.experiments import judging
 from dpo_jax.experiments.benchmark import run_rewardbench
-from dpo_jax.experiments.texts import TextExperiment
 from tests.evaluation.judges.endpoint import Reply, longer_wins, said, serve
-from tests.tiny_experiment import EVAL_ROWS, write_lines
+from tests.tiny_experiment import EVAL_ROWS, opened, refused, write_lines
 
 RESPONSES = {"policy": "a warm lamp|cold|the old day|quiet|warm", "reference": "a warm lamp|quiet|cold|the day|is cold"}
 
@@ -149,7 +148,7 @@ def test_rewardbench_of_the_policy_and_of_the_judge(finished: str):
         "Safety": 0.5,
     }
     assert found["rewardbench"]["policy"]["rows"] == 3
-    setup = TextExperiment(*config.load("e.yaml"), command="test")
+    setup = opened()
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
         same = run_rewardbench(setup, "bench.jsonl", None, frozen, frozen)
@@ -174,14 +173,6 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (HTTP | {"url": "http://127.0.0.1:9", "retries": 0}, "failed 1 times, at last with: URLError"),
     ({"name": "command", "command": "true", "timeout_seconds": 0}, "nothing ends in 0 s"),
 ]
-
-
-def refused(capsys, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([*arguments])
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "Traceback" not in said
-    return said
 
 
 @pytest.mark.parametrize(("judge", "says"), REFUSED, ids=[says for _, says in REFUSED])

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +19,9 @@ from dpo_jax.files import read_json
 from dpo_jax.reference.store import Store
 from dpo_jax.runtime.hosts import _arguments
 from tests.commands import pairing
+from tests.processes import ROOT, environments
 from tests.tiny_experiment import metrics
 
-ROOT = Path(__file__).parents[2]
 JUDGE = """
 import json, sys
 print("asked", file=open("asked.txt", "a"))
@@ -34,17 +32,11 @@ for line in sys.stdin:
 
 def together(count: int, *command: str, folders: list[Path]) -> list[subprocess.CompletedProcess[str]]:
     """Runs a command in so many processes with eight devices together; each starts in its folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={8 // count}")
-    alone = {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-    joined = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)} if count > 1 else {}
-    processes = []
-    for number, folder in enumerate(folders):
-        own = {**os.environ, **alone, **joined, **({"JAX_PROCESS_ID": str(number)} if joined else {})}
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        processes.append(subprocess.Popen([sys.executable, "-m", *command], env=own, cwd=folder, **pipes))
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([sys.executable, "-m", *command], env=own, cwd=folder, **pipes)
+        for own, folder in zip(environments(count, 8), folders, strict=True)
+    ]
     ended = [(process, *process.communicate(timeout=300)) for process in processes]
     return [subprocess.CompletedProcess(p.args, p.returncode, out, err) for p, out, err in ended]
 

@@ -9,7 +9,7 @@ import pytest
 
 from dpo_jax import cli
 from dpo_jax.experiments import text_pairs as pairs
-from tests.tiny_experiment import amend, read_lines, write_lines
+from tests.tiny_experiment import amend, read_lines, refused, write_lines
 
 BY_LENGTH = ("--pairs.judge", "{name: python, function: 'mine.py:score'}")
 COMPARED = ("--pairs.judge", "{name: python, function: 'mine.py:compare', compares: true}")
@@ -97,8 +97,5 @@ def test_prompts_of_ones_own_need_no_training_rows_and_conversations_stay_conver
 def test_nonsense_is_refused(
     sampling: str, arguments: tuple[str, ...], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["pairs", sampling, *arguments])
-    assert stopped.value.code == 2
-    assert says in capfd.readouterr().err
+    assert says in refused(capfd, "pairs", sampling, *arguments)
     assert not Path("runs/demo/pairs.jsonl").exists()

@@ -21,6 +21,7 @@ from dpo_jax.experiments.planned import Planned, _largest, find_lengths, largest
 from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
+from tests import tiny_experiment
 from tests.tiny import make_hf_folder
 
 CONFIG = """\
@@ -43,7 +44,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> Path
     monkeypatch.chdir(tmp_path)
     Path("e.yaml").write_text(CONFIG.format(weights=model))
     rows = [{"prompt": f"say {n}\n", "chosen": "good " * (n % 3 + 1), "rejected": "bad"} for n in range(20)]
-    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tiny_experiment.write_lines("pairs.jsonl", rows)
     return tmp_path
 
 
@@ -63,11 +64,8 @@ def planning(*arguments: str) -> dict[str, Any]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["plan", "e.yaml", *arguments])
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and "Traceback" not in said.err
-    return said.out, said.err.split("dpo-jax: ", 1)[1]
+    out, _, err = tiny_experiment.refused(capsys, "plan", "e.yaml", *arguments).rpartition("dpo-jax: ")
+    return out, err
 
 
 def test_by_analysis_and_nothing_else_is_written(capsys, folder: Path):

@@ -10,6 +10,7 @@ import pytest
 
 from dpo_jax import cli
 from tests.reporting.test_report import Page
+from tests.tiny_experiment import refused
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +58,6 @@ def test_the_commands_that_trained_it_are_named_not_the_one_that_reports() -> No
     assert "dpo-jax report" not in text and sessions[1]["environment"]["devices"] in text
 
 
-def test_the_same_run_has_the_same_bytes() -> None:
-    before = Path("runs/demo/report.html").read_bytes()
-    cli.main(["report", "e.yaml", "--workdir", "runs/demo"])
-    assert Path("runs/demo/report.html").read_bytes() == before
-
-
 @pytest.mark.slow("a training and samples")
 def test_the_best_of_n_stands_beside_the_run(finished: str) -> None:
     assert "best of n responses" not in Path("runs/demo/report.html").read_text()
@@ -73,13 +68,9 @@ def test_the_best_of_n_stands_beside_the_run(finished: str) -> None:
     assert ">best of n<" in Path("runs/demo/report.html").read_text()
 
 
-def compare(capsys: pytest.CaptureFixture[str], *others: str) -> str:
+def compare(capsys: pytest.CaptureFixture[str], other: str) -> str:
     """What is said where that is refused."""
-    arguments = [word for other in others for word in ("--compare", other)]
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["report", "e.yaml", *arguments])
-    assert stopped.value.code == 2
-    return capsys.readouterr().err
+    return refused(capsys, "report", "e.yaml", "--compare", other)
 
 
 @pytest.mark.slow("two trainings")

@@ -14,20 +14,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from dpo_jax import cli, config
+from dpo_jax import cli
 from dpo_jax.commands import evaluate
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.experiments.judging import open_judge
 from dpo_jax.experiments.scoring import open_rewards
-from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.objectives.reward import reward_objective
 from dpo_jax.training.metrics import divide
 from dpo_jax.types import PairBatch, Prompt
-from tests.commands.house import forget, make_house, read_lines, run, untimed
 from tests.objectives.toy import WIDTH, Toy, first_micro_batch, jitted_gradients, make_batch, parameters, place
+from tests.tiny_experiment import forget, make_experiment, metrics, opened, read_lines, refused, run
 from tests.tiny_gpt2 import make_gpt2_folder
 
 KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
@@ -119,16 +118,15 @@ def test_pairs_bring_weights_margins_and_sources(x64):
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny model, 20 pairs and 6 held-out ones, and a reward model trained on them."""
-    data = {"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "held.jsonl"}]}
     reward = {
         "options": {"center": 0.01, "margin": 2.0},
         "optimizer": {"learning_rate": 3e-3},
         "train": {"batch_pairs": 8, "micro_batch_pairs": 4, "steps": 6, "save_every": 4},
     }
-    folder = make_house(
+    folder = make_experiment(
         tmp_path_factory.mktemp("reward"),
         held=6,
-        data=data | {"max_prompt_tokens": 32, "max_tokens": 64},
+        data={"eval": [{"path": "held.jsonl"}]},
         reward=reward,
         evaluation={"samples": 16, "max_new_tokens": 5, "judge": {"name": "reward"}},
     )
@@ -140,14 +138,6 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def inside(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(house)
-
-
-def opened(*arguments: str) -> TextExperiment:
-    return TextExperiment(*config.load("e.yaml", arguments), command="test")
-
-
-def metrics(workdir: str) -> list[dict[str, float]]:
-    return untimed(read_lines(f"{workdir}/reward/metrics.jsonl"))
 
 
 def judged(location: str | None, *arguments: str) -> np.ndarray:
@@ -164,7 +154,7 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
 
 
 def test_it_learns_and_says_how_well(house: Path, inside: None):
-    rows = metrics("runs/demo")
+    rows = metrics("runs/demo/reward")
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6] and rows[-1]["loss"] < 0.7 * rows[0]["loss"]
     assert rows[0]["loss"] > np.log1p(np.exp(2.0 - rows[0]["rewards/margins"]))  # convex: above that of the mean
     assert rows[-1]["rewards/accuracies"] > 0.9 and rows[-1]["rewards/margins"] > rows[0]["rewards/margins"]
@@ -200,18 +190,17 @@ def test_resuming_is_bit_exact_and_refuses_another_experiment(inside: None, caps
     shutil.rmtree("runs/broken/reward/export")
     broken = ("--workdir", "runs/broken")
     cli.main(["reward", "e.yaml", *broken, "--loss.options", "{beta: 0.3}"])  # which is not the reward model's
-    assert metrics("runs/broken") == metrics("runs/demo")
+    assert metrics("runs/broken/reward") == metrics("runs/demo/reward")
     files = [Path(f"runs/{name}/reward/export/model.safetensors").read_bytes() for name in ("broken", "demo")]
     assert files[0] == files[1]
-    with pytest.raises(SystemExit):
-        cli.main(["reward", "e.yaml", *broken, "--reward.options.center", "0.5", "--reward.train.steps", "8"])
-    assert "reward.options.center: was 0.01, is 0.5" in capsys.readouterr().err
+    other = ("--reward.options.center", "0.5", "--reward.train.steps", "8")
+    assert "reward.options.center: was 0.01, is 0.5" in refused(capsys, "reward", "e.yaml", *broken, *other)
 
 
 @pytest.mark.slow("a whole command")
 def test_a_layout_changes_nothing(inside: None):
     cli.main(["reward", "e.yaml", "--workdir", "runs/shared", "--data.layout", "shared", "--reward.train.steps", "2"])
-    for found, wanted in zip(metrics("runs/shared"), metrics("runs/demo")[:2], strict=True):
+    for found, wanted in zip(metrics("runs/shared/reward"), metrics("runs/demo/reward")[:2], strict=True):
         assert found == pytest.approx(wanted, rel=1e-3, abs=1e-4)
 
 
@@ -219,22 +208,20 @@ def test_a_layout_changes_nothing(inside: None):
 def test_margins_and_weights_of_rows_are_read_and_soft_labels_refused(inside: None, capsys):
     rows = read_lines("pairs.jsonl")
 
-    def first(**more: float) -> dict[str, float]:
+    def command(**more: float) -> list[str]:
         for name in ("more.jsonl", "twin.jsonl"):
             Path(name).write_text("".join(json.dumps({**row, **more}) + "\n" for row in rows))
         workdir = f"runs/{'-'.join(more)}"
         data = ("--data.train", "[{path: more.jsonl}, {path: twin.jsonl}]", "--data.eval", "[{path: more.jsonl}]")
-        cli.main(["reward", "e.yaml", "--workdir", workdir, *data, "--reward.train.steps", "1"])
-        return metrics(workdir)[0]
+        return ["reward", "e.yaml", "--workdir", workdir, *data, "--reward.train.steps", "1"]
 
-    row = first(margin=3.0, weight=2.0)
+    cli.main(command(margin=3.0, weight=2.0))
+    (row,) = metrics("runs/margin-weight/reward")
     assert row["loss"] > 2 * np.log1p(np.exp(5.0 - row["rewards/margins"]))  # convex: above that of the mean
     assert sum(name.startswith("rewards/margins/") for name in row) == 2
     heldout = json.loads(Path("runs/margin-weight/reward/evaluation.json").read_text())["heldout"]
     assert heldout["loss"] > np.log1p(np.exp(5.0 - heldout["margin"]))
-    with pytest.raises(SystemExit):
-        first(soft_label=0.8)
-    assert "soft labels, which a reward model cannot read" in capsys.readouterr().err
+    assert "soft labels, which a reward model cannot read" in refused(capsys, *command(soft_label=0.8))
 
 
 @pytest.mark.slow("whole commands")
@@ -242,7 +229,7 @@ def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):
     lora = ("--workdir", "runs/lora", "--lora", "{rank: 4}", "--reward.optimizer.learning_rate", "0.01")
     cli.main(["reward", "e.yaml", *lora])
     assert "trains 4,128 numbers beside 29,472 frozen ones" in capsys.readouterr().err  # 4,096 and the head of 32
-    assert metrics("runs/lora")[-1]["loss"] < metrics("runs/lora")[0]["loss"]
+    assert metrics("runs/lora/reward")[-1]["loss"] < metrics("runs/lora/reward")[0]["loss"]
     saved = {path.parent.name: path.read_text() for path in Path("runs/lora/reward/checkpoints/6").glob("*/_METADATA")}
     assert "adapter" in saved["params"] and "head" in saved["params"] and "embedding" not in saved["params"]
     merged = judged("runs/lora/reward/export")
@@ -320,8 +307,6 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
         ("reward", ["--reward.train.step", "3"], "reward.train.step: the key is unknown. Did you mean 'steps'"),
         ("reward", ["--reward.train.micro_batch_pairs", "3"], "reward.train.micro_batch_pairs: 3 does not divide"),
         ("reward", ["--loss.name", "kto"], "a reward model learns from pairs, but with loss kto"),
-        ("evaluate", ["--evaluation.judge.name", "rewrad"], "'rewrad' is unknown. Did you mean 'reward'"),
-        ("evaluate", ["--evaluation.samples", "0"], "evaluation.judge: needs evaluation.samples"),
         ("evaluate", ["--evaluation.judge.data", "[{path: a}]"], "is no option of the judge reward. Allowed: model."),
         (
             "evaluate",
@@ -331,10 +316,7 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
     ],
 )
 def test_nonsense(inside: None, capsys, command: str, arguments: list[str], says: str):
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "e.yaml", "--workdir", "runs/nonsense", *arguments])
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and says in said and "Traceback" not in said
+    assert says in refused(capsys, command, "e.yaml", "--workdir", "runs/nonsense", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +337,4 @@ def test_a_judge_that_is_none_is_refused_before_anything_is_sampled(inside: None
 
 def test_a_family_without_such_a_class_is_refused_by_name(inside: None, monkeypatch, capsys):
     monkeypatch.delitem(__import__("dpo_jax.weights.reward", fromlist=["_CLASSES"])._CLASSES, "llama")
-    with pytest.raises(SystemExit):
-        cli.main(["reward", "e.yaml"])
-    assert "reward export: model_type 'llama' has no such form" in capsys.readouterr().err
+    assert "reward export: model_type 'llama' has no such form" in refused(capsys, "reward", "e.yaml")

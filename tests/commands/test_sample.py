@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from dpo_jax import cli
-from tests.tiny_experiment import amend, read_lines, write_lines
+from tests.tiny_experiment import amend, read_lines, refused, write_lines
 
 LONG = 40 * "the lamp was warm and "
+SAMPLE = ("sample", "e.yaml", "--prompts", "prompts.jsonl")
 PROMPTS = [{"prompt": "the lamp"}, {"prompt": "a quiet film"}]
 
 
@@ -33,7 +34,7 @@ def _inside(house: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 def sampled(*arguments: str, output: str = "out/samples.jsonl") -> list[dict[str, Any]]:
-    cli.main(["sample", "e.yaml", "--prompts", "prompts.jsonl", "--output", output, *arguments])
+    cli.main([*SAMPLE, "--output", output, *arguments])
     return read_lines(output)
 
 
@@ -105,14 +106,6 @@ def test_without_a_file_the_prompts_of_the_held_out_rows_are_answered_and_json_i
     assert json.loads(Path("samples.json").read_text(encoding="utf8")) == found
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["sample", "e.yaml", *arguments])
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and "Traceback" not in said
-    return said.split("dpo-jax: ", 1)[1]
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -127,7 +120,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ],
 )
 def test_nonsense(capsys, arguments: list[str], says: str):
-    assert says in refused(capsys, *arguments)
+    assert says in refused(capsys, "sample", "e.yaml", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +139,7 @@ def test_nonsense(capsys, arguments: list[str], says: str):
 )
 def test_bad_rows_name_file_line_and_column(capsys, row: object, says: str):
     write_lines("prompts.jsonl", [PROMPTS[0], row])
-    assert re.search(f"^prompts.jsonl:2: .*{says}", refused(capsys, "--prompts", "prompts.jsonl"))
+    assert re.search(f"dpo-jax: prompts.jsonl:2: .*{says}", refused(capsys, *SAMPLE))
 
 
 def test_bad_rows_are_skipped_and_counted(capsys):

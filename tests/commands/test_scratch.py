@@ -17,7 +17,7 @@ from dpo_jax.experiments.rows import DataRows
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import TokenRow
 from tests.tiny import LINES
-from tests.tiny_experiment import amend, make_experiment, read_lines, write_lines, write_pairs
+from tests.tiny_experiment import amend, make_experiment, read_lines, refused, write_lines, write_pairs
 
 
 @pytest.fixture
@@ -70,9 +70,7 @@ def test_from_nothing_to_a_trained_policy(experiment: str, capfd: pytest.Capture
 
 
 def test_a_stage_that_makes_no_model_says_what_to_run(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        cli.main(["check-data", experiment])
-    assert "run `dpo-jax scratch` first" in capfd.readouterr().err
+    assert "run `dpo-jax scratch` first" in refused(capfd, "check-data", experiment)
 
 
 def test_the_seed_makes_the_weights(experiment: str) -> None:
@@ -120,15 +118,10 @@ def test_a_warning_where_fine_tuning_was_of_something_else(
 def test_nonsense_is_refused(
     experiment: str, arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(["scratch", experiment, *arguments])
-    assert stopped.value.code == 2
-    assert says in capfd.readouterr().err
+    assert says in refused(capfd, "scratch", experiment, *arguments)
     assert not Path("x.gguf").exists()
 
 
 def test_export_of_a_fine_tuning_that_was_not_asked_for(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
     amend(sft=None)
-    with pytest.raises(SystemExit):
-        cli.main(["export", experiment, "--fine-tuned"])
-    assert "has no `sft:` section" in capfd.readouterr().err
+    assert "has no `sft:` section" in refused(capfd, "export", experiment, "--fine-tuned")

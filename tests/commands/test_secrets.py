@@ -17,7 +17,7 @@ from dpo_jax.config import load
 from dpo_jax.files import read_json, read_sealed
 from tests.commands.test_sinks import Wandb
 from tests.evaluation.judges.endpoint import Endpoint, said, serve
-from tests.tiny_experiment import make_experiment
+from tests.tiny_experiment import EVALUATED, make_experiment, refused
 
 ROOT = Path(__file__).parents[2]
 SECRETS = {name: f"s3cr3t-{name}-0123456789" for name in ("variable", "address", "setting", "line")}
@@ -48,6 +48,7 @@ def test_nothing_of_a_run_holds_a_secret(tmp_path: Path, endpoint: Endpoint, mon
     }
     make_experiment(
         tmp_path,
+        data=EVALUATED,
         train={"steps": 2},
         logging={"wandb": "project"},
         optimizer={"learning_rate": 0.1},  # far enough that the responses differ, and the judge is asked
@@ -85,10 +86,8 @@ def test_an_address_that_cannot_be_read_is_told_without_its_secrets(tmp_path: Pa
         f"{{path: 'https://me:{secret}@host/rows.jsonl'}}",
         f"{{path: 'https://host/r.jsonl?sig={secret}'}}",
     ):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(["train", "e.yaml", "--verbose", "--data.train", f"[{source}]"])
-        said = capsys.readouterr().err
-        assert stopped.value.code == 2 and not leaks(said) and "***" in said and "does not exist" in said
+        said = refused(capsys, "train", "e.yaml", "--data.train", f"[{source}]")
+        assert not leaks(said) and "***" in said and "does not exist" in said
 
 
 def test_what_computes_still_has_the_secret(tmp_path: Path, monkeypatch):

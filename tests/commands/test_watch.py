@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_jax import cli
-from tests.tiny_experiment import amend, metrics, read_lines
+from tests.tiny_experiment import amend, metrics, read_lines, refused
 
 
 @pytest.mark.slow("a training with and without samples")
@@ -31,6 +31,5 @@ def test_the_policy_answers_the_same_prompts_again_and_again_which_changes_nothi
 
 def test_samples_need_to_know_when(scored: str, capfd: pytest.CaptureFixture[str]) -> None:
     amend(evaluation={"watched": 3})
-    with pytest.raises(SystemExit):
-        cli.main(["train", scored])
-    assert "evaluation.watched: says what is sampled every evaluation.every" in capfd.readouterr().err
+    said = refused(capfd, "train", scored)
+    assert "evaluation.watched: says what is sampled every evaluation.every" in said

@@ -12,6 +12,7 @@ import yaml
 
 from dpo_jax import cli
 from dpo_jax.evaluation.length_controlled import length_controlled
+from tests.tiny_experiment import read_lines, refused, write_lines
 
 CONFIG = {
     "workdir": "runs/demo",
@@ -29,18 +30,18 @@ def _inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     Path("mine.py").write_text("def score(prompts, responses):\n    return [len(r) for r in responses]\n")
 
 
-def evaluated(policy: str, reference: str, **more: str) -> dict[str, Any]:
+def command(policy: str, reference: str, **more: str) -> list[str]:
     outputs = json.dumps({"policy": policy, "reference": reference, **more})
-    cli.main(["evaluate", "e.yaml", "--evaluation.outputs", outputs, "--evaluation.judge", BY_LENGTH])
+    return ["evaluate", "e.yaml", "--evaluation.outputs", outputs, "--evaluation.judge", BY_LENGTH]
+
+
+def evaluated(policy: str, reference: str, **more: str) -> dict[str, Any]:
+    cli.main(command(policy, reference, **more))
     return json.loads(Path("runs/demo/evaluation.json").read_text())
 
 
-def write(path: str, rows: list[dict[str, Any]]) -> None:
-    Path(path).write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
 def lines(path: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("runs/demo/outputs", path).read_text().splitlines()]
+    return read_lines(Path("runs/demo/outputs", path))
 
 
 PROMPTS = ["what is warm", "what is cold", "what is warm"]
@@ -52,7 +53,7 @@ def alpaca(texts: list[str], generator: str) -> list[dict[str, Any]]:
 
 def test_outputs_of_others_are_judged_without_a_model():
     Path("policy.json").write_text(json.dumps(alpaca(["aaa", "b", "cccc"], "ours")))
-    write("reference.jsonl", list(reversed(alpaca(["a", "bb", "cc"], "theirs"))))
+    write_lines("reference.jsonl", list(reversed(alpaca(["a", "bb", "cc"], "theirs"))))
     found = evaluated("policy.json", "reference.jsonl")
     # the first answer to a prompt is compared with the first: aaa with cc, b with bb, cccc with a
     shown = [(row["policy"], row["reference"]) for row in found["samples"]]
@@ -67,7 +68,7 @@ def test_outputs_of_others_are_judged_without_a_model():
 
 def test_what_was_written_is_read_back_and_judged_alike():
     Path("policy.json").write_text(json.dumps(alpaca(["aaa", "b", "cccc"], "ours")))
-    write("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs"))
+    write_lines("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs"))
     found = evaluated("policy.json", "reference.jsonl")
     folder = Path("runs/demo/outputs").rename("written")
     again = evaluated(
@@ -80,8 +81,8 @@ def test_what_was_written_is_read_back_and_judged_alike():
 
 def test_difficulties_are_read_in_the_order_of_the_policy(capsys):
     rows = [{"instruction": f"prompt {n}", "output": "x" * (3 + n % 5)} for n in range(40)]
-    write("policy.jsonl", rows)
-    write("reference.jsonl", [row | {"output": "y" * (5 - n // 10)} for n, row in enumerate(rows)][::-1])
+    write_lines("policy.jsonl", rows)
+    write_lines("reference.jsonl", [row | {"output": "y" * (5 - n // 10)} for n, row in enumerate(rows)][::-1])
     values = [n / 40 for n in range(40)]
     Path("hard.csv").write_text(",instruction_difficulty\n" + "".join(f"{n},{v}\n" for n, v in enumerate(values)))
     found = evaluated("policy.jsonl", "reference.jsonl", difficulty="hard.csv")
@@ -91,15 +92,13 @@ def test_difficulties_are_read_in_the_order_of_the_policy(capsys):
     assert found["judged"]["length_controlled"]["win_rate"] == wanted["win_rate"]
     for text, says in (("a\n1\n", "instruction_difficulty"), ("instruction_difficulty\n1\n", "has 1 rows; 40 finite")):
         Path("hard.csv").write_text(text)
-        with pytest.raises(SystemExit):
-            evaluated("policy.jsonl", "reference.jsonl", difficulty="hard.csv")
-        assert says in capsys.readouterr().err
+        assert says in refused(capsys, *command("policy.jsonl", "reference.jsonl", difficulty="hard.csv"))
 
 
 def test_both_forms_of_arena_hard_are_read_and_our_samples_get_its_ids():
     asked, texts = PROMPTS[:2], {"old": ["a", "bb"], "new": ["aaa", "b"], "ours": ["xx", "y"]}
-    write("questions.jsonl", [{"question_id": f"q{n}", "turns": [{"content": p}]} for n, p in enumerate(asked)])
-    write(
+    write_lines("questions.jsonl", [{"question_id": f"q{n}", "turns": [{"content": p}]} for n, p in enumerate(asked)])
+    write_lines(
         "old.jsonl",
         [
             {"question_id": f"q{n}", "model_id": "old", "choices": [{"index": 0, "turns": [{"content": t}]}]}
@@ -110,8 +109,8 @@ def test_both_forms_of_arena_hard_are_read_and_our_samples_get_its_ids():
         [{"role": "user", "content": p}, {"role": "assistant", "content": {"answer": t}}]
         for p, t in zip(asked, texts["new"], strict=True)
     ]
-    write("new.jsonl", [{"uid": f"q{n}", "model": "new", "messages": both} for n, both in enumerate(turns)])
-    write("ours.jsonl", [{"prompt": p, "output": t} for p, t in zip(asked, texts["ours"], strict=True)])
+    write_lines("new.jsonl", [{"uid": f"q{n}", "model": "new", "messages": both} for n, both in enumerate(turns)])
+    write_lines("ours.jsonl", [{"prompt": p, "output": t} for p, t in zip(asked, texts["ours"], strict=True)])
     for policy, scores in (("new.jsonl", [3, 1]), ("ours.jsonl", [2, 1])):
         found = evaluated(policy, "old.jsonl", questions="questions.jsonl")
         assert [row["policy_score"] for row in found["samples"]] == scores
@@ -131,9 +130,6 @@ def test_both_forms_of_arena_hard_are_read_and_our_samples_get_its_ids():
     ],
 )
 def test_outputs_that_do_not_match_are_refused(capsys, policy: list[dict[str, Any]], says: str):
-    write("no.jsonl", policy)
-    write("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs")[:2])
-    with pytest.raises(SystemExit) as stopped:
-        evaluated("no.jsonl", "reference.jsonl")
-    said = capsys.readouterr().err
-    assert stopped.value.code == 2 and says in said and "Traceback" not in said
+    write_lines("no.jsonl", policy)
+    write_lines("reference.jsonl", alpaca(["a", "bb", "cc"], "theirs")[:2])
+    assert says in refused(capsys, *command("no.jsonl", "reference.jsonl"))

@@ -19,6 +19,7 @@ from dpo_jax.reference.store import Store
 from dpo_jax.runs.verify import examine
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.weights.folder import open_folder
+from tests.tiny_experiment import refused
 
 GARBAGE = (b"", b"{", b"\xff\xfe{}", b"\x00" * 64, b"[" * 100_000, b"null", b"[]", b'{"record": 1}')
 
@@ -28,15 +29,6 @@ def run(run: Path) -> Path:
     """A copy of a trained and exported run, its store elsewhere, to be damaged; as fine-tuning leaves it."""
     shutil.copytree(run / "checkpoints", run / "sft/checkpoints")
     return run
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """All that is said when the command stops with exit code 2."""
-    with pytest.raises(SystemExit) as stopped:
-        cli.main(arguments)
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and "Traceback" not in said.err, said.err
-    return said.out + said.err
 
 
 def bad(root: Path) -> list[str]:

@@ -12,6 +12,7 @@ import pytest
 from dpo_jax.training.checkpoint import Checkpoints
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start
+from tests.tiny_experiment import metrics
 
 TRAIN = {"steps": 4000, "save_every": 4, "keep": 2, "log_every": 50}
 
@@ -58,7 +59,7 @@ def test_a_disk_that_fills_up_while_it_trains(folder: Path, small_disk: Callable
         (code,) = finish(start(folder, "train", "e.yaml", "--workdir", str(workdir)))
         assert code in (1, 2) and "Traceback" not in said(folder), said(folder)[-3000:]
         assert "No space left on device" in said(folder)
-        done = tiny_run.metrics(workdir)[-1]["step"]
+        done = metrics(workdir)[-1]["step"]
         assert done < 100, "it trained on as if nothing had happened"
         tiny_run.assert_listed_steps_are_whole(workdir)
         steps = Checkpoints(workdir / "checkpoints").steps()
@@ -75,7 +76,7 @@ def test_a_disk_that_cannot_be_written(folder: Path, small_disk: Callable, held:
     assert finish(start(folder, "train", "e.yaml", "--workdir", str(workdir), "--train.steps", "8")) == [0]
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     for command in ("train", "evaluate", "export", "report"):
-        held_out = ("--data.eval", "[{path: eval.jsonl}]") if command == "evaluate" else ()
+        held_out = ("--data.eval", "[{path: held.jsonl}]") if command == "evaluate" else ()
         (code,) = finish(start(folder, command, "e.yaml", "--workdir", str(workdir), *held_out))
         assert code in (1, 2) and "Read-only file system" in said(folder), (command, said(folder)[-3000:])
         assert "Traceback" not in said(folder)

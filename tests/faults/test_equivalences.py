@@ -10,6 +10,7 @@ import pytest
 
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start
+from tests.tiny_experiment import metrics
 
 STEPS = 50
 # Relative, of the loss and of the gradient norm. Adam divides by what a gradient usually is: the smallest difference in
@@ -38,7 +39,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, trials: Callable) -> Path:
     trials(0, 1)
     folder = tiny_run.make_experiment(
         tmp_path_factory.mktemp("equivalences"),
-        data={"train": [{"path": "pairs.jsonl"}], "eval": [{"path": "eval.jsonl"}], "max_tokens": 64},
+        data={"eval": [{"path": "held.jsonl"}]},
         optimizer={"learning_rate": 1e-4},
         train={"batch_pairs": 8, "micro_batch_pairs": 8, "steps": STEPS, "log_every": 1},
         evaluation={"max_new_tokens": 4, "batch_rows": 8},
@@ -57,7 +58,7 @@ def trained(folder: Path, name: str, arguments: list[str], *, devices: int = 1) 
     workdir = f"runs/{name.replace(' ', '_')}"
     processes = start(folder, "train", "e.yaml", "--workdir", workdir, *arguments, devices=devices)
     assert finish(processes) == [0], said(folder)
-    return tiny_run.metrics(folder / workdir)
+    return metrics(folder / workdir)
 
 
 def assert_near(found: list[dict[str, Any]], wanted: list[dict[str, Any]]) -> str:

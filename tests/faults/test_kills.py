@@ -13,6 +13,7 @@ import pytest
 from dpo_jax.runtime.preemption import EXIT_CODE
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
+from tests.tiny_experiment import metrics
 
 CHAINS = 5
 TRAIN = {"save_every": 3, "keep": 3, "micro_batch_pairs": 4}
@@ -83,7 +84,7 @@ def test_sigterm_saves_and_leaves(
         processes[number % count].send_signal(signal.SIGTERM)
         assert finish(processes) == [EXIT_CODE] * count, said(here)
         slowest = max(slowest, time.monotonic() - begun)
-        done = len(tiny_run.metrics(workdir))
+        done = len(metrics(workdir))
         assert (workdir / "checkpoints" / f"{done}.json").exists() and f"saved step {done} of" in said(here)
     assert slowest < TERM_SECONDS
     assert finish(start(here, *train(here, f"runs/told_{count}"), count=count)) == [0] * count, said(here)

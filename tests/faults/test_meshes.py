@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start
+from tests.tiny_experiment import metrics
 
 BEFORE = [{"fsdp": 2}, {"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 4, "fsdp": 1}]
 AFTER = [{"fsdp": 1}, {"fsdp": 1, "tensor": 2}, {"fsdp": 4}, {"fsdp": 2, "tensor": 4}]
@@ -28,7 +29,7 @@ def train(folder: Path, workdir: str, mesh: dict[str, int], steps: int, *more: s
     axes = [argument for axis, size in mesh.items() for argument in (f"--mesh.{axis}", str(size))]
     arguments = ("train", "e.yaml", "--workdir", workdir, "--train.steps", str(steps), *axes, *more)
     assert finish(start(folder, *arguments, devices=devices, count=count)) == [0] * count, said(folder)
-    return [row["loss"] for row in tiny_run.metrics(folder / workdir)]
+    return [row["loss"] for row in metrics(folder / workdir)]
 
 
 @pytest.fixture(scope="module")
@@ -94,5 +95,5 @@ def test_another_dtype_is_refused(
     arguments = ("train", "e.yaml", "--workdir", str(workdir), "--train.steps", "9", f"--{key}", value)
     # its own store, so that it is the checkpoint which is refused
     assert finish(start(folder, *arguments, "--reference.store", f"runs/{key}")) == [2]
-    assert f"{key}: was" in said(folder) and len(tiny_run.metrics(workdir)) == STEPS
+    assert f"{key}: was" in said(folder) and len(metrics(workdir)) == STEPS
     held(1, "refused by name")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from dpo_jax.data.batches import Batches
 from dpo_jax.training import step as step_module
 from dpo_jax.types import HostBatch
 from tests.faults import tiny_run
+from tests.tiny_experiment import read_lines
 
 OPTIONS = ("--train.steps", "12", "--train.log_every", "5", "--train.keep", "9")
 BAD = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
@@ -69,10 +69,6 @@ def train(*arguments: str) -> int:
     return 0
 
 
-def rows(workdir: str) -> list[dict[str, float]]:
-    return [json.loads(line) for line in Path(workdir, "metrics.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.fault("NaN or infinity in a batch or in gradients")
 @pytest.mark.parametrize("where", ["batch", "gradient"])
 @pytest.mark.parametrize("value", BAD)
@@ -89,7 +85,7 @@ def test_a_step_is_skipped_and_counted(
 
 def assert_skipped(said: str, counted: dict[int, int]) -> None:
     """Steps 3, 4 and 8 were skipped; every fifth is logged, the last, and those that were skipped."""
-    logged = {int(row["step"]): row for row in rows("runs/demo")}
+    logged = {int(row["step"]): row for row in read_lines("runs/demo/metrics.jsonl")}
     assert {number: row["skipped_steps"] for number, row in logged.items()} == counted
     for number in (3, 4, 8):
         assert not np.isfinite(logged[number]["loss"] + logged[number]["grad_norm"])
@@ -111,7 +107,7 @@ def test_after_some_in_a_row_it_stops_with_the_rows(
     assert all(row_id in said for row_id in seen[9])  # type: ignore[index]
     assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 8
     assert_skipped(said, {3: 1, 4: 2, 5: 2, 8: 3, 9: 4, 10: 5})
-    assert train("--train.skips_allowed", "4") == 0 and rows("runs/demo")[-1]["skipped_steps"] == 6
+    assert train("--train.skips_allowed", "4") == 0 and read_lines("runs/demo/metrics.jsonl")[-1]["skipped_steps"] == 6
     held(1, "stops after train.skips_allowed with the row ids; goes on if more are allowed")
 
 

@@ -14,6 +14,7 @@ import pytest
 from dpo_jax.runtime import watchdog
 from tests.faults import tiny_run
 from tests.faults.tiny_run import finish, said, start, wait_until
+from tests.tiny_experiment import metrics
 
 ALL_DOWN_SECONDS = 30.0
 ARGUMENTS = ("train", "e.yaml", "--train.steps", "200", "--train.save_every", "5")
@@ -62,7 +63,7 @@ def test_all_are_down_when_one_is_harmed(harm: str, tmp_path: Path, trials: Call
     assert slowest < ALL_DOWN_SECONDS
     assert finish(start(folder, "train", "e.yaml", "--workdir", "runs/0", "--train.steps", "20", count=2)) == [0, 0]
     sealed = "10" if harm == "hangs" else "5|10"  # where there was time to write the last
-    assert len(tiny_run.metrics(folder / "runs/0")) == 20 and re.search(rf"resumes at step ({sealed}) ", said(folder))
+    assert len(metrics(folder / "runs/0")) == 20 and re.search(rf"resumes at step ({sealed}) ", said(folder))
     held(count, f"both down in at most {slowest:.0f} s, with a message; goes on")
 
 
@@ -75,7 +76,7 @@ def test_not_finite_in_one_process_is_skipped_by_both(tmp_path: Path, trials: Ca
         harm = {"HARM": "nan", "HARM_PROCESS": str(count - 1), "HARM_STEP": "3"}
         arguments = ("train", "e.yaml", "--workdir", f"runs/{count}")
         assert finish(start(folder, *arguments, module="tests.faults.harmed", count=count, **harm)) == [0] * count
-        assert [row["skipped_steps"] for row in tiny_run.metrics(folder / f"runs/{count}")] == [0, 0, 0, 1, 1, 1]
+        assert [row["skipped_steps"] for row in metrics(folder / f"runs/{count}")] == [0, 0, 0, 1, 1, 1]
         found[count] = tiny_run.arrays(folder / f"runs/{count}/checkpoints/6/params")
     for name, array in found[1].items():
         assert np.isfinite(array).all()

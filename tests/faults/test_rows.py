@@ -61,7 +61,9 @@ def test_the_table(tmp_path: Path, tokenizer: Any, held):
             assert (found, skipped) == (2, {bad.reason: 1}), bad
             with pytest.raises(BadRow) as stop:
                 read(path, bad.kind, tokenizer, bad.data, bad.spec, "stop")
-            assert str(stop.value).startswith(f"{path}:2: ") and len(str(stop.value)) < 1000
+            said = str(stop.value)
+            assert said.startswith(f"{path}:2: ") and "on_error: skip" in said and len(said) < 1000
+            assert all(words in said for words in bad.words.split("|")), said
     held(len(TABLE), "refused with file and line, or skipped and counted")
 
 

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from dpo_jax import cli
 from dpo_jax.reference import fingerprint
+from tests import tiny_experiment
 
 pytestmark = pytest.mark.fault("a store that does not match")
 REFUSED = "refused by the name of what differs; no step, no metrics"
@@ -79,7 +80,7 @@ CHANGES: dict[str, Case] = {
     "what is too long is dropped": (None, ["--data.truncation", "drop"], "truncation"),
     "special tokens that are meant": (None, ["--data.special_tokens", "allow"], "special tokens of rows"),
     "dtype": (None, ["--model.dtype", "bfloat16"], "dtype"),
-    "a row changed": (rows(lambda lines: [lines[0].replace("good", "fine"), *lines[1:]]), [], "rows"),
+    "a row changed": (rows(lambda lines: [lines[0].replace("the warm", "the cold"), *lines[1:]]), [], "rows"),
     "a row is missing": (rows(lambda lines: lines[:-1]), [], "rows"),
     "a row more": (rows(lambda lines: [*lines, lines[0]]), [], "rows"),
     "row order": (rows(lambda lines: lines[::-1]), [], "rows"),
@@ -102,10 +103,8 @@ def test_a_store_of_another_scorer(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str) -> None:
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "e.yaml", *arguments])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and f"  {names}: the store has" in said and "Traceback" not in said, said
+    said = tiny_experiment.refused(capsys, "train", "e.yaml", *arguments)
+    assert f"  {names}: the store has" in said, said
     assert not Path("runs/demo/metrics.jsonl").exists() and not Path("runs/demo/checkpoints").exists()
 
 
@@ -129,13 +128,8 @@ def test_an_adapter_that_was_trained_first_is_another_reference(
     (folder / "sft.jsonl").write_text('{"prompt": "the lamp ", "completion": "was warm"}\n' * 8)
     cli.main(["reference", "sft.yaml"])
     shutil.rmtree("runs/demo")
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "sft.yaml", "--sft.optimizer.learning_rate", "0.01"])
-    said = capsys.readouterr().err
-    assert (
-        stop.value.code == 2 and "  weights: the store has" in said and not Path("runs/demo/metrics.jsonl").exists()
-    ), said
+    said = tiny_experiment.refused(capsys, "train", "sft.yaml", "--sft.optimizer.learning_rate", "0.01")
+    assert "  weights: the store has" in said and not Path("runs/demo/metrics.jsonl").exists(), said
     held(1, REFUSED)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +43,6 @@ del CLIPS["pairs"]  # type: ignore[attr-defined]
 def written(config: dict[str, Any], folder: Path) -> str:
     (folder / "c.yaml").write_text(yaml.safe_dump(config))
     return "c.yaml"
-
-
-def metrics(folder: str = "runs/demo") -> list[dict[str, Any]]:
-    lines = Path(folder, "metrics.jsonl").read_text().splitlines()
-    return [{key: value for key, value in json.loads(line).items() if "per_second" not in key} for line in lines]
 
 
 def opened(config: str, *overrides: str) -> PictureSteps:

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from dpo_jax import cli
-
-
-def told(capsys: pytest.CaptureFixture[str], *command: str) -> str:
-    """What a command says that ends with a mistake."""
-    with pytest.raises(SystemExit) as left:
-        cli.main([*command])
-    assert left.value.code == 2
-    return capsys.readouterr().err
+from tests.tiny_experiment import refused
 
 
 @pytest.mark.slow("a training for each setting")
 def test_other_settings_are_refused(policy: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "pairs.samples" in told(capsys, "train", policy, "--pairs.samples", "3")
-    assert "holds the beginning of another run" in told(capsys, "train", policy, "--loss.options.beta", "7")
+    assert "pairs.samples" in refused(capsys, "train", policy, "--pairs.samples", "3")
+    assert "holds the beginning of another run" in refused(capsys, "train", policy, "--loss.options.beta", "7")
 
 
 @pytest.mark.parametrize(
@@ -44,16 +36,10 @@ def test_other_settings_are_refused(policy: str, capsys: pytest.CaptureFixture[s
 def test_mistakes_are_one_sentence(
     overrides: list[str], says: str, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    line = told(capsys, "train", experiment, *overrides).splitlines()[-1]
+    line = refused(capsys, "train", experiment, *overrides).splitlines()[-1]
     assert says in line, line
 
 
 def test_a_judge_of_what_pictures_do_not_have(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     judge = "{name: quality, weights: {flicker: 1}}"
-    assert "'flicker' is unknown here" in told(capsys, "pairs", experiment, "--evaluation.judge", judge)
-
-
-@pytest.mark.parametrize("command", ["plan", "analyse", "scratch"])
-def test_what_is_of_texts_says_so(command: str, experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--topology", "gpu:8"] if command == "plan" else []
-    assert f"{command} is not for experiments on pictures" in told(capsys, command, experiment, *flags)
+    assert "'flicker' is unknown here" in refused(capsys, "pairs", experiment, "--evaluation.judge", judge)

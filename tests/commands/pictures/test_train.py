@@ -12,7 +12,8 @@ import pytest
 
 from dpo_jax import cli
 from dpo_jax.files import read_sealed, write_sealed
-from tests.commands.pictures.digits import CLIPS, adapted, metrics, opened, weights_of, written
+from tests.commands.pictures.digits import CLIPS, adapted, opened, weights_of, written
+from tests.tiny_experiment import metrics, refused
 
 
 def series(name: str, workdir: str) -> list[float]:
@@ -39,11 +40,11 @@ def test_the_first_step_is_where_policy_and_reference_are_one(policy: str) -> No
 @pytest.mark.parametrize("stage", ["train", "sft"])
 def test_resumed_is_unbroken(stage: str, policy: str) -> None:
     folder = Path("runs/demo" if stage == "train" else "runs/demo/sft")
-    unbroken, weights = metrics(str(folder)), weights_of(stage, policy)
+    unbroken, weights = metrics(folder), weights_of(stage, policy)
     (folder / "checkpoints/4.json").unlink()  # as if it had been killed behind step 2
     shutil.rmtree(folder / "checkpoints/4")
     cli.main([stage, policy])
-    assert metrics(str(folder)) == unbroken and len(unbroken) == 4
+    assert metrics(folder) == unbroken and len(unbroken) == 4
     assert json.loads((folder / "history.json").read_text())[-1]["from_step"] == 2
     jax.tree.map(np.testing.assert_array_equal, weights_of(stage, policy), weights)
 
@@ -54,7 +55,7 @@ def test_stored_errors_are_those_of_the_reference_beside_it(
 ) -> None:
     flags = [experiment, "--reference.draws", "2", "--reference.store", "stores"]
     cli.main(["train", *flags])  # 4 steps of 8 in 16 pairs: two epochs
-    for ours, theirs in zip(metrics(), metrics(str(trained / "runs/demo")), strict=True):
+    for ours, theirs in zip(metrics(), metrics(trained / "runs/demo"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["gained/chosen"] == pytest.approx(theirs["gained/chosen"], abs=1e-6)
     (folder,) = Path("stores").iterdir()
@@ -64,9 +65,7 @@ def test_stored_errors_are_those_of_the_reference_beside_it(
     assert len(list(Path("stores").iterdir())) == 2  # stores of other draws lie beside each other
     manifest["fingerprint"]["weights"] = "0" * 64
     write_sealed(folder / "manifest.json", manifest)
-    with pytest.raises(SystemExit):
-        cli.main(["train", *flags])
-    assert "weights: the store has" in capsys.readouterr().err
+    assert "weights: the store has" in refused(capsys, "train", *flags)
 
 
 @pytest.mark.slow("a training")
