@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,8 @@ SHARED: dict[str, Any] = {
 
 
 def _run(folder: Path, *arguments: str) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        cli.main([*arguments])
+    with contextlib.chdir(folder):
+        cli.main(arguments)
     return folder
 
 
@@ -51,21 +51,16 @@ def finished_folder(tmp_path_factory: pytest.TempPathFactory, trained_folder: Pa
     return _run(shutil.copytree(trained_folder, folder, dirs_exist_ok=True), "run", "e.yaml")
 
 
-def _copy(folder: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.chdir(shutil.copytree(folder, to, dirs_exist_ok=True))
-    return "e.yaml"
+def copied(name: str, of: str) -> Any:
+    """The fixture `name`: a copy of the folder of the fixture `of`, as the current directory, and its configuration."""
+
+    def copy(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+        monkeypatch.chdir(shutil.copytree(request.getfixturevalue(of), tmp_path, dirs_exist_ok=True))
+        return "e.yaml"
+
+    return pytest.fixture(copy, name=name)
 
 
-@pytest.fixture
-def scored(scored_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    return _copy(scored_folder, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def trained(trained_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    return _copy(trained_folder, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def finished(finished_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    return _copy(finished_folder, tmp_path, monkeypatch)
+scored = copied("scored", of="scored_folder")
+trained = copied("trained", of="trained_folder")
+finished = copied("finished", of="finished_folder")

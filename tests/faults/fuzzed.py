@@ -22,12 +22,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("pairs", {"prompt": "the lamp ", "responses": ["was warm", "is cold", "is old"]}, {}, {}),
     ("pairs", TURNS, CHAT, {}),
     ("pairs", {**TURNS, "tools": [TOOL], "chat_template_kwargs": {"thinking": True}}, CHAT, {}),
-    (
-        "pairs",
-        {**TURNS, "chosen": [{"role": "assistant", "tool_calls": CALL}, *SAYS]},
-        {**CHAT, "score": "assistant"},
-        {},
-    ),
+    ("pairs", {**TURNS, "chosen": [{"role": "assistant", "tool_calls": CALL}, *SAYS]}, SCORED, {}),
     ("pairs", SHARED, CHAT, {"format": "sharegpt"}),
     ("pairs", HH, {"template": "hh"}, {"format": "hh"}),
     ("labelled", LABELLED, {}, {}),
@@ -38,20 +33,8 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
 ]
 """What is read, a row of it, the settings of `data` and those of the source."""
 
-_WORDS = [
-    "",
-    " ",
-    "\0",
-    "\x1b[2J",
-    "\ud800",
-    "\ud83d",
-    "\u202e",
-    "\ufeff",
-    "\r\n",
-    "\u2028",
-    "e\u0301" * 99,
-    "x" * 50_000,
-]
+_WORDS = ["", " ", "\0", "\x1b[2J", "\ud800", "\ud83d", "\u202e", "\ufeff", "\r\n", "\u2028"]
+_WORDS += ["e\u0301" * 99, "x" * 50_000]
 _WORDS += ["<|im_end|>", "<|im_start|>assistant\n", "{{ messages }}", "{% endfor %}", "\n\nHuman:", "../../etc/passwd"]
 _WORDS += ["prompt", "role", "content", "assistant", "system", "tool", "__class__", "NaN", "-1", "1e999"]
 _NUMBERS = [0, 1, -1, 2**63, 2**64, -(2**70), 10**400, 1e308, -1e308, 5e-324, float("nan"), float("inf")]

@@ -70,11 +70,6 @@ def overlapping(folder: Path) -> None:
     header(folder, change)
 
 
-def with_a_hole(folder: Path) -> None:
-    """As long as before: one tensor is read twice, the bytes of another not at all."""
-    overlapping(folder)
-
-
 def written(folder: Path, **tensors: np.ndarray | None) -> None:
     held: dict[str, Any] = {**load_file(folder / "model.safetensors")}
     for name, value in tensors.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,31 @@ def test_the_golden_values_are_those_of_transformers(name: str, tmp_path: Path):
     np.testing.assert_allclose(found["logits"], held["logits"], rtol=0, atol=2e-6)
 
 
-def test_gradients_of_the_dpo_loss(pair):
-    theirs, ours, _ = pair
-    reference_BP = np.array([[-20.0, -14.0], [-5.0, -130.0]], np.float32)
+REFERENCE_BP = np.array([[-20.0, -14.0], [-5.0, -130.0]], np.float32)
+
+
+def our_gradients(ours: Ours, params: Params, whole: Callable[[Params], Params] = lambda params: params) -> Any:
+    """The DPO loss of ROWS and its gradient by these parameters, of which `whole` makes those of the model."""
     batch = padded(ROWS, length=32, scored=24, row_multiple=8)
 
-    def loss(params):
-        hidden_RTD, unembedding = ours.model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+    def loss(params: Params) -> jax.Array:
+        hidden_RTD, unembedding = ours.model.apply(
+            whole(params), batch.tokens_RT, batch.positions_RT, batch.segments_RT
+        )
         logps_BP = batch_logps(hidden_RTD, unembedding, batch)
-        return dpo(PairLogps(*logps_BP.T), PairLogps(*reference_BP.T), beta=0.1).mean()
+        return dpo(PairLogps(*logps_BP.T), PairLogps(*REFERENCE_BP.T), beta=0.1).mean()
 
     with jax.set_mesh(ours.mesh):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(ours.params)
-    expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
+        return jax.device_get(jax.jit(jax.value_and_grad(loss))(params))
+
+
+def test_gradients_of_the_dpo_loss(pair):
+    theirs, ours, _ = pair
+    value, gradient = our_gradients(ours, ours.params)
+    expected, expected_gradient = their_gradients(theirs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     fused = any(rule.part for rule in ours.rules)
-    for name, array in some_by_name(jax.device_get(gradient), fused=fused).items():
+    for name, array in some_by_name(gradient, fused=fused).items():
         largest = np.abs(expected_gradient[name]).max()
         assert largest > 1e-3, name
         np.testing.assert_allclose(array, expected_gradient[name], rtol=1e-4, atol=1e-5 * largest, err_msg=name)
@@ -81,7 +91,7 @@ def some_by_name(params: Params, *, fused: bool) -> dict[str, np.ndarray]:
     }
 
 
-def their_gradients(model: Any, reference_BP: np.ndarray, *, beta: float) -> tuple[float, dict[str, np.ndarray]]:
+def their_gradients(model: Any) -> tuple[float, dict[str, np.ndarray]]:
     """Loss and gradients in plain PyTorch, one unpadded row at a time."""
     import torch
 
@@ -92,10 +102,10 @@ def their_gradients(model: Any, reference_BP: np.ndarray, *, beta: float) -> tup
 
     model.zero_grad()
     losses = []
-    for row, (chosen, rejected) in zip(ROWS, reference_BP, strict=True):
+    for row, (chosen, rejected) in zip(ROWS, REFERENCE_BP, strict=True):
         policy_chosen, policy_rejected = (response_logps(row.prompt, response) for response in row.responses)
         margin = (policy_chosen - float(chosen)) - (policy_rejected - float(rejected))
-        losses.append(-torch.nn.functional.logsigmoid(beta * margin))
+        losses.append(-torch.nn.functional.logsigmoid(0.1 * margin))
     loss = torch.stack(losses).mean()
     loss.backward()
     trained = {name: weight for name, weight in model.named_parameters() if weight.grad is not None}

@@ -9,9 +9,6 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax.data.batches import padded
-from dpo_jax.logprobs import batch_logps
-from dpo_jax.losses import PairLogps, dpo
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.lora import Lora
 from dpo_jax.types import Params, join
@@ -19,7 +16,7 @@ from dpo_jax.weights.adapter import adapted_paths, export_adapter
 from tests.contracts.families import ids, write_folder
 from tests.parity.golden import their_model
 from tests.parity.ours import Ours, load, their_logits
-from tests.parity.test_families import ROWS, their_gradients
+from tests.parity.test_families import our_gradients, their_gradients
 
 # PEFT asks transformers by an old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -69,22 +66,19 @@ def test_logits(pair: tuple[Any, Ours, Params]):
 
 def test_gradients_of_the_dpo_loss(pair: tuple[Any, Ours, Params], tmp_path: Path):
     theirs, ours, adapter = pair
-    reference_BP = np.array([[-20.0, -14.0], [-5.0, -130.0]], np.float32)
-    batch = padded(ROWS, length=32, scored=24, row_multiple=8)
-
-    def loss(adapter: Params) -> jax.Array:
-        params = join(ours.params, adapter)
-        hidden_RTD, unembedding = ours.model.apply(params, batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-        logps_BP = batch_logps(hidden_RTD, unembedding, batch)
-        return dpo(PairLogps(*logps_BP.T), PairLogps(*reference_BP.T), beta=0.1).mean()
-
-    with jax.set_mesh(ours.mesh):
-        value, gradient = jax.jit(jax.value_and_grad(loss))(adapter)
-    expected, expected_gradient = their_gradients(theirs, reference_BP, beta=0.1)
+    value, gradient = our_gradients(ours, adapter, lambda adapter: join(ours.params, adapter))
+    expected, expected_gradient = their_gradients(theirs)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     assert ours.model.lora
     # PEFT's names and axes, as the export gives them
-    export_adapter(tmp_path / "g", gradient, ours.model.lora, ours.rules, base="", tokenizer=ours.source.tokenizer())
+    export_adapter(
+        tmp_path / "g",
+        jax.device_put(gradient),
+        ours.model.lora,
+        ours.rules,
+        base="",
+        tokenizer=ours.source.tokenizer(),
+    )
     from safetensors.numpy import load_file
 
     found = load_file(tmp_path / "g" / "adapter_model.safetensors")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from dpo_jax import cli
+from tests.commands.conftest import copied
 from tests.commands.pictures.digits import PICTURES
 
 _DEVICES = jax.devices()
@@ -27,9 +29,8 @@ def eight_devices(_one_device: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _made(folder: Path, command: str) -> Path:
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
         patch.setattr(jax, "devices", lambda *_: _DEVICES[:1])
-        patch.chdir(folder)
         cli.main([command, "e.yaml"])
     return folder
 
@@ -43,26 +44,12 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def trained(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_pictures(begun: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, and its policy is trained."""
     folder = tmp_path_factory.mktemp("trained")
     shutil.copytree(begun, folder, dirs_exist_ok=True)
     return _made(folder, "train")
 
 
-@pytest.fixture
-def experiment(begun: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of `begun`, as the current directory."""
-    return _copied(begun, tmp_path, monkeypatch)
-
-
-@pytest.fixture
-def policy(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A copy of `trained`, as the current directory."""
-    return _copied(trained, tmp_path, monkeypatch)
-
-
-def _copied(folder: Path, to: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    shutil.copytree(folder, to, dirs_exist_ok=True)
-    monkeypatch.chdir(to)
-    return "e.yaml"
+experiment = copied("experiment", of="begun")
+policy = copied("policy", of="trained_pictures")

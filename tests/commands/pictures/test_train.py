@@ -51,11 +51,11 @@ def test_resumed_is_unbroken(stage: str, policy: str) -> None:
 
 @pytest.mark.slow("three trainings")
 def test_stored_errors_are_those_of_the_reference_beside_it(
-    trained: Path, experiment: str, capsys: pytest.CaptureFixture[str]
+    trained_pictures: Path, experiment: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     flags = [experiment, "--reference.draws", "2", "--reference.store", "stores"]
     cli.main(["train", *flags])  # 4 steps of 8 in 16 pairs: two epochs
-    for ours, theirs in zip(metrics(), metrics(trained / "runs/demo"), strict=True):
+    for ours, theirs in zip(metrics(), metrics(trained_pictures / "runs/demo"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-4)
         assert ours["gained/chosen"] == pytest.approx(theirs["gained/chosen"], abs=1e-6)
     (folder,) = Path("stores").iterdir()
