@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 class _SessionClock:
-    """What fixtures of the session take: each is held to the limit itself, not the test that happens to need it first.
+    """The time of session fixtures: each is held to the limit itself, not the test that happens to need it first.
 
     A plugin of its own, because a conftest hears nothing of such fixtures.
     """

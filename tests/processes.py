@@ -21,7 +21,7 @@ def evaluate(module: str, expression: str) -> Any:
 
 
 def environments(count: int, devices: int, **more: str) -> list[dict[str, str]]:
-    """What so many processes need to be one run, with so many pretend devices together."""
+    """The environments with which so many processes are one run, with so many pretend devices together."""
     flag = "--xla_force_host_platform_device_count="
     others = [each for each in os.environ["XLA_FLAGS"].split() if not each.startswith(flag)]
     own = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": " ".join([*others, f"{flag}{devices // count}"]), **more}

@@ -1,4 +1,4 @@
-"""What is hidden, and what is left alone."""
+"""Secrets that are hidden, and texts that are left alone."""
 
 from __future__ import annotations
 

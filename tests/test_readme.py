@@ -1,4 +1,4 @@
-"""What the README shows is true: its code runs, and its commands are those that are tested."""
+"""The README is true: its code runs, and its commands are those that are tested."""
 
 from __future__ import annotations
 

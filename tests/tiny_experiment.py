@@ -129,7 +129,7 @@ def refused(captured: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def metrics(workdir: str | Path = "runs/demo") -> list[dict[str, Any]]:
-    """What was logged, without the clock's part of it; NaN, which equals nothing, as a word."""
+    """The logged rows, without the clock's part; NaN, which equals nothing, as a word."""
     return [
         {name: "NaN" if value != value else value for name, value in row.items() if "per_second" not in name}
         for row in read_lines(Path(workdir, "metrics.jsonl"))

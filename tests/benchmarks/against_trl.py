@@ -73,7 +73,7 @@ class Arm:
         self.rounds: list[dict[str, float]] = []
 
     def answer(self) -> dict[str, Any]:
-        """What the worker says next."""
+        """Wait for the next answer of the worker."""
         line = self._process.stdout.readline()  # type: ignore[union-attr]
         if not line:
             raise SystemExit(f"{self._process.args}\n{self._log.read_text()[-3000:]}")

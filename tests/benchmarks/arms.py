@@ -42,7 +42,7 @@ class Turns:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
     def is_last(self) -> bool:
-        """Whether the step that is done ends the turn."""
+        """True if the step that is done ends the turn."""
         return self._left <= 1
 
     def _say(self, answer: dict[str, Any]) -> None:

@@ -126,7 +126,7 @@ def torch_decoder_arm(length: int) -> Arm:
 
 
 def arms_of(length: int) -> dict[str, dict[str, Arm]]:
-    """What is measured -> arm by name."""
+    """The arms by name, of attention and of a decoder."""
     arms = {
         "attention": {name: attention_arm(name, length) for name in ("dense", "blocks")},
         "decoder": {name: decoder_arm(name, length) for name in ("dense", "blocks")},

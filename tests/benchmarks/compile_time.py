@@ -1,4 +1,4 @@
-"""How long a step takes to compile at 4 and at 48 layers: `python tests/benchmarks/compile_time.py [--repeats 5]`.
+"""Compile time of a step at 4 and at 48 layers: `python tests/benchmarks/compile_time.py [--repeats 5]`.
 
 Loss and gradients through the whole model, traced, lowered and compiled anew each time; the depths take turns.
 """
@@ -55,7 +55,7 @@ def step(spec: Spec, *, remat: str) -> jax.stages.Lowered:
 
 
 def seconds(spec: Spec, *, remat: str) -> tuple[float, float]:
-    """What one compilation takes, tracing included: by the clock, and of all cores together."""
+    """The seconds of one compilation, tracing included: by the clock, and of all cores together."""
     start, worked = time.perf_counter(), time.process_time()
     step(spec, remat=remat).compile()
     return time.perf_counter() - start, time.process_time() - worked

@@ -1,4 +1,4 @@
-"""What a training step costs as rows, vocabulary, depth and devices grow: python tests/benchmarks/cost.py [--over T,V]
+"""Cost of a training step as rows, vocabulary, depth and devices grow: python tests/benchmarks/cost.py [--over T,V]
 
 The very step of `dpo-jax train`, one quantity changed at a time from: 4 layers of width 256, T = 512 (prompt and one
 response, prompts shared), V = 32,000, 8 pairs, float32, one device. Memory is what XLA sets aside on each device: the

@@ -1,4 +1,4 @@
-"""What each layout computes on the rows of an experiment: tokens through the trunk, scored tokens, padding, shapes.
+"""The work of each layout on the rows of an experiment: tokens through the trunk, scored tokens, padding, shapes.
 
     python tests/benchmarks/layouts.py CONFIG [--key.sub value ...] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What the log-probs of a batch and their gradients need in memory beside their inputs and results, compiled not run.
+"""Memory of the log-probs of a batch and their gradients beside inputs and results, compiled not run.
 
     JAX_PLATFORMS=cpu python tests/benchmarks/loss_memory.py [--tokens 2048] [--width 1024] [--json FILE]
 
@@ -31,7 +31,7 @@ def whole(hidden_RND: jax.Array, target_RN: jax.Array, weight_VD: jax.Array) -> 
 
 
 def temporary_bytes(function: Callable[..., jax.Array], tokens: int, width: int, vocabulary: int) -> int:
-    """What XLA sets aside for value and gradients."""
+    """The bytes that XLA sets aside for value and gradients."""
     shapes = (
         jax.ShapeDtypeStruct((1, tokens, width), jnp.float32),
         jax.ShapeDtypeStruct((1, tokens), jnp.int32),

@@ -1,4 +1,4 @@
-"""How long the losses take on stored log-probs: `python tests/benchmarks/losses.py [--pairs 100000] [--json FILE]`.
+"""Time of the losses on stored log-probs: `python tests/benchmarks/losses.py [--pairs 100000] [--json FILE]`.
 
 One compilation must do for ten betas of a loss, and all losses together are to take less than a second.
 """
@@ -77,7 +77,7 @@ def measure(pairs: int, *, repeats: int = 5) -> dict[str, Any]:
 
 
 def compilations(loss: Loss, data: tuple) -> int:
-    """How often ten betas compile."""
+    """The number of compilations for ten betas."""
     traced = jax.jit(lambda beta, *data: loss(*data, beta=beta).mean())
     found = [float(traced(beta, *data)) for beta in BETAS]
     assert len(set(found)) > 1, "beta does nothing"

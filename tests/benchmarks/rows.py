@@ -1,4 +1,4 @@
-"""How much memory many rows take: their tokens on disk, batches of them, the reference store, the checks of the data.
+"""Memory of many rows: their tokens on disk, batches of them, the reference store, the checks of the data.
 
     JAX_PLATFORMS=cpu python tests/benchmarks/rows.py [--rows 10000000] [--folder DIR] [--json FILE]
 
@@ -41,7 +41,7 @@ def made_up(count: int) -> Iterator[TokenRow]:
 
 
 def anonymous_bytes() -> int:
-    """What this process holds in memory that is no mapped file."""
+    """Memory of this process that is no mapped file."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
 

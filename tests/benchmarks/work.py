@@ -1,4 +1,4 @@
-"""What benchmarks share: a random Llama in a Hugging Face folder, rows of given lengths, options and results."""
+"""Shared parts of benchmarks: a random Llama in a Hugging Face folder, rows of given lengths, options and results."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def keep(options: argparse.Namespace, found: Any) -> None:
 
 
 def machine() -> str:
-    """Where it was measured."""
+    """The device and the versions of a measurement."""
     import jax
 
     return f"{jax.devices()[0].device_kind}, jax {jax.__version__}, Python {platform.python_version()}"

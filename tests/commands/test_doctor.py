@@ -1,4 +1,4 @@
-"""What `dpo-jax doctor` says of this machine, and of machines on which something is wrong."""
+"""`dpo-jax doctor` on this machine, and on machines on which something is wrong."""
 
 from __future__ import annotations
 

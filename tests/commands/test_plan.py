@@ -207,7 +207,7 @@ def test_the_largest_of_the_first_batches_is_planned_for():
     ],
 )
 def test_bytes_are_those_of_the_state(overrides: list[str]):
-    """What the step is given, by the compiler, is what the shapes say; and the old state's place is used again."""
+    """The compiler's count of what the step is given is that of the shapes, and the old state's place is used again."""
     setup = planned(*overrides)
     call = train_call(setup, largest_rows(setup))
     found = measure(setup, call, full=False)

@@ -69,7 +69,7 @@ def test_the_best_of_n_stands_beside_the_run(finished: str) -> None:
 
 
 def compare(capsys: pytest.CaptureFixture[str], other: str) -> str:
-    """What is said where that is refused."""
+    """Return the words with which a comparison is refused."""
     return refused(capsys, "report", "e.yaml", "--compare", other)
 
 

@@ -1,4 +1,4 @@
-"""What `dpo-jax run` does, in which order; the commands themselves have tests of their own."""
+"""The order of what `dpo-jax run` does; the commands themselves have tests of their own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is checked before the first step, and how the reference of TR-DPO moves."""
+"""The checks before the first step, and the moves of TR-DPO's reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is looked at while a policy trains."""
+"""Samples that are watched while a policy trains."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ def config_of(name: str) -> dict[str, Any]:
 
 
 def golden(name: str) -> dict[str, Any]:
-    """What `families.json` holds of a sample."""
+    """The entry of a sample in `families.json`."""
     held = json.loads(GOLDEN.read_text())
     assert name in SAMPLES and name in held, ADD.format(name.split(",")[0])
     return held[name]

@@ -78,7 +78,7 @@ class Case:
 
     @property
     def reads_others(self) -> bool:
-        """Whether other pairs of the batch matter, so that it takes `where` and `axis_name`."""
+        """True if other pairs of the batch matter, so that it takes `where` and `axis_name`."""
         keywords = self.function.__kwdefaults__ or {}
         return "where" in keywords and self.choices.get("nll_reduction", "token") == "token"
 

@@ -69,7 +69,7 @@ class Mutant(NamedTuple):
 
 
 def replacements(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in place of a node."""
+    """Yield the nodes that may stand in place of one."""
 
     def changed(**fields: Any) -> ast.AST:
         return ast.copy_location(type(node)(**{**dict(ast.iter_fields(node)), **fields}), node)

@@ -39,7 +39,7 @@ def test_logits_and_export(name: str, tmp_path: Path):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_samples_try_every_key(family: str):
-    """Where a key has its default in all samples, a family that forgets it would pass."""
+    """A family that forgets a key would pass if all samples had its default."""
     tried = set()
     for name in SAMPLES:
         if name.split(",")[0] == family:

@@ -1,4 +1,4 @@
-"""What every loss of the library keeps, whatever its formula: one battery over all tables."""
+"""Properties of every loss of the library, whatever its formula: one battery over all tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How losses are called: what is refused, what is asked for, which types come back, and how often a step compiles."""
+"""Calls of losses: what is refused, what is asked for, which types come back, and how often a step compiles."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ SAMPLES = {
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    """Where the invented package of reviews is the first on the path, and gives three pairs."""
+    """The invented package of reviews is the first on the path there, and gives three pairs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(reviews, "SIZES", {"pairs": len(REVIEWS), "heldout": 0, "sft": 0})

@@ -1,4 +1,4 @@
-"""What a judge says becomes what an evaluation says; the tables of judges agree."""
+"""Verdicts of a judge in an evaluation; the tables of judges agree."""
 
 from __future__ import annotations
 

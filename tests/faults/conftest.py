@@ -1,4 +1,4 @@
-"""How many trials a fault gets, the table of what held, and what the trials begin with.
+"""The number of trials of a fault, the table of what held, and what the trials begin with.
 
 bash launch/test.sh tests/faults --full-trials --write-results
 """

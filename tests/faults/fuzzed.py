@@ -31,7 +31,7 @@ GOOD: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
     ("completions", {"text": "the lamp was warm"}, {}, {}),
     ("completions", {"messages": SAYS}, CHAT, {}),
 ]
-"""What is read, a row of it, the settings of `data` and those of the source."""
+"""The layout that is read, a row of it, the settings of `data` and those of the source."""
 
 _WORDS = ["", " ", "\0", "\x1b[2J", "\ud800", "\ud83d", "\u202e", "\ufeff", "\r\n", "\u2028"]
 _WORDS += ["e\u0301" * 99, "x" * 50_000]

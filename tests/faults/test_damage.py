@@ -53,7 +53,7 @@ def read_store(folder: Path) -> None:
 
 
 def targets(run: Path) -> dict[str, tuple[list[Path], Callable[[Path], None]]]:
-    """What is damaged -> its files, and what reads the thing that a file is of."""
+    """The kinds of things that are damaged: name -> its files, and what reads the thing that a file is of."""
     for folder in stores():
         FINGERPRINT[folder.name] = read_sealed(folder / "manifest.json")["fingerprint"]
     checkpoints, export = run / "checkpoints", run / "export"

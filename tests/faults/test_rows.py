@@ -38,7 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def read(path: Path, kind: str, tokenizer: Any, data: Mapping[str, Any], spec: Mapping[str, Any], on_error: str) -> Any:
-    """How many token rows a file holds, and what was skipped."""
+    """The number of token rows that a file holds, and what was skipped."""
     skipped: Counter[str] = Counter()
     rules = Rules(**{"max_prompt_tokens": data.get("max_tokens", 65) - 1, "max_tokens": 65, **data})
     rows = stream(LAYOUTS[kind], [{"path": str(path), **spec}], on_error=on_error, skipped=skipped)
@@ -69,7 +69,7 @@ def test_the_table(tmp_path: Path, tokenizer: Any, held):
 
 @pytest.mark.fault("malformed rows, at random")
 def test_rows_spoiled_at_random(tmp_path: Path, tokenizer: Any, trials, held):
-    """Whatever stands in a row, the rows beside it are read, and it is used, or skipped once and refused if asked."""
+    """The rows beside a spoiled one are read, and it is used, or skipped once and refused if asked."""
     cases, outcomes, path = trials(40, 250), Counter[str](), tmp_path / "rows.jsonl"
 
     @settings(
@@ -104,7 +104,7 @@ def test_rows_spoiled_at_random(tmp_path: Path, tokenizer: Any, trials, held):
 
 
 def one(path: Path, kind: str, tokenizer: Any, data: Any, spec: Any, line: bytes) -> tuple[int, str | None]:
-    """How many token rows a line becomes alone, and the reason where it is refused."""
+    """The number of token rows that a line becomes alone, and the reason where it is refused."""
     path.write_bytes(line + b"\n")
     try:
         return read(path, kind, tokenizer, data, spec, "stop")[0], None

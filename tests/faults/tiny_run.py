@@ -48,7 +48,7 @@ def finish(processes: list[subprocess.Popen[str]], *, seconds: float = 300) -> l
 
 
 def said(folder: Path, number: int = 0) -> str:
-    """What a process has written to its error stream so far."""
+    """The error stream of a process so far."""
     return (folder / f"process_{number}.log").read_text(errors="replace")
 
 

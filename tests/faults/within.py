@@ -1,4 +1,4 @@
-"""What a malformed thing may take before it is refused: seconds, and bytes of this process."""
+"""Limits of what a malformed thing takes before it is refused: seconds, and bytes of this process."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ SCHEMA = {
 
 
 def mistakes(value: Any, schema: Any, at: str = "") -> list[str]:
-    """Where a value has another type or field than the schema."""
+    """Places at which a value has another type or field than the schema."""
     if isinstance(schema, type):
         return [] if type(value) is schema else [f"{at}: {value!r} is no {schema.__name__}"]
     if isinstance(schema, list):

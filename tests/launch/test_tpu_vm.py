@@ -40,7 +40,7 @@ def answers(cloud: Fakes, *, states: str, codes: str, nodes: str = "") -> None:
 
 
 def changes(cloud: Fakes) -> list[str]:
-    """What gcloud was told to do, without the questions."""
+    """The calls of gcloud that change something, without the questions."""
     told = [" ".join(call[3:]) for call in cloud.calls() if call[0] == "gcloud" and "describe" not in call]
     assert all(line.endswith("--zone=us-west4-a") for line in told)
     return [line.removesuffix(" --zone=us-west4-a") for line in told]

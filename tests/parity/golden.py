@@ -36,7 +36,7 @@ def shapes(name: str, folder: Path) -> dict[str, list[int]]:
 
 
 def computed(name: str, folder: Path) -> dict[str, Any]:
-    """What `families.json` should hold of a sample."""
+    """The entry of a sample that `families.json` should have."""
     make_hf_folder(folder)
     (folder / "config.json").write_text(json.dumps(config_of(name)))
     found = shapes(name, folder / "random")

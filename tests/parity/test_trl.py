@@ -53,7 +53,7 @@ CASES = {
 
 
 class Ours(NamedTuple):
-    """What the commands wrote."""
+    """Results that the commands wrote."""
 
     reference: list[dict[str, Any]]
     steps: list[dict[str, float]]

@@ -11,7 +11,7 @@ import numpy as np
 
 
 class TrlRun(NamedTuple):
-    """What TRL computed: one object per data row, one per step, and the weights at the end."""
+    """Results of TRL: one object per data row, one per step, and the weights at the end."""
 
     reference: list[dict[str, float]]  # chosen_logps, rejected_logps (nats), chosen_tokens, rejected_tokens (scored)
     steps: list[dict[str, float]]  # TRL's log: loss, grad_norm, learning_rate, rewards/*, logps/*

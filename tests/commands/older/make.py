@@ -92,7 +92,7 @@ def _run(name: str, steps: str, *commands: str) -> None:
 
 
 def compiler() -> dict[str, str]:
-    """What the bits of a training depend on beside the code: another processor may add in another order."""
+    """Return what decides the bits of a training beside the code: another processor may add in another order."""
     import jax
 
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -25,7 +25,7 @@ def evaluation(workdir: str) -> dict[str, Any]:
 
 
 def light(row: dict[str, Any]) -> list[float]:
-    """How bright chosen and rejected are."""
+    """The brightness of chosen and rejected."""
     return [np.asarray(Image.open(io.BytesIO(row[side]))).mean() / 255 for side in ("chosen", "rejected")]
 
 
