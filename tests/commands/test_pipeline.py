@@ -130,6 +130,12 @@ def test_listing_stores_tells_mistakes(tmp_path: Path, monkeypatch, capsys):
         assert says in refused(capsys, "store", "ls", argument)
 
 
+@pytest.mark.usefixtures("store_is_off")
+def test_step_zero_catches_a_store_whose_numbers_are_not_the_policys(scored: str, capsys):
+    said = refused(capsys, "train", scored)
+    assert "step 0: row" in said and "check" in said
+
+
 def test_resuming_is_bit_exact_and_refuses_another_experiment(finished: str, capsys):
     broken = ("--workdir", "runs/broken")
     shutil.copytree("runs/demo/sft", "runs/broken/sft")

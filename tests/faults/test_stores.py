@@ -108,6 +108,7 @@ def refused(capsys: pytest.CaptureFixture[str], arguments: list[str], names: str
     assert not Path("runs/demo/metrics.jsonl").exists() and not Path("runs/demo/checkpoints").exists()
 
 
+@pytest.mark.slow("two trainings")
 def test_a_store_of_the_base_is_that_of_an_adapter_on_it(trials, folder: Path, held):
     """The reference of an adapter is the base under it, whatever its rank: the same numbers, so the store is used."""
     trials(0, 1)
