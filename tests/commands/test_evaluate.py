@@ -189,7 +189,6 @@ def test_a_judge_that_cannot_judge_is_refused(capsys, judge: dict[str, Any], say
             "{samples: 6, judge: {name: lexicon}, outputs: {policy: a, reference: b}}",
             "is judged alone; leave out evaluation.samples",
         ),
-        ("{judge: {name: lexicon}}", "needs evaluation.samples to judge, or"),
         ("{rewardbench: held.jsonl}", "held.jsonl:1: subset is None"),
     ],
 )

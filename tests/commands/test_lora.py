@@ -180,7 +180,6 @@ def test_gpt2_and_bfloat16(house: Path, capsys):
         (["--lora.targets", "[lm_head]"], "is the embedding or the head"),
         (["--lora.rank", "0"], "lora.rank"),
         (["--lora.dropout", "1"], "lora.dropout"),
-        (["--lora.rnk", "3"], "Did you mean 'rank'"),
         (["--reference.update_every", "2"], "the base under the adapter, which never moves"),
         (["--export.max_shard_size", "5XB"], "'5XB' is not a size"),
     ],

@@ -304,7 +304,6 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
         ("reward", ["--reward", "null"], "no `reward:` section"),
         ("reward", ["--reward.options", "{centre: 1}"], "reward.options.centre: bradley_terry has no such option. Did"),
         ("reward", ["--reward.options.center", "-1"], "command line: reward.options.center: a number in [0, inf) is"),
-        ("reward", ["--reward.train.step", "3"], "reward.train.step: the key is unknown. Did you mean 'steps'"),
         ("reward", ["--reward.train.micro_batch_pairs", "3"], "reward.train.micro_batch_pairs: 3 does not divide"),
         ("reward", ["--loss.name", "kto"], "a reward model learns from pairs, but with loss kto"),
         ("evaluate", ["--evaluation.judge.data", "[{path: a}]"], "is no option of the judge reward. Allowed: model."),

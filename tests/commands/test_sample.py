@@ -116,7 +116,6 @@ def test_without_a_file_the_prompts_of_the_held_out_rows_are_answered_and_json_i
         (["--prompts", "prompts.jsonl", "--model", "refernce"], "'refernce' is unknown. Did you mean 'reference'"),
         (["--prompts", "prompts.jsonl", "--workdir", "runs/new"], "run `dpo-jax train` first"),
         (["--sampling.top_p", "1.5"], "sampling.top_p: must be at least 0 and at most 1, got 1.5"),
-        (["--sampling.topp", "0.9"], "sampling.topp: the key is unknown. Did you mean 'top_p'"),
     ],
 )
 def test_nonsense(capsys, arguments: list[str], says: str):

