@@ -193,15 +193,16 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     experiment = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))
     flags = {name: getattr(known, name) for name in names}
+    run = stage.load()
     if stage.dry:
-        stage.run(experiment, **flags)
+        run(experiment, **flags)
         return
     hosts.join_run()
     try:
         experiment.begin()
         hosts.check_shared(experiment.workdir)
         with jax.set_mesh(experiment.mesh):
-            stage.run(experiment, **flags)
+            run(experiment, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, str(told))
     except (Exception, KeyboardInterrupt):  # `main` says it, and ends this process as it must

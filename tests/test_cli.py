@@ -72,7 +72,7 @@ def test_config_show_says_where_each_value_came_from(capsys):
 def test_a_crash_exits_with_one(monkeypatch: pytest.MonkeyPatch):
     code = (
         "from dpo_jax import cli\nfrom dpo_jax.commands import table\n"
-        "table.COMMANDS['train'] = table.Command('', lambda setup: 1 / 0)\n"
+        "table.COMMANDS['train'] = table.Command('', lambda: lambda setup: 1 / 0)\n"
         "cli.main(['train', 'e.yaml'])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

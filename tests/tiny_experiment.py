@@ -19,7 +19,7 @@ from dpo_jax import cli, config
 from tests.tiny import make_hf_folder
 
 if TYPE_CHECKING:
-    from dpo_jax.experiments.texts import TextExperiment
+    from dpo_jax.experiments.text_steps import TextSteps
 
 WORDS = ("the", "was", "warm", "and", "quiet", "a", "ending", "is", "old", "day")  # a token each
 TRAIN_ROWS, EVAL_ROWS = 20, {"held": 5, "other": 3}
@@ -104,11 +104,11 @@ def _merged(settings: dict[str, Any], sections: dict[str, Any]) -> dict[str, Any
     return {name: section for name, section in merged.items() if section is not None}
 
 
-def opened(*overrides: str) -> TextExperiment:
+def opened(*overrides: str) -> TextSteps:
     """The experiment of this folder, as a command has it."""
-    from dpo_jax.experiments.texts import TextExperiment
+    from dpo_jax.experiments.text_steps import TextSteps
 
-    return TextExperiment(*config.load("e.yaml", overrides), command="test")
+    return TextSteps(*config.load("e.yaml", overrides), command="test")
 
 
 def run(folder: Path, command: str, workdir: str, *arguments: str) -> list[dict[str, Any]]:

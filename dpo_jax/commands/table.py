@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from dpo_jax.experiments.steps import Steps
-    from dpo_jax.experiments.text_steps import TextSteps
+Runner = Callable[..., None]
+"""Runs a command: `runner(experiment, **flags)`."""
 
 
 class Command(NamedTuple):
-    """One command: what it does, the function that runs it, its own flags, and short names of settings.
+    """One command: what it does, where its runner is, its own flags, and short names of settings.
 
     A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
     name has the key of the configuration that it sets. What is `dry` makes no working directory and touches no device
@@ -19,7 +18,7 @@ class Command(NamedTuple):
     """
 
     help: str
-    run: Callable[..., None]
+    load: Callable[[], Runner]
     flags: Mapping[str, str] = {}
     settings: Mapping[str, str] = {}
     switches: Mapping[str, str] = {}
@@ -32,94 +31,90 @@ _TEXTS = frozenset({"texts"})
 
 
 # The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
-def _run(experiment: Steps) -> None:
-    from dpo_jax.commands import run
+def _run() -> Runner:
+    from dpo_jax.commands.run import run
 
-    run.run(experiment)
-
-
-def _scratch(experiment: TextSteps) -> None:
-    from dpo_jax.commands import scratch
-
-    scratch.run(experiment)
+    return run
 
 
-def _sft(experiment: Steps) -> None:
-    from dpo_jax.commands import sft
+def _sft() -> Runner:
+    from dpo_jax.commands.sft import run
 
-    sft.run(experiment)
-
-
-def _check_data(experiment: Steps) -> None:
-    from dpo_jax.commands import check_data
-
-    check_data.run(experiment)
+    return run
 
 
-def _reference(experiment: Steps, *, jsonl: str | None, verify: str | None) -> None:
-    from dpo_jax.commands import reference
+def _check_data() -> Runner:
+    from dpo_jax.commands.check_data import run
 
-    reference.run(experiment, jsonl=jsonl, verify=verify)
-
-
-def _train(experiment: Steps) -> None:
-    from dpo_jax.commands import train
-
-    train.run(experiment)
+    return run
 
 
-def _reward(experiment: Steps) -> None:
-    from dpo_jax.commands import reward
+def _reference() -> Runner:
+    from dpo_jax.commands.reference import run
 
-    reward.run(experiment)
-
-
-def _evaluate(experiment: Steps) -> None:
-    from dpo_jax.commands import kinds
-
-    kinds.evaluate_run(experiment)
+    return run
 
 
-def _analyse(experiment: TextSteps) -> None:
-    from dpo_jax.commands import analyse
+def _train() -> Runner:
+    from dpo_jax.commands.train import run
 
-    analyse.run(experiment)
-
-
-def _sample(experiment: Steps, *, prompts: str | None, output: str | None, model: str | None) -> None:
-    from dpo_jax.commands import sample
-
-    sample.run(experiment, prompts=prompts, output=output, model=model)
+    return run
 
 
-def _sweep(experiment: Steps, *, grid: list[str] | None, lean: bool) -> None:
-    from dpo_jax.commands import sweep
+def _reward() -> Runner:
+    from dpo_jax.commands.reward import run
 
-    sweep.run(experiment, grid=grid, lean=lean)
-
-
-def _plan(experiment: TextSteps, **flags: Any) -> None:
-    from dpo_jax.commands import plan
-
-    plan.run(experiment, **flags)
+    return run
 
 
-def _pairs(experiment: Steps, *, output: str | None) -> None:
-    from dpo_jax.commands import pairs
+def _evaluate() -> Runner:
+    from dpo_jax.commands.kinds import evaluate_run
 
-    pairs.run(experiment, output=output)
-
-
-def _export(experiment: Steps, *, fine_tuned: bool) -> None:
-    from dpo_jax.commands import export
-
-    export.run(experiment, fine_tuned=fine_tuned)
+    return evaluate_run
 
 
-def _report(experiment: Steps, *, compare: list[str] | None) -> None:
-    from dpo_jax.commands import kinds
+def _analyse() -> Runner:
+    from dpo_jax.commands.analyse import run
 
-    kinds.report_run(experiment, compare=compare)
+    return run
+
+
+def _sample() -> Runner:
+    from dpo_jax.commands.sample import run
+
+    return run
+
+
+def _sweep() -> Runner:
+    from dpo_jax.commands.sweep import run
+
+    return run
+
+
+def _plan() -> Runner:
+    from dpo_jax.commands.plan import run
+
+    return run
+
+
+def _export() -> Runner:
+    from dpo_jax.commands.export import run
+
+    return run
+
+
+def _report() -> Runner:
+    from dpo_jax.commands.kinds import report_run
+
+    return report_run
+
+
+def _scratch() -> Runner:
+    return lambda experiment: experiment.make_scratch()
+
+
+def _pairs() -> Runner:
+    return lambda experiment, output: experiment.write_pairs(output)
 
 
 COMMANDS: dict[str, Command] = {

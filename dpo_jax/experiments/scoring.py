@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -20,7 +21,7 @@ from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.models.lora import merge
-from dpo_jax.reading import locate, typed
+from dpo_jax.reading import typed
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
@@ -30,47 +31,53 @@ Rewards = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
 """Prompts and responses, one each, to rewards [n]."""
 
 
-def reward_folder(experiment: TextExperiment) -> Path:
-    """Where the reward model of a run lies."""
-    return experiment.workdir / "reward"
+class RewardExperiment(TextExperiment):
+    """An experiment on texts with its reward model."""
 
+    @property
+    def reward_folder(self) -> Path:
+        """The folder of the reward model."""
+        return self.workdir / "reward"
 
-def reward_model(experiment: TextExperiment) -> RewardModel:
-    """The reward model of a run as pure functions."""
-    options = experiment.config.model
-    return make_reward_model(
-        experiment.model.spec, dtype=options.dtype, remat=options.remat, lora=experiment.model.lora
-    )
+    @cached_property
+    def reward_model(self) -> RewardModel:
+        """The reward model as pure functions."""
+        options, model = self.config.model, self.model
+        return make_reward_model(model.spec, dtype=options.dtype, remat=options.remat, lora=model.lora)
 
+    def trained_reward(self) -> Params:
+        """The reward model of the newest checkpoint; an adapter is joined to its base."""
+        trained = self.restored(self.reward_folder, "reward", self.reward_model)
+        return join(trunk_of(self.start_params()), trained) if self.model.lora else trained
 
-def trained_reward(experiment: TextExperiment) -> Params:
-    """The reward model of the newest checkpoint; an adapter is joined to its base."""
-    found = experiment.restored(reward_folder(experiment), "reward", reward_model(experiment))
-    return join(trunk_of(experiment.start_params()), found) if experiment.model.lora else found
+    def merged_reward(self) -> Params:
+        """The reward model of the newest checkpoint without an adapter, in float32."""
+        trained, lora = self.restored(self.reward_folder, "reward", self.reward_model), self.model.lora
+        if lora is None:
+            return trained
+        return {**merge(trunk_of(self.start_params(held=False)), trained, lora), "head": trained["head"]}
 
+    @sized_by("reference.batch_pairs")
+    def score_rewards(self, model: RewardModel, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
+        """The rewards of rows under a reward model, [n, P], in their order."""
+        score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))
+        rewards: dict[str, np.ndarray] = {}
+        for batch in self.scoring_batches(rows):
+            rewards_BP = jax.device_get(score(params, self.place(batch.arrays)))
+            rewards |= zip(batch.row_ids, rewards_BP, strict=False)  # pairs that only fill the batch have no id
+        return np.stack([rewards[row.row_id] for row in rows])
 
-def merged_reward(experiment: TextExperiment) -> Params:
-    """The same without an adapter, in float32."""
-    found, lora = (
-        experiment.restored(reward_folder(experiment), "reward", reward_model(experiment)),
-        experiment.model.lora,
-    )
-    return (
-        {**merge(trunk_of(experiment.start_params(held=False)), found, lora), "head": found["head"]} if lora else found
-    )
+    def judge_rewards(
+        self, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> np.ndarray:
+        """The rewards of responses [n], whatever is in them, formatted and cut as rows are."""
+        rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
+        tokens = tokenize(rows, self.tokenizer, **{**rules_of(self.config), "special_tokens": "allow"}).rows
+        return self.score_rewards(model, params, tokens)[:, 0]
 
-
-@sized_by("reference.batch_pairs")
-def score_rewards(
-    experiment: TextExperiment, model: RewardModel, params: Params, rows: Sequence[TokenRow]
-) -> np.ndarray:
-    """The rewards of rows, [n, P], in their order."""
-    score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))
-    found: dict[str, np.ndarray] = {}
-    for batch in experiment.scoring_batches(rows):
-        rewards_BP = jax.device_get(score(params, experiment.place(batch.arrays)))
-        found |= zip(batch.row_ids, rewards_BP, strict=False)  # pairs that only fill the batch have no id
-    return np.stack([found[row.row_id] for row in rows])
+    def other(self, config: Config) -> RewardExperiment:
+        """Another experiment, on the same mesh."""
+        return RewardExperiment(dataclasses.replace(config, mesh=self.config.mesh), {}, command=self.command)
 
 
 def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) -> Rewards:
@@ -83,30 +90,27 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
         UserError: there is none; it names `key`, the setting.
     """
     folder = Path(location) if location else experiment.workdir
+    opened = RewardExperiment(experiment.config, experiment.origins, command=experiment.command)
     if location is None or (folder / "config.yaml").exists() or (folder / "reward").exists():
-        run = _run_in(experiment, folder)
-        return lambda prompts, responses: _judge(run, reward_model(run), trained_reward(run), prompts, responses)
+        owner = opened.other(_config_of(folder))
+        if location is None:
+            owner.sft_folder = experiment.sft_folder  # that of a point of a sweep is shared
+        return lambda prompts, responses: owner.judge_rewards(
+            owner.reward_model, owner.trained_reward(), prompts, responses
+        )
     config = dataclasses.replace(experiment.config.model, weights=location)
-    own = _beside(experiment, dataclasses.replace(experiment.config, model=config, lora=None, sft=None))
+    owner = opened.other(dataclasses.replace(experiment.config, model=config, lora=None, sft=None))
     try:
-        _ = own.model  # has it positions enough?
-        model = describe_reward(own.source, own.resolved, dtype=config.dtype)
+        _ = owner.model  # has it positions enough?
+        model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)
     except UserError as error:
-        raise UserError(f"{locate(key, experiment.origins)}: {key}: {error}") from None
+        raise UserError(f"{experiment.at(key)}: {key}: {error}") from None
 
     def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
-        return _judge(own, model, load_reward(own.source, own.resolved, model, own.mesh), prompts, responses)
+        params = load_reward(owner.source, owner.resolved, model, owner.mesh)
+        return owner.judge_rewards(model, params, prompts, responses)
 
     return judge
-
-
-def _judge(
-    experiment: TextExperiment, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]
-) -> np.ndarray:
-    rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
-    # What a model wrote is judged whatever it is.
-    tokens = tokenize(rows, experiment.tokenizer, **{**rules_of(experiment.config), "special_tokens": "allow"}).rows
-    return score_rewards(experiment, model, params, tokens)[:, 0]
 
 
 def _answered(number: str, prompt: Prompt, response: str) -> Completion:
@@ -115,8 +119,8 @@ def _answered(number: str, prompt: Prompt, response: str) -> Completion:
     return Completion(number, prompt.prompt, answer, f"sample {number}", prompt.tools, prompt.chat_template_kwargs)
 
 
-def _run_in(experiment: TextExperiment, folder: Path) -> TextExperiment:
-    """The run in a folder, as it was when its reward model was trained."""
+def _config_of(folder: Path) -> Config:
+    """The configuration of the run in a folder, as it was when its reward model was trained."""
     checkpoints = Checkpoints(folder / "reward" / "checkpoints")
     step = checkpoints.latest()
     if step is None:
@@ -124,9 +128,4 @@ def _run_in(experiment: TextExperiment, folder: Path) -> TextExperiment:
             f"{folder / 'reward' / 'checkpoints'}: no reward model yet; run `dpo-jax reward` with the configuration of "
             "that run first."
         )
-    config = typed(Config, checkpoints.record(step)["config"], {})
-    return _beside(experiment, dataclasses.replace(config, workdir=str(folder)))
-
-
-def _beside(experiment: TextExperiment, config: Config) -> TextExperiment:
-    return TextExperiment(dataclasses.replace(config, mesh=experiment.config.mesh), {}, command=experiment.command)
+    return dataclasses.replace(typed(Config, checkpoints.record(step)["config"], {}), workdir=str(folder))

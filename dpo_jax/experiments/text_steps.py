@@ -19,7 +19,7 @@ import numpy as np
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.errors import UserError
-from dpo_jax.experiments import data_reports, scoring, scratch, text_pairs, text_samples
+from dpo_jax.experiments import data_reports, scratch, text_pairs, text_samples
 from dpo_jax.experiments.best_of import measure_best_of
 from dpo_jax.experiments.budget import steer_alpha
 from dpo_jax.experiments.fitted import say_how_fitted
@@ -27,9 +27,10 @@ from dpo_jax.experiments.heldout import values_of
 from dpo_jax.experiments.judging import open_judge
 from dpo_jax.experiments.losses import is_unpaired, read_term
 from dpo_jax.experiments.rows import as_tokens
+from dpo_jax.experiments.scoring import RewardExperiment
 from dpo_jax.experiments.step_zero import check_losses
 from dpo_jax.experiments.steps import Callback, Start, Steps
-from dpo_jax.experiments.texts import TextExperiment, present, several
+from dpo_jax.experiments.texts import present, several
 from dpo_jax.experiments.training import make_training
 from dpo_jax.experiments.watch import make_watch
 from dpo_jax.files import read_json, write_json
@@ -50,7 +51,7 @@ from dpo_jax.weights.export import export_folder
 from dpo_jax.weights.reward import export_reward
 
 
-class TextSteps(TextExperiment, Steps):
+class TextSteps(RewardExperiment, Steps):
     """An experiment on texts."""
 
     kind = "texts"
@@ -195,7 +196,7 @@ class TextSteps(TextExperiment, Steps):
 
     def reward_training(self, term: Term) -> Training:
         """A reward model's training, from where the policy starts."""
-        config, data, model = self.config, self.train_data, scoring.reward_model(self)
+        config, data, model = self.config, self.train_data, self.reward_model
         assert config.reward is not None
         if data.soft_label_B is not None:
             raise UserError(
@@ -212,7 +213,7 @@ class TextSteps(TextExperiment, Steps):
         return make_training(
             config.reward,
             stage="reward",
-            folder=scoring.reward_folder(self),
+            folder=self.reward_folder,
             model=model,
             objective=reward_objective(model.rewards, adapter=model.lora is not None, sources=data.sources),
             batches=self.batches_of(config.reward.train, data.rows, seed=config.seed, columns=columns),
@@ -225,17 +226,17 @@ class TextSteps(TextExperiment, Steps):
     def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
         """Rewards [n, P] of the held-out pairs, and their losses [n]."""
         data = self.eval_data
-        rewards_nP = scoring.score_rewards(self, scoring.reward_model(self), scoring.trained_reward(self), data.rows)
+        rewards_nP = self.score_rewards(self.reward_model, self.trained_reward(), data.rows)
         losses_n = bradley_terry(*jnp.asarray(rewards_nP.T), **with_margins(term.knobs(0), data.margin_B))
         return rewards_nP, np.asarray(losses_n)
 
     def export_reward(self) -> None:
         """Writes the reward model as a Hugging Face folder, WORKDIR/reward/export."""
-        options, folder = self.config.export, scoring.reward_folder(self) / "export"
+        options, folder = self.config.export, self.reward_folder / "export"
         can_pad = export_reward(
             folder,
-            scoring.merged_reward(self),
-            scoring.reward_model(self),
+            self.merged_reward(),
+            self.reward_model,
             self.source,
             ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
             dtype=options.dtype,

@@ -237,10 +237,7 @@ def test_an_adapter_and_the_head_are_trained_together(inside: None, capsys):
     exported, start = load_file("runs/lora/reward/export/model.safetensors"), load_file("model/model.safetensors")
     np.testing.assert_array_equal(exported["model.embed_tokens.weight"], start["model.embed_tokens.weight"])
     assert np.any(exported["model.layers.0.mlp.up_proj.weight"] != start["model.layers.0.mlp.up_proj.weight"])
-    untrained = opened(*lora)
-    from dpo_jax.experiments.scoring import reward_model
-
-    first = reward_model(untrained).init_head(jax.random.split(jax.random.key(0))[0])["head"]["weight"]
+    first = opened(*lora).reward_model.init_head(jax.random.split(jax.random.key(0))[0])["head"]["weight"]
     assert np.all(exported["score.weight"][0] != first)
 
 

@@ -106,7 +106,7 @@ def test_libraries_are_told_to_send_nothing_home_before_they_are_loaded():
         "def show(setup):\n"
         "    import datasets, huggingface_hub.constants as hub\n"
         "    print(hub.HF_HUB_DISABLE_TELEMETRY)\n"
-        "table.COMMANDS['plan'] = table.Command('', show, dry=True)\n"
+        "table.COMMANDS['plan'] = table.Command('', lambda: show, dry=True)\n"
         "cli.main(['plan', 'configs/quickstart.yaml'])"
     )
     bare = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}

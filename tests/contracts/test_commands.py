@@ -57,7 +57,7 @@ def test_mistakes(name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
 def test_a_command_takes_its_flags(name: str):
     command = COMMANDS[name]
     flags = {flag.replace("-", "_"): None for flag in (*command.flags, *command.lists, *command.switches)}
-    inspect.signature(command.run).bind("experiment", **flags)
+    inspect.signature(command.load()).bind("experiment", **flags)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -92,7 +92,7 @@ def crash(monkeypatch: pytest.MonkeyPatch, error: BaseException, *arguments: str
     def run(setup: object) -> None:
         raise error
 
-    monkeypatch.setitem(table.COMMANDS, "train", table.Command("", run))
+    monkeypatch.setitem(table.COMMANDS, "train", table.Command("", lambda: run))
     with pytest.raises(SystemExit) as stopped:
         cli.main(arguments or ("train", "e.yaml"))
     return stopped.value.code
@@ -113,7 +113,7 @@ def test_first_lines_say_what_happened(experiment, monkeypatch, capsys, name: st
 
 def test_a_mistake_of_ours_names_its_place():
     with pytest.raises(AttributeError) as crashed:
-        table._run(None)  # type: ignore[arg-type]
+        table._run()(None)
     said = explain(crashed.value, "run")
     assert (
         re.search(r"crashed in RUN: AttributeError: .*\nat dpo_jax/commands/\w+.py:\d+, in \w+. ", said)
