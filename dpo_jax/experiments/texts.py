@@ -22,8 +22,7 @@ from dpo_jax.experiments.positions import check_rows, check_samples
 from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
-from dpo_jax.models.attention import BACKENDS
-from dpo_jax.models.attention.choice import choose_attention
+from dpo_jax.models.attention import BACKENDS, choose_attention
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import Spec

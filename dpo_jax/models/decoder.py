@@ -16,14 +16,13 @@ from flax import nnx
 
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import Seen
-from dpo_jax.models.attention.apart import apart_of
-from dpo_jax.models.gpt2 import Gpt2, Gpt2Spec
-from dpo_jax.models.layers import Block, Cache, Norm, View, rotary_angles
-from dpo_jax.models.linear import Here, matrix
+from dpo_jax.models.attention import AttentionMask, Cache
+from dpo_jax.models.attention.unpack import unpacking_of
+from dpo_jax.models.gpt2 import Gpt2
+from dpo_jax.models.layers import Block, Norm, View, rotary_angles
 from dpo_jax.models.lora import Lora, adapter_of, attach
-from dpo_jax.models.spec import DecoderSpec, Spec
-from dpo_jax.models.stack import scan_layers
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, Spec
+from dpo_jax.models.stack import Here, matrix, scan_layers
 from dpo_jax.types import Params, Tree, Unembedding
 
 
@@ -41,7 +40,7 @@ class Decoder(nnx.Module):
     def __call__(
         self,
         tokens_RT: jax.Array,
-        seen: Seen,
+        mask: AttentionMask,
         cache: Cache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -58,17 +57,19 @@ class Decoder(nnx.Module):
             hidden_RTD *= jnp.asarray(
                 spec.embedding_scale, self.dtype
             )  # rounded to the dtype, as Gemma's own code does
-        angles = [rotary_angles(seen.positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
+        angles = [rotary_angles(mask.positions_RT, kind.frequencies(spec.head_size)) for kind in spec.kinds]
         several = len(spec.kinds) > 1
         sine, cosine = (jnp.stack(of_kinds) if several else of_kinds[0] for of_kinds in zip(*angles, strict=True))
-        view = View(sine, cosine, seen)
+        view = View(sine, cosine, mask)
         kind_of_layer = jnp.asarray(spec.kind_of_layer or (0,) * spec.layers)
 
-        def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
+        def step(block: Block, carry: tuple[jax.Array, Cache | None], layer: jax.Array) -> tuple:
+            hidden_RTD, cache = carry
             own = view.of_kind(kind_of_layer[layer]) if several else view
             return block(hidden_RTD, own, cache, Here(layer, key))
 
-        hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)
+        carry = (hidden_RTD, cache)
+        hidden_RTD, cache = scan_layers(self.layers, step, carry, layers=spec.layers, remat=self.remat)
         return self.final_norm(hidden_RTD), cache
 
     def unembed(self) -> Unembedding:
@@ -147,9 +148,9 @@ class Model:
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         module = self._module(params)
         rows, length = tokens_RT.shape
-        apart = None if sequences is None else apart_of(sequences, rows=rows, length=length)
-        seen = self._seen(positions_RT, segments_RT)._replace(apart=apart)
-        hidden_RTD, _ = module(tokens_RT, seen, key=key)
+        unpacking = None if sequences is None else unpacking_of(sequences, rows=rows, length=length)
+        mask = self._mask(positions_RT, segments_RT)._replace(unpacking=unpacking)
+        hidden_RTD, _ = module(tokens_RT, mask, key=key)
         return hidden_RTD, module.unembed()
 
     def extend(
@@ -157,11 +158,11 @@ class Model:
     ) -> tuple[jax.Array, Unembedding, Cache]:
         """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
         module = self._module(params)
-        hidden_RTD, cache = module(tokens_RT, self._seen(positions_RT, None), cache)
+        hidden_RTD, cache = module(tokens_RT, self._mask(positions_RT, None), cache)
         return hidden_RTD, module.unembed(), cache
 
-    def _seen(self, positions_RT: jax.Array, segments_RT: jax.Array | None) -> Seen:
-        return Seen(positions_RT, segments_RT, self.attention, self.spec.windows)
+    def _mask(self, positions_RT: jax.Array, segments_RT: jax.Array | None) -> AttentionMask:
+        return AttentionMask(positions_RT, segments_RT, self.attention, self.spec.windows)
 
     def empty_cache(self, rows: int, length: int) -> Cache:
         """A cache for `rows` rows of at most `length` tokens.

@@ -5,7 +5,6 @@ Dimension key: L layers, R rows, T tokens, S cached tokens, V vocabulary, D widt
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,23 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import Seen, attend
-from dpo_jax.models.layers import ACTIVATIONS, Cache
-from dpo_jax.models.linear import Here, Linear, bias, matrix
-from dpo_jax.models.spec import Spec
-from dpo_jax.models.stack import scan_layers
+from dpo_jax.models.attention import AttentionMask, Cache, attend
+from dpo_jax.models.spec import Gpt2Spec
+from dpo_jax.models.stack import Here, Linear, bias, matrix, scan_layers
 from dpo_jax.types import Unembedding
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gpt2Spec(Spec):
-    """GPT-2 has sizes and no switches."""
-
-    positions: int  # rows of the table of positions
-
-    @property
-    def max_positions(self) -> int:
-        return self.positions
 
 
 class LayerNorm(nnx.Module):
@@ -56,13 +42,13 @@ class Attention(nnx.Module):
         self.output = Linear(rngs, spec.layers, heads, embed, with_bias=True)
 
     @jax.named_scope("attention")
-    def __call__(self, x_RTD: jax.Array, seen: Seen, cache: Cache | None, here: Here) -> tuple:
+    def __call__(self, x_RTD: jax.Array, mask: AttentionMask, cache: Cache | None, here: Here) -> tuple:
         query, key, value = jnp.moveaxis(self.qkv(x_RTD, here), 2, 0)
         if cache is not None:
-            cache = cache.write(here.layer, seen.positions_RT, key, value)
+            cache = cache.write(here.layer, mask.positions_RT, key, value)
             key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
-        return self.output(attend(query, key, value, seen), here), cache
+        return self.output(attend(query, key, value, mask), here), cache
 
 
 class MLP(nnx.Module):
@@ -75,7 +61,7 @@ class MLP(nnx.Module):
 
     @jax.named_scope("mlp")
     def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
-        hidden_RTF = constrain(ACTIVATIONS["gelu_tanh"](self.up(x_RTD, here)), "rows", "length", "mlp")
+        hidden_RTF = constrain(jax.nn.gelu(self.up(x_RTD, here), approximate=True), "rows", "length", "mlp")
         return self.down(hidden_RTF, here)
 
 
@@ -89,8 +75,8 @@ class Block(nnx.Module):
         self.mlp_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
         self.mlp = MLP(rngs, spec)
 
-    def __call__(self, x_RTD: jax.Array, seen: Seen, cache: Cache | None, here: Here) -> tuple:
-        mixed, cache = self.attention(self.attention_norm(x_RTD), seen, cache, here)
+    def __call__(self, x_RTD: jax.Array, mask: AttentionMask, cache: Cache | None, here: Here) -> tuple:
+        mixed, cache = self.attention(self.attention_norm(x_RTD), mask, cache, here)
         x_RTD = x_RTD + mixed
         x_RTD = x_RTD + self.mlp(self.mlp_norm(x_RTD), here)
         return constrain(x_RTD, "rows", "length", None), cache
@@ -111,7 +97,7 @@ class Gpt2(nnx.Module):
     def __call__(
         self,
         tokens_RT: jax.Array,
-        seen: Seen,
+        mask: AttentionMask,
         cache: Cache | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, Cache | None]:
@@ -124,14 +110,15 @@ class Gpt2(nnx.Module):
             table_VD = constrain(self.embedding[...].astype(self.dtype), "vocab", None)
             places_SD = constrain(self.positions[...].astype(self.dtype), None, None)
             hidden_RTD = jnp.take(table_VD, tokens_RT, axis=0)
-            hidden_RTD += jnp.take(places_SD, seen.positions_RT, axis=0, mode="fill")
+            hidden_RTD += jnp.take(places_SD, mask.positions_RT, axis=0, mode="fill")
             hidden_RTD = constrain(hidden_RTD, "rows", "length", None)
 
-        def step(block: Block, hidden_RTD: jax.Array, cache: Cache | None, layer: jax.Array) -> tuple:
-            return block(hidden_RTD, seen, cache, Here(layer, key))
+        def step(block: Block, carry: tuple[jax.Array, Cache | None], layer: jax.Array) -> tuple:
+            hidden_RTD, cache = carry
+            return block(hidden_RTD, mask, cache, Here(layer, key))
 
-        spec = self.spec
-        hidden_RTD, cache = scan_layers(self.layers, step, hidden_RTD, cache, layers=spec.layers, remat=self.remat)
+        carry = (hidden_RTD, cache)
+        hidden_RTD, cache = scan_layers(self.layers, step, carry, layers=self.spec.layers, remat=self.remat)
         return self.final_norm(hidden_RTD), cache
 
     def unembed(self) -> Unembedding:

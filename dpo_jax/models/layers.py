@@ -1,6 +1,6 @@
 """The layers of a decoder, stacked.
 
-Dimension key: L layers, R rows, T tokens, S cached tokens, D width, H query heads, G key/value heads, K head size,
+Dimension key: L layers, R rows, T tokens, D width, H query heads, G key/value heads, K head size,
 F MLP width.
 """
 
@@ -16,21 +16,9 @@ import numpy as np
 from flax import nnx
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import Seen, attend
-from dpo_jax.models.linear import Here, Linear
+from dpo_jax.models.attention import AttentionMask, Cache, attend
 from dpo_jax.models.spec import DecoderSpec
-
-
-class Cache(NamedTuple):
-    """Keys and values of the tokens seen so far, [L, R, S, G, K]; token s of a row stands at position s."""
-
-    key: jax.Array
-    value: jax.Array
-
-    def write(self, layer: jax.Array, positions_RT: jax.Array, key_RTGK: jax.Array, value_RTGK: jax.Array) -> Cache:
-        """The cache with these tokens of one layer in it."""
-        at = (layer, jnp.arange(positions_RT.shape[0])[:, None], positions_RT)
-        return Cache(self.key.at[at].set(key_RTGK), self.value.at[at].set(value_RTGK))
+from dpo_jax.models.stack import Here, Linear
 
 
 class View(NamedTuple):
@@ -41,11 +29,11 @@ class View(NamedTuple):
 
     sine_RTK: jax.Array  # K here is half of what is turned of a head
     cosine_RTK: jax.Array
-    seen: Seen
+    mask: AttentionMask
 
     def of_kind(self, kind: jax.Array) -> View:
         """The view of a layer of this kind."""
-        return View(self.sine_RTK[kind], self.cosine_RTK[kind], self.seen._replace(kind=kind))
+        return View(self.sine_RTK[kind], self.cosine_RTK[kind], self.mask._replace(kind=kind))
 
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -107,11 +95,11 @@ class Attention(nnx.Module):
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, view), rotate(key, view)
         if cache is not None:
-            cache = cache.write(here.layer, view.seen.positions_RT, key, value)
+            cache = cache.write(here.layer, view.mask.positions_RT, key, value)
             key, value = cache.key[here.layer], cache.value[here.layer]
         query = constrain(query, "rows", "length", "heads", None)
         scale, soft_cap = self.spec.query_scale, self.spec.attention_soft_cap
-        mixed = attend(query, key, value, view.seen, scale=scale, soft_cap=soft_cap)
+        mixed = attend(query, key, value, view.mask, scale=scale, soft_cap=soft_cap)
         return self.output(mixed, here), cache
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dpo_jax.models.linear import Here, Linear, contract
+from dpo_jax.models.stack import Here, Linear, contract
 from dpo_jax.types import Params
 
 _BRANCH = "adapter"

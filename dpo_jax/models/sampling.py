@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.mesh import constrain
+from dpo_jax.models.attention import Cache
 from dpo_jax.models.decoder import Model
-from dpo_jax.models.layers import Cache
 from dpo_jax.models.truncation import least_drawn
 from dpo_jax.types import Params, Unembedding
 

@@ -89,3 +89,14 @@ class DecoderSpec(Spec):
     @property
     def windows(self) -> tuple[int | None, ...]:
         return tuple(kind.window for kind in self.kinds)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gpt2Spec(Spec):
+    """GPT-2 has sizes and no switches."""
+
+    positions: int  # rows of the table of positions
+
+    @property
+    def max_positions(self) -> int:
+        return self.positions

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from work import keep, machine, parse
 
-from dpo_jax.models.attention import Seen, attend
+from dpo_jax.models.attention import AttentionMask, attend
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.spec import DecoderSpec
 
@@ -49,7 +49,7 @@ def attention_arm(backend: str, length: int) -> Arm:
     segments_RT = jnp.ones((rows, length), jnp.int32)
 
     def loss(positions_RT: jax.Array, segments_RT: jax.Array, *qkv: jax.Array) -> jax.Array:
-        return (attend(*qkv, Seen(positions_RT, segments_RT, backend)) ** 2).sum()
+        return (attend(*qkv, AttentionMask(positions_RT, segments_RT, backend)) ** 2).sum()
 
     step = jax.jit(jax.grad(loss, argnums=(2, 3, 4)))
     return lambda: jax.block_until_ready(step(positions_RT, segments_RT, *qkv))

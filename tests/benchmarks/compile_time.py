@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.gpt2 import Gpt2Spec
-from dpo_jax.models.spec import DecoderSpec, LayerKind, Spec
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind, Spec
 from dpo_jax.types import Params
 
 DEPTHS = (4, 48)

@@ -9,8 +9,7 @@ import pytest
 
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import texts as stage
-from dpo_jax.models.attention import cudnn, splash
-from dpo_jax.models.attention.choice import Choice
+from dpo_jax.models.attention import Choice, kernels
 from tests.tiny_experiment import make_experiment, opened, run
 
 
@@ -46,8 +45,8 @@ def test_what_auto_falls_back_from_is_said_once(experiment: str, monkeypatch, ca
 @pytest.mark.parametrize(("name", "layout"), [("cudnn", "packed"), ("splash", "shared")])
 def test_training_is_the_same_whatever_the_form(experiment: str, name: str, layout: str, monkeypatch):
     """With jax.nn's own form in place of cuDNN, and the splash kernel interpreted: four parts of rows, two of heads."""
-    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
-    monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(kernels, "CUDNN_IMPLEMENTATION", "xla")
+    monkeypatch.setattr(kernels, "SPLASH_INTERPRET", True)
     losses = []
     for form in ("blocks", name):
         monkeypatch.setattr(stage, "choose_attention", lambda *_, form=form: Choice(form))

@@ -16,10 +16,9 @@ from dpo_jax.data.batches import Batches
 from dpo_jax.data.layouts import LAYOUTS
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import BACKENDS, cudnn, splash
+from dpo_jax.models.attention import BACKENDS, kernels
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.gpt2 import Gpt2Spec
-from dpo_jax.models.spec import DecoderSpec, LayerKind, Spec
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind, Spec
 from dpo_jax.types import PairBatch, Params, TokenRow
 
 SIZES = {"vocabulary": 50, "width": 16, "heads": 4, "head_size": 4, "mlp_width": 24, "norm_epsilon": 1e-5, "tied": True}
@@ -57,8 +56,8 @@ def make_rows(seed: int = 0) -> list[TokenRow]:
 @pytest.fixture(autouse=True)
 def _without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     """jax.nn's own form in place of cuDNN, with the same arguments; the splash kernel interpreted."""
-    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
-    monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(kernels, "CUDNN_IMPLEMENTATION", "xla")
+    monkeypatch.setattr(kernels, "SPLASH_INTERPRET", True)
 
 
 @functools.cache

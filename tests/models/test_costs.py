@@ -14,12 +14,11 @@ from dpo_jax.data.batches import padded
 from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.logprobs import batch_logps
-from dpo_jax.models.attention.seen import Places, sees
+from dpo_jax.models.attention.mask import Places, sees
 from dpo_jax.models.costs import activation_bytes, forward_flops, matmul_parameters, pair_flops
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.gpt2 import Gpt2Spec
 from dpo_jax.models.lora import Lora
-from dpo_jax.models.spec import DecoderSpec, LayerKind
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
 from dpo_jax.types import PairBatch, TokenRow
 from tests.processes import evaluate
 

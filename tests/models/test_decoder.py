@@ -12,8 +12,7 @@ import pytest
 
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.gpt2 import Gpt2Spec
-from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec
 from dpo_jax.models.stack import REMAT_POLICIES
 from dpo_jax.training.state import param_shardings
 

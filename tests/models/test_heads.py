@@ -13,11 +13,10 @@ from dpo_jax.data.batches import padded
 from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
 from dpo_jax.data.sequences import find_sequences
 from dpo_jax.data.tokens import sizes_of
-from dpo_jax.models.attention import cudnn
-from dpo_jax.models.gpt2 import Gpt2Spec
+from dpo_jax.models.attention import kernels
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
 from dpo_jax.models.lora import Lora
-from dpo_jax.models.spec import DecoderSpec, LayerKind
+from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
 from dpo_jax.types import PairBatch, Params, TokenRow, join
 
 SLOW = pytest.mark.slow("the other families")
@@ -101,7 +100,7 @@ def test_the_last_token_is_found_in_every_layout(layout: str, rows: list[TokenRo
 
 
 def test_attention_that_must_know_the_sequences_is_told(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")  # jax.nn's own form, with the same arguments
+    monkeypatch.setattr(kernels, "CUDNN_IMPLEMENTATION", "xla")  # jax.nn's own form, with the same arguments
     arrays = laid_out("shared")
     arrays = arrays._replace(sequences=find_sequences(np.asarray(arrays.segments_RT), [(1, 6, 16)]))
     model, (_, params) = make_reward_model(SPECS["window"], attention="cudnn"), made("window", "float32")

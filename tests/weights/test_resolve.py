@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.models.gpt2 import Gpt2Spec
-from dpo_jax.models.spec import LayerKind, RopeScaling
+from dpo_jax.models.spec import Gpt2Spec, LayerKind, RopeScaling
 from dpo_jax.weights.resolve import Resolved, resolve_family, resolve_spec
 from dpo_jax.weights.source import WeightsSource
 

@@ -17,10 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
-from dpo_jax.models.attention.seen import Places, Seen, Window, sees
-
-SAVED = "attention"
-"""The name of what the backward pass needs of the forward one, for policies of recomputing."""
+from dpo_jax.models.attention.mask import AttentionMask, Places, Window, sees
+from dpo_jax.models.stack import SAVED
 
 _LEAST_BLOCK = 128
 _MOST_BLOCKS = 8
@@ -45,18 +43,18 @@ def attend_blocks(
     query_RTHK: jax.Array,
     key_RSGK: jax.Array,
     value_RSGK: jax.Array,
-    seen: Seen,
+    mask: AttentionMask,
     *,
     scale: float,
     soft_cap: float | None,
 ) -> jax.Array:
     """Softmax attention over whole rows, [R, T, H, K]; scores in float32."""
-    assert seen.segments_RT is not None
+    assert mask.segments_RT is not None
     rows, length = query_RTHK.shape[:2]
     order_RT = jnp.broadcast_to(jnp.arange(length), (rows, length))
-    window = seen.window
+    window = mask.window
     window_R = None if window is None else jnp.broadcast_to(jnp.asarray(window), (rows,))
-    row = Row(Places(order_RT, seen.segments_RT, seen.positions_RT), window_R)
+    row = Row(Places(order_RT, mask.segments_RT, mask.positions_RT), window_R)
     return _attend(query_RTHK, key_RSGK, value_RSGK, row, Bend(scale, soft_cap))
 
 

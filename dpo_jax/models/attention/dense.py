@@ -8,14 +8,14 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.models.attention.seen import Places, Seen, sees
+from dpo_jax.models.attention.mask import AttentionMask, Places, sees
 
 
 def attend_dense(
     query_RTHK: jax.Array,
     key_RSGK: jax.Array,
     value_RSGK: jax.Array,
-    seen: Seen,
+    mask: AttentionMask,
     *,
     scale: float,
     soft_cap: float | None,
@@ -27,23 +27,23 @@ def attend_dense(
     scores = jnp.einsum("rtgmk,rsgk->rgmts", query_RTGMK, key_RSGK, preferred_element_type=jnp.float32) * scale
     if soft_cap is not None:
         scores = soft_cap * jnp.tanh(scores / soft_cap)
-    mask_RTS = row_mask(seen) if seen.segments_RT is not None else cache_mask(seen, key_RSGK.shape[1])
+    mask_RTS = row_mask(mask) if mask.segments_RT is not None else cache_mask(mask, key_RSGK.shape[1])
     scores = jnp.where(mask_RTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value_RSGK.dtype)
     mixed_RTGMK = jnp.einsum("rgmts,rsgk->rtgmk", weights, value_RSGK)
     return mixed_RTGMK.reshape(query_RTHK.shape)
 
 
-def row_mask(seen: Seen) -> jax.Array:
+def row_mask(mask: AttentionMask) -> jax.Array:
     """True where a token of a row may look, bool [R, T, T]."""
-    assert seen.segments_RT is not None
-    order_RT = jnp.broadcast_to(jnp.arange(seen.positions_RT.shape[1]), seen.positions_RT.shape)
-    tokens = Places(order_RT, seen.segments_RT, seen.positions_RT)
-    return sees(Places(*(x[:, :, None] for x in tokens)), Places(*(x[:, None, :] for x in tokens)), seen.window)
+    assert mask.segments_RT is not None
+    order_RT = jnp.broadcast_to(jnp.arange(mask.positions_RT.shape[1]), mask.positions_RT.shape)
+    tokens = Places(order_RT, mask.segments_RT, mask.positions_RT)
+    return sees(Places(*(x[:, :, None] for x in tokens)), Places(*(x[:, None, :] for x in tokens)), mask.window)
 
 
-def cache_mask(seen: Seen, length: int) -> jax.Array:
+def cache_mask(mask: AttentionMask, length: int) -> jax.Array:
     """The same over a cache of `length` places, bool [R, T, S]."""
-    query_RTS, key_RTS = seen.positions_RT[:, :, None], jnp.arange(length)[None, None]
+    query_RTS, key_RTS = mask.positions_RT[:, :, None], jnp.arange(length)[None, None]
     mask_RTS = key_RTS <= query_RTS
-    return mask_RTS if seen.window is None else mask_RTS & (key_RTS > query_RTS - seen.window)
+    return mask_RTS if mask.window is None else mask_RTS & (key_RTS > query_RTS - mask.window)

@@ -1,11 +1,9 @@
-"""The table of model families: `model_type` of a config.json -> family. To add one: its file, and its line here."""
+"""The table of model families: `model_type` of a config.json -> family. To add one: a `Family`, and its line here."""
 
 from dpo_jax.models.families.family import HARMLESS, Family, TensorRule
 from dpo_jax.models.families.gemma import GEMMA2, GEMMA3, GEMMA3_TEXT
 from dpo_jax.models.families.gpt2 import GPT2
-from dpo_jax.models.families.llama import LLAMA, MISTRAL
-from dpo_jax.models.families.phi3 import PHI3
-from dpo_jax.models.families.qwen import QWEN2, QWEN3
+from dpo_jax.models.families.llama import LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 
 FAMILIES: dict[str, Family] = {
     "llama": LLAMA,

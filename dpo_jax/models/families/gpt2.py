@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dpo_jax.models.families.family import Config, Family, TensorRule
-from dpo_jax.models.gpt2 import Gpt2Spec
+from dpo_jax.models.spec import Gpt2Spec
 
 _PREFIX = "transformer."
 

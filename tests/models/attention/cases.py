@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.data.sequences import find_sequences
-from dpo_jax.models.attention import BACKENDS, Seen, attend
-from dpo_jax.models.attention.apart import apart_of
+from dpo_jax.models.attention import BACKENDS, AttentionMask, attend
+from dpo_jax.models.attention.unpack import unpacking_of
 from dpo_jax.types import SEGMENT_PARTS
 
 LAYOUTS: dict[str, list[list[tuple[int, ...]]]] = {
@@ -58,24 +58,28 @@ def heads(rows: int, *, heads: int = 4, groups: int = 2, size: int = 8, length: 
     return [jnp.asarray(2 * random.standard_normal(shape), dtype) for shape in shapes]
 
 
-def mixed_and_gradients(qkv: list[jax.Array], rows: Rows, seen: Seen, *, under: Callable = jax.jit, **knobs: Any):
+def mixed_and_gradients(
+    qkv: list[jax.Array], rows: Rows, mask: AttentionMask, *, under: Callable = jax.jit, **knobs: Any
+):
     """What attention gives on real tokens, and the gradients of a weighted sum of it."""
     weights = jnp.asarray(np.random.default_rng(1).standard_normal(qkv[0].shape), jnp.float32)
 
     def weighed(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
-        mixed = jnp.where(rows.real_RT[..., None, None], attend(*qkv, seen, **knobs), 0.0)
+        mixed = jnp.where(rows.real_RT[..., None, None], attend(*qkv, mask, **knobs), 0.0)
         return (weights * mixed.astype(jnp.float32)).sum(), mixed
 
     (_, mixed), gradients = under(jax.value_and_grad(weighed, argnums=(0, 1, 2), has_aux=True))(*qkv)
     return [np.asarray(x.astype(jnp.float32)) for x in (mixed, *gradients)]
 
 
-def assert_like_dense(qkv: list[jax.Array], rows: Rows, seen: Seen, *, near: float = 2e-5, **knobs: Any) -> None:
+def assert_like_dense(
+    qkv: list[jax.Array], rows: Rows, mask: AttentionMask, *, near: float = 2e-5, **knobs: Any
+) -> None:
     """Values and gradients of a backend are those of the dense form in float32, up to `near` of the largest."""
     wide = [x.astype(jnp.float32) for x in qkv]
-    plain = Seen(*rows, "dense", windows=seen.windows, kind=seen.kind)
+    plain = AttentionMask(*rows, "dense", windows=mask.windows, kind=mask.kind)
     wanted = mixed_and_gradients(wide, rows, plain, **knobs)
-    for ours, theirs in zip(mixed_and_gradients(qkv, rows, seen, **knobs), wanted, strict=True):
+    for ours, theirs in zip(mixed_and_gradients(qkv, rows, mask, **knobs), wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=near * np.abs(theirs).max())
 
 
@@ -90,9 +94,11 @@ def sequences_of(rows: Rows, *, parts: int, sizes: tuple[int, ...] = (32, 80, 15
     return tuple(map(jnp.asarray, find_sequences(np.asarray(rows.segments_RT), shapes)))
 
 
-def told(layout: str, backend: str, *, parts: int = 1, **options: Any) -> tuple[Rows, Seen]:
+def told(layout: str, backend: str, *, parts: int = 1, **options: Any) -> tuple[Rows, AttentionMask]:
     """Rows of a layout, and what a backend that wants its sequences is told of them."""
     rows = make_rows(layout)
     wanted = layout in (BACKENDS[backend].unpacks or ())
     places = sequences_of(rows, parts=parts) if wanted else ()
-    return rows, Seen(*rows, backend, apart=apart_of(places, rows=len(rows.segments_RT), length=LENGTH), **options)
+    return rows, AttentionMask(
+        *rows, backend, unpacking=unpacking_of(places, rows=len(rows.segments_RT), length=LENGTH), **options
+    )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import Seen, blocks
+from dpo_jax.models.attention import AttentionMask, blocks
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.stack import REMAT_POLICIES
 from dpo_jax.types import Params
@@ -26,7 +26,7 @@ def test_all_heads_at_once_as_accelerators_do():
     rows = make_rows("packed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, "platform_dependent", lambda *arrays, cpu, default: default(*arrays))
-        assert_like_dense(heads(4), rows, Seen(*rows, "blocks", (40,)))
+        assert_like_dense(heads(4), rows, AttentionMask(*rows, "blocks", (40,)))
 
 
 @pytest.mark.parametrize(
@@ -43,12 +43,12 @@ def test_on_a_mesh_each_device_has_its_rows_and_heads(
 ):
     """With fewer groups than tensor shards too."""
     rows = make_rows("shared")
-    qkv, seen = heads(4, groups=groups), Seen(*rows, "blocks", (40, None), jnp.asarray(0))
-    wanted = mixed_and_gradients(qkv, rows, seen)
+    qkv, mask = heads(4, groups=groups), AttentionMask(*rows, "blocks", (40, None), jnp.asarray(0))
+    wanted = mixed_and_gradients(qkv, rows, mask)
     attend_part, parts = blocks._attend, []
     monkeypatch.setattr(blocks, "_attend", lambda q, *rest: parts.append(q.shape[:3]) or attend_part(q, *rest))
     with jax.set_mesh(make_mesh(**{"fsdp": 1, **axes})):
-        found = mixed_and_gradients(qkv, rows, seen)
+        found = mixed_and_gradients(qkv, rows, mask)
     assert set(parts) == {part}
     for ours, theirs in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-5 * np.abs(theirs).max())

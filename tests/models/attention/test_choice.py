@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dpo_jax.models.attention.choice import choose_attention
+from dpo_jax.models.attention import choose_attention
 from tests.models.test_decoder import SPEC
 
 CPU, TPU = SimpleNamespace(platform="cpu"), SimpleNamespace(platform="tpu")

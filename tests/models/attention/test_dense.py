@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.models.attention import Seen, attend
+from dpo_jax.models.attention import AttentionMask, attend
 from dpo_jax.models.attention.dense import cache_mask, row_mask
 
 POSITIONS = jnp.array([[0, 1, 2, 1, 0, 0]])
@@ -20,8 +20,8 @@ def test_attention_by_hand(backend: str, soft_cap: float | None, wanted: float):
     # Bent below log 3, the second score is log(3) tanh(1).
     query, key = jnp.ones((1, 2, 1, 1)), jnp.array([0.0, np.log(3.0)]).reshape(1, 2, 1, 1)
     value = jnp.array([8.0, 4.0]).reshape(1, 2, 1, 1)
-    seen = Seen(jnp.array([[0, 1]]), jnp.ones((1, 2), jnp.int32), backend)
-    mixed = attend(query, key, value, seen, soft_cap=soft_cap).ravel()
+    mask = AttentionMask(jnp.array([[0, 1]]), jnp.ones((1, 2), jnp.int32), backend)
+    mixed = attend(query, key, value, mask, soft_cap=soft_cap).ravel()
     np.testing.assert_allclose(mixed, [8.0, wanted], rtol=1e-6)
 
 
@@ -34,18 +34,18 @@ def test_who_sees_whom():
         [0, 0, 0, 0, 1, 0],
         [0, 0, 0, 0, 0, 1],
     ]
-    np.testing.assert_array_equal(row_mask(Seen(POSITIONS, SEGMENTS, "dense"))[0], wanted)
+    np.testing.assert_array_equal(row_mask(AttentionMask(POSITIONS, SEGMENTS, "dense"))[0], wanted)
 
 
 def test_a_window_goes_by_position():
     positions = jnp.array([[0, 1, 2, 2, 0, 0]])
-    mask = row_mask(Seen(positions, SEGMENTS, "dense", windows=(None, 2), kind=1))[0]
+    mask = row_mask(AttentionMask(positions, SEGMENTS, "dense", windows=(None, 2), kind=1))[0]
     np.testing.assert_array_equal(mask[2], [0, 1, 1, 0, 0, 0])
     np.testing.assert_array_equal(mask[3], [0, 1, 0, 1, 0, 0])  # two places behind the prompt, one position
-    mask = row_mask(Seen(positions, SEGMENTS, "dense", windows=(None, 2), kind=0))[0]
+    mask = row_mask(AttentionMask(positions, SEGMENTS, "dense", windows=(None, 2), kind=0))[0]
     np.testing.assert_array_equal(mask[3], [1, 1, 0, 1, 0, 0])
 
 
 @pytest.mark.parametrize(("windows", "wanted"), [((None,), [1, 1, 1, 0]), ((2,), [0, 1, 1, 0])])
 def test_a_cache_is_seen_up_to_the_own_position(windows: tuple, wanted: list[int]):
-    np.testing.assert_array_equal(cache_mask(Seen(jnp.array([[2]]), None, "blocks", windows), 4)[0, 0], wanted)
+    np.testing.assert_array_equal(cache_mask(AttentionMask(jnp.array([[2]]), None, "blocks", windows), 4)[0, 0], wanted)

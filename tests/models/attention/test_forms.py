@@ -12,7 +12,7 @@ import pytest
 
 from dpo_jax.data.layouts import LAYOUTS
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.attention import BACKENDS, Seen, attend, cudnn, splash
+from dpo_jax.models.attention import BACKENDS, AttentionMask, attend, kernels
 from tests.models.attention.cases import heads, make_rows, mixed_and_gradients, told
 
 
@@ -43,15 +43,15 @@ CAPLESS = ("cudnn",)  # which is never chosen for a model that caps, see `test_c
 @pytest.fixture(autouse=True)
 def _without_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
     """jax.nn's own form in place of cuDNN, with the same arguments; the splash kernel interpreted."""
-    monkeypatch.setattr(cudnn, "IMPLEMENTATION", "xla")
-    monkeypatch.setattr(splash, "INTERPRET", True)
+    monkeypatch.setattr(kernels, "CUDNN_IMPLEMENTATION", "xla")
+    monkeypatch.setattr(kernels, "SPLASH_INTERPRET", True)
 
 
 @functools.cache
 def computed(case: Case, backend: str) -> list[np.ndarray]:
     options: dict[str, Any] = {"windows": case.windows, "kind": jnp.asarray(case.kind)}
-    rows, seen = told(case.layout, backend, parts=case.parts, **options)
-    return mixed_and_gradients(heads(4, groups=case.groups), rows, seen, scale=case.scale, soft_cap=case.soft_cap)
+    rows, mask = told(case.layout, backend, parts=case.parts, **options)
+    return mixed_and_gradients(heads(4, groups=case.groups), rows, mask, scale=case.scale, soft_cap=case.soft_cap)
 
 
 def assert_near(ours: list[np.ndarray], wanted: list[np.ndarray]) -> None:
@@ -92,9 +92,9 @@ def test_padding_gives_nothing(backend: str):
     """Whatever stands there, and whatever the kernel makes of it."""
     if BACKENDS[backend].unpacks is None:
         pytest.skip("padding attends to itself, and nothing reads it")
-    rows, seen = told("shared", backend)
+    rows, mask = told("shared", backend)
     qkv = [jnp.where(rows.real_RT[..., None, None], x, jnp.nan) for x in heads(4)]
-    mixed = np.asarray(jax.jit(lambda *qkv: attend(*qkv, seen))(*qkv))
+    mixed = np.asarray(jax.jit(lambda *qkv: attend(*qkv, mask))(*qkv))
     assert not mixed[~rows.real_RT].any() and mixed[np.asarray(rows.real_RT)].all()
 
 
@@ -103,8 +103,8 @@ def test_bfloat16_is_as_near_as_in_the_dense_form():
     """Weights, results and gradients of scores are rounded; in the dense form the last are float32 to the end."""
     rows = make_rows("shared")
     qkv = heads(4, dtype=jnp.bfloat16)
-    assert attend(*qkv, Seen(*rows, "blocks")).dtype == jnp.bfloat16
-    exact = mixed_and_gradients([x.astype(jnp.float32) for x in qkv], rows, Seen(*rows, "dense"))
-    dense, ours = (mixed_and_gradients(qkv, rows, Seen(*rows, backend)) for backend in ("dense", "blocks"))
+    assert attend(*qkv, AttentionMask(*rows, "blocks")).dtype == jnp.bfloat16
+    exact = mixed_and_gradients([x.astype(jnp.float32) for x in qkv], rows, AttentionMask(*rows, "dense"))
+    dense, ours = (mixed_and_gradients(qkv, rows, AttentionMask(*rows, backend)) for backend in ("dense", "blocks"))
     for wanted, theirs, found, most in zip(exact, dense, ours, (1.1, 2.5, 2.5, 1.1), strict=True):
         assert ((found - wanted) ** 2).mean() ** 0.5 < most * ((theirs - wanted) ** 2).mean() ** 0.5

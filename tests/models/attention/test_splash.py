@@ -18,8 +18,8 @@ from tests.models.attention.cases import LENGTH, heads, told
     ("layout", "axes"), [("padded", {}), ("packed", {}), ("shared", {"data": 2, "tensor": 2, "sequence": 2})]
 )
 def test_lowered_for_a_tpu_it_is_the_kernel_and_no_array_of_length_by_length(layout: str, axes: dict[str, int]):
-    _, seen = told(layout, "splash", parts=2, windows=(None, 40), kind=jnp.asarray(1))
-    gradient = jax.jit(jax.grad(lambda *qkv: attend(*qkv, seen).sum()))
+    _, mask = told(layout, "splash", parts=2, windows=(None, 40), kind=jnp.asarray(1))
+    gradient = jax.jit(jax.grad(lambda *qkv: attend(*qkv, mask).sum()))
     with jax.set_mesh(make_mesh(**{"fsdp": 1, **axes})) if axes else contextlib.nullcontext():
         text = gradient.trace(*heads(4)).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") >= 4  # forward and backward, of two kinds of layer

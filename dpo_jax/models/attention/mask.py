@@ -1,6 +1,6 @@
 """What attention must know of rows and layer, and which tokens of its row a token may look at.
 
-Dimension key: R rows, T tokens.
+Dimension key: L layers, R rows, T tokens, S cached tokens, G key/value heads, K head size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.models.attention.apart import Apart
+from dpo_jax.models.attention.unpack import Unpacking
 from dpo_jax.types import SEGMENT_PARTS
 
 EVERYTHING = np.iinfo(np.int32).max // 2
@@ -22,7 +22,7 @@ EVERYTHING = np.iinfo(np.int32).max // 2
 Window = int | jax.Array | None
 
 
-class Seen(NamedTuple):
+class AttentionMask(NamedTuple):
     """What attention must know of the rows, and of the layer; see `PairBatch` for who sees whom.
 
     `windows` are those of each kind of layer, `kind` which of them this layer is. A window is how many positions a
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     backend: str  # a name of `BACKENDS`
     windows: tuple[int | None, ...] = (None,)
     kind: jax.Array | int = 0
-    apart: Apart | None = None  # where the sequences of the rows stand; None: nobody has said
+    unpacking: Unpacking | None = None  # where the sequences of the rows stand; None: nobody has said
 
     @property
     def window(self) -> Window:
@@ -50,6 +50,18 @@ class Seen(NamedTuple):
         return jax.lax.switch(self.kind, [partial(attend, window=window) for window in self.windows], *arrays)
 
 
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far, [L, R, S, G, K]; token s of a row stands at position s."""
+
+    key: jax.Array
+    value: jax.Array
+
+    def write(self, layer: jax.Array, positions_RT: jax.Array, key_RTGK: jax.Array, value_RTGK: jax.Array) -> Cache:
+        """The cache with these tokens of one layer in it."""
+        at = (layer, jnp.arange(positions_RT.shape[0])[:, None], positions_RT)
+        return Cache(self.key.at[at].set(key_RTGK), self.value.at[at].set(value_RTGK))
+
+
 class Places(NamedTuple):
     """Tokens, whatever the shape: their number in the row, segment and position."""
 
@@ -61,5 +73,5 @@ class Places(NamedTuple):
 def sees(query: Places, key: Places, window: Window) -> jax.Array:
     """Whether the one may look at the other: at itself and before, inside its segment and window. Bool, broadcast."""
     shared = query.segment - (query.segment - 1) % SEGMENT_PARTS  # part 0 of its segment; of padding one that is not
-    seen = (query.order >= key.order) & ((key.segment == query.segment) | (key.segment == shared))
-    return seen if window is None else seen & (key.position > query.position - window)
+    mask = (query.order >= key.order) & ((key.segment == query.segment) | (key.segment == shared))
+    return mask if window is None else mask & (key.position > query.position - window)

@@ -20,7 +20,7 @@ Causal = Callable[..., jax.Array]
 """`causal(segments_BL, query_BLHK, key_BLGK, value_BLGK)`: rows whose padding, segment 0, is at their end."""
 
 
-class Apart(NamedTuple):
+class Unpacking(NamedTuple):
     """Where sequences stand in the rows, and tokens in the sequences; -1 is nowhere. Without any the rows may stay."""
 
     sequences: tuple[jax.Array, ...]  # [U, M, L] each, see `PairBatch`
@@ -28,10 +28,10 @@ class Apart(NamedTuple):
     owned_US: jax.Array | None = None  # the token of whose places this is the first
 
 
-def apart_of(sequences: Sequence[jax.Array], *, rows: int, length: int) -> Apart:
+def unpacking_of(sequences: Sequence[jax.Array], *, rows: int, length: int) -> Unpacking:
     """The same places looked up from both sides; made once for all layers."""
     if not sequences:
-        return Apart(())
+        return Unpacking(())
     places_US = jnp.concatenate([each.reshape(each.shape[0], -1) for each in sequences], axis=1)
     tokens, places = rows * length // places_US.shape[0], places_US.shape[1]
 
@@ -43,37 +43,37 @@ def apart_of(sequences: Sequence[jax.Array], *, rows: int, length: int) -> Apart
         own_S = first_N[jnp.maximum(places_S, 0)] == jnp.arange(places)
         return homes_N2, jnp.where((places_S >= 0) & own_S, places_S, -1)
 
-    return Apart(tuple(sequences), *jax.vmap(of_part)(places_US))
+    return Unpacking(tuple(sequences), *jax.vmap(of_part)(places_US))
 
 
-def attend_apart(
+def attend_unpacked(
     query_RTHK: jax.Array,
     key_RTGK: jax.Array,
     value_RTGK: jax.Array,
     segments_RT: jax.Array,
-    apart: Apart,
+    unpacking: Unpacking,
     causal: Causal,
 ) -> jax.Array:
     """What `causal` makes of the sequences, or of the rows as they are, [R, T, H, K]; 0 on padding."""
-    if not apart.sequences:
+    if not unpacking.sequences:
         mixed_RTHK = causal(segments_RT, query_RTHK, key_RTGK, value_RTGK)
         return jnp.where((segments_RT > 0)[:, :, None, None], mixed_RTHK, 0)
-    assert apart.homes_UN2 is not None and apart.owned_US is not None
-    parts = len(apart.homes_UN2)
-    places_US = jnp.concatenate([each.reshape(parts, -1) for each in apart.sequences], axis=1)
+    assert unpacking.homes_UN2 is not None and unpacking.owned_US is not None
+    parts = len(unpacking.homes_UN2)
+    places_US = jnp.concatenate([each.reshape(parts, -1) for each in unpacking.sequences], axis=1)
     copied = [
-        _moved(x.reshape(parts, -1, *x.shape[2:]), places_US[..., None], apart.homes_UN2)
+        _moved(x.reshape(parts, -1, *x.shape[2:]), places_US[..., None], unpacking.homes_UN2)
         for x in (query_RTHK, key_RTGK, value_RTGK)
     ]
-    ends = np.cumsum([each[0].size for each in apart.sequences])
+    ends = np.cumsum([each[0].size for each in unpacking.sequences])
     mixed = []
-    for each, end in zip(apart.sequences, ends, strict=True):
+    for each, end in zip(unpacking.sequences, ends, strict=True):
         _, count, length = each.shape
         own = [x[:, end - count * length : end].reshape(parts * count, length, *x.shape[2:]) for x in copied]
         there_BL = (each >= 0).astype(jnp.int32).reshape(parts * count, length)
         mixed.append(causal(there_BL, *own).reshape(parts, count * length, *query_RTHK.shape[2:]))
     mixed_USHK = jnp.concatenate(mixed, axis=1)
-    return _moved(mixed_USHK, apart.homes_UN2[..., :1], apart.owned_US[..., None]).reshape(query_RTHK.shape)
+    return _moved(mixed_USHK, unpacking.homes_UN2[..., :1], unpacking.owned_US[..., None]).reshape(query_RTHK.shape)
 
 
 @jax.custom_vjp
