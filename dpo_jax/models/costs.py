@@ -1,4 +1,4 @@
-"""What a model costs by arithmetic alone: floating-point operations, and the bytes that its backward pass keeps.
+"""Costs of a model by arithmetic alone: floating-point operations, and the bytes that its backward pass keeps.
 
 Dimension key: D width, F MLP width, H query heads, G key/value heads, K head size, V vocabulary.
 """
@@ -44,7 +44,7 @@ def pair_flops(
         trunk: its `matmul_parameters`.
         prompt: tokens of the prompt.
         responses: tokens of each response.
-        shared: whether the prompt runs once for all responses, or once for each.
+        shared: True if the prompt runs once for all responses, not once for each.
         adapter: parameters of the adapter that alone is trained, if there is one: then the others need no gradient of
             their own, and count 4.
     """
@@ -60,7 +60,7 @@ def pair_flops(
 
 
 def forward_flops(spec: Spec, trunk: int, prompt: int, responses: Sequence[int], *, shared: bool) -> int:
-    """The same of a forward pass alone, the reference's."""
+    """Operations of a forward pass alone, the reference's; arguments as in `pair_flops`."""
     return pair_flops(spec, trunk, prompt, responses, shared=shared) // 3
 
 
@@ -112,7 +112,7 @@ def activation_bytes(
         width_bytes: bytes of a number in the compute dtype.
         remat: the policy, as in `model.remat`.
         tensor: into how many parts heads and MLP are split.
-        dense_attention: whether the scores of a layer exist as an array.
+        dense_attention: True if the scores of a layer exist as an array.
         tile: tokens and columns of the vocabulary of a tile of logits.
     """
     tokens = rows * length

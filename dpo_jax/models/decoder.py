@@ -1,4 +1,4 @@
-"""The decoder: tokens to hidden states; and every kind of model as pure functions.
+"""The decoder, tokens to hidden states, and models of every kind as pure functions.
 
 Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
@@ -29,7 +30,7 @@ from dpo_jax.types import Params, Tree, Unembedding
 class Decoder(nnx.Module):
     """A Llama-family decoder with float32 parameters, computing in `dtype`."""
 
-    def __init__(self, spec: DecoderSpec, rngs: nnx.Rngs, *, dtype: Any = jnp.float32, remat: str = "none"):
+    def __init__(self, spec: DecoderSpec, rngs: nnx.Rngs, *, dtype: DTypeLike = jnp.float32, remat: str = "none"):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
         self.layers = Block(rngs, spec)
@@ -78,12 +79,14 @@ class Decoder(nnx.Module):
         return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary, soft_cap=self.spec.logit_soft_cap)
 
 
-MODULES: dict[type[Spec], Callable[..., Any]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
+Build = Callable[[nnx.Rngs], nnx.Module]
+
+MODULES: dict[type[Spec], Callable[..., nnx.Module]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
 """Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
 
 
 class Described(Protocol):
-    """What training, checkpoints and files must know of a model; see `Model`."""
+    """Description of a model for training, checkpoints and files; see `Model`."""
 
     @property
     def spec(self) -> Spec: ...
@@ -104,13 +107,13 @@ class Model:
     """A model as pure functions of its parameters, a plain nested dict; where that has an adapter, it is used."""
 
     spec: Spec
-    graphdef: Any
+    graphdef: nnx.GraphDef
     tree: Tree
-    dtype: Any
-    build: Callable[..., Any]  # the module from `nnx.Rngs`, its adapter included
+    dtype: jnp.dtype
+    build: Build  # its adapter included
     attention: str = "blocks"  # a name of `attention.BACKENDS`
     lora: Lora | None = None
-    adapted: Any = None  # the graphdef with the adapter
+    adapted: nnx.GraphDef | None = None  # with the adapter
     adapter: Tree | None = None
 
     @property
@@ -125,11 +128,13 @@ class Model:
 
     @property
     def trained(self) -> Tree:
-        """What training changes: the adapter if there is one, else everything."""
+        """The parameters that training changes: the adapter if there is one, else all."""
         return self.adapter or self.tree
 
-    def _module(self, params: Params) -> Any:
-        return nnx.merge(self.adapted if adapter_of(params) else self.graphdef, params)
+    def _module(self, params: Params) -> Decoder | Gpt2:
+        graphdef = self.adapted if adapter_of(params) else self.graphdef
+        assert graphdef is not None
+        return nnx.merge(graphdef, params)
 
     def apply(
         self,
@@ -143,7 +148,7 @@ class Model:
     ) -> tuple[jax.Array, Unembedding]:
         """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing.
 
-        `sequences` are those of the batch, which some forms of attention must know.
+        `sequences` are those of the batch, which some forms of attention need.
         """
         chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
         module = self._module(params)
@@ -156,10 +161,11 @@ class Model:
     def extend(
         self, params: Params, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Cache
     ) -> tuple[jax.Array, Unembedding, Cache]:
-        """The same for the next tokens of rows whose past is in the cache: each sees the positions up to its own."""
+        """Hidden states of the next tokens of rows whose past is in the cache; each sees positions up to its own."""
         module = self._module(params)
-        hidden_RTD, cache = module(tokens_RT, self._mask(positions_RT, None), cache)
-        return hidden_RTD, module.unembed(), cache
+        hidden_RTD, extended = module(tokens_RT, self._mask(positions_RT, None), cache)
+        assert extended is not None
+        return hidden_RTD, module.unembed(), extended
 
     def _mask(self, positions_RT: jax.Array, segments_RT: jax.Array | None) -> AttentionMask:
         return AttentionMask(positions_RT, segments_RT, self.attention, self.spec.windows)
@@ -192,7 +198,7 @@ class Model:
         return adapter_of(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1]))
 
     def held_dtypes(self) -> Params:
-        """The dtype in which a parameter that is not trained is held: that of its use, float32 in norms."""
+        """Dtype of each frozen parameter: that in which it is used, float32 in norms."""
         return jax.tree.map_with_path(
             lambda path, leaf: leaf.dtype if "norm" in jax.tree_util.keystr(path) else self.dtype, self.shapes
         )
@@ -201,21 +207,21 @@ class Model:
 def make_model(
     spec: Spec,
     *,
-    dtype: Any = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     attention: str = "blocks",
     lora: Lora | None = None,
 ) -> Model:
-    """Describes a model without allocating anything."""
+    """Describe a model without allocating anything."""
 
-    def plain(rngs: nnx.Rngs) -> Any:
+    def plain(rngs: nnx.Rngs) -> nnx.Module:
         return MODULES[type(spec)](spec, rngs, dtype=dtype, remat=remat)
 
     graphdef, tree = _describe(plain)
     if lora is None:
         return Model(spec, graphdef, tree, jnp.dtype(dtype), plain, attention)
 
-    def with_adapter(rngs: nnx.Rngs) -> Any:
+    def with_adapter(rngs: nnx.Rngs) -> nnx.Module:
         return attach(plain(rngs), rngs, lora)
 
     adapted, whole = _describe(with_adapter)
@@ -223,7 +229,7 @@ def make_model(
     return Model(spec, graphdef, tree, jnp.dtype(dtype), with_adapter, attention, lora, adapted, adapter)
 
 
-def _describe(build: Callable[..., Any]) -> tuple[Any, Tree]:
+def _describe(build: Build) -> tuple[nnx.GraphDef, Tree]:
     graphdef, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
     return graphdef, Tree(nnx.to_pure_dict(state), axes)

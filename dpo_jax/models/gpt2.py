@@ -5,11 +5,10 @@ Dimension key: L layers, R rows, T tokens, S cached tokens, V vocabulary, D widt
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import AttentionMask, Cache, attend
@@ -85,7 +84,7 @@ class Block(nnx.Module):
 class Gpt2(nnx.Module):
     """A GPT-2 with float32 parameters, computing in `dtype`."""
 
-    def __init__(self, spec: Gpt2Spec, rngs: nnx.Rngs, *, dtype: Any = jnp.float32, remat: str = "none"):
+    def __init__(self, spec: Gpt2Spec, rngs: nnx.Rngs, *, dtype: DTypeLike = jnp.float32, remat: str = "none"):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
         self.positions = matrix(rngs, (spec.positions, spec.width), "positions embed")

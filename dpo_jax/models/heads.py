@@ -31,7 +31,7 @@ class RewardModel:
 
     @property
     def spec(self) -> Spec:
-        """That of the trunk."""
+        """Sizes of the trunk."""
         return self.trunk.spec
 
     @property
@@ -41,12 +41,12 @@ class RewardModel:
 
     @property
     def tree(self) -> Tree:
-        """The trunk alone, as it lies under an adapter."""
+        """The trunk alone, which is frozen under an adapter."""
         return self.trunk.tree
 
     @property
     def trained(self) -> Tree:
-        """What training changes: the head, and the trunk or its adapter."""
+        """The parameters that training changes: the head, and the trunk or its adapter."""
         return self._with_head(self.trunk.trained)
 
     @property
@@ -71,15 +71,14 @@ class RewardModel:
     def rewards(self, params: Params, batch: PairBatch, key: jax.Array | None = None) -> jax.Array:
         """The reward of each response, [B, P], at least float32. `key` draws dropout; None drops nothing."""
         trunk = {name: branch for name, branch in params.items() if name != _HEAD}
-        lots = () if key is None else (key,)
         rows = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
-        hidden_RTD, _ = self.trunk.apply(trunk, *rows, *lots, sequences=batch.sequences)
+        hidden_RTD, _ = self.trunk.apply(trunk, *rows, key, sequences=batch.sequences)
         return last_rewards(hidden_RTD, params[_HEAD]["weight"], batch)
 
 
 def make_reward_model(spec: Spec, **options: Any) -> RewardModel:
-    """Describes the reward model of this trunk without allocating anything; `options` are those of `make_model`."""
-    # A tied model has no unembedding of its own: neither the mesh nor the optimizer holds one that nobody reads.
+    """Describe the reward model of this trunk without allocating anything; `options` are those of `make_model`."""
+    # A tied model has no unembedding of its own: neither the mesh nor the optimizer holds one that is never read.
     return RewardModel(make_model(dataclasses.replace(spec, tied=True), **options))
 
 
@@ -105,7 +104,7 @@ def last_rewards(hidden_RTD: jax.Array, weight_D: jax.Array, batch: PairBatch) -
 
 
 def _ends(batch: PairBatch) -> jax.Array:
-    """Where in its row the response of each scored token ends, int32 [R, N]; 0 on padding.
+    """Position in its row at which the response of each scored token ends, int32 [R, N]; 0 on padding.
 
     That is the last token of its part of the segment, or, where a segment has one part, of the segment. Whether it is
     scored does not matter: transformers reads it in any case.

@@ -22,7 +22,7 @@ from dpo_jax.models.stack import Here, Linear
 
 
 class View(NamedTuple):
-    """What a block needs to know of the rows: rotary angles, and what attention must know.
+    """Description of the rows for a block: rotary angles, and the mask of attention.
 
     Where layers are of several kinds, angles have a leading axis of kinds; `of_kind` takes one.
     """

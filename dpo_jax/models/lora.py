@@ -1,6 +1,6 @@
-"""LoRA: beside a frozen weight W two thin trained ones, x W + (alpha / rank) drop(x) A B (arXiv:2106.09685).
+"""LoRA: a frozen weight W and two thin trained ones, x W + (alpha / rank) drop(x) A B (arXiv:2106.09685).
 
-Parameters with an adapter are those of the base with a branch `adapter` beside each adapted weight.
+Parameters with an adapter are those of the base with a branch `adapter` next to each adapted weight.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ _BRANCH = "adapter"
 
 
 class Lora(NamedTuple):
-    """Which linear maps have an adapter, and what it is like."""
+    """Rank, scale and dropout of an adapter, and the linear maps that have one."""
 
     rank: int
     alpha: float
@@ -30,7 +30,7 @@ class Lora(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """What the product of the two thin weights is multiplied by."""
+        """Factor of the product of the two thin weights."""
         return self.alpha / self.rank
 
 
@@ -53,7 +53,7 @@ class Adapter(nnx.Module):
         self.lora, self.inputs, self.number = lora, inputs, number
 
     def __call__(self, x: jax.Array, here: Here) -> jax.Array:
-        """What is added to the result of the map, in the dtype of x."""
+        """The addition to the result of the map, in the dtype of x."""
         # Computed again in the backward pass, which then keeps x alone, and not its float32 copy.
         return jax.checkpoint(self._product)(x, self.a[...], self.b[...], here)
 
@@ -69,20 +69,20 @@ class Adapter(nnx.Module):
 def attach(module: nnx.Module, rngs: nnx.Rngs, lora: Lora) -> nnx.Module:
     """The module with an adapter on each of its maps that `lora` names."""
     for number, path in enumerate(lora.paths):
-        linear: Any = functools.reduce(getattr, path, module)
+        linear: Linear = functools.reduce(getattr, path, module)  # type: ignore[arg-type]
         linear.adapter = Adapter(rngs, linear, lora, number)
     return module
 
 
 def adapter_of(params: Params) -> Params:
     """The adapter's branches alone; empty where there are none."""
-    found = {}
+    branches = {}
     for name, branch in params.items():
         if name == _BRANCH:
-            found[name] = branch
+            branches[name] = branch
         elif isinstance(branch, dict) and (below := adapter_of(branch)):
-            found[name] = below
-    return found
+            branches[name] = below
+    return branches
 
 
 def merge(base: Params, adapter: Params, lora: Lora) -> Params:

@@ -27,9 +27,9 @@ Sampler = jax.stages.Wrapped
 
 
 def make_sampler(model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, ...]) -> Sampler:
-    """A jitted function, `Sampler`, for right-padded prompts; what it is called with, but for shapes, compiles nothing.
+    """Return a jitted `Sampler` for right-padded prompts; only new shapes compile anew.
 
-    It returns tokens [R, M], 0 after the end, and lengths [R]: a response has M tokens, or ends with, and includes, its
+    It gives tokens [R, M], 0 after the end, and lengths [R]: a response has M tokens, or ends with, and includes, its
     first stop token. Temperature 0 takes the likeliest token; `top_p` and `top_k` are those of `least_drawn`. Row r
     draws from the stream of `key` and `first_row + r`, whatever the other rows are. On a mesh rows, cache and
     vocabulary are split, and every device gets all that is returned.
@@ -40,7 +40,7 @@ def make_sampler(model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, .
 
 
 def compile_ahead(sampler: Sampler, params: Params, prompts: Sequence[np.ndarray], *, batch_rows: int) -> None:
-    """Compiles what `generate` is about to run with these parameters and prompts, so that its time is of sampling."""
+    """Compile what `generate` is about to run with these parameters and prompts, so that its time is of sampling."""
     batch = _batch(prompts[:1], max(map(len, prompts)), batch_rows)
     sampler.lower(params, *batch, jax.random.key(0), 1.0, 0, top_p=1.0, top_k=0).compile()
 
@@ -58,11 +58,11 @@ def generate(
     top_k: int = 0,
     progress: Callable[[int], None] = lambda responses: None,
 ) -> list[np.ndarray]:
-    """`samples` responses (int32 ids, with their stop token if they came to one) to each prompt, in prompt order.
+    """Return `samples` responses (int32 ids, with their stop token if they came to one) to each prompt, in order.
 
     Response i to prompt p is row `p * samples + i` and draws from that row's stream; `batch_rows` sets speed alone.
     All batches have one shape, so that one compilation serves them: the longest prompt sets the width, and the last
-    batch repeats its last prompt. `progress` is told how many responses there are.
+    batch repeats its last prompt. `progress` is called with the number of responses so far.
 
     Raises:
         ValueError: a prompt has no tokens.

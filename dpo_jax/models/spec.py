@@ -23,7 +23,7 @@ class RopeScaling(NamedTuple):
 
 
 class LayerKind(NamedTuple):
-    """What may differ from layer to layer: rotary positions, and how many tokens back a token sees."""
+    """Differences from layer to layer: rotary positions, and how many tokens back a token sees."""
 
     rope_base: float
     window: int | None = None  # itself among them; None: all
@@ -47,7 +47,7 @@ class LayerKind(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What every model says of itself; a subclass for each module that computes one."""
+    """Sizes that every model has; a subclass for each module that computes one."""
 
     vocabulary: int  # rows of the embedding that are tokens
     width: int
@@ -61,12 +61,12 @@ class Spec:
 
     @property
     def windows(self) -> tuple[int | None, ...]:
-        """How many tokens back a token sees, itself among them, for each kind of layer; None: all."""
+        """Tokens that a token sees, itself and those before it, for each kind of layer; None: all."""
         return (None,)
 
     @property
     def max_positions(self) -> int | None:
-        """How long a sequence may be at most; None where positions are not learned one by one."""
+        """Longest sequence; None where positions are not learned one by one."""
         return None
 
 
@@ -93,7 +93,7 @@ class DecoderSpec(Spec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpt2Spec(Spec):
-    """GPT-2 has sizes and no switches."""
+    """Sizes of a GPT-2, which has no switches."""
 
     positions: int  # rows of the table of positions
 

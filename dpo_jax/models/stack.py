@@ -36,7 +36,7 @@ REMAT_POLICIES = {
 
 
 class Here(NamedTuple):
-    """Where in the scan over layers the model is, and the key of its dropout; None: nothing is dropped."""
+    """Layer of the scan in which the model is, and the key of its dropout; None: nothing is dropped."""
 
     layer: jax.Array
     key: jax.Array | None = None

@@ -19,7 +19,7 @@ def least_drawn(
     top_p: jax.Array | float,
     top_k: jax.Array | int,
 ) -> jax.Array:
-    """The least float32 logit in each row, [R], that may be drawn at this temperature, above 0; -inf where any may.
+    """Least float32 logit in each row, [R], that may be drawn at this temperature, above 0; -inf where any may.
 
     `top_k` keeps the k best tokens, 0 all. Of these `top_p` then keeps the fewest best whose probability, among them,
     reaches p; 1 keeps all. At least one is kept. Tokens that tie with the last one kept are kept too: what is drawn

@@ -1,4 +1,4 @@
-"""Attention: one function, and the forms that compute it.
+"""Attention: one function, the forms that compute it, and the choice among them for a machine and a model.
 
 Dimension key: R rows, T queries, S keys, H query heads, G key/value heads, K head size.
 """
@@ -6,11 +6,12 @@ Dimension key: R rows, T queries, S keys, H query heads, G key/value heads, K he
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dpo_jax.mesh import axis_splits, by_shards
 from dpo_jax.models.attention.blocks import attend_blocks
@@ -96,6 +97,15 @@ FASTEST = {"gpu": "cudnn", "tpu": "splash"}
 _HOPPER = (9, 0)
 
 
+class Device(Protocol):
+    """A device as JAX has it, or one that is only described."""
+
+    @property
+    def platform(self) -> str: ...
+    @property
+    def compute_capability(self) -> str: ...  # of GPUs
+
+
 class Choice(NamedTuple):
     """A name of `BACKENDS`, and why it is not the fastest of the platform, if it is not."""
 
@@ -103,11 +113,11 @@ class Choice(NamedTuple):
     why: str = ""
 
 
-def choose_attention(wanted: str, spec: Spec, dtype: Any, device: Any) -> Choice:
-    """What is wanted; for `auto` the fastest form of the platform of a `jax.Device`, which may be described, not here.
+def choose_attention(wanted: str, spec: Spec, dtype: DTypeLike, device: Device) -> Choice:
+    """Return the form of attention that is asked for; for `auto` the fastest of the platform.
 
     Raises:
-        ValueError: the device or the model cannot do what is wanted.
+        ValueError: the device or the model cannot do what is asked for.
     """
     name = FASTEST.get(device.platform, "blocks") if wanted == "auto" else wanted
     why = _cannot(name, spec, dtype, device)
@@ -119,8 +129,8 @@ def choose_attention(wanted: str, spec: Spec, dtype: Any, device: Any) -> Choice
     raise ValueError(f"{why}. Possible here: auto, {', '.join(able)}.")
 
 
-def _cannot(name: str, spec: Spec, dtype: Any, device: Any) -> str:
-    """Why not, in a few words; nothing if it can."""
+def _cannot(name: str, spec: Spec, dtype: DTypeLike, device: Device) -> str:
+    """Reason in a few words why a form cannot be used; empty if it can."""
     if name == "splash" and device.platform != "tpu":
         return f"splash attention needs a TPU, and this is a {device.platform}"
     if name != "cudnn":
@@ -128,7 +138,7 @@ def _cannot(name: str, spec: Spec, dtype: Any, device: Any) -> str:
     if device.platform != "gpu":
         return f"cudnn attention needs an NVIDIA GPU, and this is a {device.platform}"
     if dtype != "bfloat16":
-        return f"cudnn attention needs model.dtype bfloat16, not {dtype}"
+        return f"cudnn attention needs dtype bfloat16, not {dtype}"
     if isinstance(spec, DecoderSpec) and spec.attention_soft_cap is not None:
         return "cudnn attention has no soft cap, and this model caps its scores"
     generation = tuple(int(number) for number in str(device.compute_capability).split("."))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 class Bend(NamedTuple):
-    """What products of queries and keys become before the softmax: `scale` times as much, below `soft_cap`."""
+    """Map from products of queries and keys to scores: `scale` times as much, bent to stay below `soft_cap`."""
 
     scale: float
     soft_cap: float | None
@@ -59,7 +59,7 @@ def attend_blocks(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, row: Row, bend: Bend) -> Any:
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, row: Row, bend: Bend) -> jax.Array:
     return _forward(query, key, value, row, bend)[0]
 
 
@@ -88,9 +88,9 @@ def _backward(bend: Bend, saved: tuple, grad_RTHK: jax.Array) -> tuple:
     drift_RGMT = _by_head(products_RTHK.sum(axis=-1, keepdims=True), groups)[..., 0]
     queries = (_by_head(query_RTHK, groups), _by_head(grad_RTHK, groups), drift_RGMT, total_RGMT)
     key_RGSK = _by_group(key_RSGK)
-    found = _each_head(of_head, queries, (key_RGSK, key_RGSK.mT, _by_group(value_RSGK)), row)
-    to_query = _from_heads(found[0].mT)
-    to_key, to_value = (x.sum(axis=2).swapaxes(1, 2) for x in found[1:])
+    to_query, *to_keys = _each_head(of_head, queries, (key_RGSK, key_RGSK.mT, _by_group(value_RSGK)), row)
+    to_query = _from_heads(to_query.mT)
+    to_key, to_value = (x.sum(axis=2).swapaxes(1, 2) for x in to_keys)
     return to_query.astype(query_RTHK.dtype), to_key.astype(key_RSGK.dtype), to_value.astype(value_RSGK.dtype), None
 
 
@@ -139,7 +139,7 @@ def _mix_gradients(
 
 
 def _blocks(length: int) -> Iterator[tuple[slice, int]]:
-    """Where each block of queries lies, and the end of the keys that it sees."""
+    """Each block of queries as a slice, and the end of the keys that it sees."""
     block = -(-length // _MOST_BLOCKS // _LEAST_BLOCK) * _LEAST_BLOCK
     for start in range(0, length, block):
         end = min(start + block, length)
@@ -165,14 +165,14 @@ def _dot(left: jax.Array, right: jax.Array) -> jax.Array:
     return jnp.matmul(left, right, preferred_element_type=jnp.float32)
 
 
-def _each_head(f: Callable[..., tuple], queries: tuple, keys: tuple, row: Row) -> Any:
+def _each_head(f: Callable[..., tuple], queries: tuple, keys: tuple, row: Row) -> tuple[jax.Array, ...]:
     """`f(keys, row, *queries)` for each row, group and head: one after the other on a CPU, else all at once."""
 
-    def mapped(over: Callable[..., Any], queries: tuple, keys: tuple, row: Row) -> Any:
-        def of_group(row: Row, queries: tuple, keys: tuple) -> Any:
+    def mapped(over: Callable[[Callable], Callable], queries: tuple, keys: tuple, row: Row) -> tuple[jax.Array, ...]:
+        def of_group(row: Row, queries: tuple, keys: tuple) -> tuple:
             return over(lambda queries: f(keys, row, *queries))(queries)
 
-        def of_row(each: tuple) -> Any:
+        def of_row(each: tuple) -> tuple:
             row, queries, keys = each
             return over(lambda each: of_group(row, *each))((queries, keys))
 

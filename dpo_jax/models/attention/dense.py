@@ -1,4 +1,4 @@
-"""The dense form: all scores of all rows at once, with a mask. What every other form is tested against.
+"""The dense form of attention: all scores of all rows at once, with a mask. Every other form is tested against it.
 
 Dimension key: R rows, T queries, S keys, H query heads, G key/value heads, M = H / G, K head size.
 """

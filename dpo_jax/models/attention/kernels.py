@@ -7,7 +7,7 @@ sees them.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +15,6 @@ import jax.numpy as jnp
 from dpo_jax.models.attention.mask import AttentionMask
 from dpo_jax.models.attention.unpack import attend_unpacked
 from dpo_jax.models.stack import SAVED
-
-if TYPE_CHECKING:
-    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_kernel import SplashAttentionKernel
 
 CUDNN_IMPLEMENTATION = "cudnn"
 SPLASH_INTERPRET = False
@@ -107,7 +104,7 @@ def _causal_splash(
     return mixed_BHLK.swapaxes(1, 2)[:, :length].astype(value_BLGK.dtype)
 
 
-def _splash_kernel(length: int, heads: int, window: int | None, soft_cap: float | None) -> SplashAttentionKernel:
+def _splash_kernel(length: int, heads: int, window: int | None, soft_cap: float | None) -> Any:
     """The kernel for one row, its mask and the size of its blocks."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks

@@ -1,4 +1,4 @@
-"""What attention must know of rows and layer, and which tokens of its row a token may look at.
+"""The mask of attention, which tokens of its row a token may look at, and the cache of keys and values.
 
 Dimension key: L layers, R rows, T tokens, S cached tokens, G key/value heads, K head size.
 """
@@ -23,7 +23,7 @@ Window = int | jax.Array | None
 
 
 class AttentionMask(NamedTuple):
-    """What attention must know of the rows, and of the layer; see `PairBatch` for who sees whom.
+    """Description of the rows and of the layer for attention; see `PairBatch` for who sees whom.
 
     `windows` are those of each kind of layer, `kind` which of them this layer is. A window is how many positions a
     token sees, its own among them.
@@ -34,7 +34,7 @@ class AttentionMask(NamedTuple):
     backend: str  # a name of `BACKENDS`
     windows: tuple[int | None, ...] = (None,)
     kind: jax.Array | int = 0
-    unpacking: Unpacking | None = None  # where the sequences of the rows stand; None: nobody has said
+    unpacking: Unpacking | None = None  # the sequences of the rows; None: not known
 
     @property
     def window(self) -> Window:
@@ -71,7 +71,7 @@ class Places(NamedTuple):
 
 
 def sees(query: Places, key: Places, window: Window) -> jax.Array:
-    """Whether the one may look at the other: at itself and before, inside its segment and window. Bool, broadcast."""
+    """True where a query may look at a key: at itself and before, inside its segment and window. Bool, broadcast."""
     shared = query.segment - (query.segment - 1) % SEGMENT_PARTS  # part 0 of its segment; of padding one that is not
     mask = (query.order >= key.order) & ((key.segment == query.segment) | (key.segment == shared))
     return mask if window is None else mask & (key.position > query.position - window)

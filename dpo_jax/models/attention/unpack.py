@@ -1,7 +1,7 @@
-"""Packed rows and shared prompts un-packed inside attention, for forms that know causal sequences and nothing else.
+"""Packed rows and shared prompts unpacked inside attention, for forms that know causal sequences and nothing else.
 
-Every sequence, a prompt and one response, is copied to a row of its own; what they give is put back, a token that
-several share taking it from the first. Exact: a token of the prompt sees the same in each.
+Every sequence, a prompt and one response, is copied to a row of its own; the results are put back, a token that
+several share taking its own from the first. Exact: a token of the prompt sees the same in each.
 
 Dimension key: U parts of the rows, each on one device or more; M sequences in a part, L tokens in a sequence, N tokens
 in a part, S tokens in all its sequences, H heads of any kind, K head size, R rows, T tokens.
@@ -21,7 +21,7 @@ Causal = Callable[..., jax.Array]
 
 
 class Unpacking(NamedTuple):
-    """Where sequences stand in the rows, and tokens in the sequences; -1 is nowhere. Without any the rows may stay."""
+    """Places of sequences in the rows, and of tokens in the sequences; -1 is none. Without any the rows stay."""
 
     sequences: tuple[jax.Array, ...]  # [U, M, L] each, see `PairBatch`
     homes_UN2: jax.Array | None = None  # the first and the second place of a token in the sequences of its part
@@ -29,7 +29,7 @@ class Unpacking(NamedTuple):
 
 
 def unpacking_of(sequences: Sequence[jax.Array], *, rows: int, length: int) -> Unpacking:
-    """The same places looked up from both sides; made once for all layers."""
+    """Unpacking of these sequences: their places looked up from both sides, once for all layers."""
     if not sequences:
         return Unpacking(())
     places_US = jnp.concatenate([each.reshape(each.shape[0], -1) for each in sequences], axis=1)
@@ -54,7 +54,7 @@ def attend_unpacked(
     unpacking: Unpacking,
     causal: Causal,
 ) -> jax.Array:
-    """What `causal` makes of the sequences, or of the rows as they are, [R, T, H, K]; 0 on padding."""
+    """Attention by `causal` over the sequences, or over the rows as they are, [R, T, H, K]; 0 on padding."""
     if not unpacking.sequences:
         mixed_RTHK = causal(segments_RT, query_RTHK, key_RTGK, value_RTGK)
         return jnp.where((segments_RT > 0)[:, :, None, None], mixed_RTHK, 0)
@@ -78,15 +78,15 @@ def attend_unpacked(
 
 @jax.custom_vjp
 def _moved(x_UAHK: jax.Array, places_UBn: jax.Array, back_UAn: jax.Array) -> jax.Array:
-    """[U, B, H, K]: the sum of what stands at up to n places. `back` says which of the sums a place is part of.
+    """Sum of what stands at up to n places, [U, B, H, K]; `back` says which of the sums a place is part of.
 
     So the backward pass gathers too: a scatter-add is slow on GPUs, and sums in an order of its own.
     """
-    found = [
+    gathered = [
         jnp.where(place >= 0, jnp.take_along_axis(x_UAHK, jnp.maximum(place, 0), axis=1, mode="clip"), 0)
         for place in jnp.moveaxis(places_UBn, 2, 0)[..., None, None]
     ]
-    return sum(found[1:], start=found[0])
+    return sum(gathered[1:], start=gathered[0])
 
 
 _moved.defvjp(

@@ -1,4 +1,4 @@
-"""What a model family is: how a `config.json` becomes a spec, which tensor is which parameter, what is refused."""
+"""A model family: its spec from a `config.json`, the parameter of each tensor, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 
 from dpo_jax.models.spec import DecoderSpec, LayerKind, RopeScaling, Spec
 
-Config = Mapping[str, Any]
+Config = Mapping[str, Any]  # parsed JSON
 
 
 class Part(NamedTuple):
-    """Which rows of a tensor that fills several parameters are those of one."""
+    """The rows of one parameter in a tensor that fills several."""
 
     first: int
     of: int  # rows of the whole tensor
@@ -48,7 +48,7 @@ class TensorRule(NamedTuple):
 
 
 class Family(NamedTuple):
-    """What a model family needs.
+    """Reading rules of a model family.
 
     `spec` gets the config as transformers completes it: defaults filled in, old spellings made new. `reads` are the
     keys that it reads, `only` those with the values that this decoder computes, `needs` those that must be there. Any
@@ -56,9 +56,9 @@ class Family(NamedTuple):
     """
 
     spec: Callable[[Config], Spec]
-    rules: Callable[[Any], tuple[TensorRule, ...]]  # of the spec that `spec` gives
+    rules: Callable[..., tuple[TensorRule, ...]]  # of the spec that `spec` gives
     reads: frozenset[str]
-    only: Mapping[str, tuple[Any, ...]] = {}
+    only: Mapping[str, tuple[object, ...]] = {}
     skipped: tuple[str, ...] = ()  # prefixes of tensors that are left alone, a vision tower's say
     inner: str | None = None  # the key under which the decoder's own config stands
     needs: tuple[str, ...] = ("hidden_size", "num_hidden_layers")  # a default would be another model
@@ -133,8 +133,8 @@ def sizes(config: Config) -> dict[str, Any]:
     }
 
 
-def layer_kind(rope: Mapping[str, Any], window: int | None = None, *, partial: bool = False) -> LayerKind:
-    """A kind of layer from its `rope_parameters`; `partial` says whether the family may turn a part of each head.
+def layer_kind(rope: Config, window: int | None = None, *, partial: bool = False) -> LayerKind:
+    """A kind of layer from its `rope_parameters`; with `partial` the family may turn a part of each head.
 
     Raises:
         ValueError: rotary positions of a type that this decoder does not compute.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpo_jax.models.families.family import (
     SIZES,
     Config,
@@ -24,7 +22,7 @@ _READS = SIZES | {
     "attn_logit_softcapping",
     "final_logit_softcapping",
 }
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: dict[str, tuple[object, ...]] = {
     "hidden_activation": ("gelu_pytorch_tanh",),
     "hidden_act": ("gelu_pytorch_tanh",),  # the old name of the same
     "attention_bias": (False,),
@@ -32,13 +30,13 @@ _ONLY: dict[str, tuple[Any, ...]] = {
 }
 
 
-def _spec(config: Config, *, local: Any, full: Any, **switches: Any) -> DecoderSpec:
+def _spec(config: Config, *, local: Config, full: Config, qk_norm: bool = False) -> DecoderSpec:
     window = config["sliding_window"]
     kinds = {"full_attention": layer_kind(full), "sliding_attention": layer_kind(local, window)}
     return DecoderSpec(
         **sizes(config),
         **kinds_by_type(config, kinds),
-        **switches,
+        qk_norm=qk_norm,
         sandwich_norms=True,
         norm_offset=1.0,
         activation="gelu_tanh",

@@ -23,7 +23,7 @@ WIDE, ODD = (dataclasses.replace(SPEC, head_size=size) for size in (256, 36))
         (TPU, CAPPED, "float32", "splash", ""),
         (HOPPER, SPEC, "bfloat16", "cudnn", ""),
         (HOPPER, WIDE, "bfloat16", "cudnn", ""),
-        (HOPPER, SPEC, "float32", "blocks", "cudnn attention needs model.dtype bfloat16, not float32"),
+        (HOPPER, SPEC, "float32", "blocks", "cudnn attention needs dtype bfloat16, not float32"),
         (HOPPER, CAPPED, "bfloat16", "blocks", "cudnn attention has no soft cap, and this model caps its scores"),
         (AMPERE, WIDE, "bfloat16", "blocks", "heads of at most 128 numbers, a multiple of 8, not 256"),
         (HOPPER, ODD, "bfloat16", "blocks", "heads of at most 256 numbers, a multiple of 8, not 36"),
@@ -45,7 +45,7 @@ def test_some_run_everywhere(device, name: str):
     [
         ("splash", CPU, "splash attention needs a TPU, and this is a cpu. Possible here: auto, dense, blocks."),
         ("cudnn", TPU, "cudnn attention needs an NVIDIA GPU, and this is a tpu. Possible here: auto, dense, blocks, s"),
-        ("cudnn", HOPPER, "cudnn attention needs model.dtype bfloat16, not float32. Possible here: auto, dense, blo"),
+        ("cudnn", HOPPER, "cudnn attention needs dtype bfloat16, not float32. Possible here: auto, dense, blo"),
     ],
 )
 def test_what_cannot_be_is_refused(wanted: str, device, message: str):
