@@ -277,10 +277,39 @@ class Tree(NamedTuple):
     axes: Params
 
 
+class Lora(NamedTuple):
+    """Rank, scale and dropout of an adapter, and the linear maps that have one."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    paths: tuple[tuple[str, ...], ...]  # of the maps in the tree of parameters
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of the two thin weights."""
+        return self.alpha / self.rank
+
+
+ADAPTER = "adapter"
+"""Name of the branch that adapted weights have next to them."""
+
+
 def join(params: Params, adapter: Params) -> Params:
     """The parameters of a model together with its adapter."""
     both = params.keys() & adapter.keys()
     return {**params, **adapter, **{name: join(params[name], adapter[name]) for name in both}}
+
+
+def adapter_of(params: Params) -> Params:
+    """The adapter's branches alone; empty where there are none."""
+    branches = {}
+    for name, branch in params.items():
+        if name == ADAPTER:
+            branches[name] = branch
+        elif isinstance(branch, dict) and (below := adapter_of(branch)):
+            branches[name] = below
+    return branches
 
 
 Knobs = dict[str, Any]

@@ -1,4 +1,4 @@
-"""How well a network denoises: the errors that the losses of diffusion models compare.
+"""Denoising errors of a network, which the losses of diffusion models compare.
 
 Dimension key: B pairs, P members of a pair (0 chosen, 1 rejected; samples alone have P = 1), R = B P samples; behind
 them a sample has any shape, written X.
@@ -7,17 +7,17 @@ them a sample has any shape, written X.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from dpo_jax.diffusion.draws import Draw
+from dpo_jax.diffusion.embeddings import Condition
 from dpo_jax.diffusion.schedules import Prediction, Schedule, add_noise
 from dpo_jax.mesh import constrain
 
-Predict = Callable[[jax.Array, jax.Array, Any], jax.Array]
+Predict = Callable[[jax.Array, jax.Array, Condition | None], jax.Array]
 """`predict(noisy_RX, time_R, condition) -> prediction_RX`: a network with its parameters."""
 
 
@@ -38,7 +38,7 @@ def pair_errors(
     predict: Predict,
     clean_BPX: jax.Array,
     drawn: Draw,
-    condition: Any = None,
+    condition: Condition | None = None,
     *,
     schedule: Schedule,
     prediction: Prediction,
@@ -51,7 +51,7 @@ def pair_errors(
         predict: the network; `condition` reaches it with a row for each sample.
         clean_BPX: the clean samples.
         drawn: time [B] and noise [B, X] of each pair.
-        condition: what the pair is to show, any tree of arrays that begin with B, or None.
+        condition: what the pair is to show, or None.
         schedule: how much noise there is at a time.
         prediction: what the network predicts.
     """
@@ -62,7 +62,7 @@ def denoised(
     predict: Predict,
     clean_BPX: jax.Array,
     drawn: Draw,
-    condition: Any = None,
+    condition: Condition | None = None,
     *,
     schedule: Schedule,
     prediction: Prediction,

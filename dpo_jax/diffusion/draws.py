@@ -45,7 +45,7 @@ def draw(keys_B: jax.Array, shape_X: Sequence[int]) -> Draw:
 
 
 def dropped(keys_B: jax.Array, *, rate: float | jax.Array) -> jax.Array:
-    """Which rows are trained without their condition, bool [B]: guidance needs both."""
+    """Rows that are trained without their condition, bool [B]: guidance needs both."""
     return jax.vmap(lambda key: jax.random.bernoulli(key, rate))(_for(keys_B, _DROPPED))
 
 

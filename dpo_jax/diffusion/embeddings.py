@@ -1,4 +1,4 @@
-"""What steers a diffusion transformer: the time, and what a sample is to show; and the sizes of one.
+"""Sizes of a diffusion transformer, and its embeddings of time and of the condition, what a sample is to show.
 
 Dimension key: B samples, D width of the network, E width of a text embedding.
 """
@@ -6,14 +6,14 @@ Dimension key: B samples, D width of the network, E width of a text embedding.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from dpo_jax.diffusion.conditions import Condition
 from dpo_jax.diffusion.layers import Linear, matrix, zeros
 from dpo_jax.diffusion.schedules import STEPS
 from dpo_jax.mesh import constrain
@@ -45,13 +45,25 @@ class TransformerSpec:
 
     @property
     def width(self) -> int:
-        """Of a token."""
+        """Width of a token."""
         return self.heads * self.head_size
 
     @property
     def outputs(self) -> int:
         """Channels of the output."""
         return self.channels * (2 if self.learned_sigma else 1)
+
+
+class Condition(NamedTuple):
+    """Conditions of samples: classes, int32 [B], or text embeddings, float [B, E]; and which have no condition."""
+
+    shown_B: jax.Array
+    absent_B: jax.Array  # bool
+
+
+def present(shown_B: jax.Array) -> Condition:
+    """Condition of samples that all have one."""
+    return Condition(shown_B, jnp.zeros(shown_B.shape[:1], bool))
 
 
 class TimeEmbedding(nnx.Module):
@@ -61,7 +73,7 @@ class TimeEmbedding(nnx.Module):
         self.first = Linear(rngs, {None: 2 * _WAVES}, {"mlp": spec.width}, deviation=0.02)
         self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width}, deviation=0.02)
 
-    def __call__(self, time_B: jax.Array, dtype: Any) -> jax.Array:
+    def __call__(self, time_B: jax.Array, dtype: DTypeLike) -> jax.Array:
         # Published models count their steps from 0.
         steps_B = STEPS * time_B - 1.0
         frequency = np.exp(-np.log(10000.0) * np.arange(_WAVES) / (_WAVES - 1)).astype(np.float32)
@@ -77,7 +89,7 @@ class ClassEmbedding(nnx.Module):
         self.classes = spec.classes
         self.table = matrix(rngs, (spec.classes + 1, spec.width), (None, "embed"), deviation=0.02)
 
-    def __call__(self, condition: Condition, dtype: Any) -> jax.Array:
+    def __call__(self, condition: Condition, dtype: DTypeLike) -> jax.Array:
         # Gathered over fsdp once; looking up in a split table makes XLA recompute everything.
         table = constrain(self.table[...].astype(dtype), None, None)
         rows_B = jnp.where(condition.absent_B, self.classes, condition.shown_B)
@@ -92,7 +104,7 @@ class TextEmbedding(nnx.Module):
         self.first = Linear(rngs, {None: spec.text_width}, {"mlp": spec.width}, deviation=0.02)
         self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width}, deviation=0.02)
 
-    def __call__(self, condition: Condition, dtype: Any) -> jax.Array:
+    def __call__(self, condition: Condition, dtype: DTypeLike) -> jax.Array:
         nothing = self.nothing[...][None]
         text_BE = jnp.where(condition.absent_B[:, None], nothing, condition.shown_B).astype(dtype)
         return self.second(jax.nn.silu(self.first(text_BE)))

@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dpo_jax.types import Params
+from dpo_jax.types import Params, Tree
 
+_Block = TypeVar("_Block", bound=nnx.Module)
+Build = Callable[[nnx.Rngs], nnx.Module]
 Sizes = Mapping[str | None, int]
 """Dimensions by their logical axis name; None: never split."""
 
@@ -30,7 +32,7 @@ REMAT_POLICIES = {
 
 
 class Here(NamedTuple):
-    """Where in the scan over blocks the network is, and the key of an adapter's dropout; None: nothing is dropped."""
+    """Block of the scan in which the network is, and the key of an adapter's dropout; None: nothing is dropped."""
 
     layer: jax.Array
     key: jax.Array | None = None
@@ -90,8 +92,8 @@ def normed(x: jax.Array, *, epsilon: float) -> jax.Array:
 
 @jax.named_scope("blocks")
 def scan_blocks(
-    stacked: nnx.Module,
-    step: Callable[[Any, jax.Array, jax.Array], jax.Array],
+    stacked: _Block,
+    step: Callable[[_Block, jax.Array, jax.Array], jax.Array],
     x_BND: jax.Array,
     *,
     layers: int,
@@ -100,7 +102,7 @@ def scan_blocks(
     """The tokens after `step(block, x_BND, layer)` for each block of `stacked`."""
     graphdef, state = nnx.split(stacked)
 
-    def body(x_BND: jax.Array, layer: tuple[Any, jax.Array]) -> tuple[jax.Array, None]:
+    def body(x_BND: jax.Array, layer: tuple[Params, jax.Array]) -> tuple[jax.Array, None]:
         weights, index = layer
         return step(nnx.merge(graphdef, weights), x_BND, index), None
 
@@ -109,21 +111,13 @@ def scan_blocks(
     return jax.lax.scan(body, x_BND, (nnx.to_pure_dict(state), jnp.arange(layers)))[0]
 
 
-class Described(NamedTuple):
-    """A network without its numbers: how it is put together, and the shape and logical axes of each parameter."""
-
-    graphdef: Any
-    shapes: Params
-    axes: Params
-
-
-def describe(build: Callable[[nnx.Rngs], nnx.Module]) -> Described:
-    """Describes what `build` would make, without allocating anything."""
+def describe(build: Build) -> tuple[nnx.GraphDef, Tree]:
+    """Structure and parameters of what `build` would make, without allocating anything."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
     axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
-    return Described(graphdef, nnx.to_pure_dict(state), axes)
+    return graphdef, Tree(nnx.to_pure_dict(state), axes)
 
 
-def initial(build: Callable[[nnx.Rngs], nnx.Module], key: jax.Array) -> Params:
+def initial(build: Build, key: jax.Array) -> Params:
     """Random parameters of what `build` makes; it may be jitted, so that they are born sharded."""
     return nnx.to_pure_dict(nnx.split(build(nnx.Rngs(params=key)))[1])

@@ -1,4 +1,4 @@
-"""Where a patch is: patches of images and clips in one form, and sine-cosine positions for any size.
+"""Patches of images and clips in one form, and sine-cosine positions for any size.
 
 Dimension key: B samples, F frames, H height, W width, C channels, N patches of a sample, D width of the network.
 """
@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Grid(NamedTuple):
-    """How many patches a clip has along time, height and width."""
+    """Numbers of patches of a clip along time, height and width."""
 
     frames: int
     height: int
@@ -34,7 +34,7 @@ def grid_of(shape: tuple[int, ...], *, patch: int, frame_patch: int) -> Grid:
 
 
 def to_patches(clips_BFHWC: jax.Array, grid: Grid) -> jax.Array:
-    """[B, N, channels times the pixels of a patch]: channels first, as a convolution holds them."""
+    """Patches [B, N, channels times the pixels of a patch] of clips: channels first, as a convolution holds them."""
     samples, frames, height, _, channels = clips_BFHWC.shape
     depth, patch = frames // grid.frames, height // grid.height
     cut = clips_BFHWC.reshape(samples, grid.frames, depth, grid.height, patch, grid.width, patch, channels)
@@ -51,7 +51,7 @@ def from_patches(patches_BNX: jax.Array, grid: Grid, *, patch: int, frame_patch:
 
 
 def positions(grid: Grid, *, width: int, base: int) -> np.ndarray:
-    """What is added to each patch, float32 [N, D]: half says where in its row it is, half which row.
+    """Embeddings of places, added to the patches, float32 [N, D]: half is the place in the row, half the row.
 
     Rows and columns are counted as if there were `base` of each, so that an image of another size, or of another shape,
     looks like the one that the network has learned. Frames after the first add to it what tells them from the first:

@@ -1,4 +1,4 @@
-"""Samplers: from noise to samples, in equal steps of time from 1 to 0.
+"""Samplers: from noise to samples, in equal steps of time from 1 to 0; guidance towards a condition.
 
 Dimension key: B samples; behind B a sample has any shape, written X.
 """
@@ -12,11 +12,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.diffusion.conditions import Condition, Denoise, guided
+from dpo_jax.diffusion.denoising import Predict
 from dpo_jax.diffusion.draws import start, step_noise
+from dpo_jax.diffusion.embeddings import Condition
 from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.mesh import constrain
 from dpo_jax.types import Params
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+"""`denoise(noisy_BX, time_B) -> prediction_BX`: a network that knows what it is to show."""
 
 Sampler = jax.stages.Wrapped
 """`sample(params, keys_B, condition=None, scale=None) -> samples_BX`: `make_sampler`."""
@@ -34,13 +38,13 @@ class Step(NamedTuple):
 
 
 def make_sampler(
-    apply: Callable[[Params, jax.Array, jax.Array, Any], jax.Array],
+    apply: Callable[[Params, jax.Array, jax.Array, Condition | None], jax.Array],
     shape_X: Sequence[int],
     *,
     sampler: str,
     **options: Any,
 ) -> Sampler:
-    """A jitted function, `Sampler`, of a network `apply(params, noisy_BX, time_B, condition)`.
+    """Return a jitted `Sampler` of a network `apply(params, noisy_BX, time_B, condition)`.
 
     Each sample is a function of its key (`draws.row_keys`), whatever the others are, so that two networks can be
     compared from the same noise. `scale` is that of `guided`; None: without guidance, half the work. `sampler` is a
@@ -62,6 +66,35 @@ def make_sampler(
         return SAMPLERS[sampler](guided(predict, condition, scale=scale), keys_B, shape_X, **options)
 
     return jax.jit(sample)
+
+
+def guided(predict: Predict, condition: Condition, *, scale: float | jax.Array) -> Denoise:
+    """The prediction moved away from the one without condition: without + scale (with - without).
+
+    Scale 1 is the condition alone, 0 none; what is above 1 shows it more, and varies less. Each step runs the network
+    on twice the samples. It must have been trained without condition on some of its rows (`draws.dropped`).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> def predict(noisy_RX, time_R, condition):
+        ...     return jnp.where(condition.absent_B, 1.0, 2.0)[:, None] * noisy_RX
+        >>> condition = Condition(jnp.zeros(1, jnp.int32), jnp.zeros(1, bool))
+        >>> denoise = guided(predict, condition, scale=3.0)
+        >>> float(denoise(jnp.ones((1, 1)), jnp.ones(1))[0, 0])  # 1 + 3 (2 - 1)
+        4.0
+
+    References:
+        Ho and Salimans 2022, arXiv:2207.12598, equation 6, whose w is scale - 1.
+    """
+
+    def denoise(noisy_BX: jax.Array, time_B: jax.Array) -> jax.Array:
+        noisy, time, both = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), (noisy_BX, time_B, condition))
+        nothing = jnp.tile(jnp.array([False, True]), time_B.shape[0])
+        predicted = predict(noisy, time, both._replace(absent_B=both.absent_B | nothing))
+        pairs = predicted.reshape(*time_B.shape, 2, *predicted.shape[1:])
+        return pairs[:, 1] + scale * (pairs[:, 0] - pairs[:, 1])
+
+    return denoise
 
 
 def ddim(

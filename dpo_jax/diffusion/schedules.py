@@ -1,4 +1,4 @@
-"""Noise schedules, what a network may predict, and how one prediction becomes another.
+"""Noise schedules, kinds of prediction, and the conversion of one into another.
 
 Time is continuous: t = 0 is the clean sample, t = 1 the noisiest. One form then serves cosine, linear and rectified
 flow, and any number of sampling steps. The published models count 1000 steps from 0: step i is t = (i + 1) / 1000.
@@ -26,7 +26,7 @@ LEAST_ALPHA = 0.006
 
 
 class Signal(NamedTuple):
-    """How much of the sample and how much of the noise is in a noisy sample; float, [B] each."""
+    """Shares of the sample and of the noise in a noisy sample; float, [B] each."""
 
     alpha: jax.Array
     sigma: jax.Array
@@ -75,7 +75,7 @@ def linear(t_B: jax.Array) -> Signal:
     slope = (last - first) / (STEPS - 1)
 
     def integral(beta: jax.Array | float) -> jax.Array | float:
-        """Of -log(1 - beta), as a series: the closed form cancels."""
+        """Integral of -log(1 - beta), as a series: the closed form cancels."""
         return beta**2 / 2 + beta**3 / 6 + beta**4 / 12 + beta**5 / 20
 
     start = first - slope / 2
@@ -107,7 +107,7 @@ def add_noise(clean_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> jax.A
 
 
 class Prediction(NamedTuple):
-    """What a network predicts.
+    """A kind of prediction of a network.
 
     `target(clean, noise, signal)` is what the prediction should be; `split(noisy, prediction, signal)` gives the clean
     sample and the noise that the prediction means. All of shape [B, X].
@@ -122,7 +122,7 @@ def _noise_itself(clean_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> j
 
 
 def _split_epsilon(noisy_BX: jax.Array, noise_BX: jax.Array, signal: Signal) -> tuple[jax.Array, jax.Array]:
-    """At the end of rectified flow, where alpha is 0, there is nothing to divide."""
+    """Clean sample and noise; at the end of rectified flow, where alpha is 0, there is nothing to divide."""
     noise_BX = _wide(noise_BX)
     alpha = jnp.maximum(_spread(signal.alpha, noise_BX), LEAST_ALPHA)
     return (_wide(noisy_BX) - _spread(signal.sigma, noise_BX) * noise_BX) / alpha, noise_BX
@@ -161,7 +161,7 @@ PREDICTIONS: dict[str, Prediction] = {
 def convert(
     prediction_BX: jax.Array, noisy_BX: jax.Array, signal: Signal, *, given: Prediction, wanted: Prediction
 ) -> jax.Array:
-    """The same prediction said in another way, [B, X].
+    """Convert a prediction into one of another kind, [B, X].
 
     Example:
         >>> import jax.numpy as jnp

@@ -12,14 +12,21 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
-from dpo_jax.diffusion.conditions import Condition
-from dpo_jax.diffusion.embeddings import NORM_EPSILON, ClassEmbedding, TextEmbedding, TimeEmbedding, TransformerSpec
+from dpo_jax.diffusion.embeddings import (
+    NORM_EPSILON,
+    ClassEmbedding,
+    Condition,
+    TextEmbedding,
+    TimeEmbedding,
+    TransformerSpec,
+)
 from dpo_jax.diffusion.layers import Here, Linear, Sizes, normed, scan_blocks
 from dpo_jax.diffusion.positions import from_patches, grid_of, positions, to_patches
 from dpo_jax.mesh import constrain
@@ -72,7 +79,7 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each with a shift and a scale of what it gets and a gate on what it gives."""
+    """Attention and MLP, each with shift and scale of its input and a gate on its output."""
 
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec, kernel: Kernel):
         self.mlp_epsilon = spec.mlp_epsilon
@@ -97,7 +104,7 @@ def _steered(x_BND: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array, *, ep
 class DiffusionTransformer(nnx.Module):
     """A DiT with float32 parameters, computing in `dtype`."""
 
-    def __init__(self, spec: TransformerSpec, rngs: nnx.Rngs, *, dtype: Any, remat: str, kernel: Kernel):
+    def __init__(self, spec: TransformerSpec, rngs: nnx.Rngs, *, dtype: DTypeLike, remat: str, kernel: Kernel):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         pixels = spec.frame_patch * spec.patch**2
         self.patches = Linear(rngs, {None: spec.channels * pixels}, {"embed": spec.width})

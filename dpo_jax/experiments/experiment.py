@@ -197,7 +197,7 @@ class Experiment(abc.ABC):
         found = self.fine_tuned()
         if self.sft_model.lora:
             merged = merge(self.pretrained(), found, self.sft_model.lora)
-            found = jax.device_put(merged, param_shardings(self.mesh, *self.model.tree))
+            found = jax.device_put(merged, param_shardings(self.mesh, self.model.tree))
         return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
 
     def fine_tuned(self) -> Params:
@@ -206,7 +206,7 @@ class Experiment(abc.ABC):
 
     def fresh_adapter(self, model: Any, *, seed: int) -> Params:
         """The adapter of a model before the first step, on the mesh."""
-        shardings = param_shardings(self.mesh, *model.trained)
+        shardings = param_shardings(self.mesh, model.trained)
         return jax.jit(model.init_adapter, out_shardings=shardings)(jax.random.key(seed))
 
     def at(self, key: str) -> str:
@@ -238,7 +238,7 @@ class Experiment(abc.ABC):
 
     def placed_shapes(self, model: Any) -> Params:
         """Shapes and shardings of what is trained of a model."""
-        shapes, shardings = model.trained.shapes, param_shardings(self.mesh, *model.trained)
+        shapes, shardings = model.trained.shapes, param_shardings(self.mesh, model.trained)
         return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
 
 

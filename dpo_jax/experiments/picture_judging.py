@@ -16,14 +16,12 @@ import numpy as np
 from dpo_jax.config import load
 from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, ScorerConfig
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.experiments.picture_model import ScorerModel
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json
 from dpo_jax.objectives.diffusion import pixels
 from dpo_jax.runtime.progress import say
-from dpo_jax.scorers.fitting import fit_weights
 from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
-from dpo_jax.scorers.quality import METRICS, OF_IMAGES, measured, quality_scores
+from dpo_jax.scorers.quality import METRICS, OF_IMAGES, fit_weights, measured, quality_scores
 from dpo_jax.types import PictureRow
 
 _AT_ONCE = 256
@@ -131,7 +129,7 @@ def _scorer_judge(experiment: PictureExperiment, model: str | None) -> PictureJu
             raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
     assert owner.config.reward is not None
     scorer = scorer_of(owner, owner.config.reward)
-    params = owner.restored(owner.workdir / "reward", "reward", ScorerModel(scorer))
+    params = owner.restored(owner.workdir / "reward", "reward", scorer)
 
     @jax.jit
     def scores(samples_nX: jax.Array) -> jax.Array:

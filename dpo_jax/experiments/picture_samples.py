@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.diffusion.conditions import Condition, present
 from dpo_jax.diffusion.draws import row_keys
+from dpo_jax.diffusion.embeddings import Condition, present
 from dpo_jax.diffusion.sampling import make_sampler
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.mesh import constrain, place

@@ -19,7 +19,6 @@ from dpo_jax.experiments import picture_pairs, picture_reports
 from dpo_jax.experiments.fit import fit
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_judging import in_parts, members, scorer_of
-from dpo_jax.experiments.picture_model import ScorerModel
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.experiments.steps import Steps
@@ -108,22 +107,22 @@ class PictureSteps(PictureExperiment, Steps):
         return self.config.pairs is not None
 
     @property
-    def _scorer(self) -> ScorerModel:
+    def _scorer(self) -> Scorer:
         assert self.config.reward is not None
-        return ScorerModel(scorer_of(self, self.config.reward))
+        return scorer_of(self, self.config.reward)
 
     def reward_training(self, term: Term) -> Training:
         """A scorer's training, from random parameters."""
         section, model, seed = self.config.reward, self._scorer, self.config.seed
         assert section is not None
-        init = jax.jit(model.scorer.init, out_shardings=param_shardings(self.mesh, *model.tree))
+        init = jax.jit(model.init, out_shardings=param_shardings(self.mesh, model.tree))
         return make_training(
             section,
             stage="reward",
             folder=self.workdir / "reward",
             model=model,
             start=lambda: init(jax.random.key(seed)),
-            objective=scoring_objective(model.scorer),
+            objective=scoring_objective(model),
             batches=self.batches(section.train, self.train_data, seed=seed),
             hyperparams=lambda step: {"options": term.knobs(step)},
             seed=seed,
@@ -133,7 +132,7 @@ class PictureSteps(PictureExperiment, Steps):
         """Scores [n, P] of the held-out pairs, and their losses [n]."""
         model, rows = self._scorer, self.eval_data.rows
         params = self.restored(self.workdir / "reward", "reward", model)
-        score = jax.jit(lambda samples: model.scorer.scores(params, pixels(samples)))
+        score = jax.jit(lambda samples: model.scores(params, pixels(samples)))
         scores_nP = np.stack([in_parts(score, members(rows, slot)) for slot in (0, 1)], axis=1)
         return scores_nP, np.asarray(preference_score(*jnp.asarray(scores_nP.T), **term.knobs(0)))
 
@@ -183,7 +182,7 @@ class PictureSteps(PictureExperiment, Steps):
     def why_no_export(self) -> str | None:
         """The reason for which Diffusers has no class for this model; None if it has."""
         try:
-            dit_config(self.model.base.spec)
+            dit_config(self.model.spec)
         except UserError as error:
             return str(error)
         return None
@@ -193,5 +192,5 @@ class PictureSteps(PictureExperiment, Steps):
         folder = (self.sft_folder if fine_tuned else self.workdir) / "export"
         params = self.start_params(held=False) if fine_tuned else self.merged_params()
         dtype = self.config.export.dtype
-        export_dit(folder, params, self.model.base, dtype=dtype)
+        export_dit(folder, params, self.model, dtype=dtype)
         say("export", f"wrote {folder} ({dtype}, for Diffusers' DiTTransformer2DModel)")

@@ -18,16 +18,16 @@ from dpo_jax.config import Source, TrainConfig
 from dpo_jax.config.pictures import PictureConfig
 from dpo_jax.data.pictures import Pictures, Shape, read_pictures
 from dpo_jax.data.pictures.batches import PictureBatches, evaluation_batches
+from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
 from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
-from dpo_jax.experiments.picture_model import PictureModel, make_picture_model
 from dpo_jax.experiments.picture_scores import ErrorScore, make_error_score, score_pictures
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import named_sharding
-from dpo_jax.models.lora import Lora
+from dpo_jax.models.lora import attach
 from dpo_jax.objectives.diffusion import preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
@@ -36,7 +36,7 @@ from dpo_jax.reference.store import Errors
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import Knobs, Objective, Params, PictureRow
+from dpo_jax.types import Knobs, Lora, Objective, Params, PictureRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.dit import dit_rules, load_dit, open_dit
 from dpo_jax.weights.dit_config import dit_spec
@@ -120,7 +120,7 @@ class PictureExperiment(Experiment):
         return spec
 
     @cached_property
-    def model(self) -> PictureModel:
+    def model(self) -> Diffuser:
         """The policy; with the adapter of `lora`, if there is one."""
         wanted, lora = self.config.lora, None
         if wanted:
@@ -132,28 +132,27 @@ class PictureExperiment(Experiment):
         return self._make_model(lora)
 
     @cached_property
-    def sft_model(self) -> PictureModel:
+    def sft_model(self) -> Diffuser:
         """The model without an adapter: all of it is pre-trained."""
         return self._make_model(None)
 
-    def _make_model(self, lora: Lora | None) -> PictureModel:
-        return make_picture_model(self.spec, dtype=self.config.model.dtype, remat=self.config.model.remat, lora=lora)
+    def _make_model(self, lora: Lora | None) -> Diffuser:
+        options = self.config.model
+        return make_diffuser(self.spec, dtype=options.dtype, remat=options.remat, lora=lora, attach=attach)
 
     def pretrained(self, *, held: bool = False) -> Params:
         """The weights of the folder, or random ones, on the mesh."""
         model, config = self.sft_model, self.config
         if self.source is not None:
             dtypes = model.held_dtypes() if held else None
-            return load_dit(
-                self.source, model.base, self.mesh, dtypes=dtypes, told=lambda loaded: say("model", str(loaded))
-            )
+            return load_dit(self.source, model, self.mesh, dtypes=dtypes, told=lambda loaded: say("model", str(loaded)))
         if config.sft is None:
             raise UserError(
                 f"{locate('model', self.origins)}: model: there are no weights; name a folder in model.weights, or "
                 "pre-train: add `sft:`. Without them there is `dpo-jax reward` alone."
             )
         seed = config.seed if config.sft.seed is None else config.sft.seed
-        born = jax.jit(model.init, out_shardings=param_shardings(self.mesh, *model.tree))
+        born = jax.jit(model.init, out_shardings=param_shardings(self.mesh, model.tree))
         return born(jax.random.key(seed))
 
     def fine_tuned(self) -> Params:

@@ -127,7 +127,7 @@ def largest_rows(experiment: TextExperiment) -> DataRows:
 
 def reference_call(experiment: TextExperiment, data: DataRows) -> Call:
     """What the reference pass calls, with the longest rows."""
-    shardings = param_shardings(experiment.mesh, *experiment.model.tree)
+    shardings = param_shardings(experiment.mesh, experiment.model.tree)
     batch = next(iter(experiment.scoring_batches(data.rows))).arrays
     params = _with_shardings(_start_shapes(experiment), shardings)
     return Call(

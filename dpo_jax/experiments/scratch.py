@@ -48,7 +48,7 @@ def make(config: Config, origins: Origins, mesh: Mesh) -> None:
     source = WeightsSource(str(folder), outline, token_ids(outline), {}, no_tensor, lambda: tokenizer)
     resolved = resolve_spec(source)
     model = make_model(resolved.spec)
-    shardings = param_shardings(mesh, *model.tree)
+    shardings = param_shardings(mesh, model.tree)
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(options.seed))
     export_folder(folder, params, model, resolved.rules, source, tokenizer=tokenizer)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -207,7 +207,7 @@ class TextSteps(RewardExperiment, Steps):
 
         def start() -> Params:
             trunk = model.trunk.init_adapter(adapter_key) if model.lora else trunk_of(self.start_params())
-            return jax.device_put({**trunk, **model.init_head(head_key)}, param_shardings(self.mesh, *model.trained))
+            return jax.device_put({**trunk, **model.init_head(head_key)}, param_shardings(self.mesh, model.trained))
 
         columns = present(loss_weight_B=data.weight_B, margin_B=data.margin_B, source_B=several(data))
         return make_training(

@@ -24,7 +24,6 @@ from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS, choose_attention
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.preference import Refresh, preference_objective
 from dpo_jax.objectives.terms import Term
@@ -34,7 +33,7 @@ from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
-from dpo_jax.types import HostBatch, Knobs, Objective, Params, TokenRow
+from dpo_jax.types import HostBatch, Knobs, Lora, Objective, Params, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights

@@ -21,10 +21,10 @@ from dpo_jax.models.attention import AttentionMask, Cache
 from dpo_jax.models.attention.unpack import unpacking_of
 from dpo_jax.models.gpt2 import Gpt2
 from dpo_jax.models.layers import Block, Norm, View, rotary_angles
-from dpo_jax.models.lora import Lora, adapter_of, attach
+from dpo_jax.models.lora import attach
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, Spec
 from dpo_jax.models.stack import Here, matrix, scan_layers
-from dpo_jax.types import Params, Tree, Unembedding
+from dpo_jax.types import Lora, Params, Tree, Unembedding, adapter_of
 
 
 class Decoder(nnx.Module):

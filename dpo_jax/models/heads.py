@@ -16,9 +16,8 @@ import jax.numpy as jnp
 
 from dpo_jax.mesh import constrain
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import Spec
-from dpo_jax.types import SEGMENT_PARTS, PairBatch, Params, Tree
+from dpo_jax.types import SEGMENT_PARTS, Lora, PairBatch, Params, Tree
 
 _HEAD = "head"
 

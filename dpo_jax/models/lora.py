@@ -8,30 +8,13 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from dpo_jax.models.stack import Here, Linear, contract
-from dpo_jax.types import Params
-
-_BRANCH = "adapter"
-
-
-class Lora(NamedTuple):
-    """Rank, scale and dropout of an adapter, and the linear maps that have one."""
-
-    rank: int
-    alpha: float
-    dropout: float
-    paths: tuple[tuple[str, ...], ...]  # of the maps in the tree of parameters
-
-    @property
-    def scale(self) -> float:
-        """Factor of the product of the two thin weights."""
-        return self.alpha / self.rank
+from dpo_jax.types import ADAPTER, Lora, Params
 
 
 class Adapter(nnx.Module):
@@ -74,23 +57,12 @@ def attach(module: nnx.Module, rngs: nnx.Rngs, lora: Lora) -> nnx.Module:
     return module
 
 
-def adapter_of(params: Params) -> Params:
-    """The adapter's branches alone; empty where there are none."""
-    branches = {}
-    for name, branch in params.items():
-        if name == _BRANCH:
-            branches[name] = branch
-        elif isinstance(branch, dict) and (below := adapter_of(branch)):
-            branches[name] = below
-    return branches
-
-
 def merge(base: Params, adapter: Params, lora: Lora) -> Params:
     """The parameters of a plain model that computes the same: W + (alpha / rank) A B, in float32."""
     merged = jax.tree.map(lambda leaf: leaf, base)
     for path in lora.paths:
         linear = functools.reduce(operator.getitem, path, merged)
-        thin = functools.reduce(operator.getitem, path, adapter)[_BRANCH]
+        thin = functools.reduce(operator.getitem, path, adapter)[ADAPTER]
         linear["weight"] = _merged(linear["weight"], thin["a"], thin["b"], lora.scale)
     return merged
 

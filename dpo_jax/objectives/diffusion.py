@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.diffusion.conditions import Condition, present
 from dpo_jax.diffusion.denoising import Predict, denoised, pair_errors
 from dpo_jax.diffusion.draws import Draw, draw, dropped, row_keys
 from dpo_jax.diffusion.ema import moved_average
+from dpo_jax.diffusion.embeddings import Condition, present
 from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.losses import Loss, LossInputs, PairLogps, preference_score
 from dpo_jax.scorers.networks import Scorer

@@ -10,18 +10,17 @@ Dimension key: B samples, F frames, H height, W width, C channels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from dpo_jax.diffusion.layers import Linear, describe, initial, matrix, zeros
+from dpo_jax.diffusion.layers import Build, Linear, describe, initial, matrix, zeros
 from dpo_jax.mesh import constrain
-from dpo_jax.types import Params
+from dpo_jax.types import Params, Tree
 
 _KERNEL = 3
 
@@ -37,7 +36,7 @@ class ScorerSpec:
 
     @property
     def axes(self) -> int:
-        """Over how many axes it convolves."""
+        """Number of axes that it convolves over."""
         return 3 if self.clips else 2
 
 
@@ -68,7 +67,7 @@ class ConvPool(nnx.Module):
 class ScorerNetwork(nnx.Module):
     """Blocks, the mean over places, a hidden layer, a score; float32 parameters, computing in `dtype`."""
 
-    def __init__(self, spec: ScorerSpec, rngs: nnx.Rngs, *, dtype: Any):
+    def __init__(self, spec: ScorerSpec, rngs: nnx.Rngs, *, dtype: DTypeLike):
         self.dtype = dtype
         near, far = spec.widths
         self.first = ConvPool(rngs, spec.axes, spec.channels, near)
@@ -89,10 +88,15 @@ class Scorer:
     """A scorer as pure functions of its parameters, a plain nested dict."""
 
     spec: ScorerSpec
-    build: Callable[[nnx.Rngs], nnx.Module]
-    graphdef: Any
-    shapes: Params
-    axes: Params
+    build: Build
+    graphdef: nnx.GraphDef
+    tree: Tree
+    lora: None = None  # it has no adapter
+
+    @property
+    def trained(self) -> Tree:
+        """The parameters that training changes: all."""
+        return self.tree
 
     def init(self, key: jax.Array) -> Params:
         """Random parameters."""
@@ -105,11 +109,10 @@ class Scorer:
         return nnx.merge(self.graphdef, params)(samples)
 
 
-def make_scorer(spec: ScorerSpec, *, dtype: Any = jnp.float32) -> Scorer:
-    """Describes a scorer without allocating anything."""
+def make_scorer(spec: ScorerSpec, *, dtype: DTypeLike = jnp.float32) -> Scorer:
+    """Describe a scorer without allocating anything."""
 
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return ScorerNetwork(spec, rngs, dtype=jnp.dtype(dtype))
 
-    found = describe(build)
-    return Scorer(spec, build, found.graphdef, found.shapes, found.axes)
+    return Scorer(spec, build, *describe(build))

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from dpo_jax.mesh import named_sharding, replicated
-from dpo_jax.types import Params
+from dpo_jax.types import Params, Tree
 
 
 class TrainState(NamedTuple):
@@ -27,15 +27,14 @@ class TrainState(NamedTuple):
     skipped: jax.Array | np.ndarray = np.zeros((), np.int32)  # steps whose loss or gradient was not finite
 
 
-def param_shardings(mesh: Mesh, shapes: Params, axes: Params) -> Params:
+def param_shardings(mesh: Mesh, tree: Tree) -> Params:
     """The sharding of each parameter, from its logical axis names."""
-    return jax.tree.map(lambda shape, names: named_sharding(mesh, names, shape.shape), shapes, axes)
+    return jax.tree.map(lambda shape, names: named_sharding(mesh, names, shape.shape), *tree)
 
 
 def state_shardings(
     mesh: Mesh,
-    shapes: Params,
-    axes: Params,
+    trained: Tree,
     optimizer: optax.GradientTransformation,
     *,
     memory: Any = (),
@@ -47,9 +46,9 @@ def state_shardings(
 
     `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
     """
-    params = param_shardings(mesh, shapes, axes)
+    params = param_shardings(mesh, trained)
     whole: Any = replicated(mesh)
-    optimizer_shapes = jax.eval_shape(optimizer.init, shapes)
+    optimizer_shapes = jax.eval_shape(optimizer.init, trained.shapes)
     moments = optax.tree_map_params(
         optimizer, lambda _, sharding: sharding, optimizer_shapes, params, transform_non_params=lambda _: whole
     )

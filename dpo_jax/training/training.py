@@ -109,8 +109,8 @@ class Training:
 
     def program(self, mesh: Mesh, batch_shardings: Any) -> Program:
         """The step for batches that lie like this."""
-        beside = param_shardings(mesh, *self.model.tree) if self.frozen else None
-        shardings = state_shardings(mesh, *self.model.trained, self.optimizer, memory=self.loss_state, frozen=beside)
+        beside = param_shardings(mesh, self.model.tree) if self.frozen else None
+        shardings = state_shardings(mesh, self.model.trained, self.optimizer, memory=self.loss_state, frozen=beside)
         step = make_step(
             self.objective, self.optimizer, self.schedule, shardings=shardings, batch_shardings=batch_shardings
         )

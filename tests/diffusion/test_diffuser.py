@@ -9,17 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.conditions import present
 from dpo_jax.diffusion.denoising import pair_errors
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.draws import draw, row_keys
-from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.embeddings import TransformerSpec, present
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import diffusion_dpo
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.models.lora import Lora, adapter_of, attach, merge
+from dpo_jax.models.lora import attach, merge
 from dpo_jax.training.state import param_shardings
-from dpo_jax.types import join, row_words
+from dpo_jax.types import Lora, join, row_words
 from tests.diffusion.tiny import (
     CASES,
     CLASSES,
@@ -79,7 +78,7 @@ def test_eight_devices_equal_one(case: str, axes: dict[str, int]):
     wanted = jax.jit(measured)(params, samples)
     mesh = make_mesh(**{"fsdp": 1, **axes})
     with jax.set_mesh(mesh):
-        places = param_shardings(mesh, diffuser.shapes, diffuser.axes)
+        places = param_shardings(mesh, diffuser.tree)
         rows = named_sharding(mesh, ("rows", *[None] * (samples.ndim - 1)), samples.shape)
         found = jax.jit(measured, in_shardings=(places, rows), out_shardings=(places, rows))(params, samples)
         split = [leaf for leaf in jax.tree.leaves(found[0]) if not leaf.sharding.is_fully_replicated]
@@ -164,9 +163,11 @@ LORA = Lora(rank=2, alpha=4.0, dropout=0.3, paths=(*MAPS, ("layers", "mlp", "up"
 def test_adapters_of_language_models_fit():
     """A fresh one adds nothing; a trained one is what the merged weights compute; the base alone is the reference."""
     plain, base = made()
-    policy = make_diffuser(CLASSES, adapt=lambda module, rngs: attach(module, rngs, LORA))
-    adapter = adapter_of(jax.jit(policy.init)(jax.random.key(2)))
+    policy = make_diffuser(CLASSES, lora=LORA, attach=attach)
+    adapter = jax.jit(policy.init_adapter)(jax.random.key(2))
     assert len(jax.tree.leaves(adapter)) == 2 * len(LORA.paths)
+    assert jax.tree.map(lambda x: x.shape, adapter) == jax.tree.map(lambda x: x.shape, policy.trained.shapes)
+    assert (policy.tree, plain.trained) == (plain.tree, plain.tree)
     apply, wanted = jax.jit(policy.apply), applied("classes")
     key = jax.random.key(3)
     np.testing.assert_array_equal(apply(join(base, adapter), IMAGES, TIMES, LABELS, key), wanted)
@@ -178,7 +179,7 @@ def test_adapters_of_language_models_fit():
     assert np.abs(apply(join(base, trained), IMAGES, TIMES, LABELS, key) - found).max() > 1e-2  # dropout
     mesh = make_mesh(fsdp=4, tensor=2)
     with jax.set_mesh(mesh):
-        places = param_shardings(mesh, policy.shapes, policy.axes)
+        places = join(param_shardings(mesh, policy.tree), param_shardings(mesh, policy.trained))
         split = jax.jit(policy.apply, in_shardings=(places, None, None, None))(
             join(base, trained), IMAGES, TIMES, LABELS
         )

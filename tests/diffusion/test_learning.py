@@ -10,12 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from dpo_jax.diffusion.conditions import Condition
 from dpo_jax.diffusion.denoising import pair_errors
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.draws import draw, dropped, row_keys
 from dpo_jax.diffusion.ema import moved_average
-from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.embeddings import Condition, TransformerSpec
 from dpo_jax.diffusion.sampling import make_sampler
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import diffusion_dpo

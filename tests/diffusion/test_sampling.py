@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.conditions import Condition, guided, present
 from dpo_jax.diffusion.draws import start, step_noise
-from dpo_jax.diffusion.sampling import SAMPLERS, ddim, make_sampler
+from dpo_jax.diffusion.embeddings import Condition, present
+from dpo_jax.diffusion.sampling import SAMPLERS, ddim, guided, make_sampler
 from dpo_jax.diffusion.schedules import SCHEDULES
 from dpo_jax.mesh import make_mesh, named_sharding
 from tests.diffusion.gaussian import MEAN, SHAPE, SPREAD, carried, exact, keys, of_data, options

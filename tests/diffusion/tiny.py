@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.diffusion.conditions import present
 from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
-from dpo_jax.diffusion.embeddings import TransformerSpec
+from dpo_jax.diffusion.embeddings import TransformerSpec, present
 from dpo_jax.types import Params
 
 SIZES = {"channels": 3, "patch": 2, "base": 4, "layers": 2, "heads": 2, "head_size": 4, "mlp_width": 24}

@@ -17,9 +17,8 @@ from dpo_jax.logprobs import batch_logps
 from dpo_jax.models.attention.mask import Places, sees
 from dpo_jax.models.costs import activation_bytes, forward_flops, matmul_parameters, pair_flops
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
-from dpo_jax.types import PairBatch, TokenRow
+from dpo_jax.types import Lora, PairBatch, TokenRow
 from tests.processes import evaluate
 
 SPEC = DecoderSpec(

@@ -122,7 +122,7 @@ def test_tied_and_untied():
 def test_on_a_mesh_it_computes_the_same(family, axes):
     model, params = made(family)
     mesh = make_mesh(**{"fsdp": 1, **axes})
-    shardings = param_shardings(mesh, model.shapes, model.axes)
+    shardings = param_shardings(mesh, model.tree)
     with jax.set_mesh(mesh):
         split = jax.jit(model.apply, in_shardings=(shardings, None, None, None))(params, TOKENS, POSITIONS, SEGMENTS)[0]
     np.testing.assert_allclose(split, hidden(model, params), atol=1e-5)

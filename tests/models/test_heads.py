@@ -15,9 +15,8 @@ from dpo_jax.data.sequences import find_sequences
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.models.attention import kernels
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of
-from dpo_jax.models.lora import Lora
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
-from dpo_jax.types import PairBatch, Params, TokenRow, join
+from dpo_jax.types import Lora, PairBatch, Params, TokenRow, join
 
 SLOW = pytest.mark.slow("the other families")
 WIDTH = 16

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.lora import Adapter, Lora, adapter_of, merge
+from dpo_jax.models.lora import Adapter, merge
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec
 from dpo_jax.models.stack import Here, Linear
-from dpo_jax.types import Params, join
+from dpo_jax.types import Lora, Params, adapter_of, join
 
 SIZES = {"vocabulary": 40, "width": 16, "layers": 3, "heads": 4, "head_size": 4, "mlp_width": 24, "norm_epsilon": 1e-5}
 LLAMA = DecoderSpec(**SIZES, kv_heads=2, tied=True, qkv_bias=True)

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.models.decoder import make_model
-from dpo_jax.models.lora import Lora
-from dpo_jax.types import Params, join
+from dpo_jax.types import Lora, Params, join
 from dpo_jax.weights.adapter import adapted_paths, export_adapter
 from tests.contracts.families import ids, write_folder
 from tests.parity.golden import their_model

@@ -33,7 +33,7 @@ def made(spec: ScorerSpec, dtype: str = "float32"):
 
 
 def test_the_head_is_512_wide_behind_two_blocks():
-    shapes = jax.tree.map(lambda x: x.shape, make_scorer(ScorerSpec(channels=3, clips=True)).shapes)
+    shapes = jax.tree.map(lambda x: x.shape, make_scorer(ScorerSpec(channels=3, clips=True)).tree.shapes)
     assert shapes["first"] == {"weight": (3, 3, 3, 3, 32), "bias": (32,)}
     assert shapes["second"] == {"weight": (3, 3, 3, 32, 64), "bias": (64,)}
     assert shapes["hidden"]["weight"] == (64, 512) and shapes["score"]["weight"] == (512, 1)
@@ -87,7 +87,7 @@ def test_eight_devices_equal_one(spec: ScorerSpec):
     wanted = jax.jit(measured)(params, samples)
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     with jax.set_mesh(mesh):
-        places = param_shardings(mesh, scorer.shapes, scorer.axes)
+        places = param_shardings(mesh, scorer.tree)
         rows = named_sharding(mesh, ("rows", *[None] * (samples.ndim - 1)), samples.shape)
         found = jax.jit(measured, in_shardings=(places, rows))(params, samples)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.scorers.fitting import fit_weights
 from dpo_jax.scorers.quality import (
     METRICS,
     OF_IMAGES,
     contrast,
+    fit_weights,
     flicker,
     measured,
     motion_smoothness,

@@ -14,13 +14,14 @@ from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.training.optimizer import adamw, make_schedule
 from dpo_jax.training.state import create_state, param_shardings, state_shardings
 from dpo_jax.training.step import make_step
-from dpo_jax.types import Mean, Objective
+from dpo_jax.types import Mean, Objective, Tree
 
 AXES = {"matrix": ("embed", "mlp"), "scale": ("embed",)}
 SHAPES = {
     "matrix": jax.ShapeDtypeStruct((8, 16), jnp.float32),
     "scale": jax.ShapeDtypeStruct((8,), jnp.float32),
 }
+TREE = Tree(SHAPES, AXES)
 
 
 class Rows(NamedTuple):
@@ -74,8 +75,8 @@ def train(
     mesh = make_mesh(**(axes or {}))
     with jax.set_mesh(mesh):
         optimizer = adamw(AXES, **options)
-        beside = param_shardings(mesh, SHAPES, AXES) if with_frozen else None
-        shardings = state_shardings(mesh, SHAPES, AXES, optimizer, memory=memory, frozen=beside)
+        beside = param_shardings(mesh, TREE) if with_frozen else None
+        shardings = state_shardings(mesh, TREE, optimizer, memory=memory, frozen=beside)
         params = jax.device_put(parameters(), shardings.params)
         frozen = jax.device_put(parameters(), beside) if with_frozen else None
         state = create_state(params, optimizer, shardings, seed=0, memory=memory, frozen=frozen)
@@ -215,7 +216,7 @@ def test_the_schedule_starts_at_the_first_step():
 
 def test_each_seed_has_a_key_of_its_own():
     optimizer = adamw(AXES)
-    shardings = state_shardings(make_mesh(fsdp=8), SHAPES, AXES, optimizer)
+    shardings = state_shardings(make_mesh(fsdp=8), TREE, optimizer)
     keys = [
         create_state(jax.device_put(parameters(), shardings.params), optimizer, shardings, seed=s).key for s in (0, 1)
     ]
@@ -232,7 +233,7 @@ def test_weight_decay_acts_on_matrices_only():
 def test_moments_lie_where_their_parameters_lie():
     mesh = make_mesh(fsdp=8)
     optimizer = adamw(AXES, clip_norm=1.0)
-    shardings = state_shardings(mesh, SHAPES, AXES, optimizer)
+    shardings = state_shardings(mesh, TREE, optimizer)
     with jax.set_mesh(mesh):
         state = create_state(jax.device_put(parameters(), shardings.params), optimizer, shardings, seed=0)
     sharded = [x for x in jax.tree.leaves(state.optimizer) if x.shape == (8, 16)]
@@ -243,7 +244,7 @@ def test_moments_lie_where_their_parameters_lie():
 def test_the_old_state_is_donated():
     mesh = make_mesh(fsdp=1, data=8)
     optimizer = adamw(AXES)
-    shardings = state_shardings(mesh, SHAPES, AXES, optimizer)
+    shardings = state_shardings(mesh, TREE, optimizer)
     rows = batch(1)
     with jax.set_mesh(mesh):
         state = create_state(jax.device_put(parameters(), shardings.params), optimizer, shardings, seed=0)
