@@ -30,6 +30,7 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Errors
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.scorers.networks import Scorer
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Training
 from dpo_jax.weights.dit import export_dit

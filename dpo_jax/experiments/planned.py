@@ -28,7 +28,7 @@ from dpo_jax.reference.store import Scores
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Batches
 from dpo_jax.types import PairBatch, Params, TokenRow
-from dpo_jax.weights.outline import Outline, open_outline
+from dpo_jax.weights.opening import Outline, open_outline
 from dpo_jax.weights.source import WeightsSource
 
 _LOOKED_AT = 32

@@ -17,9 +17,8 @@ from dpo_jax.reading import Origins, locate
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 from dpo_jax.weights.export import export_folder
-from dpo_jax.weights.folder import no_tensor
 from dpo_jax.weights.resolve import resolve_spec
-from dpo_jax.weights.source import WeightsSource, token_ids
+from dpo_jax.weights.source import WeightsSource, no_tensor, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

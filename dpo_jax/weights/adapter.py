@@ -1,4 +1,4 @@
-"""Adapters: which linear maps have one, by their names in the checkpoint, and a folder that PEFT loads."""
+"""Adapters: the linear maps that have one, by their names in the checkpoint, and a folder that PEFT loads."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -14,10 +14,10 @@ from safetensors.numpy import save_file
 from dpo_jax.errors import nearest
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.models.families import TensorRule
-from dpo_jax.models.lora import Lora
-from dpo_jax.types import Params
+from dpo_jax.types import Lora, Params
 from dpo_jax.weights.export import on_host, whole_or_absent
 from dpo_jax.weights.load import leaf, tensor_names
+from dpo_jax.weights.source import JsonObject
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -38,7 +38,7 @@ def adapted_paths(rules: Sequence[TensorRule], targets: Sequence[str]) -> tuple[
     maps = _linear_maps(rules)
     fused = {rule.name.removesuffix(".weight"): None for rule in rules if rule.part}
     last = {name.rpartition(".")[2]: None for name in maps}
-    found: set[str] = set()
+    chosen: set[str] = set()
     for target in targets:
         if target.rpartition(".")[2] in _NOT_YET:
             raise ValueError(
@@ -54,10 +54,10 @@ def adapted_paths(rules: Sequence[TensorRule], targets: Sequence[str]) -> tuple[
         if not named:
             known = nearest(target, [*last, ALL_LINEAR])
             raise ValueError(f"{target!r} names no linear map; an adapter is on that of every layer. {known}")
-        found |= named
-    if not found:
+        chosen |= named
+    if not chosen:
         raise ValueError(f"names no linear map. {nearest('', [*last, ALL_LINEAR])}")
-    return tuple(path for name, path in maps.items() if name in found)
+    return tuple(path for name, path in maps.items() if name in chosen)
 
 
 def _linear_maps(rules: Sequence[TensorRule]) -> dict[str, tuple[str, ...]]:
@@ -83,10 +83,10 @@ def export_adapter(
     tokenizer: PreTrainedTokenizerFast,
     card: str | None = None,
 ) -> None:
-    """Writes an adapter as PEFT has it; an earlier export at `folder` is replaced.
+    """Write an adapter as PEFT has it; an earlier export at `folder` is replaced.
 
     Args:
-        base: the folder or hub id of the model that the adapter belongs to, as PEFT is to find it.
+        base: the folder or hub id of the model that the adapter belongs to, as PEFT looks it up.
 
     Raises:
         UserError: `folder` holds something that is not an export.
@@ -118,7 +118,7 @@ def _tensors(adapter: Params, lora: Lora, rules: Sequence[TensorRule]) -> dict[s
     return tensors
 
 
-def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: str) -> dict[str, Any]:
+def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: str) -> JsonObject:
     maps = _linear_maps(rules)
     adapted = [name for name, path in maps.items() if path in lora.paths]
     last = sorted({name.rpartition(".")[2] for name in adapted})

@@ -37,7 +37,7 @@ _POSITIONS = "pos_embed.pos_embed"
 
 
 def open_dit(folder: Path) -> WeightsSource:
-    """Opens the folder of a transformer, with config.json and safetensors (a pipeline has it in `transformer`).
+    """Open the folder of a transformer, with config.json and safetensors (a pipeline has it in `transformer`).
 
     Raises:
         UserError: a file is missing or damaged.
@@ -78,7 +78,7 @@ def load_dit(
     dtypes: Params | None = None,
     told: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Params:
-    """The parameters of a folder on the mesh, as `load_params` gives them; `model` has the spec of `dit_spec`.
+    """Load the parameters of a folder onto the mesh, as `load_params` gives them; `model` has the spec of `dit_spec`.
 
     Raises:
         UserError: as there; blocks have different embeddings, or positions are not sines and cosines.
@@ -104,7 +104,7 @@ def load_dit(
 
 
 def _check_copies(source: WeightsSource, spec: TransformerSpec) -> None:
-    """Each block has the embeddings of the first one."""
+    """Refuse blocks whose embeddings differ from those of the first."""
     first = _EMBEDDINGS.format(layer=0)
     for name in [name for name in source.shapes if name.startswith(first)]:
         for layer in range(1, spec.layers):
@@ -117,17 +117,17 @@ def _check_copies(source: WeightsSource, spec: TransformerSpec) -> None:
 
 
 def _check_positions(source: WeightsSource, spec: TransformerSpec) -> None:
-    """Old folders hold the positions, which the config already gives."""
+    """Refuse positions, which old folders hold, that differ from those that the config gives."""
     if _POSITIONS not in source.shapes:
         return
     wanted = positions(Grid(1, spec.base, spec.base), width=spec.width, base=spec.base)
-    found = np.asarray(source.read(_POSITIONS), np.float32)
-    if found.shape != (1, *wanted.shape) or not np.allclose(found[0], wanted, atol=1e-2):
+    stored = np.asarray(source.read(_POSITIONS), np.float32)
+    if stored.shape != (1, *wanted.shape) or not np.allclose(stored[0], wanted, atol=1e-2):
         raise UserError(f"{source.where}: tensor {_POSITIONS!r} does not hold sines and cosines of {spec.base} places.")
 
 
 def export_dit(folder: Path, params: Params, model: Diffuser, *, dtype: str = "float32") -> None:
-    """Writes a folder that Diffusers loads; an earlier export at `folder` is replaced. Every process calls it.
+    """Write a folder that Diffusers loads; an earlier export at `folder` is replaced. Every process calls it.
 
     Raises:
         UserError: an unknown `dtype`, no class for this network, or `folder` holds something that is not an export.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.weights.sizes import check_sizes
-from dpo_jax.weights.source import WeightsSource
+from dpo_jax.weights.source import JsonObject, WeightsSource, check_sizes
 
 _CLASS = "DiTTransformer2DModel"
 _MLP_WIDTHS = 4  # of the network
@@ -15,7 +12,7 @@ _MLP_WIDTHS = 4  # of the network
 _NEEDS = ("num_attention_heads", "attention_head_dim", "in_channels", "num_layers", "sample_size", "patch_size")
 _READS = (*_NEEDS, "out_channels", "num_embeds_ada_norm", "norm_eps")
 _HARMLESS = ("dropout", "norm_num_groups", "upcast_attention")
-_ONLY: dict[str, tuple[Any, ...]] = {
+_ONLY: dict[str, tuple[object, ...]] = {
     "activation_fn": ("gelu-approximate",),
     "attention_bias": (True,),
     "norm_elementwise_affine": (False,),
@@ -72,7 +69,7 @@ def dit_spec(source: WeightsSource) -> TransformerSpec:
     )
 
 
-def dit_config(spec: TransformerSpec) -> dict[str, Any]:
+def dit_config(spec: TransformerSpec) -> JsonObject:
     """What config.json states of a network.
 
     Raises:
@@ -85,8 +82,8 @@ def dit_config(spec: TransformerSpec) -> dict[str, Any]:
         f"with an MLP {spec.mlp_width} wide, not {_MLP_WIDTHS * spec.width}": spec.mlp_width
         != _MLP_WIDTHS * spec.width,
     }
-    if found := [what for what, holds in wrong.items() if holds]:
-        raise UserError(f"export: {_CLASS} cannot be {', '.join(found)}. Keep the checkpoint of the run instead.")
+    if unlike := [what for what, holds in wrong.items() if holds]:
+        raise UserError(f"export: {_CLASS} cannot be {', '.join(unlike)}. Keep the checkpoint of the run instead.")
     return {
         "_class_name": _CLASS,
         "activation_fn": "gelu-approximate",

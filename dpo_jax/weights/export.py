@@ -1,4 +1,4 @@
-"""From parameters to a Hugging Face folder, which is whole or absent."""
+"""Export of parameters to a Hugging Face folder, which is whole or absent."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def export_folder(
     max_shard_bytes: int = 5 * 2**30,
     card: str | None = None,
 ) -> None:
-    """Writes weights, configs, tokenizer, model card and digests; an earlier export at `folder` is replaced.
+    """Write weights, configs, tokenizer, model card and digests; an earlier export at `folder` is replaced.
 
     Tensors of the source whose names begin with one of `skipped` are copied through as they are. Every process of a run
     calls it and the first one writes. Host memory holds the tensors of one file at a time.
@@ -139,7 +139,7 @@ def _write_tensors(
     dtype: np.dtype,
     max_bytes: int,
 ) -> None:
-    """Writes the files, and their index if there are several; without a folder it only takes part in gathering."""
+    """Write the files, and their index if there are several; without a folder it only takes part in gathering."""
     groups = _split(tensors, max_bytes // dtype.itemsize)
     total = len(groups)
     files = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
@@ -184,7 +184,7 @@ def on_host(array: jax.Array) -> np.ndarray:
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
-    """Renames, with the earlier export moved aside first: a crash in between leaves no folder, never a mixed one."""
+    """Rename, with the earlier export moved aside first: a crash in between leaves no folder, never a mixed one."""
     old = folder.with_name(f".{folder.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import reprlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json
 from dpo_jax.weights.mapped import Tensor, map_file
-from dpo_jax.weights.source import WeightsSource, token_ids
+from dpo_jax.weights.source import JsonObject, WeightsSource, no_tensor, token_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -24,7 +24,7 @@ _MOST_JSON = 100_000_000  # bytes; an index of a thousand files has fewer
 
 
 def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
-    """Opens a folder with config.json, safetensors (one file, or several and an index) and a tokenizer.
+    """Open a folder with config.json, safetensors (one file, or several and an index) and a tokenizer.
 
     `stem` is how the names of its safetensors files begin.
 
@@ -42,7 +42,7 @@ def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
 
 
 def open_without_tensors(folder: Path) -> WeightsSource:
-    """The same without its tensors, which need not be there."""
+    """Open a folder without its tensors, which need not be there."""
     config = _read_object(folder / "config.json")
     generation = folder / "generation_config.json"
     return WeightsSource(
@@ -55,18 +55,13 @@ def open_without_tensors(folder: Path) -> WeightsSource:
     )
 
 
-def no_tensor(name: str, rows: slice = slice(None), /) -> np.ndarray:
-    """How tensors are read where only the config is known."""
-    raise UserError(f"tensor {name!r}: only the config of the model was opened, not its tensors.")
-
-
 def _check_digests(folder: Path) -> None:
-    """Compares a folder that carries digests with them: safetensors itself does not notice a flipped byte."""
+    """Compare a folder that carries digests with them: safetensors itself does not notice a flipped byte."""
     path = folder / DIGESTS_FILE
     if not path.exists():
         return
-    expected, found = _read_object(path), digest_folder(folder)
-    wrong = sorted(name for name in expected if found.get(name) != expected[name])
+    expected, actual = _read_object(path), digest_folder(folder)
+    wrong = sorted(name for name in expected if actual.get(name) != expected[name])
     if wrong:
         raise UserError(
             f"{folder}: {', '.join(wrong)}: missing, damaged or edited since {DIGESTS_FILE} was written. "
@@ -74,7 +69,7 @@ def _check_digests(folder: Path) -> None:
         )
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> JsonObject:
     try:
         if (size := path.stat().st_size) > _MOST_JSON:
             raise UserError(f"{path}: {size / 1e6:,.0f} MB long, which no such file is. Fetch it again.")
@@ -116,8 +111,8 @@ def _map_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _check_name(index: Path, file: Any) -> None:
-    """Refuses what leads out of the folder. A file of the folder may be a link: in the hub's cache all are."""
+def _check_name(index: Path, file: object) -> None:
+    """Refuse what leads out of the folder. A file of the folder may be a link: in the hub's cache all are."""
     if not isinstance(file, str) or "\0" in file or Path(file).name != file or not file.endswith(".safetensors"):
         raise UserError(f"{index}: {reprlib.repr(file)} is none of the names of files that this folder may hold.")
 

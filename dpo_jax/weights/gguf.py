@@ -1,19 +1,22 @@
-"""GGUF files of Llama-family models, read tensor by tensor under their Hugging Face names, as float32."""
+"""GGUF files of Llama-family models: tensors under their Hugging Face names, as float32, and the tokenizer."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.weights.gguf_header import check_header
-from dpo_jax.weights.gguf_tokenizer import make_tokenizer
-from dpo_jax.weights.sizes import check_sizes
-from dpo_jax.weights.source import WeightsSource, token_ids
+from dpo_jax.weights.source import JsonObject, WeightsSource, check_sizes, token_ids
+
+if TYPE_CHECKING:
+    from gguf.gguf_reader import ReaderTensor
+    from transformers import PreTrainedTokenizerFast
 
 _ARCHITECTURE = "llama"
 
@@ -51,9 +54,20 @@ _OPTIONAL = {
     "rope.freq_base",
 }
 
+_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+_CONTROL, _USER_DEFINED = 3, 4  # token types, as llama.cpp numbers them
+_TOKENIZER = {
+    "tokenizer.ggml.model": "gpt2",
+    "tokenizer.ggml.pre": "smollm",
+    "tokenizer.ggml.add_bos_token": False,
+    "tokenizer.ggml.add_eos_token": False,
+    "tokenizer.ggml.add_space_prefix": False,
+}
+_TOKEN_ROLES = {"unk_token": "unknown", "bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
+
 
 def open_gguf(path: Path) -> WeightsSource:
-    """Opens a `.gguf` file; tensors are dequantised when they are read.
+    """Open a `.gguf` file; tensors are dequantised when they are read.
 
     Raises:
         UserError: the file is damaged, or holds an architecture, metadata or a tensor that is not understood.
@@ -91,8 +105,8 @@ def open_gguf(path: Path) -> WeightsSource:
     )
 
 
-def _check_apart(tensors: list[Any]) -> None:
-    """Raises ValueError where two tensors share bytes."""
+def _check_apart(tensors: Sequence[ReaderTensor]) -> None:
+    """Raise ValueError where two tensors share bytes."""
     places = sorted((tensor.data_offset, tensor.data_offset + tensor.n_bytes, tensor.name) for tensor in tensors)
     for (_, end, name), (start, _, other) in pairwise(places):
         if start < end:
@@ -110,7 +124,7 @@ def _hugging_face_name(path: Path, name: str) -> str:
 
 
 def _undo_permutation(array: np.ndarray, head_size: int) -> np.ndarray:
-    """GGUF keeps the two numbers that rotate together side by side; here one stands in each half of the head.
+    """Rows with the two numbers that rotate together in the two halves of a head; GGUF keeps them side by side.
 
     The rows are those of whole heads.
     """
@@ -118,7 +132,7 @@ def _undo_permutation(array: np.ndarray, head_size: int) -> np.ndarray:
     return array.reshape(-1, head_size // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)
 
 
-def _config(path: Path, metadata: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+def _config(path: Path, metadata: JsonObject, *, tied: bool) -> JsonObject:
     """The `config.json` that this metadata stands for."""
     architecture = metadata.get("general.architecture")
     if architecture != _ARCHITECTURE:
@@ -158,9 +172,54 @@ def _config(path: Path, metadata: dict[str, Any], *, tied: bool) -> dict[str, An
     }
 
 
-_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
-
-
 def _plain(value: float) -> float:
     """The shortest decimal of a float32 (1e-05, not 9.999999747e-06); an int as it is."""
     return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def make_tokenizer(metadata: JsonObject, *, where: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that splits digits one by one and adds no special token by itself.
+
+    Raises:
+        UserError: the metadata asks for another kind of tokenizer, or holds none.
+    """
+    for key, only in _TOKENIZER.items():
+        if metadata.get(key, only) != only:
+            raise UserError(f"{where}: metadata {key} is {metadata[key]!r}. Allowed: {only!r}.")
+    keys = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges")
+    if missing := [key for key in keys if key not in metadata]:
+        raise UserError(f"{where}: no tokenizer: metadata {missing[0]} is missing")
+    tokens, types, merges = (metadata[key] for key in keys)
+    try:
+        return _byte_level(metadata, tokens, types, merges)
+    except Exception as error:  # lists of other lengths, ids beyond them, merges of tokens that there are not
+        raise UserError(f"{where}: its tokenizer cannot be made ({error}). Fetch it again.") from error
+
+
+def _byte_level(
+    metadata: JsonObject, tokens: list[str], types: list[int], merges: list[str]
+) -> PreTrainedTokenizerFast:
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    pairs = [(first, second) for first, second in (merge.split(" ", 1) for merge in merges)]
+    tokenizer = Tokenizer(models.BPE(vocabulary, pairs))
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = decoders.ByteLevel()
+    kinds = list(zip(tokens, types, strict=True))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _CONTROL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _USER_DEFINED])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_settings(metadata, tokens))
+
+
+def _settings(metadata: JsonObject, tokens: list[str]) -> JsonObject:
+    ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in _TOKEN_ROLES.items()}
+    settings = {role: tokens[index] for role, index in ids.items() if index is not None}
+    if template := metadata.get("tokenizer.chat_template"):
+        settings["chat_template"] = template
+    return settings | {
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": metadata["llama.context_length"],
+    }

@@ -1,4 +1,4 @@
-"""Walks through the head of a GGUF file and believes nothing: the reader of `gguf` would count to 2^60 if told to."""
+"""Check of the head of a GGUF file, which believes nothing: the reader of `gguf` would count to 2^60 if told to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST_ELEMENTS = 2**48
 
 
 def check_header(path: Path) -> None:
-    """Raises ValueError unless all counts, lengths and offsets of the head are within the file."""
+    """Raise ValueError unless all counts, lengths and offsets of the head are within the file."""
     if not path.stat().st_size:
         raise ValueError("it is empty")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -1,4 +1,4 @@
-"""From a checkpoint to parameters on a mesh; every name and shape is checked before anything is allocated."""
+"""Parameters on a mesh from a checkpoint; every name and shape is checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _DERIVED = (".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 
 
 class Placed(Protocol):
-    """What loading must know of a network: the shape of each parameter, and its logical axis names."""
+    """The shape and dtype of each parameter of a network, and its logical axis names; a `Tree`, or what has them."""
 
     @property
     def shapes(self) -> Params:
@@ -40,7 +40,7 @@ class Placed(Protocol):
 
 
 class Loaded(NamedTuple):
-    """What loading took, as it was measured."""
+    """Measured costs of loading."""
 
     tensors: int  # of the checkpoint
     placed_bytes: int  # on the devices of this process
@@ -62,9 +62,10 @@ def load_params(
     skipped: Sequence[str] = (),
     told: Callable[[Loaded], None] = lambda loaded: None,
 ) -> Params:
-    """The parameters of `model` in float32 or in `dtypes`, born with their sharding; a shard reads only its own slices.
+    """Load the parameters of `model` in float32 or in `dtypes`, born with their sharding.
 
-    Tensors whose names begin with one of `skipped` are none of the model's. `told` hears what it took.
+    A shard reads only its own slices. Tensors whose names begin with one of `skipped` are none of the model's. `told`
+    gets the measured costs.
 
     Raises:
         UserError: a tensor is missing, unknown, of another shape, or holds what is no number.
@@ -91,7 +92,7 @@ def load_params(
 
 
 def _on_host(mesh: Mesh) -> bool:
-    """Whether the memory of the devices is the host's."""
+    """True where the memory of the devices is the host's."""
     return mesh.devices.flat[0].platform == "cpu"
 
 
@@ -106,7 +107,7 @@ def tensor_names(rule: TensorRule, shape: Sequence[int]) -> list[str]:
 
 
 def is_stacked(rule: TensorRule) -> bool:
-    """Whether the rule's tensors are slices of one stacked parameter."""
+    """True if the rule's tensors are slices of one stacked parameter."""
     return "{layer}" in rule.name
 
 
@@ -135,7 +136,7 @@ def _check(
 
 
 def _check_finite(source: WeightsSource, unfit: set[str], names: Sequence[str]) -> None:
-    """Refuses what some process has seen in its parts; all of them come here, and say the same."""
+    """Refuse tensors that some process has seen to hold no numbers; all processes come here, and say the same."""
     first = least(min(map(names.index, unfit), default=len(names)))
     if first < len(names):
         raise UserError(
@@ -151,7 +152,7 @@ def _is_finite(part: np.ndarray) -> bool:
 
 
 def _check_tied_head(source: WeightsSource, embedding: str) -> None:
-    """Some tools write a tied head out: it may stand there if it says what the embedding says."""
+    """Refuse a tied head that some tool has written out, unless it equals the embedding."""
     if not np.array_equal(source.read(_HEAD), source.read(embedding)):
         raise UserError(
             f"{source.where}: {_HEAD} differs from {embedding}, but config.json ties them. "
@@ -169,7 +170,7 @@ def _read_part(
 ) -> np.ndarray:
     """The part of a parameter at `index`, always a copy: a mapped file must not become device memory.
 
-    `unfit` is told which tensors hold what is no number there.
+    `unfit` collects the tensors that hold NaN or Inf there.
     """
     part = np.empty([at.stop - at.start for at in index], dtype)
     stacked = is_stacked(rule)
@@ -190,7 +191,7 @@ def _read_slice(
     shape: tuple[int, ...],
     index: tuple[slice, ...],
 ) -> None:
-    """Reads a part of a parameter (of one layer) of this shape, and no more rows of the tensor than it needs."""
+    """Read a part of a parameter (of one layer) of this shape, and no more rows of the tensor than it needs."""
     axis = _first_stored(rule)
     if axis == len(shape):  # one output, one stored row
         into[...] = _in_our_axes(source.read(name), rule, shape)[index]

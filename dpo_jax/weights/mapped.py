@@ -6,12 +6,13 @@ import json
 import math
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.weights.source import JsonObject
 
 _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 _LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
@@ -20,7 +21,7 @@ _MOST_DIMENSIONS = 32
 
 
 class Tensor(NamedTuple):
-    """Where one tensor lies: a view of its mapped file, its dtype and its shape."""
+    """One tensor: a view of its mapped file, its dtype and its shape."""
 
     data: np.ndarray
     dtype: np.dtype
@@ -28,7 +29,7 @@ class Tensor(NamedTuple):
 
 
 def map_file(path: Path) -> dict[str, Tensor]:
-    """Maps a file: 8 bytes of header length, a JSON header with offsets, then the data, every byte of one tensor.
+    """Map a file: 8 bytes of header length, a JSON header with offsets, then the data, every byte of one tensor.
 
     Raises:
         UserError: it is missing, damaged, or holds what is no weight.
@@ -53,15 +54,15 @@ def map_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: not a safetensors file, or a truncated or damaged one. Fetch it again.") from None
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
         raise ValueError("a name is given twice")
-    return found
+    return members
 
 
 def _check_offsets(offsets: list[list[int]], size: int) -> None:
-    """Raises ValueError unless the tensors lie side by side and fill the data: none shares bytes with another."""
+    """Raise ValueError unless the tensors lie side by side and fill the data: none shares bytes with another."""
     if any(type(at) is not int for pair in offsets for at in pair) or any(len(pair) != 2 for pair in offsets):
         raise ValueError("an offset is no number")
     ordered = sorted(offsets)
@@ -72,7 +73,7 @@ def _check_offsets(offsets: list[list[int]], size: int) -> None:
         raise ValueError("a tensor ends before it begins")
 
 
-def _locate(path: Path, name: str, entry: dict[str, Any], data: np.ndarray) -> Tensor:
+def _locate(path: Path, name: str, entry: JsonObject, data: np.ndarray) -> Tensor:
     kind, shape = entry["dtype"], tuple(entry["shape"])
     if not isinstance(kind, str) or kind not in _DTYPES:
         raise UserError(f"{path}: tensor {name!r} has dtype {kind}. {nearest(str(kind), _DTYPES)}")

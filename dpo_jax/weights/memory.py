@@ -1,4 +1,4 @@
-"""How much memory this process holds on the host, watched while something is done."""
+"""Memory that this process holds on the host, watched while something is done."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _EVERY_SECONDS = 0.004
 
 
 class HostMemory:
-    """The most that was held beyond what is meant to stay, seen every few milliseconds; a context manager.
+    """Context manager that measures the most that was held beyond what is meant to stay, every few milliseconds.
 
     Pages mapped from files are not counted: they are the system's to drop. Only Linux tells the rest apart.
     """
@@ -28,7 +28,7 @@ class HostMemory:
         return None if self._before is None else self._most
 
     def stays(self, size: int) -> None:
-        """So many bytes more are about to be allocated and to stay."""
+        """Announce bytes that are about to be allocated and to stay."""
         self._stays += size
 
     def __enter__(self) -> HostMemory:

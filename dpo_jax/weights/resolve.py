@@ -1,28 +1,27 @@
-"""From a `config.json` to a spec; what would be computed otherwise than its authors meant is refused by name."""
+"""Specs from a `config.json`; what would be computed otherwise than its authors meant is refused by name."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.models.families import FAMILIES, HARMLESS, Family, TensorRule
 from dpo_jax.models.spec import DecoderSpec, Spec
-from dpo_jax.weights.sizes import check_sizes
-from dpo_jax.weights.source import WeightsSource
+from dpo_jax.weights.source import JsonObject, WeightsSource, check_sizes
 
 
 class Resolved(NamedTuple):
-    """A checkpoint understood."""
+    """Spec and tensor rules of a checkpoint."""
 
     spec: Spec
     rules: tuple[TensorRule, ...]
     skipped: tuple[str, ...]  # prefixes of the tensors that are none of the decoder's
-    unknown: tuple[str, ...]  # keys of the config that nobody knows, and that are left unread
+    unknown: tuple[str, ...]  # keys of the config that neither we nor transformers know, left unread
 
 
-def resolve_family(config: Mapping[str, Any]) -> Family:
+def resolve_family(config: Mapping[str, object]) -> Family:
     """The family of a `config.json`, by its `model_type`."""
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
@@ -57,7 +56,7 @@ def _as_spelled(rules: tuple[TensorRule, ...], prefix: str, source: WeightsSourc
     return bare if bare[0].name in source.shapes else rules
 
 
-def _completed(config: Mapping[str, Any], inner: str | None) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _completed(config: JsonObject, inner: str | None) -> tuple[JsonObject, JsonObject, JsonObject]:
     """The decoder's config as it is written, as transformers completes it, and the defaults of its class."""
     from transformers import AutoConfig
 
@@ -74,9 +73,7 @@ def _completed(config: Mapping[str, Any], inner: str | None) -> tuple[dict[str, 
     return dict(config[inner]), getattr(whole, inner).to_dict(), getattr(default, inner).to_dict()
 
 
-def _guard(
-    family: Family, given: Mapping[str, Any], complete: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> tuple[str, ...]:
+def _guard(family: Family, given: JsonObject, complete: JsonObject, defaults: JsonObject) -> tuple[str, ...]:
     """The keys that neither we nor transformers know.
 
     Raises:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.models.families import TensorRule
@@ -43,7 +44,7 @@ def export_reward(
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 2**30,
 ) -> bool:
-    """Writes a folder as `export_folder` does; the tokenizer is that of the source, with padding on the right.
+    """Write a folder as `export_folder` does; the tokenizer is that of the source, with padding on the right.
 
     transformers finds the last token by leaving out those that are the padding token, so that must be none of `ends`,
     the tokens that a response ends with (in many models padding is the EOS). Another special token takes its place.
@@ -75,7 +76,7 @@ def export_reward(
     return pad is not None
 
 
-def _padding(tokenizer: PreTrainedTokenizerFast, ends: Sequence[Any], vocabulary: int) -> int | None:
+def _padding(tokenizer: PreTrainedTokenizerFast, ends: Collection[object], vocabulary: int) -> int | None:
     """The tokenizer's own padding if it ends no response, else a special token that does not."""
     named = [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id]
     others = [token for token, added in tokenizer.added_tokens_decoder.items() if added.special]
@@ -83,8 +84,8 @@ def _padding(tokenizer: PreTrainedTokenizerFast, ends: Sequence[Any], vocabulary
     return next(fit, None)
 
 
-def describe_reward(source: WeightsSource, resolved: Resolved, *, dtype: Any) -> RewardModel:
-    """The reward model of a folder.
+def describe_reward(source: WeightsSource, resolved: Resolved, *, dtype: DTypeLike) -> RewardModel:
+    """Describe the reward model of a folder.
 
     Raises:
         UserError: it has no score.
@@ -98,6 +99,6 @@ def describe_reward(source: WeightsSource, resolved: Resolved, *, dtype: Any) ->
 
 
 def load_reward(source: WeightsSource, resolved: Resolved, model: RewardModel, mesh: Mesh) -> Params:
-    """The parameters of a folder's reward model, on the mesh; raises as `load_params` does."""
+    """Load the parameters of a folder's reward model onto the mesh; raises as `load_params` does."""
     rules = [rule for rule in resolved.rules if rule.path != ("unembedding",)]
     return load_params(source, model, [*rules, _SCORE], mesh, skipped=resolved.skipped)

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGUFReader
 from safetensors.numpy import load_file
 
-from dpo_jax.weights.gguf_tokenizer import make_tokenizer
+from dpo_jax.weights.gguf import make_tokenizer
 from tests.faults.damaged import FOUND, REFUSED, load, refused
 from tests.weights.test_gguf import write_gguf
 
