@@ -9,14 +9,14 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 MESH_AXES = ("slice", "data", "fsdp", "tensor", "sequence")
 
@@ -37,7 +37,7 @@ LOGICAL_AXES: dict[str, tuple[str, ...]] = {
 }
 
 BLOCK_BYTES = 4 * 2**20
-"""How much of a large array is on a host at a time while it is placed, for all its devices together."""
+"""Size of the part of a large array that is on a host at a time while it is placed, for all its devices together."""
 
 Names = Sequence[str | None]
 Read = Callable[[tuple[slice, ...]], np.ndarray]
@@ -46,7 +46,7 @@ Read = Callable[[tuple[slice, ...]], np.ndarray]
 def mesh_sizes(
     devices: int, *, slice: int = 1, data: int = 1, fsdp: int = -1, tensor: int = 1, sequence: int = 1
 ) -> tuple[int, ...]:
-    """How many devices lie along each mesh axis; one axis may be -1 and takes what the others leave.
+    """Return the number of devices along each mesh axis; one axis may be -1 and takes what the others leave.
 
     Raises:
         ValueError: the axes do not multiply to the number of devices, which the message states.
@@ -62,8 +62,8 @@ def mesh_sizes(
     return tuple(sizes)
 
 
-def make_mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
-    """A mesh of all devices, or of those given; the axes as in `mesh_sizes`.
+def make_mesh(*, devices: Sequence[object] | None = None, **axes: int) -> Mesh:
+    """Make a mesh of all devices, or of those given; the axes as in `mesh_sizes`.
 
     Raises:
         ValueError: as there, or the devices are in several slices and the axis of that name does not say how many.
@@ -79,9 +79,9 @@ def make_mesh(*, devices: Sequence[Any] | None = None, **axes: int) -> Mesh:
     return Mesh(create_hybrid_device_mesh((1, *sizes[1:]), (slices, *ones), devices=devices), MESH_AXES, types)
 
 
-def partition_spec(names: Names, shape: Sequence[int], mesh: Any) -> PartitionSpec:
+def partition_spec(names: Names, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The mesh axes of each dimension; a dimension its axes do not divide is not split."""
-    entries: list[Any] = []
+    entries: list[tuple[str, ...] | None] = []
     for name, size in zip(names, shape, strict=True):
         axes = tuple(axis for axis in LOGICAL_AXES[name] if mesh.shape.get(axis, 1) > 1) if name else ()
         splits = math.prod(mesh.shape[axis] for axis in axes)
@@ -100,7 +100,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(array: jax.Array, *names: str | None) -> jax.Array:
-    """Asks XLA to lay an intermediate out by its logical names; does nothing where no Auto mesh is set."""
+    """Ask XLA to lay an intermediate out by its logical names; does nothing where no Auto mesh is set."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or any(kind != AxisType.Auto for kind in mesh.axis_types):
         return array
@@ -108,8 +108,8 @@ def constrain(array: jax.Array, *names: str | None) -> jax.Array:
 
 
 def by_shards(
-    function: Callable[..., Any], *arrays: Any, names: Sequence[Names], out: Names, out_shape: Sequence[int]
-) -> Any:
+    function: Callable[..., jax.Array], *arrays: object, names: Sequence[Names], out: Names, out_shape: Sequence[int]
+) -> jax.Array:
     """`function(*arrays)` of each device on its own parts, by logical names; of the whole where no Auto mesh is set.
 
     An argument may be a tree, all of whose arrays have these names, and dimensions behind them that are not split.
@@ -126,13 +126,13 @@ def by_shards(
 
 
 def axis_splits(name: str) -> int:
-    """Into how many parts the mesh in use splits a dimension with this logical name; 1 without a mesh."""
+    """Number of parts into which the mesh in use splits a dimension with this logical name; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
 
 
 def meet(what: str) -> None:
-    """Waits for all processes of the run to come here."""
+    """Wait for all processes of the run to come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(what)
 
@@ -145,19 +145,19 @@ def least(number: int) -> int:
 
 
 def splits(mesh: Mesh, name: str) -> int:
-    """Into how many parts a mesh splits a dimension with this logical name."""
+    """Number of parts into which a mesh splits a dimension with this logical name."""
     return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name])
 
 
 def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:
-    """Puts a host array, which every process holds whole, on the mesh; each process copies only its own part."""
+    """Put a host array, which every process holds whole, on the mesh; each process copies only its own part."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def place_lazily(
-    sharding: NamedSharding, shape: Sequence[int], dtype: Any, read: Read, *, cut: Sequence[int] = ()
+    sharding: NamedSharding, shape: Sequence[int], dtype: DTypeLike, read: Read, *, cut: Sequence[int] = ()
 ) -> jax.Array:
-    """The same from a function `index -> part`, a new array of this dtype, of which a host never holds much.
+    """Put an array on the mesh part by part, from a function `index -> part`; a host never holds much of it.
 
     What is larger than `BLOCK_BYTES` is filled block by block, cut along the first dimensions of `cut` (an order of
     all; else as they come) that make it small enough. Every process of a run takes part in each block.

@@ -8,7 +8,7 @@ R rows, T tokens, N scored tokens, V vocabulary, D width, W words of a row id; X
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ class PreferencePair(NamedTuple):
     rejected: Text
     where: str
     tools: tuple[Message, ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, object] | None = None
     weight: float | None = None
     margin: float | None = None
     soft_label: float | None = None
@@ -56,7 +56,7 @@ class Ranking(NamedTuple):
     responses: tuple[Text, ...]
     where: str
     tools: tuple[Message, ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, object] | None = None
     weight: float | None = None
 
 
@@ -71,7 +71,7 @@ class Completion(NamedTuple):
     completion: Text
     where: str
     tools: tuple[Message, ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, object] | None = None
     weight: float | None = None
     source: str = ""  # the name of its source, for metrics
 
@@ -82,7 +82,7 @@ class Completion(NamedTuple):
 
 
 class UnpairedCompletion(NamedTuple):
-    """One completion and whether it is a good one. `where` names file and line.
+    """One completion, and its label, good or bad. `where` names file and line.
 
     `mismatched` is the completion of another row with another prompt, where a loss measures its KL on such (KTO).
     """
@@ -94,7 +94,7 @@ class UnpairedCompletion(NamedTuple):
     mismatched: Text | None
     where: str
     tools: tuple[Message, ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, object] | None = None
     weight: float | None = None
     source: str = ""  # the name of its source, for metrics
 
@@ -108,10 +108,10 @@ class Prompt(NamedTuple):
     """A prompt to be answered, and the data set that its row names, if any. `where` names file and line."""
 
     prompt: Text
-    dataset: Any
+    dataset: object
     where: str
     tools: tuple[Message, ...] | None = None
-    chat_template_kwargs: Mapping[str, Any] | None = None
+    chat_template_kwargs: Mapping[str, object] | None = None
 
     @property
     def text(self) -> str:
@@ -124,7 +124,7 @@ class Prompt(NamedTuple):
 class TokenRow(NamedTuple):
     """One row as token ids (int32): a prompt and its P responses, already truncated, each with its EOS.
 
-    `masks` says of each token of a response whether it is scored (bool, one at least); None: all are.
+    `masks` has True at each token of a response that is scored (one at least); None: all are.
     """
 
     row_id: str
@@ -143,7 +143,7 @@ class PairLogps(NamedTuple):
 
 
 SEGMENT_PARTS = 3
-"""How many parts a segment may have: a prompt, and two responses that share it."""
+"""Parts that a segment may have: a prompt, and two responses that share it."""
 
 
 class PairBatch(NamedTuple):
@@ -189,7 +189,7 @@ class HostBatch(NamedTuple):
 
     @property
     def work(self) -> dict[str, int]:
-        """How much there is to do, for rates: real pairs, and real tokens through the trunk."""
+        """Amount of work, for rates: real pairs, and real tokens through the trunk."""
         return {
             "pairs": int(self.arrays.weight_B.sum()),
             "tokens": int(np.count_nonzero(self.arrays.segments_RT)),
@@ -232,7 +232,7 @@ class HostPictures(NamedTuple):
 
     @property
     def work(self) -> dict[str, int]:
-        """How much there is to do, for rates: real rows, and their pictures or clips."""
+        """Amount of work, for rates: real rows, and their pictures or clips."""
         rows = int(self.arrays.weight_B.sum())
         return {"pairs": rows, "pictures": rows * self.arrays.samples_BPX.shape[self.arrays.weight_B.ndim]}
 
@@ -249,7 +249,7 @@ def row_words(row_ids: Sequence[str]) -> np.ndarray:
 
 
 class Unembedding(NamedTuple):
-    """What turns a hidden state into logits, `soft_cap * tanh(scale * weight @ hidden / soft_cap)`.
+    """Map of hidden states to logits, `soft_cap * tanh(scale * weight @ hidden / soft_cap)`.
 
     Columns of `weight_VD` from `vocabulary` on are padding and never get probability.
     """
@@ -315,26 +315,31 @@ def adapter_of(params: Params) -> Params:
 Knobs = dict[str, Any]
 """Traced numbers: `learning_rate` (its peak), and those of the objective. Changing one does not recompile."""
 Counts = dict[str, jax.Array]
+LossState = Any
+"""What losses remember from batch to batch: a tree of small arrays."""
+Batch = TypeVar("Batch")
+Outputs = TypeVar("Outputs")
 
 
-class Objective(NamedTuple):
-    """What is minimised: the model's part, which is dear, and the loss on what it gives, which is cheap.
+class Objective(NamedTuple, Generic[Batch, Outputs]):
+    """A function to minimise: the model's part, which is dear, and the loss on its outputs, which is cheap.
 
     `forward(params, frozen, batch, key)` gives small arrays that begin with the pair axis; `frozen` are parameters
-    without gradient, or None. `loss(outputs, batch, knobs, counts, memory, key) -> (loss, metrics, memory)` takes them.
+    without gradient, or None. `loss(outputs, batch, knobs, counts, state, key) -> (loss, metrics, state)` takes them;
+    `state` is what the loss remembers from batch to batch.
 
     `weigh(batch)` counts what the losses of one micro-batch are divided by (pairs, tokens); `loss` gets the counts of
     the whole batch, so that the losses of the micro-batches add up to the loss of the batch, exactly, however the
     tokens lie.
 
     With `whole_batch`, `loss` is called once with all pairs: it compares them, or remembers something of the batch.
-    The model then runs twice over each micro-batch, first without gradient. Otherwise `memory` passes unchanged.
+    The model then runs twice over each micro-batch, first without gradient. Otherwise the state passes unchanged.
 
     `refresh(params, frozen, step)`, if there is one, gives the frozen parameters for the next step.
     """
 
-    weigh: Callable[[Any], Counts]
-    forward: Callable[[Params, Params | None, Any, jax.Array], Any]
-    loss: Callable[[Any, Any, Knobs, Counts, Any, jax.Array], tuple[jax.Array, Metrics, Any]]
+    weigh: Callable[[Batch], Counts]
+    forward: Callable[[Params, Params | None, Batch, jax.Array], Outputs]
+    loss: Callable[[Outputs, Batch, Knobs, Counts, LossState, jax.Array], tuple[jax.Array, Metrics, LossState]]
     whole_batch: bool = False
     refresh: Callable[[Params, Params, jax.Array], Params] | None = None

@@ -5,16 +5,16 @@ Dimension key: n rows, K draws, P members of a row, B rows of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.diffusion.denoising import pair_errors
+from dpo_jax.diffusion.embeddings import Condition
 from dpo_jax.mesh import constrain
-from dpo_jax.objectives.diffusion import Apply, draws_of, pixels, shown
+from dpo_jax.objectives.diffusion import Apply, Noise, draws_of, pixels, shown
 from dpo_jax.reference.store import Errors
 from dpo_jax.types import HostPictures, Params, PictureBatch
 
@@ -22,14 +22,14 @@ ErrorScore = Callable[[Params, PictureBatch, jax.Array], jax.Array]
 """`score(params, batch, epoch) -> errors_BP` at the draw of that epoch."""
 
 
-def make_error_score(apply: Apply, noise: Mapping[str, Any], *, seed: int) -> ErrorScore:
-    """Returns the jitted score; `noise` has `schedule` and `prediction`."""
+def make_error_score(apply: Apply, noise: Noise, *, seed: int) -> ErrorScore:
+    """Return the jitted score."""
 
     @jax.jit
     def score(params: Params, batch: PictureBatch, epoch: jax.Array) -> jax.Array:
         _, drawn = draws_of(batch._replace(epoch_B=jnp.full_like(batch.epoch_B, epoch)), seed=seed)
 
-        def predict(noisy_RX: jax.Array, time_R: jax.Array, condition: object) -> jax.Array:
+        def predict(noisy_RX: jax.Array, time_R: jax.Array, condition: Condition | None) -> jax.Array:
             return apply(params, noisy_RX, time_R, condition, None)
 
         errors_BP = pair_errors(predict, pixels(batch.samples_BPX), drawn, shown(batch), **noise)

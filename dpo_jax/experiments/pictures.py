@@ -28,7 +28,7 @@ from dpo_jax.experiments.picture_scores import ErrorScore, make_error_score, sco
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import named_sharding
 from dpo_jax.models.lora import attach
-from dpo_jax.objectives.diffusion import preference_objective
+from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
 from dpo_jax.reference.fingerprint import Fingerprint
@@ -79,7 +79,7 @@ class PictureExperiment(Experiment):
         return named_sharding(self.mesh, ("rows", *[None] * (array.ndim - 1)), array.shape)
 
     @property
-    def noise(self) -> dict[str, Any]:
+    def noise(self) -> Noise:
         """Schedule and prediction, as functions of `diffusion` take them."""
         model = self.config.model
         return {"schedule": SCHEDULES[model.schedule], "prediction": PREDICTIONS[model.prediction]}

@@ -1,4 +1,4 @@
-"""What needs the whole distribution at each scored token: the KL divergence of two, and the sum of squares of one.
+"""Quantities of the whole distribution at each scored token: the KL divergence of two, and the sum of squares of one.
 
 Dimension key: R rows, N scored tokens, V vocabulary, S vocabulary shards, D width; in a tile n scored tokens and v
 columns of the vocabulary.

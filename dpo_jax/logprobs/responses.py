@@ -1,4 +1,4 @@
-"""Token quantities of a batch of any layout to those of its responses.
+"""Quantities of responses from those of tokens, in a batch of any layout.
 
 Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, D width.
 """
@@ -15,7 +15,7 @@ from dpo_jax.types import PairBatch, Unembedding
 
 
 def response_logps(token_logps_RN: jax.Array, response_RN: jax.Array, *, pairs: int, slots: int) -> jax.Array:
-    """Sums token log-probs over each response: [B, P], nats. `response_RN` is slots * pair + slot, -1 on padding."""
+    """Sum token log-probs over each response: [B, P], nats. `response_RN` is slots * pair + slot, -1 on padding."""
     chex.assert_equal_shape([token_logps_RN, response_RN])
     # Ids outside [0, pairs * slots) are dropped, -1 among them.
     sums = jax.ops.segment_sum(token_logps_RN.ravel(), response_RN.ravel(), num_segments=pairs * slots)
@@ -23,7 +23,7 @@ def response_logps(token_logps_RN: jax.Array, response_RN: jax.Array, *, pairs: 
 
 
 def head_mask(response_RN: jax.Array, response_tokens_BP: jax.Array) -> jax.Array:
-    """Which scored tokens are among the first m of their response, bool [R, N]; padding is not.
+    """Mask of the scored tokens among the first m of their response, bool [R, N]; padding is not.
 
     m is the token count of the shortest response of the pair: LD-DPO, arXiv:2409.06411. The tokens of a response stand
     side by side in one row, in every layout.

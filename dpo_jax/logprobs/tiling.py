@@ -10,10 +10,11 @@ rows) and v columns of the vocabulary (of all shards).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from dpo_jax.mesh import axis_splits, constrain
 from dpo_jax.types import Unembedding
@@ -21,9 +22,12 @@ from dpo_jax.types import Unembedding
 TILE_TOKENS = 2048
 TILE_VOCABULARY = 16384
 
+Carry = TypeVar("Carry", bound=tuple)
+Tokens = jax.Array | tuple
+
 
 class Tiling(NamedTuple):
-    """How the vocabulary is cut; static and hashable, for the custom backwards."""
+    """Cut of the vocabulary; static and hashable, for the custom backwards."""
 
     vocabulary: int
     shards: int
@@ -33,7 +37,7 @@ class Tiling(NamedTuple):
 
 
 class Bend(NamedTuple):
-    """How the raw product becomes a logit, see `Unembedding`; static and hashable."""
+    """Map from raw products to logits, see `Unembedding`; static and hashable."""
 
     scale: float
     soft_cap: float | None
@@ -55,11 +59,11 @@ class RunningLse(NamedTuple):
 
     @classmethod
     def start(cls, zeros: jax.Array) -> RunningLse:
-        """No logit seen yet."""
+        """State before the first logit."""
         return cls(jnp.full_like(zeros, -jnp.inf), zeros)
 
     def add(self, logits_nv: jax.Array) -> tuple[RunningLse, jax.Array, jax.Array]:
-        """With one more tile; also by what older sums shrink, [n], and the tile's exponentials, [n, v]."""
+        """Add one more tile; also by what older sums shrink, [n], and the tile's exponentials, [n, v]."""
         risen = jnp.maximum(self.highest, logits_nv.max(axis=-1))
         # Finite even where this tile is padding alone: the first tile holds token 0.
         shrink, exponentials = jnp.exp(self.highest - risen), jnp.exp(logits_nv - risen[:, None])
@@ -98,7 +102,7 @@ def cut_tokens(array: jax.Array, tile_tokens: int) -> jax.Array:
 
 
 def _row_splits(rows: int) -> int:
-    """Into how many parts the mesh splits the rows, or tokens row after row."""
+    """Number of parts into which the mesh splits the rows, or tokens row after row."""
     splits = axis_splits("rows")
     return splits if rows % splits == 0 else 1
 
@@ -108,13 +112,13 @@ def join_tokens(array: jax.Array, rows: int, scored: int) -> jax.Array:
     return array.reshape(array.shape[0], rows, -1).swapaxes(0, 1).reshape(rows, -1)[:, :scored]
 
 
-def wide(*sides: Side) -> Any:
+def wide(*sides: Side) -> jnp.dtype:
     """The dtype of logits and sums."""
     return jnp.result_type(jnp.float32, *(side.hidden for side in sides))
 
 
-def fold(tiling: Tiling, update: Callable, carry: Any, tokens: Any, *sides: Side) -> Any:
-    """Carries values of each scored token through all vocabulary tiles.
+def fold(tiling: Tiling, update: Callable[..., Carry], carry: Carry, tokens: Tokens, *sides: Side) -> Carry:
+    """Carry values of each scored token through all vocabulary tiles.
 
     Args:
         tiling: how the vocabulary is cut.
@@ -126,11 +130,11 @@ def fold(tiling: Tiling, update: Callable, carry: Any, tokens: Any, *sides: Side
     """
     dtype, whole = wide(*sides), [_gathered(side) for side in sides]
 
-    def over_vocabulary(carry: Any, index: jax.Array) -> tuple[Any, None]:
+    def over_vocabulary(carry: Carry, index: jax.Array) -> tuple[Carry, None]:
         start, token_v = _columns(tiling, index)
         weights = [_cut(tiling, weight_SVD, start) for weight_SVD in whole]
 
-        def over_tokens(tile: tuple) -> Any:
+        def over_tokens(tile: tuple) -> Carry:
             carry, tokens, *hiddens = tile
             parts = zip(sides, hiddens, weights, strict=True)
             logits = [_logits(side.bend, hidden, weight, token_v, dtype)[0] for side, hidden, weight in parts]
@@ -141,7 +145,9 @@ def fold(tiling: Tiling, update: Callable, carry: Any, tokens: Any, *sides: Side
     return jax.lax.scan(over_vocabulary, carry, jnp.arange(tiling.count))[0]
 
 
-def pull_back(tiling: Tiling, d_logits: Callable, tokens: Any, side: Side, *others: Side) -> tuple[jax.Array, ...]:
+def pull_back(
+    tiling: Tiling, d_logits: Callable[..., jax.Array], tokens: Tokens, side: Side, *others: Side
+) -> tuple[jax.Array, ...]:
     """The gradients of `side`'s hidden states and weight, from those of its logits.
 
     Args:
@@ -172,10 +178,10 @@ def pull_back(tiling: Tiling, d_logits: Callable, tokens: Any, side: Side, *othe
         zeros = constrain(jnp.zeros((parts, *weight_vD.shape), dtype), "rows", "vocab", None)
         tiles = (d_hidden, tokens, side.hidden, *(other.hidden for other in others))
         d_weight_PvD, d_hidden = jax.lax.scan(over_tokens, zeros, tiles)
-        found_vD = constrain(d_weight_PvD.sum(axis=0), "vocab", "embed")
+        part_vD = constrain(d_weight_PvD.sum(axis=0), "vocab", "embed")
         # Added to what is there: the last tile overlaps columns already summed, and gives 0 for them.
         before = jax.lax.dynamic_slice_in_dim(d_weight_SVD, start, tiling.width, axis=1)
-        after = before + found_vD.reshape(before.shape)
+        after = before + part_vD.reshape(before.shape)
         return (d_hidden, jax.lax.dynamic_update_slice_in_dim(d_weight_SVD, after, start, axis=1)), None
 
     d_weight = constrain(jnp.zeros(side.weight_SVD.shape, dtype), "vocab", None, "embed")
@@ -184,7 +190,7 @@ def pull_back(tiling: Tiling, d_logits: Callable, tokens: Any, side: Side, *othe
     return d_hidden.astype(side.hidden.dtype), d_weight_SVD.astype(side.weight_SVD.dtype)
 
 
-def _products(d_raw_nv: jax.Array, hidden_nD: jax.Array, parts: int, dtype: Any) -> jax.Array:
+def _products(d_raw_nv: jax.Array, hidden_nD: jax.Array, parts: int, dtype: DTypeLike) -> jax.Array:
     """The weight's gradient from one tile, [P, v, D]: apart for each part of the rows."""
     if parts == 1:
         return jnp.einsum("nv,nd->vd", d_raw_nv, hidden_nD, preferred_element_type=dtype)[None]
@@ -212,10 +218,12 @@ def _cut(tiling: Tiling, weight_SVD: jax.Array, start: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(weight_SVD, start, tiling.width, axis=1).reshape(-1, weight_SVD.shape[2])
 
 
-def _logits(bend: Bend, hidden_nD: jax.Array, weight_vD: jax.Array, token_v: jax.Array, dtype: Any) -> tuple[Any, Any]:
+def _logits(
+    bend: Bend, hidden_nD: jax.Array, weight_vD: jax.Array, token_v: jax.Array, dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array | float]:
     """Logits of one tile [n, v], minus infinity where not counted, and their slope by the raw product."""
     raw = bend.scale * jnp.einsum("nd,vd->nv", hidden_nD, weight_vD, preferred_element_type=dtype)
-    slope: Any = bend.scale
+    slope: jax.Array | float = bend.scale
     if bend.soft_cap is not None:
         bent = jnp.tanh(raw / bend.soft_cap)
         raw, slope = bend.soft_cap * bent, bend.scale * (1.0 - bent * bent)

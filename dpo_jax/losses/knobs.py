@@ -10,18 +10,19 @@ from typing import Annotated, Any, NamedTuple, get_args, get_origin, get_type_hi
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.typing import ArrayLike
 
 
 class Interval(NamedTuple):
-    """What a knob may be: between two numbers, each of which may itself be left out."""
+    """Range of a knob: between two numbers, each of which may itself be left out."""
 
     low: float = -np.inf
     high: float = np.inf
     without_low: bool = False
     without_high: bool = False
 
-    def holds(self, value: Any) -> bool:
-        """Whether every number of `value` lies inside; NaN does not."""
+    def holds(self, value: ArrayLike) -> bool:
+        """True if every number of `value` lies inside; NaN does not."""
         numbers = np.asarray(value, np.float64)
         above = numbers > self.low if self.without_low else numbers >= self.low
         below = numbers < self.high if self.without_high else numbers <= self.high
@@ -44,9 +45,9 @@ Smoothing = Annotated[Knob, Interval(0.0, 0.5)]
 class KnobSpec(NamedTuple):
     """One keyword of a loss: its default, its interval if it is a number, else the values it may have."""
 
-    default: Any
+    default: object
     interval: Interval | None
-    choices: tuple[Any, ...]
+    choices: tuple[object, ...]
 
 
 @functools.cache
@@ -56,16 +57,16 @@ def knobs(function: Callable[..., Any]) -> Mapping[str, KnobSpec]:
     A number may also have choices: `float | None` allows None beside its interval.
     """
     hints = get_type_hints(function, include_extras=True)
-    found = {}
+    specs = {}
     for name, parameter in inspect.signature(function).parameters.items():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             interval, choices = _read(hints[name])
             if interval or choices:
-                found[name] = KnobSpec(parameter.default, interval, choices)
-    return found
+                specs[name] = KnobSpec(parameter.default, interval, choices)
+    return specs
 
 
-def _read(hint: Any) -> tuple[Interval | None, tuple[Any, ...]]:
+def _read(hint: object) -> tuple[Interval | None, tuple[object, ...]]:
     if get_origin(hint) is Annotated:
         return get_args(hint)[1], ()
     if hint is bool:
@@ -80,7 +81,7 @@ def _read(hint: Any) -> tuple[Interval | None, tuple[Any, ...]]:
 
 
 def check_knobs(function: Callable[..., Any], **values: Any) -> None:
-    """Refuses concrete values that the signature of `function` does not allow; a traced one cannot be looked at.
+    """Refuse concrete values that the signature of `function` does not allow; a traced one cannot be looked at.
 
     Raises:
         ValueError: names the knob, the value and what is allowed.

@@ -1,4 +1,4 @@
-"""What is watched beside the loss: detached, one value per pair.
+"""Metrics of a training step beside the loss: detached, one value per pair.
 
 Dimension key: B pairs.
 """
@@ -26,17 +26,17 @@ def implicit_rewards(policy: PairLogps, reference: PairLogps, *, beta: Knob) -> 
 
 
 def preference_metrics(policy: PairLogps, reference: PairLogps | None, *, beta: Knob) -> dict[str, jax.Array]:
-    """What the log-probs say of a policy, one value per pair, [B] each, detached.
+    """Metrics of a policy from its log-probs, one value per pair, [B] each, detached.
 
     Rewards, their margins and accuracies (a tie counts 0), log-probs and log-ratios (nats), and whether the chosen
     response became less likely than it is under the reference. Without a reference the rewards are beta times the
     log-prob, per token where token counts are given, and there are no log-ratios.
     """
     C_B, R_B = jax.lax.stop_gradient(widened(policy.chosen, policy.rejected))
-    found = {"logps/chosen": C_B, "logps/rejected": R_B}
+    metrics = {"logps/chosen": C_B, "logps/rejected": R_B}
     if reference is not None:
         a_B, b_B = jax.lax.stop_gradient(log_ratios(policy, reference))
-        found |= {
+        metrics |= {
             "log_ratios/chosen": a_B,
             "log_ratios/rejected": b_B,
             "log_ratios/chosen_below_reference": (a_B < 0).astype(a_B.dtype),
@@ -50,7 +50,7 @@ def preference_metrics(policy: PairLogps, reference: PairLogps | None, *, beta: 
         "rewards/rejected": beta * b_B,
         "rewards/margins": beta * (a_B - b_B),
         "rewards/accuracies": (a_B > b_B).astype(a_B.dtype),
-        **found,
+        **metrics,
     }
 
 

@@ -1,4 +1,4 @@
-"""What the losses on pairs are made of: log-ratios, the margin, averages per token.
+"""Parts of the losses on pairs: log-ratios, the margin, averages per token.
 
 Notation, here and in every file beside: C, R are the chosen and rejected log-probs under the policy, c, r under the
 reference (sums over response tokens, nats); n_w, n_l their token counts; a = C - c and b = R - r are the log-ratios,

@@ -41,7 +41,7 @@ def own(array_G: jax.Array, like_B: jax.Array, axis_name: AxisName) -> jax.Array
 
 
 def present(values_B: jax.Array, where: jax.Array | None) -> jax.Array:
-    """Which pairs are real, as bools, [B]; all of them without `where`."""
+    """Mask of the real pairs, bool [B]; all of them without `where`."""
     return jnp.ones(values_B.shape, bool) if where is None else jnp.asarray(where, bool)
 
 

@@ -1,4 +1,4 @@
-"""What the trainings on pictures minimise: denoising, preferences between denoised samples, and scores.
+"""Objectives on pictures: denoising, preferences between denoised samples, and scores.
 
 Dimension key: B rows, P members of a row (0 chosen, 1 rejected; samples alone have P = 1), R = B P samples; X stands
 for all axes of a sample.
@@ -6,8 +6,8 @@ for all axes of a sample.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,21 @@ from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.losses import Loss, LossInputs, PairLogps, preference_score
 from dpo_jax.scorers.networks import Scorer
 from dpo_jax.scorers.quality import temporal_consistency
-from dpo_jax.types import Counts, Knobs, Mean, Metrics, Objective, Params, PictureBatch, join
+from dpo_jax.types import Counts, Knobs, LossState, Mean, Metrics, Objective, Params, PictureBatch, join
 
-Apply = Callable[[Params, jax.Array, jax.Array, Any, jax.Array | None], jax.Array]
-"""`apply(params, noisy_RX, time_R, condition, key)`: what a diffusion model predicts, in the shape of the samples."""
+Apply = Callable[[Params, jax.Array, jax.Array, Condition | None, jax.Array | None], jax.Array]
+"""`apply(params, noisy_RX, time_R, condition, key)`: prediction of a diffusion model, in the shape of the samples."""
+
+
+class Noise(TypedDict):
+    """Noise schedule, and kind of prediction."""
+
+    schedule: Schedule
+    prediction: Prediction
 
 
 class Errors(NamedTuple):
-    """Denoising errors [B, P] of the policy and, where it ran, of the reference; and what the clean clips look like."""
+    """Denoising errors [B, P] of the policy and, where it ran, of the reference; and changes in the clean clips."""
 
     policy_BP: jax.Array
     reference_BP: jax.Array | None
@@ -40,7 +47,7 @@ def pixels(samples: jax.Array) -> jax.Array:
 
 
 def shown(batch: PictureBatch) -> Condition | None:
-    """What the rows of a batch are to show."""
+    """Condition of the rows of a batch, what they are to show."""
     return None if batch.shown_B is None else present(batch.shown_B)
 
 
@@ -69,9 +76,9 @@ def denoising_objective(
         return pair_errors(predict, clean_BPX, drawn, condition, schedule=schedule, prediction=prediction)
 
     def loss(
-        errors_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
-        return (_weighed(errors_BP[:, 0], batch) * batch.weight_B).sum() / counts["pairs"], {}, memory
+        errors_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
+        return (_weighed(errors_BP[:, 0], batch) * batch.weight_B).sum() / counts["pairs"], {}, state
 
     def refresh(params: Params, frozen: Params, step: jax.Array) -> Params:
         return moved_average(frozen, params, step, decay=average)
@@ -84,7 +91,7 @@ def preference_objective(
     entry: Loss,
     *,
     adapter: bool,
-    noise: Mapping[str, Any],
+    noise: Noise,
     seed: int,
     draws: int,
     temporal_weight: float,
@@ -92,7 +99,7 @@ def preference_objective(
     """A loss of the table on denoising errors: of pairs, or, where it reads labels, of labelled samples.
 
     The reference's errors are those of the batch, or those of `frozen`, which with an `adapter` is the base under it.
-    `noise` has `schedule` and `prediction`, `draws` is as in `draws_of`. `temporal_weight` is that of the difference of
+    `draws` is as in `draws_of`. `temporal_weight` is that of the difference of
     neighbouring frames of clean clips as the policy sees them behind the noise of the chosen member; where rejected
     samples are rows of their own, those of all.
     """
@@ -114,8 +121,8 @@ def preference_objective(
         return Errors(errors_BP, frozen_BP, temporal_B)
 
     def loss(
-        errors: Errors, batch: PictureBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
+        errors: Errors, batch: PictureBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
         reference_BP = batch.reference_errors_BP if errors.reference_BP is None else errors.reference_BP
         assert reference_BP is not None
         policy, reference = (
@@ -129,7 +136,7 @@ def preference_objective(
             watched["temporal_consistency"] = errors.temporal_B
         weights = batch.weight_B.sum()
         metrics = {name: Mean((of_B * batch.weight_B).sum(), weights) for name, of_B in watched.items()}
-        return (_weighed(losses_B, batch) * batch.weight_B).sum() / counts["pairs"], metrics, memory
+        return (_weighed(losses_B, batch) * batch.weight_B).sum() / counts["pairs"], metrics, state
 
     return Objective(_weigh, forward, loss, whole_batch=entry.reads_labels)
 
@@ -143,15 +150,15 @@ def scoring_objective(scorer: Scorer) -> Objective:
         return scorer.scores(params, samples_RX).reshape(rows, members)
 
     def loss(
-        scores_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
+        scores_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
         chosen_B, rejected_B = scores_BP[:, 0], scores_BP[:, 1]
         losses_B = _weighed(preference_score(chosen_B, rejected_B, **knobs["options"]), batch)
         right_B = (chosen_B > rejected_B).astype(jnp.float32)
         watched = {"rewards/margins": chosen_B - rejected_B, "rewards/accuracies": right_B}
         weights = batch.weight_B.sum()
         metrics = {name: Mean((of_B * batch.weight_B).sum(), weights) for name, of_B in watched.items()}
-        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, memory
+        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, state
 
     return Objective(_weigh, forward, loss)
 
@@ -169,7 +176,7 @@ def _predictor(apply: Apply, params: Params, key: jax.Array | None) -> Predict:
 
 
 def _of_pairs(policy_BP: jax.Array, reference_BP: jax.Array) -> dict[str, jax.Array]:
-    """What is watched in the training: errors, and by how much more the policy prefers the chosen member."""
+    """Metrics of pairs: errors, and by how much more the policy prefers the chosen member."""
     gained_BP = jax.lax.stop_gradient(reference_BP - policy_BP)
     margin_B = gained_BP[:, 0] - gained_BP[:, 1]
     return {
@@ -183,7 +190,7 @@ def _of_pairs(policy_BP: jax.Array, reference_BP: jax.Array) -> dict[str, jax.Ar
 
 
 def _of_samples(inputs: LossInputs) -> dict[str, jax.Array]:
-    """The same of labelled samples."""
+    """Metrics of labelled samples."""
     assert inputs.reference is not None and inputs.desirable_B is not None
     gained_B = jax.lax.stop_gradient(inputs.reference.chosen - inputs.policy.chosen)
     signed_B = jnp.where(inputs.desirable_B > 0, gained_B, -gained_B)

@@ -1,4 +1,4 @@
-"""What is minimised: losses of the tables, or the negative log-likelihood, joined to a model.
+"""Objectives on texts: losses of the tables, or the negative log-likelihood, joined to a model.
 
 Dimension key: B pairs, P slot in the pair.
 """
@@ -6,7 +6,7 @@ Dimension key: B pairs, P slot in the pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from dpo_jax.logprobs import batch_logps, batch_scores, response_logps, scored_hidden, token_kl, token_log_sum_sq
 from dpo_jax.losses import LossInputs, mismatched_kl, preference_metrics, wpo_weights
 from dpo_jax.objectives.terms import Term, TermInputs, as_pair
-from dpo_jax.types import Counts, Knobs, Mean, Metrics, Objective, PairBatch, Params, Unembedding, join
+from dpo_jax.types import Counts, Knobs, LossState, Mean, Metrics, Objective, PairBatch, Params, Unembedding, join
 
 Refresh = Callable[[Params, Params, jax.Array], Params]
 Apply = Callable[..., tuple[jax.Array, Unembedding]]
@@ -24,7 +24,7 @@ _Policy = Callable[[Params, Params | None, PairBatch, jax.Array], tuple[jax.Arra
 
 
 class Scored(NamedTuple):
-    """What the models say of a batch: nats, [B, P] each, P = 1 for unpaired completions. None where nobody asks."""
+    """Scores of a batch by the models: nats, [B, P] each, P = 1 for unpaired completions; None where unread."""
 
     policy_BP: jax.Array
     policy_heads_BP: jax.Array
@@ -50,12 +50,12 @@ def completion_objective(apply: Apply, *, adapter: bool = False, **tiles: int) -
         return batch_logps(*policy(params, frozen, batch, key), batch, **tiles)
 
     def loss(
-        logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
+        logps_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
         nll_B = -logps_BP.sum(axis=1)
         weighted_B = nll_B if batch.loss_weight_B is None else nll_B * batch.loss_weight_B
         metrics = {"nll": Mean(nll_B.sum(), batch.response_tokens_BP.sum())}
-        return weighted_B.sum() / counts["tokens"], metrics, memory
+        return weighted_B.sum() / counts["tokens"], metrics, state
 
     return Objective(weigh, forward, loss)
 
@@ -102,43 +102,43 @@ def preference_objective(
     def forward(params: Params, frozen: Params | None, batch: PairBatch, key: jax.Array) -> Scored:
         hidden_RTD, unembedding = policy(params, frozen, batch, key)
         pairs, slots = batch.response_tokens_BP.shape
-        found = Scored(*batch_scores(hidden_RTD, unembedding, batch, **tiles))
+        scored = Scored(*batch_scores(hidden_RTD, unembedding, batch, **tiles))
         if wpo:
             squares_RN = token_log_sum_sq(scored_hidden(hidden_RTD, batch), unembedding, **tiles)
             sums_BP = response_logps(squares_RN, batch.response_RN, pairs=pairs, slots=slots)
-            found = found._replace(log_sum_sq_BP=sums_BP)
+            scored = scored._replace(log_sum_sq_BP=sums_BP)
         if batch.mismatched is not None:  # measured, not trained on
             seen = policy(jax.lax.stop_gradient(params), frozen, batch.mismatched, key)
-            found = found._replace(mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
+            scored = scored._replace(mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
         if not live:
-            return found
+            return scored
         assert frozen is not None
         still = jax.lax.stop_gradient(frozen)
         with jax.named_scope("reference"):
             if batch.mismatched is not None:
                 seen = _hidden(apply, still, batch.mismatched)
-                found = found._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
+                scored = scored._replace(reference_mismatched_BP=batch_logps(*seen, batch.mismatched, **tiles))
             reference_RTD, reference_unembedding = _hidden(apply, still, batch)
             logps_BP, heads_BP = batch_scores(reference_RTD, reference_unembedding, batch, **tiles)
-        found = found._replace(reference_BP=logps_BP, reference_heads_BP=heads_BP)
+        scored = scored._replace(reference_BP=logps_BP, reference_heads_BP=heads_BP)
         if not distributions:
-            return found
+            return scored
         policy_RND, reference_RND = scored_hidden(hidden_RTD, batch), scored_hidden(reference_RTD, batch)
         kl_RN = token_kl(policy_RND, unembedding, reference_RND, reference_unembedding, **tiles)
-        return found._replace(token_kl_BP=response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots))
+        return scored._replace(token_kl_BP=response_logps(kl_RN, batch.response_RN, pairs=pairs, slots=slots))
 
     def loss(
-        scored: Scored, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
+        scored: Scored, batch: PairBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
         inputs = _inputs(scored, batch, counts)
         total, metrics, remembered = jnp.zeros((), jnp.float32), {}, []
         for index, (term, options) in enumerate(zip(terms, knobs["losses"], strict=True)):
             own_key = jax.random.fold_in(key, index)
-            losses_B, after = term.evaluate(inputs, options, memory[index], own_key)
+            losses_B, after = term.evaluate(inputs, options, state[index], own_key)
             summed = (losses_B * batch.weight_B).sum()
             total += term.weight * summed
             remembered.append(after)
-            metrics |= _remembered(term.name, after)
+            metrics |= _state_metrics(term.name, after)
             if len(terms) > 1:
                 metrics[f"loss/{term.name}"] = Mean(summed, batch.weight_B.sum())
         beta = next((options["beta"] for options in knobs["losses"] if "beta" in options), 1.0)
@@ -201,13 +201,11 @@ def _wpo_weight(scored: Scored, batch: PairBatch) -> jax.Array | None:
     return jnp.minimum(weights_BP.prod(axis=1), 1.0)
 
 
-def _remembered(name: str, memory: dict[str, Any]) -> Metrics:
-    """What a loss remembers, for the log."""
-    one = jnp.ones((), jnp.float32)
-    found = {f"{name}/alpha": Mean(memory["alpha"], one)} if "alpha" in memory else {}
-    for field, value in memory["state"]._asdict().items() if "state" in memory else ():
-        found[f"{name}/{field}"] = Mean(value, one)
-    return found
+def _state_metrics(name: str, state: LossState) -> Metrics:
+    """The state of a loss, for the log."""
+    values = {"alpha": state["alpha"]} if "alpha" in state else {}
+    values |= state["state"]._asdict() if "state" in state else {}
+    return {f"{name}/{field}": Mean(value, jnp.ones((), jnp.float32)) for field, value in values.items()}
 
 
 _OF_SOURCES = ("rewards/accuracies", "rewards/margins")
@@ -226,7 +224,7 @@ def pair_means(watched: dict[str, jax.Array], batch: PairBatch, sources: Sequenc
     }
 
 
-def _labelled(inputs: LossInputs, batch: PairBatch, counts: Counts, beta: Any) -> Metrics:
+def _labelled(inputs: LossInputs, batch: PairBatch, counts: Counts, beta: jax.Array | float) -> Metrics:
     """The metrics of unpaired completions: `chosen` of the desirable ones, `rejected` of the others."""
     assert inputs.desirable_B is not None and inputs.reference is not None
     policy_B, reference_B = jax.lax.stop_gradient((inputs.policy.chosen, inputs.reference.chosen))

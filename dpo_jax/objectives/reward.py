@@ -6,13 +6,13 @@ Dimension key: B pairs, P slot in the pair.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
+from jax.typing import ArrayLike
 
 from dpo_jax.losses import bradley_terry
 from dpo_jax.objectives.preference import pair_means
-from dpo_jax.types import Counts, Knobs, Metrics, Objective, PairBatch, Params, join
+from dpo_jax.types import Counts, Knobs, LossState, Metrics, Objective, PairBatch, Params, join
 
 Rewards = Callable[[Params, PairBatch, jax.Array | None], jax.Array]
 """`rewards(params, batch, key) -> rewards_BP`: a model with a head."""
@@ -33,8 +33,8 @@ def reward_objective(rewards: Rewards, *, adapter: bool = False, sources: Sequen
         return rewards(whole, batch, key if adapter else None)
 
     def loss(
-        rewards_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, memory: Any, key: jax.Array
-    ) -> tuple[jax.Array, Metrics, Any]:
+        rewards_BP: jax.Array, batch: PairBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
+    ) -> tuple[jax.Array, Metrics, LossState]:
         chosen_B, rejected_B = rewards_BP[:, 0], rewards_BP[:, 1]
         losses_B = bradley_terry(chosen_B, rejected_B, **with_margins(knobs["options"], batch.margin_B))
         if batch.loss_weight_B is not None:
@@ -46,11 +46,11 @@ def reward_objective(rewards: Rewards, *, adapter: bool = False, sources: Sequen
             "rewards/accuracies": (chosen_B > rejected_B).astype(chosen_B.dtype),
         }
         metrics = pair_means(jax.lax.stop_gradient(watched), batch, sources)
-        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, memory
+        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, state
 
     return Objective(weigh, forward, loss)
 
 
-def with_margins(options: dict[str, Any], margin_B: Any) -> dict[str, Any]:
+def with_margins(options: Knobs, margin_B: ArrayLike | None) -> Knobs:
     """The options with what each pair adds to the margin, [B] or None."""
     return options if margin_B is None else {**options, "margin": options["margin"] + margin_B}
