@@ -19,6 +19,8 @@ from dpo_jax.evaluation.intervals import mean_interval
 from dpo_jax.logprobs import response_logps, scored_hidden, token_kl, token_logps
 from dpo_jax.types import PairBatch, Unembedding
 
+_LARGEST_EXPONENT = 80.0
+
 Seen = tuple[jax.Array, Unembedding]
 """What a model makes of a batch: hidden states [R, T, D] and its unembedding."""
 
@@ -46,8 +48,14 @@ def sample_divergences(policy: Seen, reference: Seen, batch: PairBatch, **tiles:
     ratios_RN = logps_RN - token_logps(reference_RND, batch.target_RN, reference[1], **tiles)
     # token_kl is that of its second pair of arguments from its first.
     exact_RN = token_kl(reference_RND, reference[1], policy_RND, policy[1], **tiles)
-    of_tokens = Divergences(logps_RN, exact_RN, ratios_RN, ratios_RN**2 / 2, jnp.expm1(-ratios_RN) + ratios_RN)
+    of_tokens = Divergences(logps_RN, exact_RN, *kl_of_ratios(ratios_RN))
     return Divergences(*(response_logps(each_RN, batch.response_RN, pairs=pairs, slots=slots) for each_RN in of_tokens))
+
+
+def kl_of_ratios(ratios: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """k1, k2 and k3 of log-ratios of sampled tokens, as `losses.kl_estimates` has them of sampled responses."""
+    # Bounded as there: one token that the reference excludes must not make the estimate of all infinite.
+    return ratios, ratios**2 / 2, jnp.expm1(jnp.minimum(-ratios, _LARGEST_EXPONENT)) + ratios
 
 
 def divergence_metrics(found: Divergences, tokens_n: np.ndarray) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""What needs more than one number per response: KL summed over tokens (TDPO), weights and sums of token log-probs.
+"""Losses and weights of more than one number per response: KL summed over tokens (TDPO), sums of token log-probs.
 
 Notation as in `pairs`: h is the margin, ls log sigmoid.
 
@@ -178,5 +178,11 @@ def ld_reduce(token_logps_BPT: jax.Array, mask_BPT: jax.Array, *, alpha: Share) 
     present_BPT = jnp.asarray(mask_BPT, bool)
     place_BPT = jnp.cumsum(present_BPT, axis=2)
     shorter_B11 = present_BPT.sum(axis=2, keepdims=True).min(axis=1, keepdims=True)
-    weight_BPT = jnp.where(place_BPT <= shorter_B11, 1.0, jnp.asarray(alpha, dtype).reshape(-1, 1, 1))
-    return (weight_BPT * jnp.where(present_BPT, jnp.asarray(token_logps_BPT, dtype), 0.0)).sum(axis=2)
+    logps_BPT = jnp.where(present_BPT, jnp.asarray(token_logps_BPT, dtype), 0.0)
+    heads_BPT = jnp.where(place_BPT <= shorter_B11, logps_BPT, 0.0)
+    return weigh_tails(logps_BPT.sum(axis=2), heads_BPT.sum(axis=2), jnp.asarray(alpha, dtype).reshape(-1, 1))
+
+
+def weigh_tails(logps: jax.Array, heads: jax.Array, alpha: Knob) -> jax.Array:
+    """Log-probs of responses whose head, the first tokens, counts whole and whose tail counts by alpha: for LD-DPO."""
+    return heads + alpha * (logps - heads)

@@ -6,12 +6,14 @@ Dimension key: B pairs, P slot in the pair.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from dpo_jax.losses import Loss, LossInputs, PairLogps
+from dpo_jax.losses.token_level import weigh_tails
+from dpo_jax.types import Knobs, LossState
 
 
 class Ramp(NamedTuple):
@@ -45,7 +47,7 @@ class Term(NamedTuple):
     name: str
     entry: Loss
     weight: float
-    static: Mapping[str, Any]  # options that are not numbers: the step is compiled for them
+    static: Mapping[str, object]  # options that are not numbers: the step is compiled for them
     numbers: Mapping[str, float | Ramp]  # options that are: traced
     budget: KlBudget | None = None
     ld_alpha: float | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
@@ -56,7 +58,7 @@ class Term(NamedTuple):
         return {name: value.at(step) if isinstance(value, Ramp) else value for name, value in self.numbers.items()}
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> Knobs:
         """All options as they are before the first step."""
         started = {"alpha": self.budget.alpha_start} if self.budget else {}
         return {**self.static, **self.knobs(0), **started}
@@ -71,7 +73,7 @@ class Term(NamedTuple):
         """True where pairs may have soft labels: the loss reads them, or asks of no pair which response is better."""
         return self.entry.likelihood or self.entry.reads_soft_labels
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> dict[str, LossState]:
         """Loss state before the first batch."""
         remembered = {"state": self.entry.state()} if self.entry.state else {}
         if self.budget:
@@ -79,9 +81,9 @@ class Term(NamedTuple):
         return remembered
 
     def evaluate(
-        self, inputs: TermInputs, knobs: dict[str, Any], memory: dict[str, Any], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, Any]]:
-        """Losses [B] with the token and pair weights that the term asks for, and what it remembers.
+        self, inputs: TermInputs, knobs: Knobs, memory: dict[str, LossState], key: jax.Array
+    ) -> tuple[jax.Array, dict[str, LossState]]:
+        """Losses [B] with the token and pair weights that the term asks for, and the state of the loss after them.
 
         `knobs` are its traced numbers.
         """
@@ -118,16 +120,14 @@ def needs_reference(terms: Sequence[Term]) -> bool:
     return any(term.entry.needs_reference for term in terms)
 
 
-def as_pair(logps_BP: Any, tokens_BP: Any) -> PairLogps:
+def as_pair(logps_BP: jax.Array, tokens_BP: jax.Array) -> PairLogps:
     """The first column as chosen and the last as rejected, with their token counts."""
     return PairLogps(logps_BP[:, 0], logps_BP[:, -1], tokens_BP[:, 0], tokens_BP[:, -1])
 
 
 def _shortened(pairs: PairLogps, heads: PairLogps | None, alpha: float) -> PairLogps:
-    """LD-DPO's log-probs: the head counts whole, what comes behind it by alpha (as `ld_reduce` does it by token)."""
+    """LD-DPO's log-probs, from those of whole responses and of their heads."""
     if heads is None:
         return pairs
-    return pairs._replace(
-        chosen=heads.chosen + alpha * (pairs.chosen - heads.chosen),
-        rejected=heads.rejected + alpha * (pairs.rejected - heads.rejected),
-    )
+    chosen, rejected = (weigh_tails(*of, alpha) for of in zip(pairs[:2], heads[:2], strict=True))
+    return pairs._replace(chosen=chosen, rejected=rejected)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import evaluation_batches
-from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
+from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, kl_of_ratios, sample_divergences
+from dpo_jax.losses import kl_estimates
 from dpo_jax.types import TokenRow, Unembedding
 from tests.objectives.toy import VOCABULARY, Toy, all_logps, parameters
 
@@ -77,3 +78,11 @@ def test_metrics_by_hand():
     assert found["tokens"] == 4.0
     with pytest.raises(ValueError, match="no samples"):
         divergence_metrics(Divergences(*[np.zeros(0)] * 5), np.zeros(0))
+
+
+def test_estimates_of_tokens_are_those_of_the_losses_and_finite():
+    """One definition in two rooms that may not import each other; a ratio of -200 nats would overflow float32."""
+    ratios = jnp.array([-200.0, -3.0, 0.0, 0.5, 100.0])
+    for ours, theirs in zip(kl_of_ratios(ratios), kl_estimates(ratios, jnp.zeros(5)), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.isfinite(ours).all()
