@@ -52,7 +52,7 @@ def total(values_B: jax.Array, where: jax.Array | None, axis_name: AxisName) -> 
 
 
 def count(values_B: jax.Array, where: jax.Array | None, axis_name: AxisName) -> jax.Array:
-    """How many pairs are real, [], of the type of the values."""
+    """Number of real pairs, [], of the type of the values."""
     return total(jnp.ones_like(values_B), where, axis_name)
 
 

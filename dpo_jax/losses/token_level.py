@@ -112,7 +112,7 @@ def wpo_weights(
     *,
     clamp: Annotated[Knob, Interval(0.0, without_low=True)] = 1.0,
 ) -> jax.Array:
-    """How much a response looks like one of the policy's own, to weigh pairs that another model wrote.
+    """Likeness of a response to the policy's own, to weigh pairs that another model wrote.
 
     w = min(clamp, exp(mean_t[token_logps - log_sum_sq_probs])), without gradient.
 

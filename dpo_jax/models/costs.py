@@ -110,7 +110,7 @@ def activation_bytes(
         length: tokens of a row, on one chip.
         scored: scored tokens of a row.
         width_bytes: bytes of a number in the compute dtype.
-        remat: the policy, as in `model.remat`.
+        remat: a name of `stack.REMAT_POLICIES`.
         tensor: into how many parts heads and MLP are split.
         dense_attention: True if the scores of a layer exist as an array.
         tile: tokens and columns of the vocabulary of a tile of logits.

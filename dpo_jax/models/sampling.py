@@ -5,7 +5,6 @@ Dimension key: R rows, T prompt tokens, M new tokens, V vocabulary in N blocks o
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -36,7 +35,7 @@ def make_sampler(model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, .
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; a response has at least one token")
-    return jax.jit(functools.partial(_sample, model, max_new_tokens, stop_tokens))
+    return jax.jit(_Sampling(model, max_new_tokens, stop_tokens).sample)
 
 
 def compile_ahead(sampler: Sampler, params: Params, prompts: Sequence[np.ndarray], *, batch_rows: int) -> None:
@@ -136,43 +135,48 @@ class _State(NamedTuple):
     cache: Cache
 
 
-def _sample(
-    model: Model,
-    max_new_tokens: int,
-    stop_tokens: tuple[int, ...],
-    params: Params,
-    prompt_RT: jax.Array,
-    prompt_lengths_R: jax.Array,
-    key: jax.Array,
-    temperature: jax.Array | float,
-    first_row: jax.Array | int = 0,
-    *,
-    top_p: jax.Array | float = 1.0,
-    top_k: jax.Array | int = 0,
-) -> tuple[jax.Array, jax.Array]:
-    chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
-    rows, width = prompt_RT.shape
-    stops = jnp.array(stop_tokens, jnp.int32)
-    keys_R = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(rows))
+class _Sampling(NamedTuple):
+    model: Model
+    max_new_tokens: int
+    stop_tokens: tuple[int, ...]
 
-    def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
-        step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
-        return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, top_p=top_p, top_k=top_k)
+    def sample(
+        self,
+        params: Params,
+        prompt_RT: jax.Array,
+        prompt_lengths_R: jax.Array,
+        key: jax.Array,
+        temperature: jax.Array | float,
+        first_row: jax.Array | int = 0,
+        *,
+        top_p: jax.Array | float = 1.0,
+        top_k: jax.Array | int = 0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Tokens [R, M] and lengths [R]; see `make_sampler`."""
+        model, max_new_tokens, stop_tokens = self
+        chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
+        rows, width = prompt_RT.shape
+        stops = jnp.array(stop_tokens, jnp.int32)
+        keys_R = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(rows))
 
-    def advance(state: _State) -> _State:
-        step, tokens_RM, lengths_R, done_R, cache = state
-        # Each position is written before it is looked at, so what the prompt's padding left in the cache is never seen.
-        positions_R1 = (prompt_lengths_R + step - 1)[:, None]
-        hidden_R1D, unembedding, cache = model.extend(params, tokens_RM[:, step - 1][:, None], positions_R1, cache)
-        token_R = jnp.where(done_R, 0, next_tokens(hidden_R1D[:, 0], unembedding, step))
-        tokens_RM = tokens_RM.at[:, step].set(token_R)
-        return _State(step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache)
+        def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
+            step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
+            return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, top_p=top_p, top_k=top_k)
 
-    positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
-    cache = model.empty_cache(rows, width + max_new_tokens - 1)
-    hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
-    token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
-    tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
-    state = _State(jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
-    state = jax.lax.while_loop(lambda now: (now.step < max_new_tokens) & ~jnp.all(now.done_R), advance, state)
-    return constrain(state.tokens_RM, None, None), constrain(state.lengths_R, None)
+        def advance(state: _State) -> _State:
+            step, tokens_RM, lengths_R, done_R, cache = state
+            # Each position is written before it is read, so what the prompt's padding left in the cache is never seen.
+            positions_R1 = (prompt_lengths_R + step - 1)[:, None]
+            hidden_R1D, unembedding, cache = model.extend(params, tokens_RM[:, step - 1][:, None], positions_R1, cache)
+            token_R = jnp.where(done_R, 0, next_tokens(hidden_R1D[:, 0], unembedding, step))
+            tokens_RM = tokens_RM.at[:, step].set(token_R)
+            return _State(step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache)
+
+        positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
+        cache = model.empty_cache(rows, width + max_new_tokens - 1)
+        hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
+        token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
+        tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
+        state = _State(jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
+        state = jax.lax.while_loop(lambda now: (now.step < max_new_tokens) & ~jnp.all(now.done_R), advance, state)
+        return constrain(state.tokens_RM, None, None), constrain(state.lengths_R, None)

@@ -15,7 +15,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import nearest
 
 _STEPS = 30  # Newton's method doubles the digits in each; far fewer are needed
 
@@ -51,7 +51,7 @@ def flicker(clips_BFHWC: jax.Array) -> jax.Array:
 
 
 def motion_smoothness(clips_BFHWC: jax.Array) -> jax.Array:
-    """How near each frame is to the mean of its neighbours, [B], in [0, 1]; higher is smoother, 1 fades evenly.
+    """Nearness of each frame to the mean of its neighbours, [B], in [0, 1]; higher is smoother, 1 fades evenly.
 
     1 - mean |x_f - (x_{f-1} + x_{f+1}) / 2|.
 
@@ -125,7 +125,7 @@ def brightness(images: jax.Array) -> jax.Array:
 
 
 def luminance(images: jax.Array) -> jax.Array:
-    """How light each pixel is, at least float32 [B, F, H, W]: 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601).
+    """Luminance of each pixel, at least float32 [B, F, H, W]: 0.299 red + 0.587 green + 0.114 blue (ITU-R BT.601).
 
     Raises:
         ValueError: neither 1 nor 3 channels.
@@ -153,14 +153,14 @@ OF_IMAGES = ("sharpness", "saturation", "contrast", "brightness")
 
 
 def measured(samples: jax.Array, names: Sequence[str]) -> jax.Array:
-    """Some metrics side by side, [B, M], in this order.
+    """Measure samples by several metrics, side by side in this order, [B, M].
 
     Raises:
-        UserError: an unknown metric.
+        ValueError: an unknown metric.
     """
     for name in names:
         if name not in METRICS:
-            raise UserError(f"quality metric {name!r} is unknown. {nearest(name, METRICS)}")
+            raise ValueError(f"quality metric {name!r} is unknown. {nearest(name, METRICS)}")
     return jnp.stack([METRICS[name](samples) for name in names], axis=1)
 
 
@@ -174,10 +174,10 @@ def quality_scores(samples: jax.Array, weights: Mapping[str, float | jax.Array])
         0.7
 
     Raises:
-        UserError: an unknown metric, or none.
+        ValueError: an unknown metric, or none.
     """
     if not weights:
-        raise UserError(f"a quality score takes the weight of one metric at least. Allowed: {', '.join(METRICS)}.")
+        raise ValueError(f"a quality score takes the weight of one metric at least. Allowed: {', '.join(METRICS)}.")
     return jnp.tensordot(measured(samples, list(weights)), jnp.stack([jnp.asarray(w) for w in weights.values()]), 1)
 
 

@@ -70,7 +70,7 @@ def dit_spec(source: WeightsSource) -> TransformerSpec:
 
 
 def dit_config(spec: TransformerSpec) -> JsonObject:
-    """What config.json states of a network.
+    """Return the config.json of a network.
 
     Raises:
         UserError: Diffusers has no class for such a network.

@@ -82,7 +82,7 @@ def _backward(bend: Bend, saved: tuple, grad_RTHK: jax.Array) -> tuple:
     groups = key_RSGK.shape[2]
 
     def of_head(keys: tuple, row: Row, query_TK: jax.Array, *rest: jax.Array) -> tuple:
-        return _mix_gradients(row, bend, query_TK, *keys, *rest)
+        return _mix_gradients(row, bend, keys, query_TK, *rest)
 
     products_RTHK = grad_RTHK.astype(jnp.float32) * mixed_RTHK.astype(jnp.float32)
     drift_RGMT = _by_head(products_RTHK.sum(axis=-1, keepdims=True), groups)[..., 0]
@@ -116,15 +116,14 @@ def _mix(
 def _mix_gradients(
     row: Row,
     bend: Bend,
+    keys: tuple[jax.Array, jax.Array, jax.Array],
     query_TK: jax.Array,
-    key_SK: jax.Array,
-    key_KS: jax.Array,
-    value_SK: jax.Array,
     grad_TK: jax.Array,
     drift_T: jax.Array,
     total_T: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Gradients of one head by its queries, [K, T], and by keys and values, [S, K], in float32."""
+    key_SK, key_KS, value_SK = keys
     to_key, to_value = jnp.zeros((2, *key_SK.shape), jnp.float32)
     to_query = []
     for here, end in _blocks(len(query_TK)):
