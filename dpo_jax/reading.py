@@ -140,7 +140,9 @@ def _typed(kind: Any, value: Any, origins: Origins, key: str) -> Any:
         return _in_range(_typed(get_args(kind)[0], value, origins, key), get_args(kind)[1], origins, key)
     if origin in (Union, types.UnionType):
         inner = [option for option in get_args(kind) if option is not type(None)]
-        return None if value is None else _typed(inner[0], value, origins, key)
+        if value is None:
+            return None
+        return _typed(inner[0], value, origins, key) if len(inner) == 1 else _named(inner, value, origins, key)
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, origins, key)
     if origin is Literal:
@@ -188,10 +190,47 @@ def _dataclass(kind: Any, value: Any, origins: Origins, key: str) -> Any:
         if name not in fields:
             raise _wrong(prefix + str(name), origins, f"the key is unknown. {nearest(str(name), fields)}")
     for name, field in fields.items():
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and name not in value:
+        if _default(field) is dataclasses.MISSING and name not in value:
             raise _wrong(key, origins, f"the key {prefix}{name} is missing; it has no default.")
     return kind(**{name: _typed(hints[name], item, origins, prefix + name) for name, item in value.items()})
+
+
+def _named(kinds: Sequence[Any], value: Any, origins: Origins, key: str) -> Any:
+    """The one of several dataclasses whose field `name` allows the name that is given; without a name the first one.
+
+    What belongs to another one is refused, unless it is empty or the default there: an earlier version wrote all.
+    """
+    if not isinstance(value, dict):
+        raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+    of_names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["name"])}
+    noun, name = key.rpartition(".")[2], value.get("name", next(iter(of_names)))
+    if name not in of_names:
+        raise _wrong(f"{key}.name", origins, f"{name!r} is unknown. {nearest(str(name), of_names)}")
+    own = {field.name: field for field in dataclasses.fields(of_names[name])}
+    others = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
+    kept = {option: item for option, item in value.items() if option in own or not _blank(others.get(option), item)}
+    for option in (option for option in kept if option not in own):
+        allowed = own.keys() - {"name"}
+        raise _wrong(f"{key}.{option}", origins, f"is no option of the {noun} {name}. {nearest(str(option), allowed)}")
+    for option, field in own.items():
+        if _default(field) is dataclasses.MISSING and _blank(field, kept.get(option)):
+            raise _wrong(f"{key}.{option}", origins, f"the {noun} {name} needs it; it has no default.")
+    return _dataclass(of_names[name], kept, origins, key)
+
+
+def options_of_all(kinds: Sequence[Any]) -> dict[str, Any]:
+    """The options of all these dataclasses with their defaults, None where there is none."""
+    defaults = {field.name: _default(field) for kind in kinds for field in dataclasses.fields(kind)}
+    return {name: None if value is dataclasses.MISSING else value for name, value in defaults.items()}
+
+
+def _blank(field: dataclasses.Field[Any] | None, value: Any) -> bool:
+    """True if that is as good as not given."""
+    return field is not None and (value in (None, [], {}) or value == _default(field))
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
 def _wrong(key: str, origins: Origins, says: str) -> UserError:

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"types", "logprobs", "mesh", "files"},
     "evaluation": {"types", "logprobs"},
     "analysis": {"types", "logprobs", "losses"},
-    "reporting": {"types"},
+    "reporting": {"types", "evaluation"},
     "runtime": {"files", "masking"},
     "runs": {"files", "reading", "masking"},
     "config": {"reading", "masking"},

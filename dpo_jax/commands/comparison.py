@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dpo_jax.commands.report import read_run
 from dpo_jax.config import load
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.records import Trial
 from dpo_jax.evaluation.seeds import lines_of
-from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import write_atomic
 from dpo_jax.reporting.comparison import Comparison, render_comparison
-from dpo_jax.reporting.report import RunReport
+from dpo_jax.reporting.report import TEXTS, RunReport
 from dpo_jax.runs.history import session
 from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
@@ -21,23 +23,25 @@ _MOST_RUNS = 12
 """Lines of a plot that can be told apart."""
 
 
-def run(experiment: TextExperiment, others: Sequence[str]) -> None:
+def run(experiment: Steps, others: Sequence[str]) -> None:
     """Writes WORKDIR/comparison.html: the run of the configuration beside others, working directories or experiments.
 
     Raises:
-        UserError: one is no run, or has not been evaluated; or they are too many.
+        UserError: one is no run, or has not been evaluated; they are too many, or of pictures.
     """
+    if experiment.report_kind is not TEXTS:
+        raise UserError("command line: --compare is of experiments on texts.")
     runs = _named([experiment.workdir, *(_workdir(text) for text in others)], experiment)
     if len(runs) > _MOST_RUNS:
         raise UserError(f"command line: --compare: {len(runs)} runs; a plot tells {_MOST_RUNS} apart at most.")
     table = _settings(runs)
     # A seed belongs to what differs, whether or not it does: `lines_of` leaves it out.
-    results = [
-        {"settings": {key: values[place] for key, values in table.items()}, "evaluation": report.evaluation}
-        for place, report in enumerate(runs.values())
+    trials = [
+        Trial(label=name, settings={key: values[place] for key, values in table.items()}, evaluation=report.evaluation)
+        for place, (name, report) in enumerate(runs.items())
     ]
-    lines = lines_of([{**each, "settings": {"run": name}} for name, each in zip(runs, results, strict=True)])
-    means = [line for line in lines_of(results) if line.runs > 1]
+    lines = lines_of([dataclasses.replace(trial, settings={"run": trial.label}) for trial in trials])
+    means = [line for line in lines_of(trials) if line.runs > 1]
     rows = [(key, *values) for key, values in table.items()]
     path = experiment.workdir / "comparison.html"
     write_atomic(path, render_comparison(Comparison(experiment.command, runs, lines, means, rows)))
@@ -54,7 +58,7 @@ def _workdir(text: str) -> Path:
     return Path(load(text)[0].workdir)
 
 
-def _named(folders: Sequence[Path], experiment: TextExperiment) -> dict[str, RunReport]:
+def _named(folders: Sequence[Path], experiment: Steps) -> dict[str, RunReport]:
     """The runs, each by the name of its folder, or by its path where the name says too little."""
     for number, folder in enumerate(folders):
         if any(folder.resolve() == before.resolve() for before in folders[:number]):
@@ -64,7 +68,7 @@ def _named(folders: Sequence[Path], experiment: TextExperiment) -> dict[str, Run
     return {label: _evaluated(folder, experiment) for label, folder in zip(labels, folders, strict=True)}
 
 
-def _evaluated(folder: Path, experiment: TextExperiment) -> RunReport:
+def _evaluated(folder: Path, experiment: Steps) -> RunReport:
     if not (folder / "config.yaml").exists() or not (folder / "metrics.jsonl").exists():
         raise UserError(
             f"{folder}: is no run: there is no config.yaml with a metrics.jsonl. Name the workdir of a run, such as "
@@ -81,8 +85,8 @@ def _evaluated(folder: Path, experiment: TextExperiment) -> RunReport:
 
 
 def _settings(runs: Mapping[str, RunReport]) -> dict[str, list[str]]:
-    """What decides a training and is not the same in all runs: dotted key -> its value in each."""
-    found = [deciding("train", run.config) for run in runs.values()]
-    keys = dict.fromkeys(key for each in found for key in each)
-    table = {key: [str(each.get(key, "default")) for each in found] for key in keys}
+    """The settings that decide a training and are not the same in all runs: dotted key -> the value in each."""
+    of_runs = [deciding("train", run.config) for run in runs.values()]
+    keys = dict.fromkeys(key for settings in of_runs for key in settings)
+    table = {key: [str(settings.get(key, "default")) for settings in of_runs] for key in keys}
     return {key.replace("loss.0.", "loss."): values for key, values in table.items() if len(set(values)) > 1}

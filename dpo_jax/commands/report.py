@@ -6,50 +6,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.records import Evaluation, Fitted, Trial
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
-from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import read_json, read_json_lines, write_atomic
 from dpo_jax.reading import read_yaml
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import RunReport, render
 from dpo_jax.runs.history import read_history, session
 from dpo_jax.runtime.progress import say
 
 
-def run(experiment: TextExperiment) -> None:
+def run(experiment: Steps) -> None:
     """Writes WORKDIR/report.html."""
-    write_atomic(experiment.workdir / "report.html", render(gather(experiment)))
-    say("report", f"wrote {experiment.workdir / 'report.html'}")
+    path = experiment.workdir / "report.html"
+    write_atomic(path, render(gather(experiment)))
+    say("report", f"wrote {path}")
 
 
-def gather(experiment: TextExperiment) -> RunReport:
+def gather(experiment: Steps) -> RunReport:
     """All that is known of the run of a configuration."""
-    return read_run(experiment.workdir, experiment.sft_folder, unknown=session(experiment.command))
+    found = read_run(experiment.workdir, experiment.sft_folder, unknown=session(experiment.command))
+    return found._replace(kind=experiment.report_kind, shown=experiment.shown_samples)
 
 
 def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> RunReport:
     """All that is known of a run; `unknown` is the session that is told of where the training noted none.
 
     Raises:
-        UserError: nothing was trained there.
+        UserError: nothing was trained there, or a file is damaged.
     """
-    found = whatever_trained(workdir, sft_folder, unknown=unknown)
-    return RunReport(
-        **found,
-        analysis=known(workdir / "analysis.json"),
-        fitted=known(workdir / "fitted.json"),
-        data=known(workdir / "data.json") or (),
-        frontier=_frontier(found["evaluation"] or {}),
-    )
-
-
-def whatever_trained(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> dict[str, Any]:
-    """What reports of texts and of pictures say alike; `unknown` as for `read_run`, which says what is raised."""
-    metrics, sft_metrics = (metric_rows(folder) for folder in (workdir, sft_folder))
+    metrics, sft_metrics = (_metric_rows(folder) for folder in (workdir, sft_folder))
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
-    return dict(
+    evaluation, fitted = _evaluation(workdir), workdir / "fitted.json"
+    return RunReport(
         title=workdir.name or str(workdir),
         command=_commands(sessions),
         created=sessions[-1]["date"],
@@ -58,15 +53,35 @@ def whatever_trained(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, A
         config=read_yaml(workdir / "config.yaml")[0],
         metrics=metrics,
         sft_metrics=sft_metrics,
-        evaluation=known(workdir / "evaluation.json"),
+        reward_metrics=_metric_rows(workdir / "reward"),
+        evaluation=evaluation,
+        reward=_evaluation(workdir / "reward").heldout,
+        analysis=_known(workdir / "analysis.json"),
+        fitted=Fitted.from_json(_known(fitted) or {}, where=str(fitted)),
+        data=[SplitReport(**split) for split in _known(workdir / "data.json") or ()],
+        frontier=_frontier(evaluation),
+        pictures=_pictures(workdir / "samples.npz"),
     )
 
 
-def _frontier(evaluation: Mapping[str, Any]) -> list[Line]:
-    if not evaluation.get("best_of"):
+def _evaluation(folder: Path) -> Evaluation:
+    """The evaluation in a folder; an empty one where there is none."""
+    path = folder / "evaluation.json"
+    return Evaluation.from_json(_known(path) or {}, where=str(path))
+
+
+def _pictures(path: Path) -> dict[str, np.ndarray] | None:
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def _frontier(evaluation: Evaluation) -> list[Line]:
+    if not evaluation.best_of:
         return []
-    (line,) = lines_of([{"settings": {"run": "this run"}, "evaluation": evaluation}])
-    return [line, *best_of_lines(evaluation["best_of"], line)]
+    (line,) = lines_of([Trial(label="this run", settings={"run": "this run"}, evaluation=evaluation)])
+    return [line, *best_of_lines(evaluation.best_of, line)]
 
 
 def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:
@@ -75,12 +90,12 @@ def _commands(sessions: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(f"{each['command']}    # {each['date']}, from step {each['from_step']}" for each in sessions)
 
 
-def known(path: Path) -> Any:
-    """What a JSON file says; None where it is not there."""
+def _known(path: Path) -> Any:
+    """The content of a JSON file; None where it is not there."""
     return read_json(path) if path.exists() else None
 
 
-def metric_rows(folder: Path) -> list[dict[str, Any]]:
+def _metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics that a training wrote there; none where there are none."""
     path = folder / "metrics.jsonl"
     rows = read_json_lines(path) if path.exists() else []

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from dpo_jax.commands import reference
+from dpo_jax.evaluation.intervals import in_words
+from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.evaluation.rewards import reward_metrics
 from dpo_jax.experiments.fit import fit
 from dpo_jax.experiments.sinks import check_sinks
@@ -20,14 +24,13 @@ def run(experiment: Steps) -> None:
     fit(experiment, experiment.reward_training(term))
     if experiment.has_heldout:
         rewards_nP, losses_n = experiment.heldout_rewards(term)
-        metrics = reward_metrics(rewards_nP)
+        heldout = dataclasses.replace(reward_metrics(rewards_nP), loss=float(losses_n.mean()))
         path = experiment.workdir / "reward" / "evaluation.json"
-        write_json(path, {"heldout": {**metrics, "loss": float(losses_n.mean())}})
-        low, high = metrics["accuracy_interval"]
+        write_json(path, Evaluation(heldout=heldout).to_json())
         say(
             "reward",
-            f"{metrics['pairs']} held-out pairs: accuracy {metrics['accuracy']:.3f} (95 % interval {low:.3f} to "
-            f"{high:.3f}), margin {metrics['margin']:.3f}; wrote {path}",
+            f"{heldout.pairs} held-out pairs: accuracy {heldout.accuracy:.3f} "
+            f"({in_words(heldout.accuracy_interval, '.3f')}), margin {heldout.margin:.3f}; wrote {path}",
         )
     else:
         say("reward", "no held-out accuracy: the configuration names no held-out pairs (data.eval)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dpo_jax.commands import analyse, export, kinds, reward, train
+from dpo_jax.commands import analyse, evaluate, export, report, reward, train
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.runtime.progress import say
 
@@ -16,7 +16,7 @@ def run(experiment: Steps) -> None:
         say("export", f"left out: {reason}")
     else:
         export.run(experiment)
-    kinds.report_run(experiment)
+    report.run(experiment)
 
 
 def train_and_measure(experiment: Steps) -> None:
@@ -31,7 +31,7 @@ def train_and_measure(experiment: Steps) -> None:
     if experiment.config.reward:
         reward.run(experiment)
     if experiment.has_evaluation:
-        kinds.evaluate_run(experiment)
+        evaluate.run(experiment)
     else:
         say("evaluate", "left out: the configuration asks for no samples and names no held-out rows (data.eval)")
     if experiment.analyses:

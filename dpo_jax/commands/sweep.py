@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import time
@@ -12,10 +13,11 @@ from typing import Any
 
 import jax
 
-from dpo_jax.commands import kinds, reference
+from dpo_jax.commands import reference, report
 from dpo_jax.commands.run import train_and_measure
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.records import BestOf, Evaluation, Halves, Trial
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
@@ -35,32 +37,31 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
         raise UserError("sweep: there is nothing to compare the points by: name held-out rows in data.eval.")
     points = read_points(grid or (), experiment.config.sweep, experiment.origins)
     compiled = _count_compilations()
-    results: list[dict[str, Any]] = []
+    trials: list[Trial] = []
     for number, settings in enumerate(points, 1):
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
-        result = _result(experiment, label, settings, compiled, lean=lean)
-        results.append({"label": label, "settings": settings, **result})
-        write_json(experiment.workdir / "sweep.json", results)
-        _write_tables(experiment, results, [])
-    left_out = [result for result in results if "failed" in result]
+        trials.append(_trial(experiment, label, settings, compiled, lean=lean))
+        write_json(experiment.workdir / "sweep.json", [trial.to_json() for trial in trials])
+        _write_tables(experiment, trials, [])
+    left_out = [trial for trial in trials if trial.failed is not None]
     if len(left_out) == len(points):
-        raise UserError(f"sweep: no point could be run. The first: {left_out[0]['failed']}")
+        raise UserError(f"sweep: no point could be run. The first: {left_out[0].failed}")
     if experiment.has_best_of:
-        _write_tables(experiment, results, _best_of(experiment, points))
+        _write_tables(experiment, trials, _best_of(experiment, points))
     note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
     say("sweep", f"wrote {experiment.workdir / 'sweep.md'} and sweep.html{note}")
 
 
-def _write_tables(experiment: Steps, results: Sequence[dict[str, Any]], best: Sequence[dict[str, Any]]) -> None:
-    lines, left_out = lines_of(results), [(each["label"], each["failed"]) for each in results if "failed" in each]
+def _write_tables(experiment: Steps, trials: Sequence[Trial], best: Sequence[BestOf]) -> None:
+    lines, left_out = lines_of(trials), [(trial.label, trial.failed) for trial in trials if trial.failed is not None]
     lines += best_of_lines(best, lines[0]) if lines else []
     table = make_table(lines, left_out)
     write_atomic(experiment.workdir / "sweep.md", as_markdown(table))
     write_atomic(experiment.workdir / "sweep.html", as_html(experiment.workdir.name, experiment.command, table, lines))
 
 
-def _best_of(experiment: Steps, points: Sequence[Settings]) -> list[dict[str, Any]]:
+def _best_of(experiment: Steps, points: Sequence[Settings]) -> Sequence[BestOf]:
     """The best of n samples of the model from which all points start; none if they start apart."""
     if any(_moves_the_start(key) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
@@ -69,36 +70,45 @@ def _best_of(experiment: Steps, points: Sequence[Settings]) -> list[dict[str, An
     return experiment.shared_best_of()
 
 
-def _result(base: Steps, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> dict[str, Any]:
-    """What came of a point: `config`, `evaluation`, `seconds`, `compiled`; or `failed`, why it could not be run."""
+def _trial(base: Steps, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> Trial:
+    """A point of the sweep, run; or, with the reason, one that could not be run."""
     try:
         point = point_of(base, label, settings)
         kept = point.workdir / "point.json"
         if kept.exists():
-            result = read_json(kept)
-            if _decides(result["config"]) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
+            done = Trial.from_json({"label": label, "settings": settings, **read_json(kept)}, where=str(kept))
+            if _decides(done.config) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
                 say("sweep", "is done already")
-                return result
+                return done
         start, before = time.perf_counter(), compiled()
         point.begin()
         with _everything_cached():
             train_and_measure(point)
-            kinds.report_run(point)
+            report.run(point)
     except UserError as error:
         say("sweep", f"left out: {error}")
-        return {"failed": str(error)}
-    result = {
-        "config": as_mapping(point.config),
-        "evaluation": read_json(point.workdir / "evaluation.json"),
-        "seconds": time.perf_counter() - start,
-        "compiled": compiled() - before,
-    }
-    if (point.workdir / "analysis.json").exists():
-        result["evaluation"]["halves"] = read_json(point.workdir / "analysis.json")["halves"]
-    write_json(kept, result)
+        return Trial(label=label, settings=settings, failed=str(error))
+    trial = Trial(
+        label=label,
+        settings=settings,
+        config=as_mapping(point.config),
+        evaluation=_measured(point.workdir),
+        seconds=time.perf_counter() - start,
+        compiled=compiled() - before,
+    )
+    write_json(kept, {key: value for key, value in trial.to_json().items() if key not in ("label", "settings")})
     if lean and jax.process_index() == 0:
         shutil.rmtree(point.workdir / "checkpoints")
-    return result
+    return trial
+
+
+def _measured(workdir: Path) -> Evaluation:
+    """The evaluation of a point, with the halves of its analysis, if there is one."""
+    path, analysis = workdir / "evaluation.json", workdir / "analysis.json"
+    evaluation = Evaluation.from_json(read_json(path), where=str(path))
+    if not analysis.exists():
+        return evaluation
+    return dataclasses.replace(evaluation, halves=Halves.from_json(read_json(analysis)["halves"], where=str(analysis)))
 
 
 def _moves_the_start(key: str) -> bool:

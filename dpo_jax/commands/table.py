@@ -68,9 +68,9 @@ def _reward() -> Runner:
 
 
 def _evaluate() -> Runner:
-    from dpo_jax.commands.kinds import evaluate_run
+    from dpo_jax.commands.evaluate import run
 
-    return evaluate_run
+    return run
 
 
 def _analyse() -> Runner:
@@ -104,9 +104,9 @@ def _export() -> Runner:
 
 
 def _report() -> Runner:
-    from dpo_jax.commands.kinds import report_run
+    from dpo_jax.commands import comparison, report
 
-    return report_run
+    return lambda experiment, compare: comparison.run(experiment, compare) if compare else report.run(experiment)
 
 
 def _scratch() -> Runner:

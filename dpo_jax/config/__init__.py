@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
 from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
 from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchConfig, file_bytes
-from dpo_jax.config.pictures import PictureConfig, check_pictures
+from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, check_pictures
 from dpo_jax.config.training import (
     LoggingConfig,
     LossConfig,
@@ -27,7 +27,7 @@ from dpo_jax.config.training import (
 )
 from dpo_jax.errors import UserError
 from dpo_jax.masking import masked
-from dpo_jax.reading import Origins, locate, override, read_yaml, typed
+from dpo_jax.reading import Origins, locate, options_of_all, override, read_yaml, typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,7 @@ class Config:
 
 
 AnyConfig = Config | PictureConfig
+_NAMED = (JudgeConfig, PictureJudgeConfig)
 """A file with a section `pictures` is an experiment on pictures or clips."""
 
 
@@ -208,8 +209,12 @@ def as_mapping(config: AnyConfig) -> dict[str, Any]:
 
 def _plain(config: AnyConfig) -> dict[str, Any]:
     def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value):
+            # A judge is written with the options of all judges: that is the form of every file that holds one.
+            kinds = next((get_args(union) for union in _NAMED if isinstance(value, union)), ())
+            return plain({**options_of_all(kinds), **vars(value)})
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return plain(dataclasses.asdict(config))
+    return plain(config)

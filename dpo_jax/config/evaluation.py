@@ -1,55 +1,110 @@
-"""The part of an experiment that says what is measured, and who judges."""
+"""The part of an experiment that says what is measured, and by whom it is judged."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
 from dpo_jax.config.kinds import Count, NotNegative, Positive, Source
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError
 from dpo_jax.reading import Origins, locate
 
 
-@dataclass(frozen=True, kw_only=True)
-class JudgeConfig:
-    """Who says which of two responses is better; each judge has options of its own, see `JUDGE_OPTIONS`."""
+class Judge:
+    """The options of a judge, who says which of two responses is better; `name` tells judges apart."""
 
-    name: Literal["classifier", "reward", "lexicon", "command", "python", "http"] = "classifier"
-    data: tuple[Source, ...] = ()  # what a classifier learns from
-    model: str | None = (
-        None  # a reward model: a run's WORKDIR or a folder, default of this run; the name at an endpoint
-    )
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Options that cannot be, each with what is wrong."""
+        yield from ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierJudge(Judge):
+    """A classifier of single responses."""
+
+    name: Literal["classifier"] = "classifier"
+    data: tuple[Source, ...] = ()  # what it learns from; needed
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """Nothing to learn from."""
+        if not self.data:
+            yield "data", "the judge classifier needs it; it has no default."
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardJudge(Judge):
+    """A reward model."""
+
+    name: Literal["reward"] = "reward"
+    model: str | None = None  # a run's WORKDIR or a folder; default: of this run
+
+
+@dataclass(frozen=True, kw_only=True)
+class LexiconJudge(Judge):
+    """The mean weight of the words of a response."""
+
+    name: Literal["lexicon"] = "lexicon"
     words: str | None = None  # a file of words and weights; default: VADER
-    command: str | None = None  # the program and its arguments
-    function: str | None = None  # file.py:name or package.module:name
-    compares: bool = False  # whether command or function is shown two responses, instead of scoring one
-    url: str | None = None  # of the API, such as http://localhost:8000/v1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandJudge(Judge):
+    """A program."""
+
+    name: Literal["command"] = "command"
+    command: str  # the program and its arguments
+    compares: bool = False  # true: it is shown two responses, instead of scoring one
+    timeout_seconds: NotNegative | None = None  # for all of it; default: 600
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """A time in which nothing ends."""
+        yield from _no_time(self.timeout_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PythonJudge(Judge):
+    """A Python function."""
+
+    name: Literal["python"] = "python"
+    function: str  # file.py:name or package.module:name
+    compares: bool = False  # true: it is shown two responses, instead of scoring one
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpJudge(Judge):
+    """A language model behind an OpenAI-compatible endpoint."""
+
+    name: Literal["http"] = "http"
+    url: str  # of the API, such as http://localhost:8000/v1
+    model: str  # its name at the endpoint
     api_key_env: str | None = None  # the environment variable that holds the key; never the key itself
     template: str | None = None  # a file with the question, with {prompt}, {a} and {b}
-    request: Mapping[str, Any] = field(default_factory=lambda: {"max_tokens": 16, "temperature": 0.0})  # beside it
-    timeout_seconds: NotNegative | None = None  # default: 600 for all of a command, 60 for a request
+    request: Mapping[str, object] = field(default_factory=lambda: {"max_tokens": 16, "temperature": 0.0})  # beside it
+    timeout_seconds: NotNegative | None = None  # for a request; default: 60
     retries: Count = 6  # of a request that failed in a way that may pass
     parallel: Positive = 8  # requests at a time
     cache: str | None = None  # file of the verdicts that are known; default: WORKDIR/verdicts.jsonl
     input_price: NotNegative | None = None  # of a million tokens, to count the cost
     output_price: NotNegative | None = None
 
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """A time in which nothing ends, a key in place of its variable, one price of two."""
+        yield from _no_time(self.timeout_seconds)
+        if self.api_key_env is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
+            yield "api_key_env", "is no name of an environment variable. Put the key in one, and its name here."
+        if (self.input_price is None) != (self.output_price is None):
+            yield "input_price", "the cost needs both prices, input_price and output_price."
 
-JUDGE_OPTIONS: dict[str, tuple[str, ...]] = {
-    "classifier": ("data",),
-    "reward": ("model",),
-    "lexicon": ("words",),
-    "command": ("command", "compares", "timeout_seconds"),
-    "python": ("function", "compares"),
-    "http": (
-        *("url", "model", "api_key_env", "template", "request", "timeout_seconds", "retries", "parallel", "cache"),
-        *("input_price", "output_price"),
-    ),
-}
-"""Judge -> its options."""
-_NEEDED = {"classifier": ("data",), "command": ("command",), "python": ("function",), "http": ("url", "model")}
+
+def _no_time(timeout_seconds: float | None) -> Iterator[tuple[str, str]]:
+    if timeout_seconds == 0:
+        yield "timeout_seconds", "nothing ends in 0 s; give more, or leave it out."
+
+
+JudgeConfig = ClassifierJudge | RewardJudge | LexiconJudge | CommandJudge | PythonJudge | HttpJudge
+"""One of the judges. To add one: its dataclass, its name here, and its line in `experiments/judging.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +162,7 @@ def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows
 
 
 def check_judge(judge: JudgeConfig, origins: Origins, *, key: str) -> None:
-    """Refuses options that are another judge's, and misses those without which it cannot work."""
-
-    def refuse(option: str, says: str) -> UserError:
+    """Refuses options that cannot be."""
+    for option, says in judge.mistakes():
         where = f"{key}.{option}"
-        return UserError(f"{locate(where, origins)}: {where}: {says}")
-
-    blank, allowed = JudgeConfig(), JUDGE_OPTIONS[judge.name]
-    for option in (each.name for each in fields(JudgeConfig)):
-        given = vars(judge)[option] != vars(blank)[option]
-        if given and option not in ("name", *allowed):
-            raise refuse(option, f"is no option of the judge {judge.name}. {nearest(option, allowed)}")
-        if not given and option in _NEEDED.get(judge.name, ()):
-            raise refuse(option, f"the judge {judge.name} needs it; it has no default.")
-    if judge.timeout_seconds == 0:
-        raise refuse("timeout_seconds", "nothing ends in 0 s; give more, or leave it out.")
-    if judge.api_key_env is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", judge.api_key_env):
-        raise refuse("api_key_env", "is no name of an environment variable. Put the key in one, and its name here.")
-    if (judge.input_price is None) != (judge.output_price is None):
-        raise refuse("input_price", "the cost needs both prices, input_price and output_price.")
+        raise UserError(f"{locate(where, origins)}: {where}: {says}")

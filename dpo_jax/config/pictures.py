@@ -116,13 +116,24 @@ class PictureSamplingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureJudgeConfig:
-    """Who gives a sample its score."""
+class QualityJudge:
+    """A weighted sum of quality metrics."""
 
-    name: Literal["quality", "scorer"] = "quality"
-    weights: Mapping[str, float] = field(default_factory=dict)  # quality: metric -> weight in the sum
-    metrics: tuple[str, ...] = ()  # quality, without weights: these, with weights fitted to the pairs of data.train
-    model: str | None = None  # scorer: the WORKDIR where it was trained; default: this one
+    name: Literal["quality"] = "quality"
+    weights: Mapping[str, float] = field(default_factory=dict)  # metric -> weight in the sum
+    metrics: tuple[str, ...] = ()  # without weights: these, with weights fitted to the pairs of data.train
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScorerJudge:
+    """A scorer that learned from preferences."""
+
+    name: Literal["scorer"] = "scorer"
+    model: str | None = None  # the WORKDIR where it was trained; default: this one
+
+
+PictureJudgeConfig = QualityJudge | ScorerJudge
+"""One of the judges of pictures. To add one: its dataclass, its name here, its line in experiments/picture_judging."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,12 +238,9 @@ def _check_judges(config: PictureConfig, refuse: Any) -> None:
             continue
         if judge.name == "quality" and bool(judge.weights) == bool(judge.metrics):
             raise refuse(key, "quality takes `weights: {brightness: 1.0}`, or `metrics: [brightness]` to be fitted.")
-        if judge.name == "quality" and judge.model:
-            raise refuse(f"{key}.model", "is an option of the judge scorer.")
-        if judge.name == "scorer" and (judge.weights or judge.metrics):
-            raise refuse(key, "weights and metrics are options of the judge quality.")
         own = judge.name == "scorer" and judge.model is None
         if own and config.reward is None:
             raise refuse(f"{key}.model", "name the WORKDIR of a scorer, or train one here: add `reward:`.")
-        if key == "pairs.judge" and (judge.metrics or own):
+        learns = own or (judge.name == "quality" and judge.metrics)
+        if key == "pairs.judge" and learns:
             raise refuse(key, "learns from data.train, which is what it is to make; give weights or another WORKDIR.")

@@ -1,4 +1,4 @@
-"""The best of n responses, and softer choices among them: what a judge alone could gain, without any training.
+"""The best of n responses, and softer choices among them: the gain of a judge alone, without any training.
 
 Dimension key: N prompts, S responses to each.
 """
@@ -6,11 +6,11 @@ Dimension key: N prompts, S responses to each.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 
 from dpo_jax.evaluation.intervals import mean_interval
+from dpo_jax.evaluation.records import BestOf
 
 
 def best_of(scores_NS: np.ndarray, n: int) -> np.ndarray:
@@ -29,7 +29,7 @@ def best_of(scores_NS: np.ndarray, n: int) -> np.ndarray:
 
 
 def kl_bound(n: int) -> float:
-    """At most so many nats is the policy that answers with the best of n from the one whose answers they are.
+    """The largest KL, nats, of the policy that answers with the best of n, from the one whose answers they are.
 
     References: Beirami et al. 2024, arXiv:2401.01879: the published value log n - (n - 1) / n is an upper bound.
     """
@@ -57,30 +57,24 @@ def soft_best_of(scores_NS: np.ndarray, beta: float) -> tuple[np.ndarray, np.nda
     return (w_NS * scores_NS).sum(axis=1), (w_NS * (log_w_NS + math.log(scores_NS.shape[1]))).sum(axis=1)
 
 
-def soft_best_of_table(scores_NS: np.ndarray) -> list[dict[str, Any]]:
-    """For betas from 4 to 1/8 of the spread of scores to a prompt: `n` (S), `beta`, `score`, its `interval`, `kl`."""
+def soft_best_of_table(scores_NS: np.ndarray) -> list[BestOf]:
+    """Soft choices among S, for betas from 4 to 1/8 of the spread of scores to a prompt."""
     spread = float(np.mean(np.std(scores_NS, axis=1)))
     if spread == 0:  # nothing to choose by
         return []
-    betas = [spread * 2.0**power for power in range(2, -4, -1)]
-    found = [(beta, *soft_best_of(scores_NS, beta)) for beta in betas]
-    return [
-        {
-            "n": int(np.shape(scores_NS)[1]),
-            "beta": beta,
-            "score": float(score_N.mean()),
-            "interval": mean_interval(score_N),
-            "kl": float(kl_N.mean()),
-        }
-        for beta, score_N, kl_N in found
-    ]
+    table = []
+    for beta in (spread * 2.0**power for power in range(2, -4, -1)):
+        score_N, kl_N = soft_best_of(scores_NS, beta)
+        score, interval, kl = float(score_N.mean()), mean_interval(score_N), float(kl_N.mean())
+        table.append(BestOf(n=int(np.shape(scores_NS)[1]), beta=beta, score=score, interval=interval, kl=kl))
+    return table
 
 
-def best_of_table(scores_NS: np.ndarray) -> list[dict[str, Any]]:
-    """For n = 1, 2, 4, ... up to S: `n`, `score`, its `interval` over prompts, and `kl`, the bound in nats."""
+def best_of_table(scores_NS: np.ndarray) -> list[BestOf]:
+    """The best of n = 1, 2, 4, ... up to S; intervals are over prompts, and the KL is the bound."""
     sizes = [2**power for power in range(np.shape(scores_NS)[1].bit_length())]
-    found = [(n, best_of(scores_NS, n)) for n in sizes]
+    best = {n: best_of(scores_NS, n) for n in sizes}
     return [
-        {"n": n, "score": float(best_N.mean()), "interval": mean_interval(best_N), "kl": kl_bound(n)}
-        for n, best_N in found
+        BestOf(n=n, score=float(best_N.mean()), interval=mean_interval(best_N), kl=kl_bound(n))
+        for n, best_N in best.items()
     ]

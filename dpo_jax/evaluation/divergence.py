@@ -1,4 +1,4 @@
-"""How far the policy is from the reference, measured on the policy's own samples.
+"""The divergence of the policy from the reference, measured on the policy's own samples.
 
 Each is summed over the tokens of a response, and a mean over samples then estimates KL(policy || reference) of whole
 responses. `exact` takes at each token the expectation over the vocabulary, so that only the contexts are sampled.
@@ -8,21 +8,21 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.evaluation.intervals import mean_interval
+from dpo_jax.evaluation.records import Divergence, Entropy, Evaluation
 from dpo_jax.logprobs import response_logps, scored_hidden, token_kl, token_logps
 from dpo_jax.types import PairBatch, Unembedding
 
 _LARGEST_EXPONENT = 80.0
 
 Seen = tuple[jax.Array, Unembedding]
-"""What a model makes of a batch: hidden states [R, T, D] and its unembedding."""
+"""A model's view of a batch: hidden states [R, T, D] and its unembedding."""
 
 
 class Divergences(NamedTuple):
@@ -58,13 +58,13 @@ def kl_of_ratios(ratios: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return ratios, ratios**2 / 2, jnp.expm1(jnp.minimum(-ratios, _LARGEST_EXPONENT)) + ratios
 
 
-def divergence_metrics(found: Divergences, tokens_n: np.ndarray) -> Mapping[str, Any]:
-    """`kl`: the estimates and their intervals, nats per response; `entropy`: of the policy, nats per token.
+def divergence_metrics(sums: Divergences, tokens_n: np.ndarray) -> Evaluation:
+    """An evaluation of `kl`, nats per response, `entropy` of the policy, nats per token, and `tokens` alone.
 
     `sequence_kl` is k1, the mean log-ratio. The entropy is estimated by the log-probs of the samples, all tokens alike.
 
     Args:
-        found: of the samples, [n] each.
+        sums: of the samples, [n] each.
         tokens_n: how many tokens each has, its end included.
 
     Raises:
@@ -72,18 +72,29 @@ def divergence_metrics(found: Divergences, tokens_n: np.ndarray) -> Mapping[str,
     """
     if not len(tokens_n):
         raise ValueError("no samples, no divergence")
-    values = {name: np.asarray(value, np.float64) for name, value in found._asdict().items()}
+    values = {name: np.asarray(value, np.float64) for name, value in sums._asdict().items()}
     tokens_n = np.asarray(tokens_n, np.float64)
-    kl: dict[str, Any] = {
-        "sequence_kl": float(values["k1"].mean()),
-        "interval": mean_interval(values["k1"]),
-        "samples": len(tokens_n),
-    }
-    for name in ("exact", "k1", "k2", "k3"):
-        kl |= {name: float(values[name].mean()), f"{name}_interval": mean_interval(values[name])}
-    entropy = {
-        "token": float(-values["policy_logps"].sum() / tokens_n.sum()),
-        "sequence": float(-values["policy_logps"].mean()),
-        "sequence_interval": mean_interval(-values["policy_logps"]),
-    }
-    return {"kl": kl, "entropy": entropy, "tokens": float(tokens_n.mean()), "tokens_interval": mean_interval(tokens_n)}
+    means = {name: float(value.mean()) for name, value in values.items()}
+    intervals = {name: mean_interval(value) for name, value in values.items()}
+    return Evaluation(
+        kl=Divergence(
+            sequence_kl=means["k1"],
+            interval=intervals["k1"],
+            samples=len(tokens_n),
+            exact=means["exact"],
+            exact_interval=intervals["exact"],
+            k1=means["k1"],
+            k1_interval=intervals["k1"],
+            k2=means["k2"],
+            k2_interval=intervals["k2"],
+            k3=means["k3"],
+            k3_interval=intervals["k3"],
+        ),
+        entropy=Entropy(
+            token=float(-values["policy_logps"].sum() / tokens_n.sum()),
+            sequence=float(-values["policy_logps"].mean()),
+            sequence_interval=mean_interval(-values["policy_logps"]),
+        ),
+        tokens=float(tokens_n.mean()),
+        tokens_interval=mean_interval(tokens_n),
+    )

@@ -78,3 +78,9 @@ def difference_interval(a: tuple[int, int], b: tuple[int, int]) -> Interval:
     below = math.hypot(share_a - low_a, high_b - share_b)
     above = math.hypot(high_a - share_a, share_b - low_b)
     return (difference - below, difference + above)
+
+
+def in_words(interval: Interval | None, form: str) -> str:
+    """The interval for a message, its ends in this format."""
+    low, high = interval or (math.nan, math.nan)
+    return f"95 % interval {low:{form}} to {high:{form}}"

@@ -18,10 +18,10 @@ Dimension key: S resamples, n comparisons, F features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
+from dpo_jax.evaluation.records import LengthControlled
 from dpo_jax.evaluation.winrate import groups_of
 
 _RESAMPLES = 500
@@ -37,7 +37,7 @@ def length_controlled(
     prompts: Sequence[str],
     *,
     difficulty_n: np.ndarray | None = None,
-) -> dict[str, Any]:
+) -> LengthControlled:
     """The length-controlled win rate, its interval (bootstrapped over prompts, each time fitted anew), and phi.
 
     Args:
@@ -55,17 +55,17 @@ def length_controlled(
     features_nF = _features(policy, reference, difficulty_n)
     groups_n = groups_of(prompts)
     once_Sn, drawn_Sn = np.ones((1, len(prompts))), _draws(int(groups_n.max()) + 1)[:, groups_n]
-    found_SF = _fit(features_nF, verdicts_n, once_Sn, np.zeros(features_nF.shape[1]))
+    fit_SF = _fit(features_nF, verdicts_n, once_Sn, np.zeros(features_nF.shape[1]))
     low, high = -np.inf, np.inf
     if groups_n.max() > 0:
-        resampled_SF = _fit(features_nF, verdicts_n, drawn_Sn, found_SF[0])
+        resampled_SF = _fit(features_nF, verdicts_n, drawn_Sn, fit_SF[0])
         low, high = np.quantile(_at_equal_lengths(resampled_SF, features_nF, drawn_Sn), [0.025, 0.975])
-    return {
-        "win_rate": float(_at_equal_lengths(found_SF, features_nF, once_Sn)[0]),
-        "win_rate_interval": (float(low), float(high)),
-        "length_effect": float(found_SF[0, 1]),
-        "longer": float(np.mean([len(a) > len(b) for a, b in zip(policy, reference, strict=True)])),
-    }
+    return LengthControlled(
+        win_rate=float(_at_equal_lengths(fit_SF, features_nF, once_Sn)[0]),
+        win_rate_interval=(float(low), float(high)),
+        length_effect=float(fit_SF[0, 1]),
+        longer=float(np.mean([len(a) > len(b) for a, b in zip(policy, reference, strict=True)])),
+    )
 
 
 def _features(policy: Sequence[str], reference: Sequence[str], difficulty_n: np.ndarray | None) -> np.ndarray:
@@ -81,26 +81,26 @@ def _draws(groups: int) -> np.ndarray:
     return np.stack([np.bincount(random.integers(0, groups, groups), minlength=groups) for _ in range(_RESAMPLES)])
 
 
-def _at_equal_lengths(found_SF: np.ndarray, features_nF: np.ndarray, weights_Sn: np.ndarray) -> np.ndarray:
+def _at_equal_lengths(fit_SF: np.ndarray, features_nF: np.ndarray, weights_Sn: np.ndarray) -> np.ndarray:
     """The win rates, [S], of fits to comparisons that count by these weights."""
     equal_nF = features_nF.copy()
     equal_nF[:, 1] = 0.0
-    return np.average(_logistic(found_SF @ equal_nF.T), axis=1, weights=weights_Sn)
+    return np.average(_logistic(fit_SF @ equal_nF.T), axis=1, weights=weights_Sn)
 
 
 def _fit(features_nF: np.ndarray, verdicts_n: np.ndarray, weights_Sn: np.ndarray, start_F: np.ndarray) -> np.ndarray:
     """The coefficients that minimise the weighted log loss and the penalty, [S, F], by Newton's method."""
     width = len(start_F)
-    found_SF = np.tile(start_F, (len(weights_Sn), 1))
+    fit_SF = np.tile(start_F, (len(weights_Sn), 1))
     for _ in range(_STEPS):
-        chance_Sn = _logistic(found_SF @ features_nF.T)
-        gradient_SF = (weights_Sn * (chance_Sn - verdicts_n)) @ features_nF + _PENALTY * found_SF
+        chance_Sn = _logistic(fit_SF @ features_nF.T)
+        gradient_SF = (weights_Sn * (chance_Sn - verdicts_n)) @ features_nF + _PENALTY * fit_SF
         bend_Sn = weights_Sn * chance_Sn * (1 - chance_Sn)
         hessian_SFF = np.einsum("sn,nf,ng->sfg", bend_Sn, features_nF, features_nF, optimize=True)
         step_SF = np.linalg.solve(hessian_SFF + _PENALTY * np.eye(width), gradient_SF[..., None])[..., 0]
-        found_SF -= step_SF
+        fit_SF -= step_SF
         if np.abs(step_SF).max() < _TOLERANCE:
-            return found_SF
+            return fit_SF
     raise ArithmeticError(f"the regression of {len(verdicts_n)} verdicts had not converged after {_STEPS} steps")
 
 

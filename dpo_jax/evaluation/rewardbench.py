@@ -5,12 +5,12 @@ Dimension key: n rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from dpo_jax.evaluation.intervals import share_interval
+from dpo_jax.evaluation.records import Benchmark, Section, Share
 
 _CODE = 164
 SECTIONS: dict[str, dict[str, int]] = {
@@ -44,7 +44,7 @@ SECTIONS: dict[str, dict[str, int]] = {
 """Section -> its subsets -> the weight of each in the section, as the benchmark's own code has them."""
 
 
-def rewardbench(right_n: np.ndarray, subsets: Sequence[str]) -> dict[str, Any]:
+def rewardbench(right_n: np.ndarray, subsets: Sequence[str], *, name: str | None = None) -> Benchmark:
     """Accuracy by subset, the sections' averages over their subsets weighted by prompts, and the score, their mean.
 
     A section is there where any of its subsets is, and says which it lacks; the score only where all are whole.
@@ -52,6 +52,7 @@ def rewardbench(right_n: np.ndarray, subsets: Sequence[str]) -> dict[str, Any]:
     Args:
         right_n: bool: chosen scored above rejected (a tie is wrong).
         subsets: of each row; what is of no section counts in `accuracy` and `subsets` alone.
+        name: the judge's.
 
     Raises:
         ValueError: they are not as many, or there are none.
@@ -59,23 +60,21 @@ def rewardbench(right_n: np.ndarray, subsets: Sequence[str]) -> dict[str, Any]:
     right_n, names = np.asarray(right_n, bool), np.asarray(subsets, object)
     if right_n.shape != names.shape or not len(names):
         raise ValueError(f"{len(right_n)} verdicts of {len(names)} rows: need one each")
-    by_subset = {name: _share(right_n[names == name]) for name in dict.fromkeys(subsets)}
+    by_subset = {subset: _share(right_n[names == subset]) for subset in dict.fromkeys(subsets)}
     sections = {
         section: _average(by_subset, weights) for section, weights in SECTIONS.items() if weights.keys() & by_subset
     }
-    whole = len(sections) == len(SECTIONS) and not any("lacks" in found for found in sections.values())
-    score = {"score": float(np.mean([found["accuracy"] for found in sections.values()]))} if whole else {}
-    return {**_share(right_n), "subsets": by_subset, "sections": sections, **score}
+    whole = len(sections) == len(SECTIONS) and not any(section.lacks for section in sections.values())
+    score = float(np.mean([section.accuracy for section in sections.values()])) if whole else None
+    return Benchmark(name=name, **vars(_share(right_n)), subsets=by_subset, sections=sections, score=score)
 
 
-def _share(right_n: np.ndarray) -> dict[str, Any]:
+def _share(right_n: np.ndarray) -> Share:
     right, rows = int(right_n.sum()), len(right_n)
-    return {"rows": rows, "accuracy": right / rows, "accuracy_interval": share_interval(right, rows)}
+    return Share(rows=rows, accuracy=right / rows, accuracy_interval=share_interval(right, rows))
 
 
-def _average(by_subset: dict[str, Any], weights: dict[str, int]) -> dict[str, Any]:
+def _average(by_subset: Mapping[str, Share], weights: Mapping[str, int]) -> Section:
     present = [name for name in weights if name in by_subset]
-    accuracies = [by_subset[name]["accuracy"] for name in present]
-    lacks = [name for name in weights if name not in by_subset]
-    found = {"accuracy": float(np.average(accuracies, weights=[weights[name] for name in present]))}
-    return {**found, **({"lacks": lacks} if lacks else {})}
+    accuracy = np.average([by_subset[name].accuracy for name in present], weights=[weights[name] for name in present])
+    return Section(accuracy=float(accuracy), lacks=tuple(name for name in weights if name not in by_subset))

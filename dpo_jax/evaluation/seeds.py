@@ -1,46 +1,49 @@
-"""What several runs say together: a table of their evaluations, runs that differ by their seed as one line."""
+"""The evaluations of several runs as the lines of a table; runs that differ by their seed are one line."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from dpo_jax.evaluation.intervals import Interval
+from dpo_jax.evaluation.records import BestOf, Evaluation, Place, Quality, Settings, Trial
 
-MEASURES: dict[str, tuple[tuple[str, ...], str]] = {
-    "positive before": (("judged", "reference", "positive"), "interval"),
-    "judged positive": (("judged", "policy", "positive"), "interval"),
-    "mean score": (("judged", "policy", "score"), "score_interval"),
-    "reward before": (("judged", "reference", "reward"), "interval"),
-    "mean reward": (("judged", "policy", "reward"), "interval"),
-    "win rate": (("judged", "win_rate"), "win_rate_interval"),
-    "sequence KL": (("kl", "exact"), "exact_interval"),
-    "held-out accuracy": (("heldout", "accuracy"), "accuracy_interval"),
-    "held-out margin": (("heldout", "margin"), "margin_interval"),
-    "chosen moved": (("heldout", "moved", "chosen", "mean"), "interval"),
-    "rejected moved": (("heldout", "moved", "rejected", "mean"), "interval"),
-    "chosen perplexity": (("heldout", "perplexity", "policy"), ""),
-    "class seen before": (("classes", "reference", "share"), "interval"),
-    "class seen": (("classes", "policy", "share"), "interval"),
-    "flicker before": (("metrics", "flicker", "reference"), ""),
-    "flicker": (("metrics", "flicker", "policy"), ""),
-    "denoising error": (("heldout", "errors", "policy"), ""),
-    "chosen in training": (("halves", "measured", "chosen"), ""),
-    "rejected in training": (("halves", "measured", "rejected"), ""),
-    "rejected by the field of log-probs": (("halves", "predicted", "logp", "rejected"), ""),
-    "rejected by the field of probabilities": (("halves", "predicted", "probability", "rejected"), ""),
+Figure = tuple[float | None, Interval | None]
+
+MEASURES: dict[str, Callable[[Evaluation], Figure]] = {
+    "positive before": lambda of: (of.judged.reference.positive, of.judged.reference.interval),
+    "judged positive": lambda of: (of.judged.policy.positive, of.judged.policy.interval),
+    "mean score": lambda of: (of.judged.policy.score, of.judged.policy.score_interval),
+    "reward before": lambda of: (of.judged.reference.reward, of.judged.reference.interval),
+    "mean reward": lambda of: (of.judged.policy.reward, of.judged.policy.interval),
+    "win rate": lambda of: (of.judged.win_rate, of.judged.win_rate_interval),
+    "sequence KL": lambda of: (of.kl.exact, of.kl.exact_interval),
+    "held-out accuracy": lambda of: (of.heldout.accuracy, of.heldout.accuracy_interval),
+    "held-out margin": lambda of: (of.heldout.margin, of.heldout.margin_interval),
+    "chosen moved": lambda of: (of.heldout.moved.chosen.mean, of.heldout.moved.chosen.interval),
+    "rejected moved": lambda of: (of.heldout.moved.rejected.mean, of.heldout.moved.rejected.interval),
+    "chosen perplexity": lambda of: (of.heldout.perplexity.policy, None),
+    "class seen before": lambda of: (of.classes.reference.share, of.classes.reference.interval),
+    "class seen": lambda of: (of.classes.policy.share, of.classes.policy.interval),
+    "flicker before": lambda of: (of.metrics.get("flicker", Quality()).reference, None),
+    "flicker": lambda of: (of.metrics.get("flicker", Quality()).policy, None),
+    "denoising error": lambda of: (of.heldout.errors.policy, None),
+    "chosen in training": lambda of: (of.halves.measured.chosen, None),
+    "rejected in training": lambda of: (of.halves.measured.rejected, None),
+    "rejected by the field of log-probs": lambda of: (_predicted(of, "logp").rejected, None),
+    "rejected by the field of probabilities": lambda of: (_predicted(of, "probability").rejected, None),
 }
-"""Name -> where evaluation.json has it, and the name of its interval beside it; `halves` is of analysis.json."""
+"""Name -> its value in an evaluation, None where it was not measured, and its interval."""
 
 
 class Line(NamedTuple):
     """Runs with the same settings but for the seed: of each measure the mean and its 95 % interval, if it has one."""
 
-    settings: Mapping[str, Any]
+    settings: Settings
     runs: int
     measures: Mapping[str, tuple[float, Interval | None]]
     curve: str  # what it has in common with its neighbours in a plot
@@ -63,73 +66,57 @@ def across_seeds(values: Sequence[float]) -> tuple[float, Interval]:
     return mean, (mean - half, mean + half)
 
 
-def lines_of(results: Sequence[Mapping[str, Any]]) -> list[Line]:
-    """One line for all seeds of a setting, in the order of the first; runs that failed are left out.
-
-    Args:
-        results: of each run `settings` (dotted key -> value) and, if it did not fail, `evaluation`.
-    """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for result in results:
-        if "evaluation" in result:
-            groups.setdefault(json.dumps(_without_seed(result)), []).append(result)
+def lines_of(trials: Sequence[Trial]) -> list[Line]:
+    """One line for all seeds of a setting, in the order of the first; runs that failed are left out."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        if trial.failed is None:
+            groups.setdefault(json.dumps(_without_seed(trial)), []).append(trial)
     return [
-        Line(
-            _without_seed(group[0]),
-            len(group),
-            _measures([result["evaluation"] for result in group]),
-            _curve(group[0]),
-        )
+        Line(_without_seed(group[0]), len(group), _measures([trial.evaluation for trial in group]), _curve(group[0]))
         for group in groups.values()
     ]
 
 
-def best_of_lines(table: Sequence[Mapping[str, Any]], beside: Line) -> list[Line]:
+def best_of_lines(table: Sequence[BestOf], beside: Line) -> list[Line]:
     """The same of `best_of_table` and `soft_best_of_table`, whose KL is a bound, with the columns of another line."""
     measure = "mean reward" if "mean reward" in beside.measures else "mean score"
     lines = []
     for row in table:
-        kind = "soft best of" if "beta" in row else "best of"
-        name = f"{kind} {row['n']} (KL: at most)"
+        assert row.score is not None and row.kl is not None
+        kind = "best of" if row.beta is None else "soft best of"
+        name = f"{kind} {row.n} (KL: at most)"
         settings = {key: "" if place else name for place, key in enumerate(beside.settings or ["seed"])}
-        if "beta" in row:
-            settings |= {key: f"{row['beta']:.3g}" for key, at in settings.items() if key.endswith(".beta") and not at}
-        measures = {measure: (row["score"], tuple(row["interval"])), "sequence KL": (row["kl"], None)}
+        if row.beta is not None:
+            settings |= {key: f"{row.beta:.3g}" for key, at in settings.items() if key.endswith(".beta") and not at}
+        measures = {measure: (row.score, row.interval), "sequence KL": (row.kl, None)}
         lines.append(Line(settings, 1, measures, f"{kind} n"))
     return lines
 
 
-def _curve(result: Mapping[str, Any]) -> str:
+def _curve(trial: Trial) -> str:
     """The losses, where they vary, every other setting that is text, and the names of those that are switched on."""
-    named = _without_seed(result)
-    losses = [term["name"] for term in result.get("config", {}).get("loss", ())]
+    named, losses = _without_seed(trial), trial.losses
     words = [" + ".join(losses)] if losses and any(key.startswith("loss") for key in named) else []
     words += [value for value in named.values() if isinstance(value, str) and value not in losses]
     words += [key.rpartition(".")[2] for key, value in named.items() if value is True]
     return " ".join(dict.fromkeys(words))
 
 
-def _without_seed(result: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in result["settings"].items() if key != "seed"}
+def _without_seed(trial: Trial) -> dict[str, object]:
+    return {key: value for key, value in trial.settings.items() if key != "seed"}
 
 
-def _measures(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, Interval | None]]:
+def _measures(evaluations: Sequence[Evaluation]) -> dict[str, tuple[float, Interval | None]]:
     """A single run has the interval of its own samples or pairs, several that of their spread."""
-    found: dict[str, tuple[float, Interval | None]] = {}
-    for name, (path, interval) in MEASURES.items():
-        values = [_at(evaluation, path) for evaluation in evaluations]
-        if None in values:
-            continue
-        if len(values) > 1:
-            found[name] = across_seeds(values)
-        else:
-            bounds = (_at(evaluations[0], path[:-1]) or {}).get(interval)
-            found[name] = (values[0], (bounds[0], bounds[1]) if bounds else None)
-    return found
+    measures: dict[str, tuple[float, Interval | None]] = {}
+    for name, measure in MEASURES.items():
+        figures = [measure(evaluation) for evaluation in evaluations]
+        values = [value for value, _ in figures if value is not None]
+        if len(values) == len(figures):
+            measures[name] = (values[0], figures[0][1]) if len(values) == 1 else across_seeds(values)
+    return measures
 
 
-def _at(evaluation: Mapping[str, Any], path: Sequence[str]) -> Any:
-    value: Any = evaluation
-    for name in path:
-        value = (value or {}).get(name)
-    return value
+def _predicted(evaluation: Evaluation, coordinates: str) -> Place:
+    return evaluation.halves.predicted.get(coordinates) or Place()

@@ -1,16 +1,16 @@
-"""What samples look like: how long they are, and how much they repeat themselves."""
+"""Lengths of samples, and how much they repeat themselves."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from dpo_jax.evaluation.intervals import mean_interval
+from dpo_jax.evaluation.records import Texts
 
 _REPEATED_WORDS = 4
 
 
-def describe_texts(texts: Sequence[str]) -> dict[str, Any]:
+def describe_texts(texts: Sequence[str]) -> Texts:
     """Mean lengths, and repetition by words, of texts.
 
     `distinct_1` and `distinct_2` are the different words, and pairs of words, of all texts together as a share of all
@@ -19,15 +19,15 @@ def describe_texts(texts: Sequence[str]) -> dict[str, Any]:
     """
     words = [text.split() for text in texts]
     repeated = [1 - len(set(groups)) / len(groups) for text in words if (groups := _groups(text, _REPEATED_WORDS))]
-    return {
-        "characters": _mean([len(text) for text in texts]),
-        "words": _mean([len(text) for text in words]),
-        "words_interval": mean_interval([len(text) for text in words]),
-        "empty": _mean([not text for text in words]),
-        "distinct_1": _distinct(words, 1),
-        "distinct_2": _distinct(words, 2),
-        "repeated": _mean(repeated),
-    }
+    return Texts(
+        characters=_mean([len(text) for text in texts]),
+        words=_mean([len(text) for text in words]),
+        words_interval=mean_interval([len(text) for text in words]),
+        empty=_mean([not text for text in words]),
+        distinct_1=_distinct(words, 1),
+        distinct_2=_distinct(words, 2),
+        repeated=_mean(repeated),
+    )
 
 
 def _groups(words: Sequence[str], size: int) -> list[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""How often the policy's response is the better one, and what the order of the two does to a judge.
+"""The win rate of the policy's responses, and the effect of the order of the two on a judge.
 
 Dimension key: n comparisons.
 """
@@ -6,15 +6,15 @@ Dimension key: n comparisons.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, share_interval
 from dpo_jax.evaluation.judges import Orders
+from dpo_jax.evaluation.records import OrderEffect, WinRate
 
 
-def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
+def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> WinRate:
     """The mean verdict, a tie being half a win, and how many were won, tied and lost.
 
     Answers to one prompt are not independent: the interval is bootstrapped over the prompts, if there are several.
@@ -29,18 +29,18 @@ def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> dict[str, Any]:
     verdicts_n = np.asarray(verdicts_n, np.float64)
     if verdicts_n.shape != (len(prompts),) or not len(prompts):
         raise ValueError(f"verdicts {verdicts_n.shape} of {len(prompts)} prompts: need one each")
-    return {
-        "samples": len(prompts),
-        "win_rate": float(verdicts_n.mean()),
-        "win_rate_interval": _interval(verdicts_n, groups_of(prompts)),
-        "wins": int(np.sum(verdicts_n > 0.5)),
-        "ties": int(np.sum(verdicts_n == 0.5)),
-        "losses": int(np.sum(verdicts_n < 0.5)),
-    }
+    return WinRate(
+        samples=len(prompts),
+        win_rate=float(verdicts_n.mean()),
+        win_rate_interval=_interval(verdicts_n, groups_of(prompts)),
+        wins=int(np.sum(verdicts_n > 0.5)),
+        ties=int(np.sum(verdicts_n == 0.5)),
+        losses=int(np.sum(verdicts_n < 0.5)),
+    )
 
 
-def order_effect(orders: Orders, prompts: Sequence[str]) -> dict[str, Any]:
-    """What the order did, of the policy's response (a) and the reference's (b) to `prompts`.
+def order_effect(orders: Orders, prompts: Sequence[str]) -> OrderEffect:
+    """The effect of the order of the policy's response (a) and the reference's (b) to `prompts`.
 
     `flipped` is the share of comparisons whose winner was another in the other order, `first_preferred` how often the
     response shown first won, a tie being half: 0.5 for a judge without a position bias. `policy_first` and
@@ -48,11 +48,15 @@ def order_effect(orders: Orders, prompts: Sequence[str]) -> dict[str, Any]:
     """
     sides = (orders.a_first - 0.5) * (orders.b_first - 0.5)
     first = (orders.a_first + 1 - orders.b_first) / 2
-    found: dict[str, Any] = {"flipped": float(np.mean(sides < 0)), "first_preferred": float(first.mean())}
-    for name, verdicts_n in (("policy_first", orders.a_first), ("policy_second", orders.b_first)):
-        rates = win_rate(verdicts_n, prompts)
-        found |= {name: rates["win_rate"], f"{name}_interval": rates["win_rate_interval"]}
-    return found
+    policy_first, policy_second = (win_rate(verdicts_n, prompts) for verdicts_n in orders)
+    return OrderEffect(
+        flipped=float(np.mean(sides < 0)),
+        first_preferred=float(first.mean()),
+        policy_first=policy_first.win_rate,
+        policy_first_interval=policy_first.win_rate_interval,
+        policy_second=policy_second.win_rate,
+        policy_second_interval=policy_second.win_rate_interval,
+    )
 
 
 def groups_of(prompts: Sequence[str]) -> np.ndarray:

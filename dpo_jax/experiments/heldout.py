@@ -1,58 +1,76 @@
-"""Rows that are not trained on: does the policy prefer what it should, and what is the loss there.
+"""Metrics of rows that are not trained on, and how well the start of a training fits the chosen responses.
 
 Dimension key: n rows, P slot in the pair.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.evaluation.calibration import accuracy_by_length, accuracy_by_source, calibration
-from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
-from dpo_jax.experiments.fitted import perplexity
-from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.evaluation.preference import perplexity, preference_metrics, unpaired_metrics
+from dpo_jax.evaluation.records import Fitted, Heldout, Sides
+from dpo_jax.experiments.rows import DataRows
+from dpo_jax.files import write_json
 from dpo_jax.losses import LossInputs, PairLogps, mismatched_kl
 from dpo_jax.objectives.terms import Term, TermInputs, as_pair
 from dpo_jax.reference.store import Scores, Store
+from dpo_jax.runtime.progress import say
 from dpo_jax.types import Params, TokenRow
+
+RowScorer = Callable[[Params, Sequence[TokenRow]], tuple[list[str], Scores]]
+LossState = Sequence[Mapping[str, Any]]
+"""Of each loss what it remembers."""
+
+_ROWS = 64
+_FITTED = 0.95  # of the base's perplexity: above that fine-tuning has done next to nothing for these responses
 
 
 def heldout(
-    experiment: TextExperiment, store: Store, policy: Params, memory: Sequence[Any] | None = None
-) -> dict[str, Any]:
-    """Reward accuracy, margin and loss on the held-out rows.
+    data: DataRows,
+    terms: Sequence[Term],
+    scorer: RowScorer,
+    store: Store,
+    policy: Params,
+    loss_state: LossState | None = None,
+) -> Heldout:
+    """Reward accuracy, margin and loss on the held-out rows `data`, against the reference of the store.
 
     Of pairs also calibration, accuracy by length and source, and the perplexity of the chosen responses, a token.
 
     A loss that remembers earlier batches begins anew here, and is measured by the statistics of the held-out rows
-    themselves; only what `alpha: auto` came to is taken from `memory`. Where a loss reads token distributions, which
-    are not scored here (TDPO, WPO), `loss` is left out.
+    themselves; only what `alpha: auto` came to is taken from `loss_state`. Where a loss reads token distributions,
+    which are not scored here (TDPO, WPO), `loss` is left out.
     """
-    data = experiment.eval_data
-    row_ids, now = experiment.scorer(policy, data.rows)
+    row_ids, now = scorer(policy, data.rows)
     frozen = store.lookup(row_ids)
-    beta = next((term.options["beta"] for term in experiment.terms if "beta" in term.options), 1.0)
+    beta = next((term.options["beta"] for term in terms if "beta" in term.options), 1.0)
     desirable, source = (values_of(data.rows, values, row_ids) for values in (data.desirable, data.source_B))
     brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
     beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
     if desirable is None:
-        found = preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta)
         margins_n = _margins(now, frozen)
-        found["calibration"] = calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"])
-        found["perplexity"] = {"policy": perplexity(now), "reference": perplexity(frozen)}
-        found["by_length"] = accuracy_by_length(margins_n, now.tokens_nP)
-        if source is not None:
-            found["by_source"] = accuracy_by_source(margins_n, source, data.sources)
+        metrics = dataclasses.replace(
+            preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta),
+            calibration=calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"]),
+            perplexity=Sides(policy=_first_perplexity(now), reference=_first_perplexity(frozen)),
+            by_length=accuracy_by_length(margins_n, now.tokens_nP),
+            by_source={} if source is None else accuracy_by_source(margins_n, source, data.sources),
+        )
     else:
-        found = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
-    if any(term.entry.needs_distribution or term.wpo for term in experiment.terms):
-        return found
-    return {**found, "loss": float(loss_of_rows(experiment.terms, now, frozen, desirable, memory, **beside).mean())}
+        metrics = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
+    if any(term.entry.needs_distribution or term.wpo for term in terms):
+        return metrics
+    losses_n = loss_of_rows(terms, now, frozen, desirable, loss_state, **beside)
+    return dataclasses.replace(metrics, loss=float(losses_n.mean()))
 
 
 def _margins(now: Scores, frozen: Scores) -> np.ndarray:
@@ -65,8 +83,8 @@ def values_of(rows: Sequence[TokenRow], values: np.ndarray | None, row_ids: Sequ
     """The values, [n], of rows, which begin with those of `rows`, in the order of these ids; None if none."""
     if values is None:
         return None
-    found = dict(zip((row.row_id for row in rows), values[: len(rows)], strict=True))
-    return np.array([found[row_id] for row_id in row_ids])
+    by_id = dict(zip((row.row_id for row in rows), values[: len(rows)], strict=True))
+    return np.array([by_id[row_id] for row_id in row_ids])
 
 
 def loss_of_rows(
@@ -74,7 +92,7 @@ def loss_of_rows(
     now: Scores,
     frozen: Scores,
     desirable: np.ndarray | None,
-    memory: Sequence[Any] | None,
+    loss_state: LossState | None,
     *,
     loss_weight_B: np.ndarray | None = None,
     soft_label_B: np.ndarray | None = None,
@@ -93,7 +111,7 @@ def loss_of_rows(
     )
     total_n = jnp.zeros(len(now.logps_nP))
     for index, term in enumerate(terms):
-        steered = {"alpha": memory[index]["alpha"]} if term.budget and memory else {}
+        steered = {"alpha": loss_state[index]["alpha"]} if term.budget and loss_state else {}
         losses_n, _ = term.evaluate(inputs, term.knobs(0), {**term.memory(), **steered}, jax.random.key(index))
         total_n += term.weight * losses_n
     return total_n
@@ -108,3 +126,43 @@ def known_loss(term: Term, scores: Scores, desirable: np.ndarray | None) -> floa
 
 def _pairs(logps_nP: np.ndarray, scores: Scores) -> PairLogps:
     return as_pair(jnp.asarray(logps_nP), jnp.asarray(scores.tokens_nP))
+
+
+def say_how_fitted(
+    data: DataRows,
+    scorer: RowScorer,
+    store: Store | None,
+    start: Callable[[], Params],
+    *,
+    base: Callable[[], Params] | None,
+    path: Path,
+) -> None:
+    """Says the perplexity of chosen (or desirable) responses where training starts, and before fine-tuning.
+
+    It warns where that is hardly lower. What the store knows is not computed again. The file `path` keeps it. `base`
+    gives the parameters before fine-tuning; None: there was none.
+    """
+    chosen = np.arange(len(data.rows)) if data.desirable is None else np.flatnonzero(data.desirable)
+    rows = take(data.rows, chosen[np.linspace(0, len(chosen) - 1, min(_ROWS, len(chosen))).astype(int)])
+    now = _first_perplexity(store.lookup(row_ids_of(rows)) if store else scorer(start(), rows)[1])
+    of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token"
+    if base is None:
+        write_json(path, Fitted(responses=len(rows), perplexity=now).to_json())
+        say("train", f"{of}; no `sft:` section: unless they are the model's own, fine-tune on such responses first")
+        return
+    before = _first_perplexity(scorer(base(), rows)[1])
+    fitted = now < _FITTED * before
+    record = Fitted(responses=len(rows), perplexity=now, before_fine_tuning=before, fitted=fitted)
+    write_json(path, record.to_json())
+    say("train", f"{of} after fine-tuning, {before:.2f} before")
+    if not fitted:
+        say(
+            "train",
+            "warning: fine-tuning has not fitted the policy to the chosen responses. Preference training then lifts "
+            "what the policy hardly ever writes; fine-tune longer, or on responses such as these.",
+        )
+
+
+def _first_perplexity(scores: Scores) -> float:
+    """That of the first response of each row, a token."""
+    return perplexity(scores.logps_nP[:, 0], scores.tokens_nP[:, 0])

@@ -5,19 +5,29 @@ Dimension key: n comparisons.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from dpo_jax.config.evaluation import JudgeConfig
+from dpo_jax.config.evaluation import (
+    ClassifierJudge,
+    CommandJudge,
+    HttpJudge,
+    JudgeConfig,
+    LexiconJudge,
+    PythonJudge,
+    RewardJudge,
+)
 from dpo_jax.data.sources import read_labelled
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.intervals import difference_interval, share_interval
+from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.judges.cache import Cache
 from dpo_jax.evaluation.judges.chat import Chat
@@ -25,14 +35,14 @@ from dpo_jax.evaluation.judges.classifier import classifier
 from dpo_jax.evaluation.judges.command import comparing_command, scoring_command
 from dpo_jax.evaluation.judges.function import comparing_function, load_function, scoring_function
 from dpo_jax.evaluation.judges.http import http_judge
+from dpo_jax.evaluation.judges.interface import Score
 from dpo_jax.evaluation.judges.lexicon import lexicon, read_weights, vader
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE
 from dpo_jax.evaluation.length_controlled import length_controlled
+from dpo_jax.evaluation.records import Judged, JudgedSide
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.evaluation.winrate import order_effect, win_rate
-from dpo_jax.experiments.scoring import open_rewards
-from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.reading import locate
+from dpo_jax.reading import Origins, locate
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import Prompt
@@ -40,21 +50,34 @@ from dpo_jax.types import Prompt
 AnyJudge = Scoring | Comparing
 
 
-def open_judge(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
+@dataclass(frozen=True)
+class JudgeContext:
+    """The surroundings of a judge: the key that names it, the run, and the opener of reward models.
+
+    `rewards(model, key)` opens that of a folder, or, of None, that of the run.
+    """
+
+    key: str
+    origins: Origins
+    workdir: Path
+    rewards: Callable[[str | None, str], Score]
+
+    def refuse(self, option: str, says: str) -> UserError:
+        """The error of one of its options."""
+        where = f"{self.key}.{option}"
+        return UserError(f"{locate(where, self.origins)}: {where}: {says}")
+
+
+def open_judge(options: JudgeConfig, context: JudgeContext) -> AnyJudge:
     """A judge; what it lacks is told now, before anything is sampled.
 
     Of several processes the first one alone asks a judge that is no model of ours, and tells the others.
     """
-    judge = JUDGES[options.name](experiment, options)
+    judge = JUDGES[options.name](options, context)
     return judge if options.name == "reward" else judge.through(hosts.from_first)
 
 
-def key_of(experiment: TextExperiment, options: JudgeConfig) -> str:
-    """Where the configuration names this judge."""
-    return "pairs.judge" if options is experiment.config.pairs.judge else "evaluation.judge"
-
-
-def _classifier(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
+def _classifier(options: ClassifierJudge, context: JudgeContext) -> Scoring:
     return _fitted(json.dumps(options.data, sort_keys=True))
 
 
@@ -63,32 +86,27 @@ def _fitted(sources: str) -> Scoring:
     return classifier(*read_labelled(json.loads(sources)))
 
 
-def _reward(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
-    return Scoring("reward", open_rewards(experiment, options.model, key=f"{key_of(experiment, options)}.model"))
+def _reward(options: RewardJudge, context: JudgeContext) -> Scoring:
+    return Scoring("reward", context.rewards(options.model, f"{context.key}.model"))
 
 
-def _lexicon(experiment: TextExperiment, options: JudgeConfig) -> Scoring:
+def _lexicon(options: LexiconJudge, context: JudgeContext) -> Scoring:
     return lexicon(read_weights(Path(options.words))) if options.words else vader()
 
 
-def _command(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
-    assert options.command is not None
+def _command(options: CommandJudge, context: JudgeContext) -> AnyJudge:
     make = comparing_command if options.compares else scoring_command
     return make(options.command, timeout_seconds=options.timeout_seconds or 600.0)
 
 
-def _python(experiment: TextExperiment, options: JudgeConfig) -> AnyJudge:
-    assert options.function is not None
+def _python(options: PythonJudge, context: JudgeContext) -> AnyJudge:
     return (comparing_function if options.compares else scoring_function)(load_function(options.function))
 
 
-def _http(experiment: TextExperiment, options: JudgeConfig) -> Comparing:
-    assert options.url is not None and options.model is not None
+def _http(options: HttpJudge, context: JudgeContext) -> Comparing:
     name = options.api_key_env
     if name and not os.environ.get(name):
-        where = f"{key_of(experiment, options)}.api_key_env"
-        at = locate(where, experiment.origins)
-        raise UserError(f"{at}: {where}: the environment has no variable {name}, or it is empty.")
+        raise context.refuse("api_key_env", f"the environment has no variable {name}, or it is empty.")
     chat = Chat(
         options.url,
         options.model,
@@ -99,8 +117,8 @@ def _http(experiment: TextExperiment, options: JudgeConfig) -> Comparing:
     )
     return http_judge(
         chat,
-        template=_template(options.template, key_of(experiment, options)),
-        cache=Cache(Path(options.cache) if options.cache else experiment.workdir / "verdicts.jsonl"),
+        template=_template(options.template, context),
+        cache=Cache(Path(options.cache) if options.cache else context.workdir / "verdicts.jsonl"),
         parallel=options.parallel,
         input_price=options.input_price,
         output_price=options.output_price,
@@ -113,16 +131,16 @@ def _tell(answered: int, asked: int) -> None:
         say("judge", f"{answered} of {asked} questions answered")
 
 
-def _template(path: str | None, key: str) -> str:
+def _template(path: str | None, context: JudgeContext) -> str:
     if path is None:
         return DEFAULT_TEMPLATE
     try:
         return Path(path).read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{key}.template: the file {path} cannot be read: {error}.") from None
+        raise context.refuse("template", f"the file {path} cannot be read: {error}.") from None
 
 
-JUDGES: dict[str, Callable[[TextExperiment, JudgeConfig], AnyJudge]] = {
+JUDGES: dict[str, Callable[..., AnyJudge]] = {
     "classifier": _classifier,
     "reward": _reward,
     "lexicon": _lexicon,
@@ -130,7 +148,7 @@ JUDGES: dict[str, Callable[[TextExperiment, JudgeConfig], AnyJudge]] = {
     "python": _python,
     "http": _http,
 }
-"""Name in a configuration -> what opens the judge."""
+"""Name in a configuration -> the opener of the judge, from its options and its context."""
 
 
 def judged(
@@ -140,69 +158,76 @@ def judged(
     reference: Sequence[str],
     *,
     difficulty_n: np.ndarray | None = None,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a judge says of the policy's responses against the reference's, in all and of each comparison.
+) -> tuple[Judged, list[dict[str, float]]]:
+    """The judgement on the policy's responses against the reference's, in all and, by fields of `Sample`, of each.
 
     Win rates, raw and length-controlled, always; of a judge that scores the mean scores, and, where its scores have a
-    neutral value, the shares above it; of one that compares what the order does, and what it cost. `difficulty_n` is
+    neutral value, the shares above it; of one that compares the effect of the order, and its cost. `difficulty_n` is
     that of `length_controlled`.
     """
-    names, of_each = [prompt.text for prompt in prompts], list[dict[str, Any]]()
+    names = [prompt.text for prompt in prompts]
     if isinstance(judge, Scoring):
         policy_n, reference_n = np.split(judge.scores([*prompts, *prompts], [*policy, *reference]), 2)
         verdicts_n = (1 + np.sign(policy_n - reference_n)) / 2
-        found = _of_scores(policy_n, reference_n, judge.neutral, names)
-        of_each = [{"reference_score": b, "policy_score": a} for a, b in zip(policy_n, reference_n, strict=True)]
+        total = _of_scores(policy_n, reference_n, judge, names)
+        of_each = [
+            {"reference_score": float(b), "policy_score": float(a)} for a, b in zip(policy_n, reference_n, strict=True)
+        ]
     else:
         orders = judge.orders(prompts, policy, reference)
         verdicts_n = orders.verdicts
-        found = {**win_rate(verdicts_n, names), "order": order_effect(orders, names)}
-        found |= {"usage": usage} if (usage := dict(judge.usage())) else {}
-        of_each = [{"verdict": verdict} for verdict in verdicts_n]
+        rate = vars(win_rate(verdicts_n, names))
+        total = Judged(judge=judge.name, order=order_effect(orders, names), usage=judge.usage(), **rate)
+        of_each = [{"verdict": float(verdict)} for verdict in verdicts_n]
     ours, theirs = ([text.strip() for text in texts] for texts in (policy, reference))
-    found["length_controlled"] = length_controlled(verdicts_n, ours, theirs, names, difficulty_n=difficulty_n)
-    return {"judge": judge.name, **found}, [{key: float(value) for key, value in each.items()} for each in of_each]
+    equal = length_controlled(verdicts_n, ours, theirs, names, difficulty_n=difficulty_n)
+    return dataclasses.replace(total, length_controlled=equal), of_each
 
 
-def _of_scores(
-    policy_n: np.ndarray, reference_n: np.ndarray, neutral: float | None, prompts: Sequence[str]
-) -> dict[str, Any]:
-    found = compare_rewards(policy_n, reference_n, prompts)
-    if neutral is None:
-        return found
-    positive = {}
-    for name, scores_n in (("policy", policy_n), ("reference", reference_n)):
-        positive[name] = (int(np.sum(scores_n > neutral)), len(scores_n))
-        share = {"positive": positive[name][0] / len(scores_n), "interval": share_interval(*positive[name])}
-        found[name] = {"score": found[name]["reward"], "score_interval": found[name]["interval"], **share}
-    found["difference"] = found["policy"]["positive"] - found["reference"]["positive"]
-    found["difference_interval"] = difference_interval(positive["policy"], positive["reference"])
-    return found
+def _of_scores(policy_n: np.ndarray, reference_n: np.ndarray, judge: Scoring, prompts: Sequence[str]) -> Judged:
+    rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge.name)
+    if judge.neutral is None:
+        return rewards
+    counts = [(int(np.sum(scores_n > judge.neutral)), len(scores_n)) for scores_n in (policy_n, reference_n)]
+    policy, reference = (
+        JudgedSide(
+            score=side.reward,
+            score_interval=side.interval,
+            positive=above / total,
+            interval=share_interval(above, total),
+        )
+        for side, (above, total) in zip((rewards.policy, rewards.reference), counts, strict=True)
+    )
+    return dataclasses.replace(
+        rewards,
+        policy=policy,
+        reference=reference,
+        difference=counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1],
+        difference_interval=difference_interval(*counts),
+    )
 
 
-def in_words(found: Mapping[str, Any]) -> list[str]:
+def tell_judged(judged: Judged) -> None:
     """The same for the console."""
-    low, high = found["win_rate_interval"]
-    wins = f"the policy wins {found['win_rate']:.1%} (95 % interval {low:.1%} to {high:.1%}; {found['ties']} ties)"
-    low, high = found["length_controlled"]["win_rate_interval"]
-    rate = found["length_controlled"]["win_rate"]
-    lines = [f"{wins}, at equal lengths {rate:.1%} ({low:.1%} to {high:.1%})"]
-    if "difference" in found:
-        low, high = found["difference_interval"]
+    equal, order, usage = judged.length_controlled, judged.order, judged.usage
+    wins = f"the policy wins {judged.win_rate:.1%} ({in_words(judged.win_rate_interval, '.1%')}; {judged.ties} ties)"
+    low, high = equal.win_rate_interval or (math.nan, math.nan)
+    lines = [f"{wins}, at equal lengths {equal.win_rate:.1%} ({low:.1%} to {high:.1%})"]
+    if judged.difference is not None:
         lines.append(
-            f"judged positive: {found['reference']['positive']:.1%} before, {found['policy']['positive']:.1%} after, "
-            f"difference {found['difference']:+.1%} (95 % interval {low:+.1%} to {high:+.1%})"
+            f"judged positive: {judged.reference.positive:.1%} before, {judged.policy.positive:.1%} after, "
+            f"difference {judged.difference:+.1%} ({in_words(judged.difference_interval, '+.1%')})"
         )
-    elif "reward" in found.get("policy", {}):
-        before, after = (found[name]["reward"] for name in ("reference", "policy"))
-        lines.append(f"mean reward {before:.3f} before, {after:.3f} after")
-    if "order" in found:
-        lines.append(f"the winner changed with the order in {found['order']['flipped']:.1%} of the comparisons")
-    if usage := found.get("usage"):
-        cost = f", cost {usage['cost']:.4f}" if "cost" in usage else ""
+    elif judged.policy.reward is not None:
+        lines.append(f"mean reward {judged.reference.reward:.3f} before, {judged.policy.reward:.3f} after")
+    if order:
+        lines.append(f"the winner changed with the order in {order.flipped:.1%} of the comparisons")
+    if usage:
+        cost = "" if usage.cost is None else f", cost {usage.cost:.4f}"
         lines.append(
-            f"{usage['requests']} requests ({usage['retries']} again), {usage['cached']} verdicts known, "
-            f"{usage['not_understood']} answers not understood, {usage['prompt_tokens']} + "
-            f"{usage['completion_tokens']} tokens{cost}"
+            f"{usage.requests} requests ({usage.retries} again), {usage.cached} verdicts known, "
+            f"{usage.not_understood} answers not understood, {usage.prompt_tokens} + "
+            f"{usage.completion_tokens} tokens{cost}"
         )
-    return lines
+    for line in lines:
+        say("evaluate", line)

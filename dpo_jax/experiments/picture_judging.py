@@ -1,4 +1,4 @@
-"""Who gives samples their scores: a weighted sum of quality metrics, or a scorer that learned from preferences.
+"""The judges of pictures: a weighted sum of quality metrics, or a scorer that learned from preferences.
 
 Dimension key: n samples, B pairs, M metrics; X stands for all axes of a sample.
 """
@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.config import load
-from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, ScorerConfig
+from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, QualityJudge, ScorerConfig, ScorerJudge
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json
 from dpo_jax.objectives.diffusion import pixels
@@ -40,8 +41,10 @@ def open_judge(experiment: PictureExperiment, config: PictureJudgeConfig, key: s
     Raises:
         UserError: an unknown metric, one that pictures do not have, or there is no scorer yet.
     """
-    if config.name == "scorer":
-        return _scorer_judge(experiment, config.model)
+    return PICTURE_JUDGES[config.name](experiment, config, key)
+
+
+def _quality(experiment: PictureExperiment, config: QualityJudge, key: str) -> PictureJudge:
     for name in (*config.weights, *config.metrics):
         allowed = METRICS if (experiment.config.pictures.frames or 1) > 1 else OF_IMAGES
         if name not in allowed:
@@ -71,14 +74,14 @@ def metrics_of(samples_nX: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(names, in_parts(of, samples_nX).T, strict=True))
 
 
-def in_parts(function: Callable[[Any], jax.Array], samples_nX: np.ndarray) -> np.ndarray:
+def in_parts(function: Callable[[np.ndarray], jax.Array], samples_nX: np.ndarray) -> np.ndarray:
     """A function of samples, a few at a time, the last ones filled up so that it is compiled once."""
-    found = []
+    values = []
     for start in range(0, len(samples_nX), _AT_ONCE):
         part = samples_nX[start : start + _AT_ONCE]
         whole = np.concatenate([part, np.repeat(part[-1:], _AT_ONCE - len(part), axis=0)])
-        found.append(np.asarray(function(whole))[: len(part)])
-    return np.concatenate(found)
+        values.append(np.asarray(function(whole))[: len(part)])
+    return np.concatenate(values)
 
 
 def members(rows: Sequence[PictureRow], slot: int) -> np.ndarray:
@@ -95,10 +98,10 @@ def _fitted(experiment: PictureExperiment, metrics: Sequence[str]) -> dict[str, 
         in_parts(lambda samples: measured(samples / jnp.float32(255), metrics), members(rows, slot)) for slot in (0, 1)
     ]
     weights_M = np.asarray(fit_weights(jnp.asarray(sides[0]), jnp.asarray(sides[1])))
-    found = {name: float(weight) for name, weight in zip(metrics, weights_M, strict=True)}
-    told = ", ".join(f"{name} {weight:.4g}" for name, weight in found.items())
+    weights = {name: float(weight) for name, weight in zip(metrics, weights_M, strict=True)}
+    told = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
     say("quality", f"weights fitted to {len(rows)} pairs: {told}")
-    return found
+    return weights
 
 
 def scorer_of(experiment: PictureExperiment, config: ScorerConfig) -> Scorer:
@@ -113,18 +116,18 @@ def scorer_of(experiment: PictureExperiment, config: ScorerConfig) -> Scorer:
     return make_scorer(spec, dtype=config.dtype)
 
 
-def _scorer_judge(experiment: PictureExperiment, model: str | None) -> PictureJudge:
+def _scorer(experiment: PictureExperiment, config: ScorerJudge, key: str) -> PictureJudge:
     """The scorer of this run, or of another one's WORKDIR."""
-    owner = experiment
+    owner, model = experiment, config.model
     if model is not None:
         path = Path(model) / "reward" / "config.yaml"
         if not path.exists():
             raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
-        config, origins = load(str(path))
-        assert isinstance(config, PictureConfig)
-        owner = PictureExperiment(config, origins, command=experiment.command)
+        other, origins = load(str(path))
+        assert isinstance(other, PictureConfig)
+        owner = PictureExperiment(other, origins, command=experiment.command)
         owner.workdir = Path(model)
-        theirs, ours = config.pictures, experiment.config.pictures
+        theirs, ours = other.pictures, experiment.config.pictures
         if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
             raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
     assert owner.config.reward is not None
@@ -135,7 +138,12 @@ def _scorer_judge(experiment: PictureExperiment, model: str | None) -> PictureJu
     def scores(samples_nX: jax.Array) -> jax.Array:
         return scorer.scores(params, pixels(samples_nX))
 
-    found = owner.workdir / "reward" / "evaluation.json"
-    accuracy = read_json(found)["heldout"]["accuracy"] if found.exists() else None
+    path = owner.workdir / "reward" / "evaluation.json"
+    measured = Evaluation.from_json(read_json(path), where=str(path)) if path.exists() else Evaluation()
+    accuracy = measured.heldout.accuracy
     told = "" if accuracy is None else f", right on {accuracy:.1%} of held-out pairs"
     return PictureJudge(f"scorer {owner.workdir}{told}", lambda samples: in_parts(scores, samples))
+
+
+PICTURE_JUDGES: dict[str, Callable[..., PictureJudge]] = {"quality": _quality, "scorer": _scorer}
+"""Name in a configuration -> the opener of the judge."""

@@ -15,7 +15,8 @@ import numpy as np
 
 from dpo_jax.data.pictures import Pictures
 from dpo_jax.errors import UserError
-from dpo_jax.experiments import picture_pairs, picture_reports
+from dpo_jax.evaluation.records import Evaluation
+from dpo_jax.experiments import picture_evaluation, picture_pairs, picture_reports
 from dpo_jax.experiments.fit import fit
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_judging import in_parts, members, scorer_of
@@ -29,6 +30,7 @@ from dpo_jax.objectives.diffusion import denoising_objective, pixels, scoring_ob
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Errors
 from dpo_jax.reporting.data import SplitReport
+from dpo_jax.reporting.report import PICTURES
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.scorers.networks import Scorer
 from dpo_jax.training.state import param_shardings
@@ -195,3 +197,14 @@ class PictureSteps(PictureExperiment, Steps):
         dtype = self.config.export.dtype
         export_dit(folder, params, self.model, dtype=dtype)
         say("export", f"wrote {folder} ({dtype}, for Diffusers' DiTTransformer2DModel)")
+
+    report_kind = PICTURES
+
+    @property
+    def shown_samples(self) -> int:
+        """How many sampled pictures its report shows."""
+        return self.config.evaluation.shown
+
+    def evaluate(self) -> Evaluation:
+        """The evaluation of the newest checkpoint; the samples go into WORKDIR/samples.npz."""
+        return picture_evaluation.evaluate(self)

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of
+from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.experiments.step_zero import check_scores
 from dpo_jax.experiments.stores import UNITS
@@ -20,6 +21,7 @@ from dpo_jax.experiments.training import preference_training
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Store
 from dpo_jax.reporting.data import SplitReport
+from dpo_jax.reporting.report import Kind
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState
@@ -141,7 +143,7 @@ class Steps(Experiment):
         """True if the best of n samples of the start is to be shown beside the results of a sweep."""
         return False
 
-    def shared_best_of(self) -> list[dict[str, Any]]:
+    def shared_best_of(self) -> Sequence[BestOf]:
         """Scores of the best of n samples of the start, which all points of a sweep share."""
         return []
 
@@ -194,3 +196,15 @@ class Steps(Experiment):
 
         `card` makes the page that lies beside the trained model, where the format has one.
         """
+
+    @abc.abstractmethod
+    def evaluate(self) -> Evaluation:
+        """The evaluation of the newest checkpoint, or of outputs that are there."""
+
+    report_kind: ClassVar[Kind]
+    """The names and the curves of its report."""
+
+    @property
+    def shown_samples(self) -> int:
+        """How many sampled pictures its report shows."""
+        return 0

@@ -19,6 +19,7 @@ from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.experiments.judging import AnyJudge, open_judge
 from dpo_jax.experiments.positions import check_new_tokens
 from dpo_jax.experiments.samples import Samples, make_sampling
+from dpo_jax.experiments.text_evaluation import judge_context
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic
 from dpo_jax.reading import locate
@@ -45,7 +46,8 @@ def write(experiment: TextExperiment, output: str | None) -> None:
     if experiment.config.sampling.samples < 2:
         at = locate("sampling.samples", experiment.origins)
         raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
-    judge, prompts = open_judge(experiment, asked), _prompts(experiment)
+    key = "pairs.judge" if options.judge else "evaluation.judge"
+    judge, prompts = open_judge(asked, judge_context(experiment, key)), _prompts(experiment)
     found = _sample(experiment, prompts)
     samples = experiment.config.sampling.samples
     responses_NS = [found.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]

@@ -19,12 +19,10 @@ import numpy as np
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.errors import UserError
-from dpo_jax.experiments import data_reports, scratch, text_pairs, text_samples
-from dpo_jax.experiments.best_of import measure_best_of
+from dpo_jax.evaluation.records import BestOf, Evaluation
+from dpo_jax.experiments import data_reports, scratch, text_evaluation, text_pairs, text_samples
 from dpo_jax.experiments.budget import steer_alpha
-from dpo_jax.experiments.fitted import say_how_fitted
-from dpo_jax.experiments.heldout import values_of
-from dpo_jax.experiments.judging import open_judge
+from dpo_jax.experiments.heldout import say_how_fitted, values_of
 from dpo_jax.experiments.losses import is_unpaired, read_term
 from dpo_jax.experiments.rows import as_tokens
 from dpo_jax.experiments.scoring import RewardExperiment
@@ -41,6 +39,7 @@ from dpo_jax.objectives.reward import reward_objective, with_margins
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.data import SplitReport
+from dpo_jax.reporting.report import TEXTS
 from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import TrainState, param_shardings
@@ -105,7 +104,8 @@ class TextSteps(RewardExperiment, Steps):
 
     def say_how_fitted(self, store: Store | None, start: Start) -> None:
         """Says the perplexity of chosen responses where training starts, and before fine-tuning."""
-        say_how_fitted(self, store, start)
+        base = (lambda: self.pretrained(held=True)) if self.config.sft else None
+        say_how_fitted(self.train_data, self.scorer, store, start, base=base, path=self.workdir / "fitted.json")
 
     def callback(self, steps: int, store: Store | None) -> Callback | None:
         """Steers alpha by the KL, and measures held-out rows and samples, where the configuration asks for that."""
@@ -162,16 +162,15 @@ class TextSteps(RewardExperiment, Steps):
         """True if `evaluation.best_of` is set."""
         return bool(self.config.evaluation.best_of)
 
-    def shared_best_of(self) -> list[dict[str, Any]]:
+    def shared_best_of(self) -> Sequence[BestOf]:
         """Scores of the best of n responses of the start; measured once, and kept in WORKDIR/best_of.json."""
         config = as_mapping(self.config)
         asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
         path, wanted = self.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
         if path.exists() and (kept := read_json(path))["settings"] == wanted:
-            return kept["best_of"]
-        judge = self.config.evaluation.judge
-        table = measure_best_of(self, self.start_params(), open_judge(self, judge) if judge else None)
-        write_json(path, {"settings": wanted, "best_of": table})
+            return Evaluation.from_json(kept, where=str(path)).best_of
+        table = text_evaluation.measure_best_of(self, self.start_params(), text_evaluation.judge_of(self))
+        write_json(path, Evaluation(settings=wanted, best_of=table).to_json())
         return table
 
     def reward_term(self) -> Term:
@@ -300,3 +299,9 @@ class TextSteps(RewardExperiment, Steps):
             card=card,
         )
         say("export", f"wrote {folder} ({options.dtype})")
+
+    report_kind = TEXTS
+
+    def evaluate(self) -> Evaluation:
+        """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""
+        return text_evaluation.evaluate(self)

@@ -39,8 +39,10 @@ def make_watch(
             return {}
         if not stores:
             stores.append(heldout_store(experiment, lambda: before(state)))
-        found = heldout(experiment, stores[0], policy(state), state.memory)
-        numbers = {f"eval/{name}": value for name, value in found.items() if isinstance(value, float)}
+        measured = heldout(
+            experiment.eval_data, experiment.terms, experiment.scorer, stores[0], policy(state), state.memory
+        )
+        numbers = {f"eval/{name}": value for name, value in measured.to_json().items() if isinstance(value, float)}
         return numbers | (sample(done, policy(state)) if sample else {})
 
     return watch

@@ -1,13 +1,12 @@
-"""Whether runs were evaluated alike: what they were measured on, by whom, and against what."""
+"""Differences in how runs were evaluated: on which rows and prompts, by whom, and against what."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dpo_jax.reporting.report import RunReport
-from dpo_jax.reporting.results import part
 from dpo_jax.reporting.tables import Table
 
 # Of these settings a measure does not depend: how fast it is taken, at what price, and what else is.
@@ -32,11 +31,11 @@ class Differences(NamedTuple):
 def differences(runs: Mapping[str, RunReport]) -> Differences | None:
     """None where the runs were evaluated alike. A seed is no difference, nor is how many samples were drawn."""
     shared = [
-        _flat({"model.weights": part(run.config, "model", "weights"), "sft": part(run.config, "sft")})
+        _flat({"model.weights": _setting(run, "model", "weights"), "sft": _setting(run, "sft")})
         for run in runs.values()
     ]
-    text = [_flat({f"data.{name}": part(run.config, "data", name) for name in _TEXT}) for run in runs.values()]
-    judged = [_flat({"evaluation": _settings(run)}) for run in runs.values()]
+    text = [_flat({f"data.{name}": _setting(run, "data", name) for name in _TEXT}) for run in runs.values()]
+    judged = [_flat({"evaluation": run.evaluation.settings or _setting(run, "evaluation")}) for run in runs.values()]
     prompts = _letters([_prompts(run) for run in runs.values()], "prompts")
     rows = _letters([_rows(run) for run in runs.values()], "rows")
     both = _differing(shared) + _differing(text)
@@ -47,29 +46,33 @@ def differences(runs: Mapping[str, RunReport]) -> Differences | None:
     return Differences(table, bool(of_samples or both), bool(of_rows or both))
 
 
-def _settings(run: RunReport) -> Any:
-    return part(run.evaluation, "settings") or part(run.config, "evaluation")
+def _setting(run: RunReport, *keys: str) -> object:
+    """The value of a setting of any version's configuration; None where it is not there."""
+    value: object = run.config
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 def _prompts(run: RunReport) -> str:
-    """Which they are, however often each was answered."""
-    return json.dumps(list(dict.fromkeys(sample["prompt"] for sample in part(run.evaluation, "samples") or [])))
+    """The different prompts, however often each was answered."""
+    return json.dumps(list(dict.fromkeys(sample.prompt for sample in run.evaluation.samples)))
 
 
 def _rows(run: RunReport) -> str:
-    """By what they hold, or else, in an evaluation that did not note it, by their files."""
-    return part(run.evaluation, "rows") or json.dumps(part(run.config, "data", "eval"))
+    """The held-out rows by what they hold, or else, in an evaluation that did not note it, by their files."""
+    return run.evaluation.rows or json.dumps(_setting(run, "data", "eval"))
 
 
-def _letters(values: Sequence[str], what: str) -> list[dict[str, Any]]:
+def _letters(values: Sequence[str], what: str) -> list[dict[str, object]]:
     """Long values by a letter each, the same for the same."""
     known = list(dict.fromkeys(values))
     return [{f"held-out {what}": f"{what} {chr(ord('A') + known.index(value))}"} for value in values]
 
 
-def _differing(of_runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    names = dict.fromkeys(name for found in of_runs for name in found if name not in _NO_MATTER)
-    rows = [(name, [found.get(name) for found in of_runs]) for name in names]
+def _differing(of_runs: Sequence[Mapping[str, object]]) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(name for settings in of_runs for name in settings if name not in _NO_MATTER)
+    rows = [(name, [settings.get(name) for settings in of_runs]) for name in names]
     return [
         (name, *("none" if value is None else str(value) for value in values))
         for name, values in rows
@@ -77,10 +80,10 @@ def _differing(of_runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
+def _flat(value: object, key: str = "") -> dict[str, object]:
     if not isinstance(value, Mapping) or not value:
         return {key: value}
-    found: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, item in value.items():
-        found |= _flat(item, f"{key}.{name}" if key else str(name))
-    return found
+        flat |= _flat(item, f"{key}.{name}" if key else str(name))
+    return flat

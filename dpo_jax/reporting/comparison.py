@@ -9,7 +9,6 @@ from dpo_jax.reporting.alike import differences
 from dpo_jax.reporting.page import page
 from dpo_jax.reporting.plots import COMPARED_PLOTS, overlay
 from dpo_jax.reporting.report import SHOWN_SAMPLES, RunReport
-from dpo_jax.reporting.results import part
 from dpo_jax.reporting.samples import side_by_side
 from dpo_jax.reporting.sweep import Line, draw, make_table
 from dpo_jax.reporting.tables import Table
@@ -49,6 +48,6 @@ def render_comparison(compared: Comparison) -> str:
         settings=Table("What differs between the runs", ("", *runs), compared.settings),
         frontier=None if unlike and unlike.samples else draw(compared.lines),
         drawn=overlay(COMPARED_PLOTS, {name: run.metrics for name, run in runs.items()}, prefix="compared"),
-        samples=side_by_side({name: part(run.evaluation, "samples") or [] for name, run in runs.items()}),
+        samples=side_by_side({name: run.evaluation.samples for name, run in runs.items()}),
         shown_samples=SHOWN_SAMPLES,
     )

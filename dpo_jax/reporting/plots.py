@@ -83,6 +83,20 @@ COMPARED_PLOTS = (
     Plot("Gradient norm", "before clipping", (("gradient norm", "grad_norm"),)),
 )
 SFT_PLOTS = (Plot("Supervised loss", "nats a token", (("loss", "loss"),)),)
+REWARD_PLOTS = (
+    Plot("Loss", "", (("loss", "loss"),)),
+    Plot("Accuracy", "%", (("accuracy", "rewards/accuracies"),)),
+)
+PICTURE_PLOTS = (
+    Plot("Loss", "", (("loss", "loss"),)),
+    Plot("Reward accuracy", "%", (("accuracy", "rewards/accuracies"),)),
+    Plot("Denoising error", "", (("chosen", "errors/chosen"), ("rejected", "errors/rejected"))),
+    Plot("Error less than the reference's by", "", (("chosen", "gained/chosen"), ("rejected", "gained/rejected"))),
+    Plot("Difference of neighbouring frames", "", (("clean clips as seen", "temporal_consistency"),)),
+    Plot("Gradient norm", "before clipping", (("gradient norm", "grad_norm"),)),
+    Plot("Throughput", "pictures or clips a second", (("throughput", "pictures_per_second"),)),
+)
+PRETRAINING_PLOTS = (Plot("Denoising error", "", (("loss", "loss"),)),)
 
 
 def draw(plots: tuple[Plot, ...], rows: Rows, *, prefix: str) -> list[Curve]:

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file that needs nothing beside itself."""
+"""The report of a run, of texts or of pictures: one HTML file that needs nothing beside itself."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.reporting import numbers
+from dpo_jax.evaluation.records import Evaluation, Fitted, Heldout
+from dpo_jax.reporting import numbers, plots
 from dpo_jax.reporting.analysis import analysis_section
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.page import page
-from dpo_jax.reporting.plots import PREFERENCE_PLOTS, SFT_PLOTS, SMOOTH_FROM_ROWS, draw
-from dpo_jax.reporting.results import Evaluation, part, result_rows
+from dpo_jax.reporting.pictures import Arrays, histograms, shown_samples
+from dpo_jax.reporting.plots import SMOOTH_FROM_ROWS, Plot
+from dpo_jax.reporting.results import result_rows
 from dpo_jax.reporting.samples import before_and_after
 from dpo_jax.reporting.series import Rows, broken_steps, series
 from dpo_jax.reporting.sweep import Line
@@ -22,26 +25,26 @@ from dpo_jax.reporting.verdict import verdict
 SHOWN_SAMPLES = 6
 
 
+class Kind(NamedTuple):
+    """The names and the curves of the trainings of a kind of run."""
+
+    preference_plots: tuple[Plot, ...]
+    start: str
+    start_plots: tuple[Plot, ...]
+    reward: str
+
+
+TEXTS = Kind(plots.PREFERENCE_PLOTS, "Supervised fine-tuning", plots.SFT_PLOTS, "Reward model")
+PICTURES = Kind(plots.PICTURE_PLOTS, "Pre-training", plots.PRETRAINING_PLOTS, "Scorer")
+
+
 class RunReport(NamedTuple):
     """All that a report says of a run, as plain data; lists may be empty and any part of `evaluation` missing.
 
-    `metrics` and `sft_metrics` are rows of metrics.jsonl, `created` an ISO date. `evaluation` holds
-
-        heldout: pairs, accuracy, accuracy_interval, margin (nats), loss, calibration, by_length, by_source
-        kl: sequence_kl (nats), interval, samples, and exact, k1, k2, k3 (each with _interval)
-        judged: judge, samples, win_rate (with _interval), wins, ties, losses, length_controlled (win_rate with
-            _interval); by scores with a neutral value reference and policy (each positive, interval), difference (with
-            _interval); by other scores reference and policy (each reward, interval), reward_difference (with
-            _interval); of a judge that compares order (flipped, first_preferred, and policy_first and policy_second,
-            each with _interval) and usage
-        entropy: token; tokens with tokens_interval; texts: policy and reference, each as `describe_texts` has it
-        rewardbench: policy and judge, each accuracy and sections
-        samples: a list of prompt, reference, policy and, where judged, reference_score and policy_score, or verdict
-
-    `analysis` is what `dpo-jax analyse` wrote. `fitted` says how the training began: responses, perplexity and, after
-    fine-tuning, before_fine_tuning and fitted. `data` holds of each split name, facts (what, count as text, whether it
-    is odd), percentiles and lengths (name, token counts there). `frontier` are this run and the best of n responses of
-    its reference, where those were measured.
+    `metrics`, `sft_metrics` and `reward_metrics` are rows of metrics.jsonl, `created` an ISO date. `reward` is the
+    held-out accuracy of the run's reward model. `analysis` is what `dpo-jax analyse` wrote. `frontier` are this run and
+    the best of n responses of its reference, where those were measured. Of sampled pictures the page shows the first
+    `shown`.
     """
 
     title: str
@@ -51,33 +54,42 @@ class RunReport(NamedTuple):
     config: Mapping[str, Any]
     metrics: Rows
     sft_metrics: Rows = ()
-    evaluation: Evaluation | None = None
+    reward_metrics: Rows = ()
+    evaluation: Evaluation = Evaluation()
+    reward: Heldout = Heldout()
     analysis: Mapping[str, Any] | None = None
-    fitted: Mapping[str, Any] | None = None
-    data: Sequence[Mapping[str, Any]] = ()
+    fitted: Fitted = Fitted()
+    data: Sequence[SplitReport] = ()
     frontier: Sequence[Line] = ()
+    pictures: Arrays | None = None
+    shown: int = 0
+    kind: Kind = TEXTS
 
 
 def render(run: RunReport) -> str:
     """The report as HTML text. The same run gives the same bytes."""
     import yaml
 
-    tables = (judged_table, samples_table, heldout_table, benchmark_table)
+    kind = run.kind
+    tables = (make(run.evaluation) for make in (judged_table, samples_table, heldout_table, benchmark_table))
     return page(
         "report.html.jinja",
         run=run,
         verdict=verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data),
-        results=result_rows(run.evaluation),
-        tables=[found for make in tables if (found := make(run.evaluation))],
+        results=result_rows(run.evaluation, run.reward, reward_name=kind.reward),
+        tables=[table for table in tables if table],
+        histograms=histograms(run.pictures or {}),
         frontier=draw_frontier(run.frontier),
+        pictures=shown_samples(run.pictures or {}, run.shown),
         summary=f"{training_summary(run.metrics)} {fitted_summary(run.fitted)}",
         hints=_reading_hints(run.metrics),
         sections=[
-            ("Preference training", draw(PREFERENCE_PLOTS, run.metrics, prefix="preference")),
-            ("Supervised fine-tuning", draw(SFT_PLOTS, run.sft_metrics, prefix="sft")),
+            ("Preference training", plots.draw(kind.preference_plots, run.metrics, prefix="preference")),
+            (kind.start, plots.draw(kind.start_plots, run.sft_metrics, prefix="sft")),
+            (kind.reward, plots.draw(plots.REWARD_PLOTS, run.reward_metrics, prefix="reward")),
         ],
         analysis=analysis_section(run.analysis),
-        samples=before_and_after(part(run.evaluation, "samples") or []),
+        samples=before_and_after(run.evaluation.samples),
         shown_samples=SHOWN_SAMPLES,
         data=data_table(run.data),
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),
@@ -99,14 +111,14 @@ def training_summary(rows: Rows) -> str:
     return " · ".join(facts) + "."
 
 
-def fitted_summary(fitted: Mapping[str, Any] | None) -> str:
+def fitted_summary(fitted: Fitted) -> str:
     """One sentence: how likely chosen responses were where the training began; empty where nobody measured that."""
-    if fitted is None:
+    if fitted.perplexity is None:
         return ""
-    before = fitted.get("before_fine_tuning")
-    tuned = f", {numbers.plain(before)} before fine-tuning" if before is not None else " (there was no fine-tuning)"
+    before = fitted.before_fine_tuning
+    tuned = " (there was no fine-tuning)" if before is None else f", {numbers.plain(before)} before fine-tuning"
     return (
-        f"It began with a perplexity of {numbers.plain(fitted['perplexity'])} a token on {fitted['responses']} chosen "
+        f"It began with a perplexity of {numbers.plain(fitted.perplexity)} a token on {fitted.responses} chosen "
         f"responses{tuned}."
     )
 

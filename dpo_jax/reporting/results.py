@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from dpo_jax.evaluation.records import Evaluation, Heldout
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain, points
-
-Evaluation = Mapping[str, Any]
 
 
 class Result(NamedTuple):
@@ -19,72 +18,89 @@ class Result(NamedTuple):
     note: str
 
 
-def part(evaluation: Evaluation | None, *path: str) -> Any:
-    """What lies under a path of names, None where any of it is missing."""
-    value: Any = evaluation
-    for name in path:
-        value = (value or {}).get(name)
-    return value
-
-
-def kl_of(evaluation: Evaluation | None) -> tuple[float, Sequence[float] | None] | None:
-    """The sequence KL and its interval, nats: over the vocabulary where that was measured, else by log-ratios."""
-    kl: Mapping[str, Any] = part(evaluation, "kl") or {}
-    for name, bounds in (("exact", "exact_interval"), ("sequence_kl", "interval")):
-        if kl.get(name) is not None:
-            return kl[name], kl.get(bounds)
-    return None
-
-
-def result_rows(evaluation: Evaluation | None) -> list[Result]:
-    """What was measured, the verdict's numbers first; what was not has no row."""
-    judged, kl, heldout = (part(evaluation, name) or {} for name in ("judged", "kl", "heldout"))
-    policy, reference = judged.get("policy") or {}, judged.get("reference") or {}
-    judge, equal = judged.get("judge"), judged.get("length_controlled") or {}
-    shares = f"share of {judged.get('samples')} samples"
-    calibration = heldout.get("calibration") or {}
-    labelled = "rows" in heldout
-    compared = "desirable above undesirable" if labelled else "chosen above rejected"
-    less = "desirable less undesirable" if labelled else "chosen less rejected"
-    kind = f"{heldout['rows']} labelled rows" if labelled else f"{heldout.get('pairs')} pairs"
-    rows = (
-        _row("Judged positive, policy", policy, "positive", "interval", percent, f"{shares} after training"),
-        _row("Judged positive, reference", reference, "positive", "interval", percent, f"{shares} before training"),
-        _row("Difference", judged, "difference", "difference_interval", points, f"judge: {judge}"),
-        _row("Mean reward, policy", policy, "reward", "interval", plain, f"by the judge, {judge}, after training"),
-        _row("Mean reward, reference", reference, "reward", "interval", plain, "the same, before training"),
-        _row(
-            "Win rate",
-            judged,
-            "win_rate",
-            "win_rate_interval",
-            percent,
-            f"policy against reference, ties half; judge: {judge}",
-        ),
-        _row(
-            "Win rate at equal lengths", equal, "win_rate", "win_rate_interval", percent, "as AlpacaEval 2 controls it"
-        ),
-        _row("Sequence KL", kl, "sequence_kl", "interval", nats, f"from the reference, on {kl.get('samples')} samples"),
-        _row("Sequence KL, exact", kl, "exact", "exact_interval", nats, "the same, over the vocabulary at each token"),
-        _row(
-            "Held-out accuracy",
-            heldout,
-            "accuracy",
-            "accuracy_interval",
-            percent,
-            f"{compared}, {kind} never trained on",
-        ),
-        _row("Held-out margin", heldout, "margin", "", nats, f"{less} log-ratio, the same"),
-        _row("Calibration error", calibration, "expected_error", "", percent, "of preference probabilities, the same"),
-        _row("Held-out loss", heldout, "loss", "", plain, "the same"),
-    )
+def result_rows(
+    evaluation: Evaluation, reward: Heldout | None = None, *, reward_name: str = "Reward model"
+) -> list[Result]:
+    """The lines of all that was measured, the verdict's numbers first; `reward` is of the run's reward model."""
+    of_pictures = bool(evaluation.metrics) or evaluation.heldout.draws is not None
+    rows = [
+        *(_of_pictures(evaluation) if of_pictures else _of_texts(evaluation)),
+    ]
+    if reward:
+        held = f"{reward.pairs} held-out pairs"
+        rows.append(_row(f"{reward_name}'s accuracy", reward.accuracy, reward.accuracy_interval, percent, held))
     return [row for row in rows if row is not None]
 
 
-def _row(
-    measure: str, values: Mapping[str, Any], key: str, interval_key: str, form: Format, note: str
-) -> Result | None:
-    if values.get(key) is None:
-        return None
-    bounds: Sequence[float] | None = values.get(interval_key)
-    return Result(measure, form(values[key]), interval(bounds, form) if bounds else "", note)
+def _of_texts(evaluation: Evaluation) -> Sequence[Result | None]:
+    judged, kl, heldout = evaluation.judged, evaluation.kl, evaluation.heldout
+    policy, reference, equal = judged.policy, judged.reference, judged.length_controlled
+    shares = f"share of {judged.samples} samples"
+    kind, compared, less = f"{heldout.pairs} pairs", "chosen above rejected", "chosen less rejected"
+    if heldout.rows is not None:
+        kind, compared, less = (
+            f"{heldout.rows} labelled rows",
+            "desirable above undesirable",
+            "desirable less undesirable",
+        )
+    by_judge = f"by the judge, {judged.judge}, after training"
+    against = f"policy against reference, ties half; judge: {judged.judge}"
+    never, error = f"{compared}, {kind} never trained on", heldout.calibration.expected_error
+    sampled = f"from the reference, on {kl.samples} samples"
+    exactly = "the same, over the vocabulary at each token"
+    return (
+        _row("Judged positive, policy", policy.positive, policy.interval, percent, f"{shares} after training"),
+        _row(
+            "Judged positive, reference", reference.positive, reference.interval, percent, f"{shares} before training"
+        ),
+        _row("Difference", judged.difference, judged.difference_interval, points, f"judge: {judged.judge}"),
+        _row("Mean reward, policy", policy.reward, policy.interval, plain, by_judge),
+        _row("Mean reward, reference", reference.reward, reference.interval, plain, "the same, before training"),
+        _row("Win rate", judged.win_rate, judged.win_rate_interval, percent, against),
+        _row(
+            "Win rate at equal lengths", equal.win_rate, equal.win_rate_interval, percent, "as AlpacaEval 2 controls it"
+        ),
+        _row("Sequence KL", kl.sequence_kl, kl.interval, nats, sampled),
+        _row("Sequence KL, exact", kl.exact, kl.exact_interval, nats, exactly),
+        _row("Held-out accuracy", heldout.accuracy, heldout.accuracy_interval, percent, never),
+        _row("Held-out margin", heldout.margin, None, nats, f"{less} log-ratio, the same"),
+        _row("Calibration error", error, None, percent, "of preference probabilities, the same"),
+        _row("Held-out loss", heldout.loss, None, plain, "the same"),
+    )
+
+
+def _of_pictures(evaluation: Evaluation) -> Sequence[Result | None]:
+    judged, classes, heldout = evaluation.judged, evaluation.classes, evaluation.heldout
+    rows = [
+        _row(
+            "Win rate",
+            judged.win_rate,
+            judged.win_rate_interval,
+            percent,
+            f"samples from the same noise; {judged.judge}",
+        )
+    ]
+    for side, scores in (("reference", judged.reference), ("policy", judged.policy)):
+        rows.append(_row(f"Mean score, {side}", scores.reward, scores.interval, plain, ""))
+    for metric, found in evaluation.metrics.items():
+        note = f"{_or_none(found.reference, plain)} before, {_or_none(found.policy, plain)} after; their difference:"
+        name = metric.replace("_", " ").capitalize()
+        rows.append(_row(name, found.difference, found.difference_interval, plain, note))
+    before, real = _or_none(classes.reference.share, percent), _or_none(classes.real, percent)
+    seen = f"{before} before; the classifier is right on {real} of real samples"
+    draws = f"{heldout.pairs} held-out pairs, {heldout.draws} draws of time and noise each"
+    errors = f"of held-out samples, {_or_none(heldout.errors.reference, plain)} before"
+    return (
+        *rows,
+        _row("Class asked for is seen", classes.policy.share, classes.policy.interval, percent, seen),
+        _row("Preference accuracy", heldout.accuracy, heldout.accuracy_interval, percent, draws),
+        _row("Denoising error", heldout.errors.policy, None, plain, errors),
+    )
+
+
+def _or_none(value: float | None, form: Format) -> str:
+    return "none" if value is None else form(value)
+
+
+def _row(measure: str, value: float | None, bounds: Sequence[float] | None, form: Format, note: str) -> Result | None:
+    return None if value is None else Result(measure, form(value), interval(bounds, form) if bounds else "", note)

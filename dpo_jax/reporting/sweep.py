@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
 from dpo_jax.reporting.page import page
@@ -45,7 +45,7 @@ class Line(Protocol):
     """Runs that differ by their seed alone."""
 
     @property
-    def settings(self) -> Mapping[str, Any]:
+    def settings(self) -> Mapping[str, object]:
         """Dotted key -> value."""
         ...
 
@@ -74,7 +74,7 @@ class Table(NamedTuple):
 
 
 def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Table:
-    """What was found at each point."""
+    """The table of the measures of each point."""
     keys = list(dict.fromkeys(key for line in lines for key in line.settings))
     measures = [name for name in FORMATS if any(name in line.measures for line in lines)]
     starts = {line.measures[_OF_THE_START] for line in lines if _OF_THE_START in line.measures}
@@ -95,7 +95,7 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
     return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out)
 
 
-def _written(value: Any) -> str:
+def _written(value: object) -> str:
     """A setting as one would write it in a file."""
     import yaml
 
@@ -176,10 +176,10 @@ def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:
 
 def _bars(members: Sequence[Line], measure: str) -> list[list[float]] | None:
     """How far the intervals reach below and above."""
-    found = [line.measures[measure] for line in members]
-    if any(bounds is None for _, bounds in found):
+    figures = [line.measures[measure] for line in members]
+    if any(bounds is None for _, bounds in figures):
         return None
     return [
-        [max(0.0, value - bounds[0]) for value, bounds in found if bounds],
-        [max(0.0, bounds[1] - value) for value, bounds in found if bounds],
+        [max(0.0, value - bounds[0]) for value, bounds in figures if bounds],
+        [max(0.0, bounds[1] - value) for value, bounds in figures if bounds],
     ]

@@ -1,12 +1,14 @@
-"""Tables of a report: who won by whose judgement, what the samples are like, and where held-out pairs are right."""
+"""Tables of a report: win rates by the judge, properties of the samples, and held-out accuracy by part."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from dpo_jax.evaluation.intervals import Interval
+from dpo_jax.evaluation.records import Evaluation, Judged
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.numbers import GAP, Format, interval, nats, percent, plain
-from dpo_jax.reporting.results import Evaluation, part
 
 INTERVAL = f"95{GAP}% interval"
 
@@ -20,118 +22,122 @@ class Table(NamedTuple):
     note: str = ""
 
 
-def judged_table(evaluation: Evaluation | None) -> Table | None:
+def judged_table(evaluation: Evaluation) -> Table | None:
     """Win rates: raw, at equal lengths, and in either order; None where nobody judged."""
-    judged: Mapping[str, Any] = part(evaluation, "judged") or {}
-    found: list[tuple[str, Mapping[str, Any], str]] = [
-        ("as judged, ties half", judged, "win_rate"),
-        ("at equal lengths", judged.get("length_controlled") or {}, "win_rate"),
-        ("policy shown first", judged.get("order") or {}, "policy_first"),
-        ("policy shown second", judged.get("order") or {}, "policy_second"),
-    ]
+    judged, equal, order = evaluation.judged, evaluation.judged.length_controlled, evaluation.judged.order
+    rates = (
+        ("as judged, ties half", judged.win_rate, judged.win_rate_interval),
+        ("at equal lengths", equal.win_rate, equal.win_rate_interval),
+        ("policy shown first", order.policy_first, order.policy_first_interval),
+        ("policy shown second", order.policy_second, order.policy_second_interval),
+    )
     rows = [
-        (what, percent(values[name]), interval(values[f"{name}_interval"], percent))
-        for what, values, name in found
-        if values.get(name) is not None and values.get(f"{name}_interval")
+        (what, percent(rate), interval(bounds, percent)) for what, rate, bounds in rates if rate is not None and bounds
     ]
     if not rows:
         return None
-    return Table(f"Judged by {judged.get('judge')}", ("", "policy wins", INTERVAL), rows, _said_of_the_judge(judged))
+    return Table(f"Judged by {judged.judge}", ("", "policy wins", INTERVAL), rows, _said_of_the_judge(judged))
 
 
-def _said_of_the_judge(judged: Mapping[str, Any]) -> str:
-    said = []
-    if "wins" in judged:
+def _said_of_the_judge(judged: Judged) -> str:
+    said, order, usage = [], judged.order, judged.usage
+    if judged.wins is not None:
         said.append(
-            f"Of {judged['samples']} comparisons {judged['wins']} were won, {judged['ties']} tied and "
-            f"{judged['losses']} lost."
+            f"Of {judged.samples} comparisons {judged.wins} were won, {judged.ties} tied and {judged.losses} lost."
         )
-    if equal := judged.get("length_controlled"):
-        said.append(f"The policy's response was the longer one in {percent(equal['longer'])}.")
-    if order := judged.get("order"):
+    if judged.length_controlled.longer is not None:
+        said.append(f"The policy's response was the longer one in {percent(judged.length_controlled.longer)}.")
+    if order.flipped is not None and order.first_preferred is not None:
         said.append(
-            f"The winner changed with the order in {percent(order['flipped'])}; the response shown first won "
-            f"{percent(order['first_preferred'])}."
+            f"The winner changed with the order in {percent(order.flipped)}; the response shown first won "
+            f"{percent(order.first_preferred)}."
         )
-    if usage := judged.get("usage"):
-        cost = f", at a cost of {usage['cost']:.4f}" if "cost" in usage else ""
+    if usage:
+        cost = "" if usage.cost is None else f", at a cost of {usage.cost:.4f}"
         said.append(
-            f"The endpoint answered {usage['requests']} requests{cost}; {usage['not_understood']} answers were not "
-            f"understood, {usage['cached']} verdicts were known."
+            f"The endpoint answered {usage.requests} requests{cost}; {usage.not_understood} answers were not "
+            f"understood, {usage.cached} verdicts were known."
         )
     return " ".join(said)
 
 
-def samples_table(evaluation: Evaluation | None) -> Table | None:
-    """How far samples are from the reference, how varied, how long, and how much they repeat; None without samples."""
-    sides = [part(evaluation, "texts", name) or {} for name in ("policy", "reference")]
+def samples_table(evaluation: Evaluation) -> Table | None:
+    """Distance of samples from the reference, their variety, length and repetition; None without samples."""
     rows: list[tuple[str, str, str]] = []
 
-    def add(what: str, form: Format, policy: Any, bounds: Sequence[float] | None = None, reference: Any = None) -> None:
+    def add(
+        what: str,
+        form: Format,
+        policy: float | None,
+        bounds: Interval | None = None,
+        reference: float | None = None,
+    ) -> None:
         if policy is not None:
             spread = f" ({interval(bounds, form)})" if bounds else ""
             rows.append((what, form(policy) + spread, "" if reference is None else form(reference)))
 
-    kl, entropy = (part(evaluation, name) or {} for name in ("kl", "entropy"))
-    add("KL a response, over the vocabulary", nats, kl.get("exact"), kl.get("exact_interval"))
-    for name, what in (("k1", "its estimate k1, the mean log-ratio"), ("k2", "k2"), ("k3", "k3")):
-        add(what, nats, kl.get(name), kl.get(f"{name}_interval"))
-    add("entropy a token", nats, entropy.get("token"))
-    add("tokens", plain, part(evaluation, "tokens"), part(evaluation, "tokens_interval"))
-    policy, reference = sides
-    add("words", plain, policy.get("words"), policy.get("words_interval"), reference.get("words"))
-    for name, what in (
-        ("empty", "empty responses"),
-        ("repeated", "groups of 4 words that repeat within a response"),
-        ("distinct_1", "different words, of all"),
-        ("distinct_2", "different pairs of words, of all"),
-    ):
-        add(what, percent, policy.get(name), None, reference.get(name))
+    kl, policy, reference = evaluation.kl, evaluation.texts.policy, evaluation.texts.reference
+    add("KL a response, over the vocabulary", nats, kl.exact, kl.exact_interval)
+    add("its estimate k1, the mean log-ratio", nats, kl.k1, kl.k1_interval)
+    add("k2", nats, kl.k2, kl.k2_interval)
+    add("k3", nats, kl.k3, kl.k3_interval)
+    add("entropy a token", nats, evaluation.entropy.token)
+    add("tokens", plain, evaluation.tokens, evaluation.tokens_interval)
+    add("words", plain, policy.words, policy.words_interval, reference.words)
+    add("empty responses", percent, policy.empty, None, reference.empty)
+    add("groups of 4 words that repeat within a response", percent, policy.repeated, None, reference.repeated)
+    add("different words, of all", percent, policy.distinct_1, None, reference.distinct_1)
+    add("different pairs of words, of all", percent, policy.distinct_2, None, reference.distinct_2)
     if not rows:
         return None
     return Table(f"Distance, length and repetition of samples, with the {INTERVAL}", ("", "policy", "reference"), rows)
 
 
-def heldout_table(evaluation: Evaluation | None) -> Table | None:
+def heldout_table(evaluation: Evaluation) -> Table | None:
     """Held-out accuracy by which response is longer, and by source where there are several."""
-    by_source = part(evaluation, "heldout", "by_source") or {}
-    parts = {name.replace("_", " "): each for name, each in (part(evaluation, "heldout", "by_length") or {}).items()}
+    by_source = evaluation.heldout.by_source
+    parts = {name.replace("_", " "): part for name, part in evaluation.heldout.by_length.items()}
     parts |= by_source if len(by_source) > 1 else {}
     rows = [
-        (name, str(each["pairs"]), percent(each["accuracy"]), interval(each["accuracy_interval"], percent))
-        for name, each in parts.items()
+        (name, str(part.pairs), percent(part.accuracy), interval(part.accuracy_interval, percent))
+        for name, part in parts.items()
+        if part.accuracy is not None and part.accuracy_interval
     ]
     return Table("Held-out accuracy by part", ("", "pairs", "accuracy", INTERVAL), rows) if rows else None
 
 
-def benchmark_table(evaluation: Evaluation | None) -> Table | None:
+def benchmark_table(evaluation: Evaluation) -> Table | None:
     """RewardBench by section; None where it was not run."""
-    found: Mapping[str, Any] = part(evaluation, "rewardbench") or {}
-    if not found:
+    of_both = [each for each in (evaluation.rewardbench.policy, evaluation.rewardbench.judge) if each]
+    if not of_both:
         return None
-    names = [f"judge: {each['name']}" if "name" in each else "implicit reward" for each in found.values()]
-    sections = dict.fromkeys(section for each in found.values() for section in each["sections"])
-    rows = [("all rows", *(percent(each["accuracy"]) for each in found.values()))]
-    rows += [
-        (section, *(percent(part(each, "sections", section, "accuracy")) for each in found.values()))
-        for section in sections
+    names = [f"judge: {each.name}" if each.name else "implicit reward" for each in of_both]
+    sections = dict.fromkeys(section for each in of_both for section in each.sections)
+    accuracies = {"all rows": [each.accuracy for each in of_both]}
+    accuracies |= {name: [each.sections[name].accuracy for each in of_both] for name in sections}
+    rows = [
+        (name, *("" if share is None else percent(share) for share in shares)) for name, shares in accuracies.items()
     ]
     return Table("RewardBench accuracy", ("", *names), rows)
 
 
-def data_table(splits: Sequence[Mapping[str, Any]]) -> Table | None:
-    """What `check-data` found, in short, a column a split; odd counts are marked, and what is nowhere is named."""
+def data_table(splits: Sequence[SplitReport]) -> Table | None:
+    """The facts of `check-data` in short, a column a split; odd counts are marked, and what is nowhere is named."""
     if not splits:
         return None
     counts: dict[str, dict[str, str]] = {}
     for split in splits:
-        for what, count, odd in split["facts"]:
-            counts.setdefault(what, {})[split["name"]] = f"! {count}" if odd else count
-        half, longest = (split["percentiles"].index(share) for share in (50, 100))
-        for name, lengths in split["lengths"].items():
+        for what, count, odd in split.facts:
+            counts.setdefault(what, {})[split.name] = f"! {count}" if odd else count
+        half, longest = (split.percentiles.index(share) for share in (50, 100))
+        for name, lengths in split.lengths.items():
             tokens = f"{lengths[half]:,} / {lengths[longest]:,}"
-            counts.setdefault(f"tokens of {name}, median / longest", {})[split["name"]] = tokens
-    names = [split["name"] for split in splits]
-    nowhere = [what for what, found in counts.items() if set(found.values()) == {"0"}]
-    rows = [(what, *(found.get(name, "") for name in names)) for what, found in counts.items() if what not in nowhere]
+            counts.setdefault(f"tokens of {name}, median / longest", {})[split.name] = tokens
+    names = [split.name for split in splits]
+    nowhere = [what for what, of_splits in counts.items() if set(of_splits.values()) == {"0"}]
+    rows = [
+        (what, *(of_splits.get(name, "") for name in names))
+        for what, of_splits in counts.items()
+        if what not in nowhere
+    ]
     return Table("", ("", *names), rows, f"There were no {', no '.join(nowhere)}." if nowhere else "")

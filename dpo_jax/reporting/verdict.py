@@ -1,11 +1,12 @@
-"""The verdict of a run: is the policy better, by how much, at what KL, and what to worry about."""
+"""The verdict of a run: is the policy better, by how much, at what KL, and the concerns about it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from dpo_jax.evaluation.records import Evaluation, Fitted
 from dpo_jax.reporting.concerns import (
     data_concerns,
     heldout_concerns,
@@ -13,8 +14,8 @@ from dpo_jax.reporting.concerns import (
     sample_concerns,
     training_concerns,
 )
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.numbers import GAP, interval, nats, percent, points
-from dpo_jax.reporting.results import Evaluation, kl_of, part
 from dpo_jax.reporting.series import Rows
 
 _OPENINGS = {
@@ -33,62 +34,48 @@ class Verdict(NamedTuple):
 
 
 def verdict(
-    evaluation: Evaluation | None,
-    rows: Rows,
-    *,
-    fitted: Mapping[str, Any] | None = None,
-    data: Sequence[Mapping[str, Any]] = (),
+    evaluation: Evaluation, rows: Rows, *, fitted: Fitted | None = None, data: Sequence[SplitReport] = ()
 ) -> Verdict:
-    """Read off the evaluation (which may be missing, wholly or in parts) and the rows of the preference run.
-
-    `fitted` and `data` as `RunReport` has them.
-    """
+    """The verdict read off an evaluation, of which any part may be missing, and the rows of the preference run."""
     status, text = judgement(evaluation)
     concerns = [
         *judgement_concerns(evaluation),
         *sample_concerns(evaluation),
         *heldout_concerns(evaluation),
-        *training_concerns(rows, fitted),
+        *training_concerns(rows, fitted or Fitted()),
         *data_concerns(data),
     ]
     return Verdict(status, text, concerns)
 
 
-def judgement(evaluation: Evaluation | None) -> tuple[str, str]:
+def judgement(evaluation: Evaluation) -> tuple[str, str]:
     """Status and text of a verdict."""
-    distance = _distance(evaluation)
-    difference = part(evaluation, "judged", "difference")
-    policy, reference = (part(evaluation, "judged", side, "positive") for side in ("policy", "reference"))
-    if None not in (difference, policy, reference):
-        low, high = _difference_bounds(evaluation)
+    distance, judged, heldout = _distance(evaluation), evaluation.judged, evaluation.heldout
+    policy, reference = judged.policy.positive, judged.reference.positive
+    if judged.difference is not None and policy is not None and reference is not None:
+        low, high = judged.difference_interval or (math.nan, math.nan)
         status = "better" if low > 0 else "worse" if high < 0 else "unclear"
         shares = f"{percent(policy)} of its samples are positive against {percent(reference)} before training"
-        spread = f"{points(difference)} (95{GAP}% interval {interval((low, high), points)})"
+        spread = f"{points(judged.difference)} (95{GAP}% interval {interval((low, high), points)})"
         return status, f"{_OPENINGS[status]}: {shares}, a difference of {spread}.{distance}"
-    win_rate, bounds = part(evaluation, "judged", "win_rate"), part(evaluation, "judged", "win_rate_interval")
-    if win_rate is not None and bounds:
-        status = "better" if bounds[0] > 0.5 else "worse" if bounds[1] < 0.5 else "unclear"
-        spread = f"{percent(win_rate)} of the comparisons (95{GAP}% interval {interval(bounds, percent)})"
+    if judged.win_rate is not None and judged.win_rate_interval:
+        low, high = judged.win_rate_interval
+        status = "better" if low > 0.5 else "worse" if high < 0.5 else "unclear"
+        spread = f"{percent(judged.win_rate)} of the comparisons (95{GAP}% interval {interval((low, high), percent)})"
         return status, f"{_OPENINGS[status]}: its samples win {spread}.{distance}"
-    accuracy = part(evaluation, "heldout", "accuracy")
-    if accuracy is not None:
-        rows, pairs = part(evaluation, "heldout", "rows"), part(evaluation, "heldout", "pairs")
-        text = f"No judge compared samples. On {pairs} held-out pairs the chosen response has the higher reward in "
-        if rows is not None:
-            text = f"No judge compared samples. Of {rows} labelled rows a desirable one has the higher reward in "
-        return "unjudged", f"{text}{percent(accuracy)}.{distance}"
+    if heldout.accuracy is not None:
+        compared = f"On {heldout.pairs} held-out pairs the chosen response"
+        if heldout.rows is not None:
+            compared = f"Of {heldout.rows} labelled rows a desirable one"
+        higher = f"{compared} has the higher reward in {percent(heldout.accuracy)}"
+        return "unjudged", f"No judge compared samples. {higher}.{distance}"
     return "unjudged", f"The policy has not been evaluated: only its training curves are known.{distance}"
 
 
-def _distance(evaluation: Evaluation | None) -> str:
-    kl = kl_of(evaluation)
+def _distance(evaluation: Evaluation) -> str:
+    kl = evaluation.kl.best
     if kl is None:
         return ""
     value, bounds = kl
     spread = f" (95{GAP}% interval {interval(bounds, nats)})" if bounds else ""
     return f" Its sequence KL to the reference is {nats(value)}{spread}."
-
-
-def _difference_bounds(evaluation: Evaluation | None) -> tuple[float, float]:
-    low, high = part(evaluation, "judged", "difference_interval") or (math.nan, math.nan)
-    return low, high

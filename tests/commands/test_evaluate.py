@@ -15,7 +15,7 @@ import pytest
 
 from dpo_jax import cli
 from dpo_jax.experiments import judging
-from dpo_jax.experiments.benchmark import run_rewardbench
+from dpo_jax.experiments.text_evaluation import prefers, run_rewardbench
 from tests.evaluation.judges.endpoint import Reply, longer_wins, said, serve
 from tests.tiny_experiment import EVAL_ROWS, opened, refused, write_lines
 
@@ -151,9 +151,9 @@ def test_rewardbench_of_the_policy_and_of_the_judge(finished: str):
     setup = opened()
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
-        same = run_rewardbench(setup, "bench.jsonl", None, frozen, frozen)
-    assert same.keys() == {"policy"}
-    assert same["policy"]["accuracy"] == 0.0  # who is the reference prefers nothing, and a tie is wrong
+        same = run_rewardbench("bench.jsonl", None, lambda pairs: prefers(setup, pairs, frozen, frozen))
+    assert same.to_json().keys() == {"policy"}
+    assert same.policy.accuracy == 0.0  # who is the reference prefers nothing, and a tie is wrong
 
 
 HTTP = {"name": "http", "url": "u", "model": "m"}

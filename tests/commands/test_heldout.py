@@ -11,6 +11,7 @@ import pytest
 
 from dpo_jax.config import LossConfig
 from dpo_jax.data.batches import evaluation_batches
+from dpo_jax.evaluation.records import Heldout
 from dpo_jax.experiments.heldout import heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.experiments.losses import read_terms
 from dpo_jax.experiments.rows import DataRows
@@ -81,7 +82,7 @@ def test_what_is_known_of_each_loss_where_policy_and_reference_agree():
     np.testing.assert_allclose(known_loss(longer, NOW, None), np.log1p(np.exp(-margin)), rtol=1e-5)
 
 
-def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought: np.ndarray) -> dict[str, Any]:
+def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought: np.ndarray) -> Heldout:
     """`heldout` of rows of which policy and reference say NOW and FROZEN."""
     slots = 2 if labels is None else 1
     rows = [TokenRow(f"{i}", np.zeros(1 + i, np.int32), (np.zeros(2, np.int32),) * slots) for i in range(ROWS)]
@@ -94,34 +95,29 @@ def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought:
     def lookup(row_ids: list[str]) -> Scores:
         return Scores(*(field[[int(row_id) for row_id in row_ids], :slots] for field in FROZEN))
 
-    setup: Any = SimpleNamespace(
-        eval_data=DataRows(rows, [], labels, **brought),
-        config=SimpleNamespace(reference=SimpleNamespace(batch_pairs=2)),
-        scorer=Scorer(score, lambda rows: evaluation_batches(rows, pairs=2), lambda batch: batch),
-        terms=terms(loss),
-    )
+    scorer = Scorer(score, lambda rows: evaluation_batches(rows, pairs=2), lambda batch: batch)
     store: Any = SimpleNamespace(lookup=lookup)
-    return heldout(setup, store, {})
+    return heldout(DataRows(rows, [], labels, **brought), terms(loss), scorer, store, {})
 
 
 def test_pairs_are_measured_with_the_losss_own_beta():
     found = evaluated({"name": "dpo", "options": {"beta": 0.5}})
     margins = (NOW.logps_nP - FROZEN.logps_nP) @ np.array([1, -1])
-    assert found["accuracy"] == (margins > 0).mean()
-    assert found["reward_margin"] == pytest.approx(0.5 * margins.mean(), rel=1e-5)
-    assert found["loss"] == pytest.approx(np.log1p(np.exp(-0.5 * margins)).mean(), rel=1e-5)
+    assert found.accuracy == (margins > 0).mean()
+    assert found.reward_margin == pytest.approx(0.5 * margins.mean(), rel=1e-5)
+    assert found.loss == pytest.approx(np.log1p(np.exp(-0.5 * margins)).mean(), rel=1e-5)
     surprise = -NOW.logps_nP[:, 0].sum() / 2 / ROWS  # the tokens of a response that it was scored as having
-    assert found["perplexity"].keys() == {"policy", "reference"}
-    assert found["perplexity"]["policy"] == pytest.approx(np.exp(surprise), rel=1e-5)
+    assert found.perplexity.to_json().keys() == {"policy", "reference"}
+    assert found.perplexity.policy == pytest.approx(np.exp(surprise), rel=1e-5)
 
 
 def test_labels_go_with_their_rows():
     found = evaluated({"name": "bco"}, LABELS)
     ratios = (NOW.logps_nP - FROZEN.logps_nP)[:, 0]
-    assert found["margin"] == pytest.approx(ratios[LABELS].mean() - ratios[~LABELS].mean(), rel=1e-5)
+    assert found.margin == pytest.approx(ratios[LABELS].mean() - ratios[~LABELS].mean(), rel=1e-5)
     good = jnp.asarray(LABELS)
     expected = bco(POLICY.chosen, REFERENCE.chosen, good, 0.1 * ratios.mean()).mean()
-    assert found["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found.loss == pytest.approx(float(expected), rel=1e-5)
     data = DataRows([TokenRow(f"{i}", np.zeros(1), ()) for i in range(ROWS)], [], LABELS)
     np.testing.assert_array_equal(values_of(data.rows, data.desirable, ["4", "1", "0"]), [True, False, True])
 
@@ -130,10 +126,10 @@ def test_soft_labels_and_weights_count_as_in_training():
     soft, weights = np.linspace(0.5, 1, ROWS, dtype=np.float32), np.arange(ROWS, dtype=np.float32)
     found = evaluated({"name": "dpo"}, soft_label_B=soft, weight_B=weights)
     expected = weights * dpo(POLICY, REFERENCE, label_smoothing=1 - soft)
-    assert found["loss"] == pytest.approx(float(expected.mean()), rel=1e-5)
+    assert found.loss == pytest.approx(float(expected.mean()), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [{"name": "tdpo1"}, {"name": "dpo", "wpo": True}])
 def test_a_loss_that_is_not_measured_here_is_left_out(loss: dict[str, Any]):
     found = evaluated(loss)
-    assert "loss" not in found and "accuracy" in found
+    assert found.loss is None and found.accuracy is not None

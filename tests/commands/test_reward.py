@@ -15,11 +15,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from dpo_jax import cli
-from dpo_jax.commands import evaluate
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
-from dpo_jax.experiments.judging import open_judge
 from dpo_jax.experiments.scoring import open_rewards
+from dpo_jax.experiments.text_evaluation import compare_samples, judge_of
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.objectives.reward import reward_objective
@@ -261,20 +260,20 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
         policy = jax.tree.map(lambda x: 0.5 * x, frozen)
-        found = evaluate.compare_samples(setup, policy, frozen, open_judge(setup, setup.config.evaluation.judge))
+        found = compare_samples(setup, policy, frozen, judge_of(setup))
         judge = open_rewards(setup, None, key="evaluation.judge.model")
         again = {
             name: judge(
-                [Prompt(row["prompt"], None, "") for row in found["samples"]], [row[name] for row in found["samples"]]
+                [Prompt(row.prompt, None, "") for row in found.samples], [getattr(row, name) for row in found.samples]
             )
             for name in ("policy", "reference")
         }
-    scores = {name: np.array([row[f"{name}_score"] for row in found["samples"]]) for name in again}
+    scores = {name: np.array([getattr(row, f"{name}_score") for row in found.samples]) for name in again}
     for name, rewards in again.items():  # those of the samples whose white space the report leaves out differ
         assert np.isclose(scores[name], rewards, rtol=1e-4).mean() >= 0.5
-        assert found["judged"][name]["reward"] == pytest.approx(scores[name].mean())
-    assert found["judged"]["judge"] == "reward" and found["judged"]["samples"] == 16
-    assert found["judged"]["win_rate"] == (1 + np.sign(scores["policy"] - scores["reference"])).mean() / 2
+        assert getattr(found.judged, name).reward == pytest.approx(scores[name].mean())
+    assert found.judged.judge == "reward" and found.judged.samples == 16
+    assert found.judged.win_rate == (1 + np.sign(scores["policy"] - scores["reference"])).mean() / 2
     assert "the policy wins" in capsys.readouterr().err
 
 
@@ -289,10 +288,10 @@ def test_what_the_model_wrote_is_judged_with_its_white_space(inside: None):
     setup = opened("--seed", "1")  # with which some of it begins or ends with a space
     with jax.set_mesh(setup.mesh):
         frozen = setup.start_params()
-        found = evaluate.compare_samples(setup, frozen, frozen, Scoring("mine", judge))
+        found = compare_samples(setup, frozen, frozen, Scoring("mine", judge))
     assert any(text != text.strip() for text in seen) and len(seen) == 32
-    assert [text.strip() for text in seen[:16]] == [row["policy"] for row in found["samples"]]
-    assert [row["reference_score"] for row in found["samples"]] == list(range(16, 32))
+    assert [text.strip() for text in seen[:16]] == [row.policy for row in found.samples]
+    assert [row.reference_score for row in found.samples] == list(range(16, 32))
 
 
 @pytest.mark.parametrize(
@@ -327,7 +326,7 @@ def test_nonsense(inside: None, capsys, command: str, arguments: list[str], says
 def test_a_judge_that_is_none_is_refused_before_anything_is_sampled(inside: None, location: str | None, says: str):
     setup = opened("--workdir", "runs/empty", "--evaluation.judge", f"{{name: reward, model: {location or 'null'}}}")
     with pytest.raises(UserError) as refused:
-        open_judge(setup, setup.config.evaluation.judge)
+        judge_of(setup)
     assert says in str(refused.value)
 
 

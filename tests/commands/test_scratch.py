@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from dpo_jax import cli
-from dpo_jax.experiments import fitted
+from dpo_jax.experiments.heldout import say_how_fitted
 from dpo_jax.experiments.rows import DataRows
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import TokenRow
@@ -90,14 +90,14 @@ def test_a_warning_where_fine_tuning_was_of_something_else(
         return Scores(logps, np.full((1, 2), 5, np.int32), logps)
 
     rows = [TokenRow("0", np.zeros(1, np.int32), (np.zeros(5, np.int32),) * 2)]
-    config = SimpleNamespace(sft=object())
-    setup: Any = SimpleNamespace(
-        train_data=DataRows(rows, []), config=config, workdir=tmp_path, pretrained=lambda *, held: None
-    )
-    monkeypatch.setattr(fitted, "_score", lambda *_: scores(-10.0))  # before it
+    data, path = DataRows(rows, []), tmp_path / "fitted.json"
+
+    def before(params: Any, rows: Any) -> tuple[list[str], Scores]:
+        return ["0"], scores(-10.0)
+
     for logp, warned in ((-9.9, True), (-9.0, False)):
         store: Any = SimpleNamespace(lookup=lambda ids, logp=logp: scores(logp))
-        fitted.say_how_fitted(setup, store, lambda: {})
+        say_how_fitted(data, before, store, lambda: {}, base=lambda: {}, path=path)
         said = " ".join(capsys.readouterr().err.split())
         assert f"perplexity {np.exp(-logp / 5):.2f} a token after fine-tuning, 7.39 before" in said
         assert ("fine-tuning has not fitted the policy to the chosen responses" in said) == warned

@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 
 from dpo_jax.config import load
-from dpo_jax.config.evaluation import JudgeConfig, check_judge
+from dpo_jax.config.evaluation import EvaluationConfig, check_judge
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import judging
+from dpo_jax.experiments.text_evaluation import judge_context
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
+from dpo_jax.reading import typed
 from dpo_jax.types import Prompt
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
@@ -103,9 +105,11 @@ read = judging.read_labelled
 
 def opened(name: str, **options: Any) -> judging.AnyJudge:
     """A judge of the experiment in this folder, checked as a configuration is."""
-    setup, judge = TextExperiment(*load("e.yaml"), command="test"), JudgeConfig(name=name, **options)  # type: ignore[arg-type]
+    judge = typed(EvaluationConfig, {"judge": {"name": name, **options}}, {}).judge
+    assert judge
     check_judge(judge, {}, key="evaluation.judge")
-    return judging.open_judge(setup, judge)
+    setup = TextExperiment(*load("e.yaml"), command="test")
+    return judging.open_judge(judge, judge_context(setup, "evaluation.judge"))
 
 
 @pytest.fixture
@@ -130,6 +134,6 @@ def test_a_judge(sample: tuple[str, Sample]):
     for first, second, wanted in ((a, b, [1, 0, 0.5]), (b, a, [0, 1, 0.5])):
         np.testing.assert_array_equal(judge.verdicts(PROMPTS, first, second), wanted)
     found, of_each = judging.judged(judge, PROMPTS, [GOOD] * 3, [BAD] * 3)
-    assert found["judge"] == judge.name and found["win_rate"] == 1 and len(of_each) == 3
+    assert found.judge == judge.name and found.win_rate == 1 and len(of_each) == 3
     with pytest.raises(UserError, match=words):
         opened(name, **broken).verdicts(PROMPTS, a, b)

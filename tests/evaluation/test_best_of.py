@@ -28,11 +28,11 @@ def test_the_bound_by_hand() -> None:
 
 def test_the_table_doubles_n() -> None:
     table = best_of_table(np.arange(12.0).reshape(2, 6))
-    assert [row["n"] for row in table] == [1, 2, 4]
-    assert table[0]["score"] == pytest.approx(5.5)
-    assert [row["score"] for row in table] == sorted(row["score"] for row in table)
-    low, high = table[2]["interval"]
-    assert low < table[2]["score"] < high
+    assert [row.n for row in table] == [1, 2, 4]
+    assert table[0].score == pytest.approx(5.5)
+    assert [row.score for row in table] == sorted(row.score for row in table)
+    low, high = table[2].interval
+    assert low < table[2].score < high
 
 
 def test_more_than_there_are_is_refused() -> None:
@@ -65,14 +65,14 @@ def test_of_many_responses_it_is_the_optimum_of_score_less_beta_kl() -> None:
 def test_the_soft_table_goes_from_little_to_much() -> None:
     table = soft_best_of_table(np.random.default_rng(4).normal(size=(30, 16)))
     for name in ("score", "kl"):
-        values = [row[name] for row in table]
+        values = [getattr(row, name) for row in table]
         assert values == sorted(values) and len(set(values)) == 6
-    assert all(row["n"] == 16 and row["interval"][0] < row["score"] < row["interval"][1] for row in table)
+    assert all(row.n == 16 and row.interval[0] < row.score < row.interval[1] for row in table)
     assert soft_best_of_table(np.ones((3, 4))) == []
     louder = soft_best_of_table(
         7 * np.random.default_rng(4).normal(size=(30, 16))
     )  # the unit of the scores is no matter
-    np.testing.assert_allclose([row["kl"] for row in louder], [row["kl"] for row in table])
+    np.testing.assert_allclose([row.kl for row in louder], [row.kl for row in table])
 
 
 def test_a_choice_needs_a_temperature() -> None:

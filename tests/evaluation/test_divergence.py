@@ -55,13 +55,13 @@ def test_sampled_estimates_meet_the_exact_divergence_and_not_the_other_one(x64):
     found = Divergences(*(np.asarray(value)[:, 0] for value in measured))
     np.testing.assert_allclose(found.exact, exact, rtol=1e-9)
     metrics = divergence_metrics(found, np.ones(4000))
-    assert metrics["kl"]["exact"] == pytest.approx(exact) and metrics["kl"]["samples"] == 4000
+    assert metrics.kl.exact == pytest.approx(exact) and metrics.kl.samples == 4000
     for name in ("k1", "k3"):
-        low, high = metrics["kl"][f"{name}_interval"]
+        low, high = getattr(metrics.kl, f"{name}_interval")
         assert low < exact < high and high - low < 0.07
     x = np.log(policy / reference)
-    assert metrics["kl"]["k2"] == pytest.approx((policy * x**2 / 2).sum(), abs=0.03)
-    low, high = metrics["entropy"]["sequence_interval"]
+    assert metrics.kl.k2 == pytest.approx((policy * x**2 / 2).sum(), abs=0.03)
+    low, high = metrics.entropy.sequence_interval
     assert low < -(policy * np.log(policy)).sum() < high
     assert found.k3.min() >= 0 > found.k1.min()
 
@@ -71,11 +71,11 @@ def test_metrics_by_hand():
         "policy_logps": np.array([-4.0, -2, 0])
     }
     found = divergence_metrics(Divergences(**values), np.array([2, 2, 8]))
-    assert found["kl"]["sequence_kl"] == found["kl"]["k1"] == found["kl"]["exact"] == 2.0
+    assert found.kl.sequence_kl == found.kl.k1 == found.kl.exact == 2.0
     # standard deviation sqrt((1 + 4 + 9) / 2) = 2.64575, standard error 1.52753, times 1.96
-    np.testing.assert_allclose(found["kl"]["interval"], (2 - 2.99390, 2 + 2.99390), atol=1e-5)
-    assert found["entropy"]["token"] == 0.5 and found["entropy"]["sequence"] == 2.0  # 6 nats of 12 tokens, 3 samples
-    assert found["tokens"] == 4.0
+    np.testing.assert_allclose(found.kl.interval, (2 - 2.99390, 2 + 2.99390), atol=1e-5)
+    assert found.entropy.token == 0.5 and found.entropy.sequence == 2.0  # 6 nats of 12 tokens, 3 samples
+    assert found.tokens == 4.0
     with pytest.raises(ValueError, match="no samples"):
         divergence_metrics(Divergences(*[np.zeros(0)] * 5), np.zeros(0))
 

@@ -13,10 +13,10 @@ from dpo_jax.evaluation.rewards import compare_rewards, reward_metrics
 
 def test_pairs_by_hand():
     found = reward_metrics(np.array([[2.0, 1.0], [0.5, 0.5], [3.0, -1.0], [0.0, 1.0]]))
-    assert found["pairs"] == 4 and found["accuracy"] == 0.5  # a tie is wrong
-    assert found["accuracy_interval"] == share_interval(2, 4)
-    assert found["margin"] == 1.0 and found["margin_interval"] == mean_interval([1.0, 0.0, 4.0, -1.0])
-    assert found["chosen"] == 1.375 and found["rejected"] == 0.375
+    assert found.pairs == 4 and found.accuracy == 0.5  # a tie is wrong
+    assert found.accuracy_interval == share_interval(2, 4)
+    assert found.margin == 1.0 and found.margin_interval == mean_interval([1.0, 0.0, 4.0, -1.0])
+    assert found.chosen == 1.375 and found.rejected == 0.375
 
 
 @pytest.mark.parametrize("rewards", [np.zeros((0, 2)), np.zeros((3, 1)), np.zeros(4)])
@@ -27,25 +27,25 @@ def test_no_pairs_are_refused(rewards: np.ndarray):
 
 def test_samples_by_hand():
     found = compare_rewards(np.array([1.0, 2.0, 0.0, 5.0]), np.array([0.0, 2.0, 1.0, 1.0]), ["a", "b", "c", "d"])
-    assert found["samples"] == 4 and found["policy"]["reward"] == 2.0 and found["reference"]["reward"] == 1.0
-    assert found["reward_difference"] == 1.0 and found["win_rate"] == 0.625  # two wins, a tie, a loss
-    low, high = found["reward_difference_interval"]
+    assert found.samples == 4 and found.policy.reward == 2.0 and found.reference.reward == 1.0
+    assert found.reward_difference == 1.0 and found.win_rate == 0.625  # two wins, a tie, a loss
+    low, high = found.reward_difference_interval
     assert -1.0 <= low < 1.0 < high <= 4.0
-    assert found["win_rate_interval"][0] < 0.625 < found["win_rate_interval"][1] <= 1.0
+    assert found.win_rate_interval[0] < 0.625 < found.win_rate_interval[1] <= 1.0
 
 
 def test_win_rates_swap_with_the_models():
     policy, reference = np.random.default_rng(0).normal(size=(2, 30))
     prompts = [f"{i}" for i in range(30)]
     found, turned = compare_rewards(policy, reference, prompts), compare_rewards(reference, policy, prompts)
-    assert found["win_rate"] == pytest.approx(1 - turned["win_rate"])
-    assert found["policy"] == turned["reference"]
+    assert found.win_rate == pytest.approx(1 - turned.win_rate)
+    assert found.policy == turned.reference
 
 
 def test_where_all_are_won_each_prompt_counts_once():
     found = compare_rewards(np.ones(8), np.zeros(8), ["a", "b"] * 4)
-    assert found["win_rate"] == 1.0 and found["win_rate_interval"] == share_interval(2, 2)
-    assert compare_rewards(np.zeros(8), np.ones(8), ["a", "b"] * 4)["win_rate_interval"] == share_interval(0, 2)
+    assert found.win_rate == 1.0 and found.win_rate_interval == share_interval(2, 2)
+    assert compare_rewards(np.zeros(8), np.ones(8), ["a", "b"] * 4).win_rate_interval == share_interval(0, 2)
 
 
 def test_answers_to_one_prompt_are_not_independent():
@@ -53,7 +53,7 @@ def test_answers_to_one_prompt_are_not_independent():
     together = compare_rewards(policy, reference, np.repeat(np.arange(20), 9).astype(str).tolist())
     alone = compare_rewards(policy, reference, [f"{i}" for i in range(180)])
     for name in ("win_rate_interval", "reward_difference_interval"):
-        widths = [found[name][1] - found[name][0] for found in (together, alone)]
+        widths = [getattr(found, name)[1] - getattr(found, name)[0] for found in (together, alone)]
         assert 2.3 < widths[0] / widths[1] < 3.8  # sqrt(9)
 
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 
+from dpo_jax.evaluation.records import BestOf, Evaluation, Trial
 from dpo_jax.evaluation.seeds import Line, across_seeds, best_of_lines, lines_of
 
 
-def evaluation(accuracy: float, kl: float) -> dict:
-    return {
-        "heldout": {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.1, accuracy + 0.1]},
-        "kl": {"exact": kl, "exact_interval": [kl - 1, kl + 1]},
-    }
+def evaluation(accuracy: float, kl: float, **more: object) -> Evaluation:
+    heldout = {"accuracy": accuracy, "accuracy_interval": [accuracy - 0.1, accuracy + 0.1]}
+    return Evaluation.from_json({"heldout": heldout, "kl": {"exact": kl, "exact_interval": [kl - 1, kl + 1]}, **more})
+
+
+def trial(settings: dict, of: Evaluation, **more: object) -> Trial:
+    return Trial(label="", settings=settings, evaluation=of, **more)
 
 
 def test_three_seeds_by_hand() -> None:
@@ -30,10 +34,10 @@ def test_one_run_says_nothing_of_seeds() -> None:
 
 def test_seeds_of_a_setting_are_one_line() -> None:
     results = [
-        {"settings": {"loss.options.beta": beta, "seed": seed}, "evaluation": evaluation(accuracy, seed)}
+        trial({"loss.options.beta": beta, "seed": seed}, evaluation(accuracy, seed))
         for beta, seed, accuracy in ((0.1, 0, 0.5), (0.1, 1, 0.7), (0.5, 0, 0.6), (0.5, 1, 0.6))
     ]
-    results.append({"settings": {"loss.options.beta": 0.9, "seed": 0}, "failed": "no"})
+    results.append(Trial(label="", settings={"loss.options.beta": 0.9, "seed": 0}, failed="no"))
     lines = lines_of(results)
     assert [dict(line.settings) for line in lines] == [{"loss.options.beta": 0.1}, {"loss.options.beta": 0.5}]
     assert [line.runs for line in lines] == [2, 2]
@@ -43,46 +47,42 @@ def test_seeds_of_a_setting_are_one_line() -> None:
 
 
 def test_a_measure_that_one_seed_lacks_is_not_that_of_the_others() -> None:
-    judged = {**evaluation(0.5, 2.0), "judged": {"win_rate": 0.7}}
-    results = [{"settings": {"seed": 0}, "evaluation": judged}, {"settings": {"seed": 1}, "evaluation": judged}]
+    judged = evaluation(0.5, 2.0, judged={"win_rate": 0.7})
+    results = [trial({"seed": 0}, judged), trial({"seed": 1}, judged)]
     assert lines_of(results)[0].measures["win rate"][0] == 0.7
-    results[1]["evaluation"] = evaluation(0.5, 2.0)
+    results[1] = trial({"seed": 1}, evaluation(0.5, 2.0))
     assert "win rate" not in lines_of(results)[0].measures
 
 
 def test_a_single_run_has_its_own_interval() -> None:
-    (line,) = lines_of([{"settings": {"seed": 3}, "evaluation": evaluation(0.5, 2.0)}])
+    (line,) = lines_of([trial({"seed": 3}, evaluation(0.5, 2.0))])
     assert line.measures["sequence KL"] == (2.0, (1.0, 3.0))
     assert line.measures["held-out accuracy"] == (0.5, (0.4, 0.6))
 
 
 def test_runs_with_the_same_words_lie_on_one_curve() -> None:
     results = [
-        {"settings": {"loss.name": name, "loss.options.beta": 0.1, "seed": 0}, "evaluation": evaluation(0.5, 1.0)}
-        for name in ("dpo", "ipo")
+        trial({"loss.name": name, "loss.options.beta": 0.1, "seed": 0}, evaluation(0.5, 1.0)) for name in ("dpo", "ipo")
     ]
     assert [line.curve for line in lines_of(results)] == ["dpo", "ipo"]
     mixture = {"loss": [{"name": "sft"}, {"name": "orpo", "weight": 0.1}]}
-    results = [
-        {
-            **results[0],
-            "settings": {**mixture, "data.train.0.unpair": True, "data.eval.0.unpair": True},
-            "config": mixture,
-        }
+    settings = {**mixture, "data.train.0.unpair": True, "data.eval.0.unpair": True}
+    assert [line.curve for line in lines_of([trial(settings, evaluation(0.5, 1.0), config=mixture)])] == [
+        "sft + orpo unpair"
     ]
-    assert [line.curve for line in lines_of(results)] == ["sft + orpo unpair"]
 
 
 def test_the_best_of_n_are_lines_beside_the_points() -> None:
-    table = [{"n": 4, "score": 0.7, "interval": [0.6, 0.8], "kl": 0.64}]
+    best = BestOf(n=4, score=0.7, interval=(0.6, 0.8), kl=0.64)
+    soft = dataclasses.replace(best, beta=0.05)
     settings = {"loss.name": "dpo", "loss.options.beta": 0.1}
     for measure in ("mean score", "mean reward"):
-        (line,) = best_of_lines(table, Line(settings, 1, {measure: (0.5, None)}, "dpo"))
+        (line,) = best_of_lines([best], Line(settings, 1, {measure: (0.5, None)}, "dpo"))
         assert line.settings == {"loss.name": "best of 4 (KL: at most)", "loss.options.beta": ""}
         assert line.measures == {measure: (0.7, (0.6, 0.8)), "sequence KL": (0.64, None)}
         assert line.curve == "best of n"
-    (line,) = best_of_lines([{**table[0], "beta": 0.05}], Line(settings, 1, {"mean score": (0.5, None)}, "dpo"))
+    (line,) = best_of_lines([soft], Line(settings, 1, {"mean score": (0.5, None)}, "dpo"))
     assert line.settings == {"loss.name": "soft best of 4 (KL: at most)", "loss.options.beta": "0.05"}
     assert line.curve == "soft best of n"
-    (line,) = best_of_lines([{**table[0], "beta": 0.05}], Line({"loss.options.beta": 0.1}, 1, line.measures, ""))
+    (line,) = best_of_lines([soft], Line({"loss.options.beta": 0.1}, 1, line.measures, ""))
     assert line.settings == {"loss.options.beta": "soft best of 4 (KL: at most)"}  # a name before a number

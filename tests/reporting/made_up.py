@@ -6,6 +6,8 @@ import math
 import random
 from typing import Any
 
+from dpo_jax.evaluation.records import Evaluation, Fitted
+from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import RunReport
 
 SAMPLES = (
@@ -73,17 +75,17 @@ WHOLE: dict[str, Any] = EVALUATION | {
         )
     ],
 }
-FITTED = {"responses": 64, "perplexity": 18.2, "before_fine_tuning": 32.4, "fitted": True}
+FITTED = Fitted(responses=64, perplexity=18.2, before_fine_tuning=32.4, fitted=True)
 _FACTS = ("pairs labelled both ways", "prompts also in data.train", "of the pairs have the longer response chosen")
-DATA: list[dict[str, Any]] = [
-    {
-        "name": name,
-        "facts": [["rows kept", rows, False]]
-        + [[what, count, count in marked] for what, count in zip(_FACTS, counts, strict=True)],
-        "percentiles": [50, 90, 99, 100],
-        "lengths": {"prompt": [11, 14, 20, 23], "chosen": [16, 30, 41, 1200]},
-        "examples": [],
-    }
+DATA = [
+    SplitReport(
+        name=name,
+        facts=[("rows kept", rows, False)]
+        + [(what, count, count in marked) for what, count in zip(_FACTS, counts, strict=True)],
+        percentiles=[50, 90, 99, 100],
+        lengths={"prompt": [11, 14, 20, 23], "chosen": [16, 30, 41, 1200]},
+        examples=[],
+    )
     for name, rows, counts, marked in (
         ("data.train", "1,256", ("0", "0", "52%"), ()),
         ("data.eval", "64", ("0", "3", "64%"), ("3", "64%")),
@@ -134,6 +136,11 @@ def supervised_rows(steps: int = 40) -> list[dict[str, float]]:
     return [{"step": step, "loss": 3.4 + 0.9 * math.exp(-step / 9) + dice.gauss(0, 0.05)} for step in range(steps)]
 
 
+def measured(evaluation: Any) -> Evaluation:
+    """The record of what an evaluation.json holds."""
+    return Evaluation.from_json(evaluation)
+
+
 def made_up_run() -> RunReport:
     return RunReport(
         title="Kinder one-line reviews",
@@ -143,5 +150,5 @@ def made_up_run() -> RunReport:
         config=CONFIG,
         metrics=preference_rows(),
         sft_metrics=supervised_rows(),
-        evaluation=EVALUATION,
+        evaluation=measured(EVALUATION),
     )

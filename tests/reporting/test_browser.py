@@ -11,11 +11,10 @@ import pytest
 
 from dpo_jax.reporting import data
 from dpo_jax.reporting.comparison import render_comparison
-from dpo_jax.reporting.pictures import render as render_pictures
 from dpo_jax.reporting.report import render
 from dpo_jax.reporting.sweep import as_html, make_table
 from tests.reporting.browser import CHROMIUM, Browser
-from tests.reporting.made_up import CONFIG, DATA, FITTED, WHOLE, made_up_run
+from tests.reporting.made_up import CONFIG, DATA, FITTED, WHOLE, made_up_run, measured
 from tests.reporting.test_analysis import made_up_analysis
 from tests.reporting.test_comparison import compared, run
 from tests.reporting.test_pictures import made_up_pictures
@@ -69,7 +68,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         environment={"machine": "m" * 200},
         config=CONFIG | {"long": "x" * 400},
         analysis=made_up_analysis(),
-        evaluation=WHOLE | {"samples": [long, *WHOLE["samples"]]},
+        evaluation=measured(WHOLE | {"samples": [long, *WHOLE["samples"]]}),
         fitted=FITTED,
         data=DATA,
     )
@@ -83,8 +82,8 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "comparison": render_comparison(compared(**several)),
         "unlike": render_comparison(compared(one=run(), other=other)),
         "data": data.as_html("d" * 90, [split]),
-        "pictures": render_pictures(made_up_pictures()._replace(title="t" * 90, command="c" * 400)),
-        "clips": render_pictures(made_up_pictures(clips=True)),
+        "pictures": render(made_up_pictures()._replace(title="t" * 90, command="c" * 400)),
+        "clips": render(made_up_pictures(clips=True)),
         "sweep": as_html("s" * 90, "dpo-jax " + "c" * 400, make_table(LINES, [("p" * 90, "w" * 90)]), LINES),
     }
     folder = tmp_path_factory.mktemp("pages")

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from dpo_jax.reporting.card import model_card, public_name
-from tests.reporting.made_up import CONFIG, EVALUATION, made_up_run
+from tests.reporting.made_up import CONFIG, EVALUATION, made_up_run, measured
 
 
 def _head(card: str) -> dict:
@@ -40,12 +40,12 @@ def test_body() -> None:
 
 
 def test_concerns_are_told() -> None:
-    card = model_card(made_up_run()._replace(evaluation=EVALUATION | {"kl": {"sequence_kl": 16.2}}))
+    card = model_card(made_up_run()._replace(evaluation=measured(EVALUATION | {"kl": {"sequence_kl": 16.2}})))
     assert "- The sequence KL is 16.2" in card
 
 
 def test_a_run_without_an_evaluation_has_no_table() -> None:
-    card = model_card(made_up_run()._replace(evaluation=None, metrics=[], config={}))
+    card = model_card(made_up_run()._replace(evaluation=measured({}), metrics=[], config={}))
     assert "|" not in card and "not been evaluated" in card
 
 
@@ -73,7 +73,7 @@ def test_nothing_private_is_published() -> None:
 @pytest.mark.parametrize("evil", ["a | b", "<script>alert(1)</script>", "[link](http://x)", "two\n# lines"])
 def test_text_from_data_stays_text(evil: str) -> None:
     judged = EVALUATION["judged"] | {"judge": evil}
-    card = model_card(made_up_run()._replace(title=evil, evaluation=EVALUATION | {"judged": judged}))
+    card = model_card(made_up_run()._replace(title=evil, evaluation=measured(EVALUATION | {"judged": judged})))
     assert "<script" not in card.replace("\\<", "") and "\n# lines" not in card and "\n[link]" not in card
     assert len([line for line in card.splitlines() if line.startswith("|")]) == 9
     (row,) = [line for line in card.splitlines() if line.startswith("| Difference")]

@@ -11,7 +11,7 @@ from dpo_jax.reporting.alike import differences
 from dpo_jax.reporting.comparison import Comparison, render_comparison
 from dpo_jax.reporting.plots import COMPARED_PLOTS, overlay, style_of
 from dpo_jax.reporting.report import RunReport
-from tests.reporting.made_up import CONFIG, WHOLE, made_up_run, preference_rows
+from tests.reporting.made_up import CONFIG, WHOLE, made_up_run, measured, preference_rows
 from tests.reporting.test_report import EVIL, Page
 from tests.reporting.test_sweep import Line
 
@@ -27,7 +27,7 @@ def run(**at: Any) -> RunReport:
         for name in names:
             here = here[name]
         here[last] = value
-    return made_up_run()._replace(**found)
+    return made_up_run()._replace(evaluation=measured(found["evaluation"]), config=found["config"])
 
 
 def compared(**runs: RunReport) -> Comparison:

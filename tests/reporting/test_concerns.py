@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
+from dpo_jax.evaluation.records import Fitted
 from dpo_jax.reporting.numbers import GAP
 from dpo_jax.reporting.verdict import verdict
-from tests.reporting.made_up import DATA, FITTED, WHOLE, preference_rows
+from tests.reporting.made_up import DATA, FITTED, WHOLE, measured, preference_rows
 
 
 def changed(where: str, value: Any) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def changed(where: str, value: Any) -> dict[str, Any]:
 
 
 def concerns(evaluation: dict[str, Any]) -> list[str]:
-    return verdict(evaluation, preference_rows(), fitted=FITTED, data=DATA[:1]).concerns
+    return verdict(measured(evaluation), preference_rows(), fitted=FITTED, data=DATA[:1]).concerns
 
 
 def test_a_good_run_with_everything_measured_has_none() -> None:
@@ -63,16 +65,21 @@ def test_nan_is_a_worry() -> None:
 
 
 def test_a_policy_that_was_not_fitted() -> None:
-    unfitted = {**FITTED, "perplexity": 31.0, "fitted": False}
-    (found,) = verdict(WHOLE, [], fitted=unfitted).concerns
+    unfitted = dataclasses.replace(FITTED, perplexity=31.0, fitted=False)
+    (found,) = verdict(measured(WHOLE), [], fitted=unfitted).concerns
     assert "31.0 a token, and 32.4 before" in found
-    assert verdict(WHOLE, [], fitted={"responses": 64, "perplexity": 31.0}).concerns == []  # there was no fine-tuning
+    assert (
+        verdict(measured(WHOLE), [], fitted=Fitted(responses=64, perplexity=31.0)).concerns == []
+    )  # there was no fine-tuning
 
 
 def test_odd_data_is_one_worry_for_each_split() -> None:
-    (found,) = verdict(WHOLE, [], data=DATA).concerns
+    (found,) = verdict(measured(WHOLE), [], data=DATA).concerns
     assert found == "Odd in data.eval: 3 prompts also in data.train; 64% of the pairs have the longer response chosen."
 
 
 def test_the_verdict_takes_the_kl_over_the_vocabulary() -> None:
-    assert f"KL to the reference is 4.70{GAP}nats (95{GAP}% interval 4.20 to 5.20{GAP}nats)" in verdict(WHOLE, []).text
+    assert (
+        f"KL to the reference is 4.70{GAP}nats (95{GAP}% interval 4.20 to 5.20{GAP}nats)"
+        in verdict(measured(WHOLE), []).text
+    )

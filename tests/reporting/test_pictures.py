@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpo_jax.reporting.pictures import PictureReport, render, result_rows, shown_samples
-from tests.reporting.made_up import supervised_rows
+from dpo_jax.evaluation.records import Heldout
+from dpo_jax.reporting.pictures import shown_samples
+from dpo_jax.reporting.report import PICTURES, RunReport, render
+from dpo_jax.reporting.results import result_rows
+from tests.reporting.made_up import measured, supervised_rows
 
 EVALUATION: dict[str, Any] = {
     "heldout": {
@@ -44,12 +47,12 @@ EVALUATION: dict[str, Any] = {
 }
 
 
-def made_up_pictures(*, clips: bool = False) -> PictureReport:
+def made_up_pictures(*, clips: bool = False) -> RunReport:
     dice = np.random.default_rng(0)
     size = (6, 3, 8, 8, 1) if clips else (6, 8, 8, 3)
     names = ("errors/chosen", "errors/rejected", "gained/chosen", "gained/rejected", "rewards/accuracies")
     rows = [{"step": step, "loss": 0.7 - step / 100, **dict.fromkeys(names, step / 50)} for step in range(1, 31)]
-    return PictureReport(
+    return RunReport(
         title="brighter",
         command="dpo-jax run configs/image.yaml",
         created="2026-11-22",
@@ -57,10 +60,10 @@ def made_up_pictures(*, clips: bool = False) -> PictureReport:
         config={"seed": 0},
         metrics=rows,
         sft_metrics=supervised_rows(),
-        scorer_metrics=rows,
-        evaluation=EVALUATION,
-        scorer={"pairs": 200, "accuracy": 0.97, "accuracy_interval": [0.93, 0.99]},
-        samples={
+        reward_metrics=rows,
+        evaluation=measured(EVALUATION),
+        reward=Heldout(pairs=200, accuracy=0.97, accuracy_interval=(0.93, 0.99)),
+        pictures={
             "policy": dice.integers(0, 256, size).astype(np.uint8),
             "reference": dice.integers(0, 256, size).astype(np.uint8),
             "shown": np.arange(6),
@@ -68,6 +71,7 @@ def made_up_pictures(*, clips: bool = False) -> PictureReport:
             "reference_scores": dice.normal(0.3, 0.1, 6),
         },
         shown=4,
+        kind=PICTURES,
     )
 
 
@@ -84,12 +88,12 @@ def test_verdict_and_worries():
         "classes": EVALUATION["classes"] | {"difference_interval": [-0.3, 0.1]},
         "heldout": EVALUATION["heldout"] | {"errors": {"policy": 0.4, "reference": 0.2}},
     }
-    other = render(made_up_pictures()._replace(evaluation=EVALUATION | changes))
+    other = render(made_up_pictures()._replace(evaluation=measured(EVALUATION | changes)))
     assert "Fewer of its samples" not in other and "it has moved far" in other
 
 
 def test_every_measure_has_a_line():
-    names = [row.measure for row in result_rows(EVALUATION, made_up_pictures().scorer)]
+    names = [row.measure for row in result_rows(measured(EVALUATION), made_up_pictures().reward, reward_name="Scorer")]
     assert names == [
         "Win rate",
         "Mean score, reference",
@@ -100,16 +104,17 @@ def test_every_measure_has_a_line():
         "Denoising error",
         "Scorer's accuracy",
     ]
-    assert result_rows(None, None) == [] and result_rows({}, None) == []
+    assert result_rows(measured({})) == []
 
 
 @pytest.mark.parametrize("clips", [False, True])
 def test_pictures_are_those_of_the_run(clips: bool):
     run = made_up_pictures(clips=clips)
-    shown = shown_samples(run.samples, run.shown)
+    shown = shown_samples(run.pictures or {}, run.shown)
     assert [each.label for each in shown] == ["class 0", "class 1", "class 2", "class 3"]
     image = decoded(shown[2].after)
-    sample = run.samples["policy"][2]
+    assert run.pictures
+    sample = run.pictures["policy"][2]
     if clips:
         image.seek(1)
         np.testing.assert_array_equal(np.asarray(image.convert("L")), sample[1, ..., 0])
@@ -121,5 +126,5 @@ def test_pictures_are_those_of_the_run(clips: bool):
 
 
 def test_without_samples_or_evaluation():
-    page = render(made_up_pictures()._replace(samples={}, evaluation=None, scorer=None))
+    page = render(made_up_pictures()._replace(pictures=None, evaluation=measured({}), reward=Heldout()))
     assert "Not judged" in page and "Samples before and after" not in page

@@ -14,7 +14,7 @@ import pytest
 
 from dpo_jax.reporting.plots import PREFERENCE_PLOTS, draw
 from dpo_jax.reporting.report import SHOWN_SAMPLES, RunReport, render, training_summary
-from tests.reporting.made_up import EVALUATION, made_up_run, preference_rows
+from tests.reporting.made_up import EVALUATION, made_up_run, measured, preference_rows
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 6 }}"
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def test_text_from_data_stays_text() -> None:
         environment={EVIL: EVIL},
         config={"loss": {"name": EVIL}},
         metrics=[],
-        evaluation={"samples": [sample], "judged": EVALUATION["judged"] | {"judge": EVIL}},
+        evaluation=measured({"samples": [sample], "judged": EVALUATION["judged"] | {"judge": EVIL}}),
     )
     page = Page(render(run))
     assert not {"script", "img"} & {tag for tag, _ in page.tags}
@@ -131,7 +131,9 @@ def test_a_run_without_a_part_still_has_a_report(missing: str) -> None:
     evaluation = {name: value for name, value in EVALUATION.items() if name != missing}
     if missing == "scores":
         evaluation["samples"] = [{"prompt": "p", "reference": "r", "policy": "q"}]
-    run = made_up_run()._replace(metrics=[], sft_metrics=[], evaluation=None if missing == "all" else evaluation)
+    run = made_up_run()._replace(
+        metrics=[], sft_metrics=[], evaluation=measured({} if missing == "all" else evaluation)
+    )
     page = Page(render(run))
     assert "None" not in page.text and run.command in page.text
     assert ("Results" in page.text) == (missing != "all")

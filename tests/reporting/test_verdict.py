@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.reporting.numbers import GAP, MINUS
 from dpo_jax.reporting.results import result_rows
 from dpo_jax.reporting.series import ends, series
 from dpo_jax.reporting.verdict import verdict
-from tests.reporting.made_up import EVALUATION, preference_rows
+from tests.reporting.made_up import EVALUATION, measured, preference_rows
 
 
-def _judged(low: float, high: float) -> dict[str, Any]:
-    return EVALUATION | {"judged": EVALUATION["judged"] | {"difference_interval": [low, high]}}
+def _judged(low: float, high: float) -> Evaluation:
+    return measured(EVALUATION | {"judged": EVALUATION["judged"] | {"difference_interval": [low, high]}})
 
 
 def _rows(**columns: list[float]) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def _rows(**columns: list[float]) -> list[dict[str, Any]]:
 
 
 def test_a_good_run_is_better_and_has_no_concerns() -> None:
-    found = verdict(EVALUATION, preference_rows())
+    found = verdict(measured(EVALUATION), preference_rows())
     assert found.status == "better" and found.concerns == []
     for number in ("90.6", "55.5", "+35.1", "+25.0 to +44.9", "4.83"):
         assert number in found.text
@@ -54,48 +55,50 @@ def test_a_nan_interval_is_never_better() -> None:
 
 @pytest.mark.parametrize(("kl", "worry"), [(8.0, False), (8.1, True), (math.nan, True)])
 def test_a_far_policy_is_a_concern(kl: float, worry: bool) -> None:
-    found = verdict(EVALUATION | {"kl": {"sequence_kl": kl}}, [])
+    found = verdict(measured(EVALUATION | {"kl": {"sequence_kl": kl}}), [])
     assert any("sequence KL" in concern for concern in found.concerns) == worry
 
 
 def test_accuracy_at_chance_is_a_concern() -> None:
     heldout = EVALUATION["heldout"] | {"accuracy_interval": [0.48, 0.7]}
-    (concern,) = verdict(EVALUATION | {"heldout": heldout}, []).concerns
+    (concern,) = verdict(measured(EVALUATION | {"heldout": heldout}), []).concerns
     assert "chance" in concern and f"48.0 to 70.0{GAP}%" in concern
 
 
 def test_falling_chosen_log_probabilities_are_a_concern() -> None:
-    (concern,) = verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, -2.0, -5.0])).concerns
+    (concern,) = verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, -2.0, -5.0])).concerns
     assert "5.00" in concern and "displaced" in concern
-    assert verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, -0.5, -0.9])).concerns == []
+    assert verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, -0.5, -0.9])).concerns == []
     # The log-ratio is believed before the log-prob, which also moves with the lengths in the batch.
-    assert verdict(EVALUATION, _rows(log_ratios__chosen=[0.0, 0.1], logps__chosen=[-50.0, -70.0])).concerns == []
-    assert len(verdict(EVALUATION, _rows(logps__chosen=[-50.0, -70.0])).concerns) == 1
+    assert (
+        verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, 0.1], logps__chosen=[-50.0, -70.0])).concerns == []
+    )
+    assert len(verdict(measured(EVALUATION), _rows(logps__chosen=[-50.0, -70.0])).concerns) == 1
 
 
 def test_broken_steps_are_counted() -> None:
-    (concern,) = verdict(EVALUATION, _rows(loss=[0.6, math.nan, math.inf, 0.5])).concerns
+    (concern,) = verdict(measured(EVALUATION), _rows(loss=[0.6, math.nan, math.inf, 0.5])).concerns
     assert "2 of 4" in concern and "step 1" in concern
 
 
 def test_a_memorised_training_set_is_a_concern() -> None:
-    (concern,) = verdict(EVALUATION, _rows(loss=[0.69, 0.3, 0.01])).concerns
+    (concern,) = verdict(measured(EVALUATION), _rows(loss=[0.69, 0.3, 0.01])).concerns
     assert "memorised" in concern
 
 
 def test_without_a_judge_the_pairs_speak() -> None:
-    found = verdict({"heldout": EVALUATION["heldout"], "kl": EVALUATION["kl"]}, [])
+    found = verdict(measured({"heldout": EVALUATION["heldout"], "kl": EVALUATION["kl"]}), [])
     assert found.status == "unjudged" and "81.3" in found.text and "4.83" in found.text
 
 
-@pytest.mark.parametrize("evaluation", [None, {}, {"judged": None, "heldout": {}, "kl": {}}])
-def test_without_an_evaluation_it_says_so(evaluation: dict[str, Any] | None) -> None:
-    assert "not been evaluated" in verdict(evaluation, []).text
-    assert result_rows(evaluation) == []
+@pytest.mark.parametrize("evaluation", [{}, {"judged": None, "heldout": {}, "kl": {}}])
+def test_without_an_evaluation_it_says_so(evaluation: dict[str, Any]) -> None:
+    assert "not been evaluated" in verdict(measured(evaluation), []).text
+    assert result_rows(measured(evaluation)) == []
 
 
 def test_result_rows_hold_value_unit_interval_and_count() -> None:
-    rows = {row.measure: row for row in result_rows(EVALUATION)}
+    rows = {row.measure: row for row in result_rows(measured(EVALUATION))}
     assert len(rows) == 7
     assert rows["Sequence KL"][1:3] == (f"4.83{GAP}nats", f"4.31 to 5.36{GAP}nats")
     assert rows["Difference"].value == f"+35.1{GAP}points" and "classifier" in rows["Difference"].note
@@ -118,9 +121,9 @@ def test_series_skips_rows_without_the_metric_and_ends_skip_nan() -> None:
 def test_rewards_are_compared_by_their_win_rate(low: float, high: float, status: str) -> None:
     sides = {"policy": {"reward": 1.5, "interval": [1.0, 2.0]}, "reference": {"reward": -0.5, "interval": [-1.0, 0.0]}}
     judged = {"judge": "reward", "samples": 64, **sides, "win_rate": 0.6, "win_rate_interval": [low, high]}
-    found = verdict(EVALUATION | {"judged": judged}, [])
+    found = verdict(measured(EVALUATION | {"judged": judged}), [])
     assert found.status == status and f"its samples win 60.0{GAP}%" in found.text
     assert any("one half" in concern for concern in found.concerns) == (status == "unclear")
-    rows = {row.measure: row for row in result_rows({"judged": judged})}
+    rows = {row.measure: row for row in result_rows(measured({"judged": judged}))}
     assert rows["Mean reward, policy"][1:3] == ("1.50", "1.00 to 2.00") and rows["Win rate"].value == f"60.0{GAP}%"
     assert rows["Mean reward, reference"].value == f"{MINUS}0.500" and len(rows) == 3

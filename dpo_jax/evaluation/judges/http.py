@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
 
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges.cache import Cache, key_of
 from dpo_jax.evaluation.judges.chat import Answer, Chat, Stopped
 from dpo_jax.evaluation.judges.interface import Comparing
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template, fill, understand
+from dpo_jax.evaluation.records import Usage
 from dpo_jax.types import Prompt
 
 _MUCH_NONSENSE = 0.5
@@ -54,17 +54,17 @@ def http_judge(
 
         def judge(key: str, question: str) -> float:
             answer = chat.ask(question)
-            found = understand(answer.text)
-            counts.answered(answer, understood=found is not None)
-            if found is None:
+            verdict = understand(answer.text)
+            counts.answered(answer, understood=verdict is not None)
+            if verdict is None:
                 return 0.5
-            cache.put(key, found)
-            return found
+            cache.put(key, verdict)
+            return verdict
 
         chat.stop.clear()
-        found = _all(judge, wanted, chat, parallel, progress)
+        verdicts = _all(judge, wanted, chat, parallel, progress)
         counts.check()
-        return [found[key] if key in found else cache.get(key) for key in keys]
+        return [verdicts[key] if key in verdicts else cache.get(key) for key in keys]
 
     return Comparing("http", compare, usage=lambda: counts.summary(chat))
 
@@ -91,19 +91,19 @@ def _all(
             chat.stop.set()
             raise
 
-    found: dict[str, float] = {}
+    verdicts: dict[str, float] = {}
     with ThreadPoolExecutor(parallel) as pool:
         pending = {pool.submit(unless_stopped, key, question): key for key, question in wanted.items()}
         try:
             for done in as_completed(pending):
                 if (verdict := done.result()) is not None:
-                    found[pending[done]] = verdict
-                    progress(len(found), len(wanted))
+                    verdicts[pending[done]] = verdict
+                    progress(len(verdicts), len(wanted))
         except BaseException:
             chat.stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return found
+    return verdicts
 
 
 class _Counts:
@@ -112,14 +112,14 @@ class _Counts:
     def __init__(self, input_price: float | None, output_price: float | None):
         self._prices = input_price, output_price
         self._lock = threading.Lock()
-        self._found: dict[str, int] = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
+        self._counts: dict[str, int] = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
         self._tokens = [0, 0]
         self._nonsense = ""
 
     def add(self, **more: int) -> None:
         with self._lock:
             for name, count in more.items():
-                self._found[name] += count
+                self._counts[name] += count
 
     def answered(self, answer: Answer, *, understood: bool) -> None:
         tokens = (answer.prompt_tokens, answer.completion_tokens)
@@ -130,23 +130,25 @@ class _Counts:
 
     def check(self) -> None:
         """Refuses verdicts that are mostly none, as a UserError."""
-        if self._found["not_understood"] > _MUCH_NONSENSE * self._found["answers"]:
+        lost, answers = self._counts["not_understood"], self._counts["answers"]
+        if lost > _MUCH_NONSENSE * answers:
             raise UserError(
-                f"judge http: {self._found['not_understood']} of {self._found['answers']} answers were not understood, "
-                f"such as {self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
+                f"judge http: {lost} of {answers} answers were not understood, such as "
+                f"{self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
                 "[[B]], [[C]]; a model that thinks first needs more max_tokens in the judge's `request`."
             )
 
-    def summary(self, chat: Chat) -> dict[str, Any]:
+    def summary(self, chat: Chat) -> Usage:
         prompt_tokens, completion_tokens = self._tokens
         input_price, output_price = self._prices
-        found: dict[str, Any] = {
-            "requests": chat.requests,
-            "retries": chat.repeated,
-            **self._found,
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-        }
-        if input_price is not None and output_price is not None and not self._found["not_counted"]:
-            found["cost"] = (prompt_tokens * input_price + completion_tokens * output_price) / 1e6
-        return found
+        cost = None
+        if input_price is not None and output_price is not None and not self._counts["not_counted"]:
+            cost = (prompt_tokens * input_price + completion_tokens * output_price) / 1e6
+        return Usage(
+            requests=chat.requests,
+            retries=chat.repeated,
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            cost=cost,
+            **self._counts,
+        )

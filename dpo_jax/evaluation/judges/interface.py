@@ -1,16 +1,17 @@
-"""What a judge is: it says of two responses to a prompt which one is better.
+"""Judges: of two responses to a prompt a judge says which one is better.
 
 Responses are given as the model wrote them, with the white space around them. Dimension key: n comparisons.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.records import Usage
 from dpo_jax.types import Prompt
 
 Score = Callable[[Sequence[Prompt], Sequence[str]], Any]
@@ -22,12 +23,12 @@ Through = Callable[[Callable[[], np.ndarray]], np.ndarray]
 
 
 class Judge(Protocol):
-    """What all judges have."""
+    """The interface of all judges."""
 
     name: str
 
     def verdicts(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> np.ndarray:
-        """How likely each response of `a` is better than that of `b` to the same prompt, float [n]; a tie is 0.5."""
+        """The chance that each response of `a` is better than that of `b` to the prompt, float [n]; a tie is 0.5."""
         ...
 
 
@@ -72,7 +73,7 @@ class Comparing:
     Two responses that are the same are a tie, and nobody is asked.
     """
 
-    def __init__(self, name: str, compare: Compare, *, usage: Callable[[], Mapping[str, Any]] = dict):
+    def __init__(self, name: str, compare: Compare, *, usage: Callable[[], Usage] = Usage):
         self.name, self._compare = name, compare
         self.usage = usage  # what was asked so far, and what it cost; empty where nobody counts
 
@@ -86,18 +87,18 @@ class Comparing:
 
     def orders(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Orders:
         """The verdicts in both orders. Raises UserError where the judge gives none."""
-        found = np.full((2, len(prompts)), 0.5)
+        numbers = np.full((2, len(prompts)), 0.5)
         asked = [i for i, both in enumerate(zip(a, b, strict=True)) if both[0].strip() != both[1].strip()]
         if not asked:
-            return Orders(*found)
+            return Orders(*numbers)
         shown, left, right = [prompts[i] for i in asked], [a[i] for i in asked], [b[i] for i in asked]
         raw = self._compare([*shown, *shown], [*left, *right], [*right, *left])
         wins = _numbers(self.name, raw, 2 * len(asked))
         if wins.min() < 0 or wins.max() > 1:
             wrong = wins[(wins < 0) | (wins > 1)][0]
             raise UserError(f"judge {self.name}: the verdict {wrong:g} is not within 0 (second) and 1 (first).")
-        found[0, asked], found[1, asked] = wins[: len(asked)], 1 - wins[len(asked) :]
-        return Orders(*found)
+        numbers[0, asked], numbers[1, asked] = wins[: len(asked)], 1 - wins[len(asked) :]
+        return Orders(*numbers)
 
     def verdicts(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> np.ndarray:
         """The mean of both orders."""
@@ -107,12 +108,12 @@ class Comparing:
 def _numbers(name: str, raw: Any, count: int) -> np.ndarray:
     """What a judge said as finite numbers, float [count]."""
     try:
-        found = np.asarray(raw, np.float64)
+        numbers = np.asarray(raw, np.float64)
     except (TypeError, ValueError):
         raise UserError(f"judge {name}: it gave {type(raw).__name__} with entries that are no numbers.") from None
-    if found.shape != (count,):
-        raise UserError(f"judge {name}: {count} numbers are wanted, one each; it gave {list(found.shape)}.")
-    if not np.isfinite(found).all():
-        bad = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise UserError(f"judge {name}: number {bad + 1} of {count} is {found[bad]}, not finite.")
-    return found
+    if numbers.shape != (count,):
+        raise UserError(f"judge {name}: {count} numbers are wanted, one each; it gave {list(numbers.shape)}.")
+    if not np.isfinite(numbers).all():
+        bad = int(np.flatnonzero(~np.isfinite(numbers))[0])
+        raise UserError(f"judge {name}: number {bad + 1} of {count} is {numbers[bad]}, not finite.")
+    return numbers

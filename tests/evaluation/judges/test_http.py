@@ -65,7 +65,7 @@ def test_what_passes_is_asked_again():
     with serve(lambda body, number: failures.get(number) or longer_wins(body, number)) as endpoint:
         found = judge(endpoint, retries=4)
         assert found.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0, 0.5]
-    assert len(endpoint.bodies) == 10 and found.usage()["requests"] == 10 and found.usage()["retries"] == 4
+    assert len(endpoint.bodies) == 10 and found.usage().requests == 10 and found.usage().retries == 4
 
 
 def test_a_slow_answer_is_a_failure_that_passes():
@@ -77,7 +77,7 @@ def test_a_slow_answer_is_a_failure_that_passes():
         started = time.perf_counter()
         found = judge(endpoint, timeout_seconds=0.3, parallel=1)
         assert found.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0, 0.5]
-    assert time.perf_counter() - started < 3 and found.usage()["retries"] == 1
+    assert time.perf_counter() - started < 3 and found.usage().retries == 1
 
 
 @pytest.mark.parametrize("dated", [False, True])
@@ -135,7 +135,7 @@ def test_verdicts_are_kept_and_what_changes_the_question_is_asked_anew(tmp_path:
         first = judge(endpoint, cache=cache).verdicts(PROMPTS, A, B)
         again = judge(endpoint, cache=cache)
         np.testing.assert_array_equal(again.verdicts(PROMPTS, A, B), first)
-        assert len(endpoint.bodies) == 6 and again.usage()["requests"] == 0 and again.usage()["cached"] == 6
+        assert len(endpoint.bodies) == 6 and again.usage().requests == 0 and again.usage().cached == 6
         np.testing.assert_array_equal(again.verdicts(PROMPTS, B, A), 1 - first)  # the same questions
         assert len(endpoint.bodies) == 6
         judge(endpoint, cache=cache).verdicts(PROMPTS, ["aaaa", *A[1:]], B)
@@ -179,7 +179,7 @@ def test_answers_that_are_not_understood_are_ties_counted_and_not_kept(tmp_path:
     with serve(odd_once) as endpoint:
         found = judge(endpoint, parallel=1, cache=tmp_path / "v.jsonl")
         assert found.verdicts(PROMPTS, A, B).tolist() in ([1.0, 0.25, 0.5], [0.75, 0.0, 0.5], [1.0, 0.0, 0.5])
-        assert found.usage()["not_understood"] == 1 and len((tmp_path / "v.jsonl").read_text().splitlines()) == 5
+        assert found.usage().not_understood == 1 and len((tmp_path / "v.jsonl").read_text().splitlines()) == 5
     nonsense = pytest.raises(UserError, match=r"6 of 6 answers were not understood, such as 'Well, well\.'")
     with serve(lambda body, number: said("Well, well.")) as endpoint, nonsense:
         judge(endpoint).verdicts(PROMPTS, A, B)
@@ -190,14 +190,14 @@ def test_tokens_and_cost_are_counted():
         found = judge(endpoint, input_price=2.5, output_price=10.0)
         found.verdicts(PROMPTS, A, B)
         usage = found.usage()
-    assert usage["prompt_tokens"] == 600 and usage["completion_tokens"] == 12
-    assert usage["cost"] == pytest.approx((600 * 2.5 + 12 * 10.0) / 1e6)
+    assert usage.prompt_tokens == 600 and usage.completion_tokens == 12
+    assert usage.cost == pytest.approx((600 * 2.5 + 12 * 10.0) / 1e6)
     bare = Reply({"choices": [{"message": {"content": "A"}}]})
     with serve(lambda body, number: bare) as endpoint:
         found = judge(endpoint, input_price=2.5, output_price=10.0)
         found.verdicts(PROMPTS, A, B)
-        assert "cost" not in found.usage() and found.usage()["not_counted"] == 6
+        assert found.usage().cost is None and found.usage().not_counted == 6
     with serve(longer_wins) as endpoint:
         found = judge(endpoint)
         found.verdicts(PROMPTS, A, B)
-        assert "cost" not in found.usage()
+        assert found.usage().cost is None

@@ -1,23 +1,26 @@
-"""What became of a diffusion model: held-out preferences, and samples of policy and reference from the same noise.
+"""The evaluation of a diffusion model: held-out preferences, and samples of both models from the same noise.
 
 Dimension key: n rows or samples, K draws, P members of a row; X stands for all axes of a sample.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import bootstrap_interval, share_interval
+from dpo_jax.evaluation.intervals import bootstrap_interval, in_words, share_interval
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
+from dpo_jax.evaluation.records import Classes, Evaluation, Heldout, Judged, Quality, Seen, Sides
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.experiments.picture_judging import members, metrics_of, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.files import write_atomic, write_json
+from dpo_jax.files import write_atomic
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params
@@ -30,27 +33,25 @@ class Drawn(NamedTuple):
     reference: np.ndarray
     shown: np.ndarray | None
 
+    @property
+    def sides(self) -> dict[str, np.ndarray]:
+        """The samples of both by name."""
+        return {"policy": self.policy, "reference": self.reference}
 
-def has_work(experiment: PictureExperiment) -> bool:
-    """Whether there is anything to measure."""
-    return experiment.has_heldout or bool(experiment.config.evaluation.samples)
 
-
-def run(experiment: PictureExperiment) -> None:
-    """Writes WORKDIR/evaluation.json, and the samples as WORKDIR/samples.npz."""
+def evaluate(experiment: PictureExperiment) -> Evaluation:
+    """The evaluation of the newest checkpoint; the samples go into WORKDIR/samples.npz."""
     base = experiment.start_params()
     policy = experiment.trained_params(base)
-    found: dict[str, Any] = {"step": Checkpoints(experiment.workdir / "checkpoints").latest()}
-    if experiment.has_heldout:
-        found["heldout"] = _heldout(experiment, policy, base)
+    heldout = _heldout(experiment, policy, base) if experiment.has_heldout else Heldout()
+    of_samples = Evaluation()
     if experiment.config.evaluation.samples:
-        drawn = _draw(experiment, policy, base)
-        found |= _of_samples(experiment, drawn)
-    write_json(experiment.workdir / "evaluation.json", found)
-    say("evaluate", f"wrote {experiment.workdir / 'evaluation.json'}")
+        of_samples = _of_samples(experiment, _draw(experiment, policy, base))
+    step = Checkpoints(experiment.workdir / "checkpoints").latest()
+    return dataclasses.replace(of_samples, step=step, heldout=heldout)
 
 
-def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> dict[str, Any]:
+def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> Heldout:
     """Preferences and mean errors; an error is lower for what a model knows better."""
     rows, draws = experiment.eval_data.rows, experiment.config.evaluation.draws
     policy_nP, base_nP = (
@@ -59,13 +60,18 @@ def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> dic
     )
     if experiment.is_labelled:
         desirable_n = np.array([row.desirable for row in rows], bool)
-        found = unpaired_metrics(-policy_nP[:, 0], -base_nP[:, 0], desirable_n, beta=1.0)
+        preferred = unpaired_metrics(-policy_nP[:, 0], -base_nP[:, 0], desirable_n, beta=1.0)
     else:
-        found = preference_metrics(-policy_nP, -base_nP, beta=1.0)
-    kept = {name: found[name] for name in ("pairs", "accuracy", "accuracy_interval")}
-    say("evaluate", f"{kept['pairs']} held-out pairs: accuracy {kept['accuracy']:.3f} over {draws} draws")
-    errors = {"policy": float(policy_nP.mean()), "reference": float(base_nP.mean())}
-    return kept | {"error_margin": found["margin"], "errors": errors, "draws": draws}
+        preferred = preference_metrics(-policy_nP, -base_nP, beta=1.0)
+    say("evaluate", f"{preferred.pairs} held-out pairs: accuracy {preferred.accuracy:.3f} over {draws} draws")
+    return Heldout(
+        pairs=preferred.pairs,
+        accuracy=preferred.accuracy,
+        accuracy_interval=preferred.accuracy_interval,
+        error_margin=preferred.margin,
+        errors=Sides(policy=float(policy_nP.mean()), reference=float(base_nP.mean())),
+        draws=draws,
+    )
 
 
 def _draw(experiment: PictureExperiment, policy: Params, base: Params) -> Drawn:
@@ -77,68 +83,69 @@ def _draw(experiment: PictureExperiment, policy: Params, base: Params) -> Drawn:
     return Drawn(ours, theirs, shown)
 
 
-def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> dict[str, Any]:
-    options, sides = experiment.config.evaluation, {"policy": drawn.policy, "reference": drawn.reference}
+def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
+    options, arrays, judgement, classes = experiment.config.evaluation, drawn.sides, Judged(), Classes()
     numbers = [str(number) for number in range(len(drawn.policy))]  # each its own noise, and so its own prompt
-    arrays = {name: samples for name, samples in sides.items()} | (
-        {} if drawn.shown is None else {"shown": drawn.shown}
-    )
-    found: dict[str, Any] = {"metrics": _metrics(sides)}
+    if drawn.shown is not None:
+        arrays["shown"] = drawn.shown
     if options.judge:
         judge = open_judge(experiment, options.judge, "evaluation.judge")
-        scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in sides.items()}
-        found["judged"] = {"judge": judge.name, **compare_rewards(scores["policy"], scores["reference"], numbers)}
+        scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in drawn.sides.items()}
+        judgement = compare_rewards(scores["policy"], scores["reference"], numbers, judge=judge.name)
         arrays |= {f"{name}_scores": values for name, values in scores.items()}
-        low, high = found["judged"]["win_rate_interval"]
-        say(
-            "evaluate",
-            f"{judge.name}: the policy wins {found['judged']['win_rate']:.1%} (95 % interval {low:.1%} to {high:.1%})",
-        )
+        wins = f"the policy wins {judgement.win_rate:.1%} ({in_words(judgement.win_rate_interval, '.1%')})"
+        say("evaluate", f"{judge.name}: {wins}")
     if options.classifier and drawn.shown is not None and drawn.shown.ndim == 1:
-        found["classes"] = _classes(experiment, sides, drawn.shown)
+        classes = _classes(experiment, drawn.sides, drawn.shown)
     sink = io.BytesIO()
     np.savez_compressed(sink, allow_pickle=False, **arrays)
     write_atomic(experiment.workdir / "samples.npz", sink.getvalue())
-    return found
+    return Evaluation(metrics=_qualities(drawn.sides), judged=judgement, classes=classes)
 
 
-def _metrics(sides: dict[str, np.ndarray]) -> dict[str, Any]:
+def _qualities(sides: Mapping[str, np.ndarray]) -> dict[str, Quality]:
     """Of each quality metric the means, and the mean difference from the same noise with its interval."""
     of_sides = {name: metrics_of(samples) for name, samples in sides.items()}
-    found = {}
+    qualities = {}
     for metric, ours in of_sides["policy"].items():
-        difference = np.asarray(ours - of_sides["reference"][metric], np.float64)
-        found[metric] = {
-            "policy": float(ours.mean()),
-            "reference": float(of_sides["reference"][metric].mean()),
-            "difference": float(difference.mean()),
-            "difference_interval": bootstrap_interval(difference, np.arange(len(difference))),
-        }
-    return found
+        theirs = of_sides["reference"][metric]
+        difference = np.asarray(ours - theirs, np.float64)
+        qualities[metric] = Quality(
+            policy=float(ours.mean()),
+            reference=float(theirs.mean()),
+            difference=float(difference.mean()),
+            difference_interval=bootstrap_interval(difference, np.arange(len(difference))),
+        )
+    return qualities
 
 
-def _classes(experiment: PictureExperiment, sides: dict[str, np.ndarray], shown_n: np.ndarray) -> dict[str, Any]:
+def _classes(experiment: PictureExperiment, sides: Mapping[str, np.ndarray], shown_n: np.ndarray) -> Classes:
     """How often a classifier that learned from real samples sees the class that was asked for."""
     rows = experiment.read("evaluation.classifier", experiment.config.evaluation.classifier, "samples", seed=0).rows
     labels_n, pixels_nX = np.array([row.shown for row in rows]), members(rows, 0)
     kept = len(rows) - max(1, len(rows) // 10)  # the last tenth says how good it is
     classify = _classifier(pixels_nX[:kept], labels_n[:kept])
-    found: dict[str, Any] = {"real": float(np.mean(classify(pixels_nX[kept:]) == labels_n[kept:]))}
     right = {name: classify(samples) == shown_n for name, samples in sides.items()}
-    for name, right_n in right.items():
-        found[name] = {"share": float(right_n.mean()), "interval": share_interval(int(right_n.sum()), len(right_n))}
+    seen = {
+        name: Seen(share=float(right_n.mean()), interval=share_interval(int(right_n.sum()), len(right_n)))
+        for name, right_n in right.items()
+    }
     difference = right["policy"].astype(float) - right["reference"].astype(float)
-    found["difference"] = float(difference.mean())
-    found["difference_interval"] = bootstrap_interval(difference, np.arange(len(difference)))
+    classes = Classes(
+        real=float(np.mean(classify(pixels_nX[kept:]) == labels_n[kept:])),
+        **seen,
+        difference=float(difference.mean()),
+        difference_interval=bootstrap_interval(difference, np.arange(len(difference))),
+    )
     say(
         "evaluate",
-        f"the class asked for is seen in {found['policy']['share']:.1%} of the policy's samples, "
-        f"{found['reference']['share']:.1%} of the reference's (of real ones {found['real']:.1%})",
+        f"the class asked for is seen in {classes.policy.share:.1%} of the policy's samples, "
+        f"{classes.reference.share:.1%} of the reference's (of real ones {classes.real:.1%})",
     )
-    return found
+    return classes
 
 
-def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Any:
+def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """A network of one hidden layer on pixels; the same for every run on the same rows.
 
     It sees a clip as the mean of its frames, each moved so that its centre of brightness is in the middle.

@@ -1,1 +1,0 @@
-"""The commands of experiments on pictures and clips."""

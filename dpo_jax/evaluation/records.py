@@ -1,0 +1,404 @@
+"""The records of an evaluation: all that evaluation.json holds.
+
+A part that was not measured is there and false: `evaluation.judged.policy.positive` can be read whether or not anybody
+judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from dpo_jax.evaluation.intervals import Interval
+from dpo_jax.evaluation.record import Record
+
+Settings = Mapping[str, object]
+"""Plain data of a configuration: key, or dotted key, -> value."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides(Record):
+    """One figure of policy and reference."""
+
+    policy: float | None = None
+    reference: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accuracy(Record):
+    """How many of some pairs are right."""
+
+    pairs: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved(Record):
+    """The log-ratios of one slot: their mean, nats, and the share below 0."""
+
+    mean: float | None = None
+    interval: Interval | None = None
+    fell: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BothMoved(Record):
+    """The log-ratios of both slots."""
+
+    chosen: Moved = Moved()
+    rejected: Moved = Moved()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationBin(Record):
+    """The pairs whose confidence lies in a bin that begins at `from_`."""
+
+    from_: float | None = None
+    pairs: int | None = None
+    confidence: float | None = None
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration(Record):
+    """How well preference probabilities are calibrated."""
+
+    expected_error: float | None = None
+    brier: float | None = None
+    log_loss: float | None = None
+    log_loss_interval: Interval | None = None
+    bins: Sequence[CalibrationBin] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heldout(Record):
+    """Held-out rows: how often a policy, a reward model or a scorer is right on them, and by how much.
+
+    `rows` says that they are labelled completions, compared with each other. Margins are differences of log-ratios in
+    nats, or of rewards. Of pictures there are denoising errors, over so many draws of time and noise.
+    """
+
+    rows: int | None = None
+    pairs: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    margin: float | None = None
+    margin_interval: Interval | None = None
+    reward_margin: float | None = None
+    moved: BothMoved = BothMoved()
+    calibration: Calibration = Calibration()
+    perplexity: Sides = Sides()
+    by_length: Mapping[str, Accuracy] = field(default_factory=dict)
+    by_source: Mapping[str, Accuracy] = field(default_factory=dict)
+    chosen: float | None = None
+    rejected: float | None = None
+    error_margin: float | None = None
+    errors: Sides = Sides()
+    draws: int | None = None
+    loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence(Record):
+    """Estimates of KL(policy || reference), nats a response, over samples of the policy; `sequence_kl` is k1."""
+
+    sequence_kl: float | None = None
+    interval: Interval | None = None
+    samples: int | None = None
+    exact: float | None = None
+    exact_interval: Interval | None = None
+    k1: float | None = None
+    k1_interval: Interval | None = None
+    k2: float | None = None
+    k2_interval: Interval | None = None
+    k3: float | None = None
+    k3_interval: Interval | None = None
+
+    @property
+    def best(self) -> tuple[float, Interval | None] | None:
+        """The estimate over the vocabulary and its interval where that was measured, else that by log-ratios."""
+        if self.exact is not None:
+            return self.exact, self.exact_interval
+        return None if self.sequence_kl is None else (self.sequence_kl, self.interval)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entropy(Record):
+    """The entropy of the policy, nats: a token, and a response."""
+
+    token: float | None = None
+    sequence: float | None = None
+    sequence_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts(Record):
+    """Lengths and repetition of sampled texts, as `describe_texts` has them."""
+
+    always: ClassVar = ("distinct_1", "distinct_2", "repeated")
+
+    characters: float | None = None
+    words: float | None = None
+    words_interval: Interval | None = None
+    empty: float | None = None
+    distinct_1: float | None = None
+    distinct_2: float | None = None
+    repeated: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BothTexts(Record):
+    """The sampled texts of policy and reference."""
+
+    policy: Texts = Texts()
+    reference: Texts = Texts()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedSide(Record):
+    """One model's mean score: a `reward`, or a `score` with the share above the judge's neutral value."""
+
+    reward: float | None = None
+    score: float | None = None
+    score_interval: Interval | None = None
+    positive: float | None = None
+    interval: Interval | None = None  # of the reward, or of the share
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinRate(Record):
+    """How often the policy wins, a tie being half a win."""
+
+    samples: int | None = None
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthControlled(Record):
+    """The win rate at equal lengths, and how often the policy's response is the longer one."""
+
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
+    length_effect: float | None = None
+    longer: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderEffect(Record):
+    """What the order of two responses does to a judge, as `order_effect` has it."""
+
+    flipped: float | None = None
+    first_preferred: float | None = None
+    policy_first: float | None = None
+    policy_first_interval: Interval | None = None
+    policy_second: float | None = None
+    policy_second_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage(Record):
+    """What a judge behind an endpoint was asked, and what that cost."""
+
+    requests: int | None = None
+    retries: int | None = None
+    answers: int | None = None
+    cached: int | None = None
+    not_understood: int | None = None
+    not_counted: int | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Record):
+    """What a judge says of the policy's samples against the reference's."""
+
+    judge: str | None = None
+    policy: JudgedSide = JudgedSide()
+    reference: JudgedSide = JudgedSide()
+    reward_difference: float | None = None
+    reward_difference_interval: Interval | None = None
+    samples: int | None = None
+    win_rate: float | None = None
+    win_rate_interval: Interval | None = None
+    wins: int | None = None
+    ties: int | None = None
+    losses: int | None = None
+    difference: float | None = None  # of the shares above the neutral value
+    difference_interval: Interval | None = None
+    order: OrderEffect = OrderEffect()
+    usage: Usage = Usage()
+    length_controlled: LengthControlled = LengthControlled()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Record):
+    """What both models answered to a prompt, and the scores or the verdict: how likely the policy's is better."""
+
+    prompt: str
+    reference: str
+    policy: str
+    reference_score: float | None = None
+    policy_score: float | None = None
+    verdict: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestOf(Record):
+    """The best of n responses, or with `beta` a softer choice: the mean score, and its KL or a bound on it, nats."""
+
+    n: int | None = None
+    beta: float | None = None
+    score: float | None = None
+    interval: Interval | None = None
+    kl: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share(Record):
+    """Accuracy on some rows of a benchmark."""
+
+    rows: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section(Record):
+    """Accuracy on a section of a benchmark, and the subsets that were not there."""
+
+    accuracy: float | None = None
+    lacks: Sequence[str] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark(Record):
+    """Accuracy as RewardBench counts it; `name` is the judge's, `score` is there where every section is whole."""
+
+    always: ClassVar = ("sections",)
+
+    name: str | None = None
+    rows: int | None = None
+    accuracy: float | None = None
+    accuracy_interval: Interval | None = None
+    subsets: Mapping[str, Share] = field(default_factory=dict)
+    sections: Mapping[str, Section] = field(default_factory=dict)
+    score: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmarks(Record):
+    """RewardBench of the policy's implicit rewards, and of the judge."""
+
+    policy: Benchmark = Benchmark()
+    judge: Benchmark = Benchmark()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality(Record):
+    """Means of a quality measure of pictures, and of the difference from the same noise."""
+
+    policy: float | None = None
+    reference: float | None = None
+    difference: float | None = None
+    difference_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Record):
+    """The share of samples in which a classifier sees the class that was asked for."""
+
+    share: float | None = None
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes(Record):
+    """How often the class that was asked for is seen; `real` is the classifier's accuracy on real samples."""
+
+    real: float | None = None
+    policy: Seen = Seen()
+    reference: Seen = Seen()
+    difference: float | None = None
+    difference_interval: Interval | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place(Record):
+    """Log-ratios of chosen and rejected, nats, and the half that moved more."""
+
+    chosen: float | None = None
+    rejected: float | None = None
+    faster: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halves(Record):
+    """Where training brought both halves of a pair, and where the field of its loss would have; None: never."""
+
+    measured: Place = Place()
+    predicted: Mapping[str, Place | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Record):
+    """All that was measured of a policy.
+
+    `settings` are those of `evaluation` in the configuration, `step` is the checkpoint, and `rows` a digest of the
+    held-out rows. `halves` is of the analysis of a run, where a sweep asks for one.
+    """
+
+    settings: Settings = field(default_factory=dict)
+    step: int | None = None
+    rows: str | None = None
+    heldout: Heldout = Heldout()
+    rewardbench: Benchmarks = Benchmarks()
+    kl: Divergence = Divergence()
+    entropy: Entropy = Entropy()
+    tokens: float | None = None
+    tokens_interval: Interval | None = None
+    texts: BothTexts = BothTexts()
+    metrics: Mapping[str, Quality] = field(default_factory=dict)
+    judged: Judged = Judged()
+    classes: Classes = Classes()
+    samples: Sequence[Sample] = ()
+    best_of: Sequence[BestOf] = ()
+    halves: Halves = Halves()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Record):
+    """How likely chosen responses were where a training began: their perplexity a token, and before fine-tuning."""
+
+    responses: int | None = None
+    perplexity: float | None = None
+    before_fine_tuning: float | None = None
+    fitted: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Record):
+    """One point of a sweep: its settings by dotted keys, and what came of it, or why it failed."""
+
+    label: str
+    settings: Settings
+    config: Settings = field(default_factory=dict)
+    evaluation: Evaluation = Evaluation()
+    seconds: float | None = None
+    compiled: int | None = None
+    failed: str | None = None
+
+    @property
+    def losses(self) -> list[str]:
+        """The names of the losses of its configuration."""
+        losses = self.config.get("loss", ())
+        return (
+            [str(each["name"]) for each in losses if isinstance(each, Mapping)] if isinstance(losses, Sequence) else []
+        )

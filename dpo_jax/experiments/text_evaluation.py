@@ -1,0 +1,262 @@
+"""The evaluation of a policy on texts: held-out rows, samples, a judge's verdicts on them, divergence, benchmarks.
+
+Dimension key: n samples or rows, N prompts, S responses to each.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from dpo_jax.config import as_mapping
+from dpo_jax.data.sources import PAIRS, paths, rows
+from dpo_jax.data.sources.record import BadRow
+from dpo_jax.data.tokenize import tokenize
+from dpo_jax.data.tokens import row_ids_of
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
+from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
+from dpo_jax.evaluation.judges import Scoring
+from dpo_jax.evaluation.records import Benchmark, Benchmarks, BestOf, BothTexts, Evaluation, Heldout, Sample
+from dpo_jax.evaluation.rewardbench import rewardbench
+from dpo_jax.evaluation.texts import describe_texts
+from dpo_jax.experiments.heldout import heldout
+from dpo_jax.experiments.judging import AnyJudge, JudgeContext, judged, open_judge, tell_judged
+from dpo_jax.experiments.outputs import Matched, Output, read_matched, write_outputs
+from dpo_jax.experiments.rows import rules_of
+from dpo_jax.experiments.samples import Samples, make_sampling
+from dpo_jax.experiments.scoring import Rewards, open_rewards
+from dpo_jax.experiments.stores import heldout_store
+from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.files import digest
+from dpo_jax.mesh import constrain
+from dpo_jax.reference.rows import as_ids
+from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.translate import sized_by
+from dpo_jax.types import PairBatch, Params, PreferencePair, Prompt, TokenRow
+
+
+def evaluate(experiment: TextExperiment) -> Evaluation:
+    """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""
+    config, options, workdir = experiment.config, experiment.config.evaluation, experiment.workdir
+    settings, judge = as_mapping(config)["evaluation"], judge_of(experiment)
+    if options.outputs:
+        matched = read_matched(options.outputs)
+        answered = f"{len(matched.prompts)} responses in {options.outputs.policy} and in {options.outputs.reference}"
+        say("evaluate", answered)
+        return dataclasses.replace(compare(matched, judge, folder=workdir / "outputs"), settings=settings)
+    frozen = experiment.start_params()
+    policy = experiment.trained_params(frozen)
+    parts: dict[str, Any] = {"settings": settings}
+    if experiment.has_heldout:
+        parts["rows"] = digest(as_ids(row_ids_of(experiment.eval_data.rows)).tobytes())  # what was held out
+        parts["heldout"] = _heldout(experiment, policy, frozen)
+    if options.rewardbench:
+        parts["rewardbench"] = run_rewardbench(
+            options.rewardbench, judge, lambda pairs: prefers(experiment, pairs, policy, frozen)
+        )
+    sampled = compare_samples(experiment, policy, frozen, judge) if options.samples else Evaluation()
+    if options.best_of:
+        parts["best_of"] = measure_best_of(experiment, frozen, judge)
+    return dataclasses.replace(sampled, **parts)
+
+
+def judge_of(experiment: TextExperiment) -> AnyJudge | None:
+    """The judge of the evaluation, opened; None where nobody judges."""
+    options = experiment.config.evaluation.judge
+    return options and open_judge(options, judge_context(experiment, "evaluation.judge"))
+
+
+def judge_context(experiment: TextExperiment, key: str) -> JudgeContext:
+    """The surroundings of the judge that the configuration names there."""
+
+    def rewards(location: str | None, key: str) -> Rewards:
+        return open_rewards(experiment, location, key=key)
+
+    return JudgeContext(key, experiment.origins, experiment.workdir, rewards)
+
+
+def _heldout(experiment: TextExperiment, policy: Params, frozen: Params) -> Heldout:
+    store, loss_state = heldout_store(experiment, lambda: frozen), experiment.restored_memory()
+    found = heldout(experiment.eval_data, experiment.terms, experiment.scorer, store, policy, loss_state)
+    compared = "held-out pairs" if found.rows is None else "comparisons of labelled rows"
+    said = f"{found.pairs} {compared}: accuracy {found.accuracy:.3f}, margin {found.margin:.2f} nats"
+    if found.calibration:
+        said += f", calibration error {found.calibration.expected_error:.3f}"
+    say("evaluate", said)
+    return found
+
+
+def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, judge: AnyJudge | None) -> Evaluation:
+    """Samples of both models on the held-out prompts, the policy's divergence on its own, and the judgement on them."""
+    options, known = experiment.config.evaluation, experiment.eval_data.prompts
+    prompts = [known[i % len(known)] for i in range(options.samples)]
+    sample = evaluation_sampler(experiment, prompts)
+    sampled: dict[str, Samples] = {}
+    for name, params in (("reference", frozen), ("policy", policy)):
+        say("evaluate", f"samples {options.samples} responses from the {name}")
+        sampled[name] = sample(params, jax.random.key(experiment.config.seed))
+    measured = measure_divergence(experiment, sampled["policy"].rows, policy, frozen)
+    low, high = measured.kl.exact_interval or (math.nan, math.nan)
+    say(
+        "evaluate",
+        f"sequence KL {measured.kl.exact:.2f} nats, 95 % interval {low:.2f} to {high:.2f}; by log-ratios alone "
+        f"{measured.kl.sequence_kl:.2f}; entropy {measured.entropy.token:.2f} nats a token",
+    )
+    names = {"policy": experiment.workdir.name or str(experiment.workdir), "reference": "reference"}
+    outputs = {
+        side: [Output(prompt.text, text, name, None) for prompt, text in zip(prompts, sampled[side].texts, strict=True)]
+        for side, name in names.items()
+    }
+    matched = Matched(prompts, outputs["policy"], outputs["reference"])
+    written = {side: samples.written for side, samples in sampled.items()}
+    judgement = compare(matched, judge, folder=experiment.workdir / "outputs", written=written)
+    return dataclasses.replace(measured, texts=judgement.texts, judged=judgement.judged, samples=judgement.samples)
+
+
+def evaluation_sampler(
+    experiment: TextExperiment, prompts: Sequence[Prompt], *, samples: int = 1
+) -> Callable[..., Samples]:
+    """The sampler of responses to these prompts, as the evaluation is configured."""
+    options = experiment.config.evaluation
+    return make_sampling(
+        experiment,
+        prompts,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        samples=samples,
+        batch_rows=options.batch_rows,
+    )
+
+
+def compare(
+    matched: Matched, judge: AnyJudge | None, *, folder: Path, written: Mapping[str, Sequence[str]] | None = None
+) -> Evaluation:
+    """`judged`, `texts` and `samples` of both sides, which are also written in the formats of others into `folder`.
+
+    `written` are the responses with the white space around them, where it is known.
+    """
+    sides = {"policy": matched.policy, "reference": matched.reference}
+    texts = {name: [output.text for output in outputs] for name, outputs in sides.items()}
+    samples = [
+        Sample(prompt=prompt.text, reference=before, policy=after)
+        for prompt, before, after in zip(matched.prompts, texts["reference"], texts["policy"], strict=True)
+    ]
+    write_outputs(folder, matched)
+    described = BothTexts(**{name: describe_texts(each) for name, each in texts.items()})
+    if not judge:
+        return Evaluation(texts=described, samples=samples)
+    shown = {**texts, **(written or {})}
+    judgement, of_each = judged(
+        judge, matched.prompts, shown["policy"], shown["reference"], difficulty_n=matched.difficulty_n
+    )
+    tell_judged(judgement)
+    samples = [dataclasses.replace(sample, **own) for sample, own in zip(samples, of_each, strict=True)]
+    return Evaluation(texts=described, judged=judgement, samples=samples)
+
+
+@sized_by("reference.batch_pairs")
+def measure_divergence(
+    experiment: TextExperiment, rows: Sequence[TokenRow], policy: Params, frozen: Params
+) -> Evaluation:
+    """`kl`, `entropy` and token counts of sampled responses, both models in one pass; see `divergence_metrics`."""
+    apply, tiles = experiment.model.apply, experiment.tiles
+
+    @jax.jit
+    def measure(policy: Params, frozen: Params, batch: PairBatch) -> Divergences:
+        inputs = (batch.tokens_RT, batch.positions_RT, batch.segments_RT)
+        ours, theirs = (apply(params, *inputs, sequences=batch.sequences) for params in (policy, frozen))
+        sums = sample_divergences(ours, theirs, batch, **tiles)
+        return Divergences(*(constrain(each_BP, None, None) for each_BP in sums))  # every host reads them
+
+    parts, tokens = list[Divergences](), list[np.ndarray]()
+    for batch in experiment.scoring_batches(rows):
+        count = len(batch.row_ids)  # pairs that only fill the batch come last
+        sums = jax.device_get(measure(policy, frozen, experiment.place(batch.arrays)))
+        parts.append(jax.tree.map(lambda each_BP, count=count: each_BP[:count, 0], sums))
+        tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:count, 0])
+    joined = jax.tree.map(lambda *each: np.concatenate(each), *parts)
+    return divergence_metrics(joined, np.concatenate(tokens))
+
+
+def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge | None) -> list[BestOf]:
+    """The gain of choosing among the reference's own responses, as the judge sees it: the frontier without training.
+
+    `evaluation.best_of` responses to each of the first `evaluation.samples` held-out prompts, or as many as there are.
+
+    Raises:
+        UserError: the judge gives no scores.
+    """
+    if not isinstance(judge, Scoring):
+        raise UserError(
+            "evaluation.best_of: the best response is the one with the highest score: name a judge that scores."
+        )
+    options = experiment.config.evaluation
+    prompts = experiment.eval_data.prompts[: options.samples]
+    total = len(prompts) * options.best_of
+    sample = evaluation_sampler(experiment, prompts, samples=options.best_of)
+    say("evaluate", f"samples {total} responses from the reference, for the best of {options.best_of}")
+    responses = sample(frozen, jax.random.key(experiment.config.seed)).written
+    every = [prompt for prompt in prompts for _ in range(options.best_of)]
+    scores_NS = judge.scores(every, responses).reshape(len(prompts), options.best_of)
+    table = best_of_table(scores_NS)
+    best = table[-1]
+    say("evaluate", f"best of {best.n}: mean score {best.score:.3f} at {best.kl:.2f} nats at most")
+    return table + soft_best_of_table(scores_NS)
+
+
+def run_rewardbench(
+    path: str, judge: AnyJudge | None, implicit: Callable[[list[PreferencePair]], np.ndarray]
+) -> Benchmarks:
+    """RewardBench's accuracy: of `implicit`, the pairs whose log-ratio is larger for chosen, and of the judge."""
+    pairs, subsets = _read_benchmark(path)
+    of_policy, of_judge = rewardbench(implicit(pairs), subsets), Benchmark()
+    if judge:
+        prompts = [Prompt(pair.prompt, None, pair.where) for pair in pairs]
+        verdicts = judge.verdicts(prompts, *([_text(pair, slot) for pair in pairs] for slot in (0, 1)))
+        of_judge = rewardbench(verdicts > 0.5, subsets, name=judge.name)
+    for name, each in (("policy", of_policy), ("judge", of_judge)):
+        if each:
+            sections = ", ".join(f"{section} {share.accuracy:.1%}" for section, share in each.sections.items())
+            say("evaluate", f"RewardBench, {name}: accuracy {each.accuracy:.1%} of {each.rows} rows; {sections}")
+    return Benchmarks(policy=of_policy, judge=of_judge)
+
+
+def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
+    pairs, subsets = list[PreferencePair](), list[str]()
+    columns = rows.column_names({}, PAIRS.columns)
+    for record in paths.read({"path": path}):
+        if isinstance(record, BadRow):
+            raise record
+        subset = record.values.get("subset")
+        if not isinstance(subset, str) or not subset:
+            raise UserError(f"{record.where}: subset is {subset!r}; evaluation.rewardbench wants its name, as text.")
+        (pair,) = PAIRS.make(record, columns)
+        pairs.append(pair)
+        subsets.append(subset)
+    if not pairs:
+        raise UserError(f"evaluation.rewardbench: {path} holds no rows.")
+    return pairs, subsets
+
+
+def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
+    """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
+    tokens = tokenize(pairs, experiment.tokenizer, **{**rules_of(experiment.config), "truncation": "keep"}).rows
+    margins: list[dict[str, float]] = []
+    for params in (policy, frozen):
+        row_ids, scores = experiment.scorer(params, tokens)
+        margins.append(dict(zip(row_ids, scores.logps_nP[:, 0] - scores.logps_nP[:, 1], strict=True)))
+    return np.array([margins[0][row.row_id] > margins[1][row.row_id] for row in tokens])
+
+
+def _text(pair: PreferencePair, slot: int) -> str:
+    response = pair.responses[slot]
+    if not isinstance(response, str):
+        raise UserError(f"{pair.where}: a judge of RewardBench reads texts, and this response is a list of messages.")
+    return response
