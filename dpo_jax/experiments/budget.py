@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from dpo_jax.experiments.samples import make_sampling, sampled_logps
+from dpo_jax.config import SamplingConfig
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import place
 from dpo_jax.objectives.terms import KlBudget, Term
@@ -51,13 +51,9 @@ def steer_alpha(
     name = terms[index].name
     prompts = experiment.train_data.prompts
     chosen = [prompts[i % len(prompts)] for i in range(budget.kl_samples)]
-    sample = make_sampling(
-        experiment,
-        chosen,
-        max_new_tokens=budget.kl_max_new_tokens,
-        temperature=1.0,
-        batch_rows=experiment.config.evaluation.batch_rows,
-    )
+    rows_at_once = experiment.config.evaluation.batch_rows
+    drawing = SamplingConfig(max_new_tokens=budget.kl_max_new_tokens, batch_rows=rows_at_once)
+    sample = experiment.sampler(chosen, drawing)
     say("train", f"{name}: alpha is steered to {budget.kl_budget:g} nats of KL, measured every {budget.kl_every} steps")
 
     def after(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
@@ -65,9 +61,9 @@ def steer_alpha(
             return state, {}
         key = jax.random.fold_in(jax.random.key(experiment.config.seed), done)
         rows = sample(policy(state), key).rows
-        kl = float(
-            np.mean(sampled_logps(experiment, rows, policy(state)) - sampled_logps(experiment, rows, frozen(state)))
-        )
+        # Both in an order that depends on the rows alone.
+        ours, theirs = (experiment.scorer(of(state), rows)[1].logps_nP[:, 0] for of in (policy, frozen))
+        kl = float(np.mean(ours - theirs))
         own = state.memory[index]
         found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
         moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in found.items()}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
+from dpo_jax.config import SamplingConfig
 from dpo_jax.data.tokenize import tokenize_prompts
-from dpo_jax.experiments.rows import rules_of
-from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
+from dpo_jax.models.decoder import Model
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
@@ -32,33 +31,30 @@ class Samples(NamedTuple):
         return [text.strip() for text in self.written]
 
 
-def make_sampling(
-    experiment: TextExperiment,
-    prompts: Sequence[Prompt],
-    *,
-    max_new_tokens: int,
-    batch_rows: int,
-    samples: int = 1,
-    temperature: float,
-    top_p: float = 1.0,
-    top_k: int = 0,
-) -> Callable[..., Samples]:
-    """`sample(params, key, progress)` for these prompts, each formatted and cut as in training; compiled once.
+Sampler = Callable[..., Samples]
+"""`sample(params, key, progress)`; `progress`, which may be left out, is called with the number of responses done."""
 
-    `progress`, which may be left out, is told how many responses there are. The others are those of `generate`.
-    """
-    at_once = min(batch_rows, len(prompts) * samples)
-    at_once += -at_once % experiment.row_multiple  # else every device would sample all rows
-    tokenizer, limit = experiment.tokenizer, experiment.config.data.max_prompt_tokens
-    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules_of(experiment.config))
+
+def make_sampling(
+    model: Model,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    drawing: SamplingConfig,
+    *,
+    rules: Mapping[str, Any],
+    stop_tokens: tuple[int, ...],
+    row_multiple: int,
+) -> Sampler:
+    """The sampler of responses to these prompts, each formatted and cut as `rules` say; compiled once."""
+    at_once = min(drawing.batch_rows, len(prompts) * drawing.samples)
+    at_once += -at_once % row_multiple  # else every device would sample all rows
+    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules)
     if truncated:
-        say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {limit} tokens")
-    stops = {tokenizer.eos_token_id, *np.atleast_1d(experiment.source.generation_config.get("eos_token_id") or [])}
-    sampler = make_sampler(
-        experiment.model,
-        max_new_tokens=max_new_tokens,
-        stop_tokens=tuple(int(token) for token in stops if token is not None),
-    )
+        say(
+            "samples",
+            f"{truncated} of {len(prompts)} prompts keep only their last {rules['max_prompt_tokens']} tokens",
+        )
+    sampler = make_sampler(model, max_new_tokens=drawing.max_new_tokens, stop_tokens=stop_tokens)
 
     @sized_by("evaluation.batch_rows (of `dpo-jax sample` and `pairs`: sampling.batch_rows)")
     def sample(params: Params, key: jax.Array, progress: Callable[[int], None] = lambda responses: None) -> Samples:
@@ -70,23 +66,18 @@ def make_sampling(
             prompt_ids,
             key=key,
             batch_rows=at_once,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
+            samples=drawing.samples,
+            temperature=drawing.temperature,
+            top_p=drawing.top_p,
+            top_k=drawing.top_k,
             progress=progress,
         )
         seconds = time.perf_counter() - start
         written = tokenizer.batch_decode(responses, skip_special_tokens=True)
         rows = [
-            TokenRow(digest(f"{i}".encode()), prompt_ids[i // samples], (response,))
+            TokenRow(digest(f"{i}".encode()), prompt_ids[i // drawing.samples], (response,))
             for i, response in enumerate(responses)
         ]
         return Samples(written, rows, seconds)
 
     return sample
-
-
-def sampled_logps(experiment: TextExperiment, rows: list[TokenRow], params: Params) -> np.ndarray:
-    """Log-probs of sampled responses under a model, nats, [samples], in an order that depends on the rows alone."""
-    return experiment.scorer(params, rows)[1].logps_nP[:, 0]

@@ -30,7 +30,7 @@ from dpo_jax.experiments.heldout import heldout
 from dpo_jax.experiments.judging import AnyJudge, JudgeContext, judged, open_judge, tell_judged
 from dpo_jax.experiments.outputs import Matched, Output, read_matched, write_outputs
 from dpo_jax.experiments.rows import rules_of
-from dpo_jax.experiments.samples import Samples, make_sampling
+from dpo_jax.experiments.samples import Samples
 from dpo_jax.experiments.scoring import Rewards, open_rewards
 from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
@@ -97,7 +97,7 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
     """Samples of both models on the held-out prompts, the policy's divergence on its own, and the judgement on them."""
     options, known = experiment.config.evaluation, experiment.eval_data.prompts
     prompts = [known[i % len(known)] for i in range(options.samples)]
-    sample = evaluation_sampler(experiment, prompts)
+    sample = experiment.evaluation_sampler(prompts)
     sampled: dict[str, Samples] = {}
     for name, params in (("reference", frozen), ("policy", policy)):
         say("evaluate", f"samples {options.samples} responses from the {name}")
@@ -118,21 +118,6 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
     written = {side: samples.written for side, samples in sampled.items()}
     judgement = compare(matched, judge, folder=experiment.workdir / "outputs", written=written)
     return dataclasses.replace(measured, texts=judgement.texts, judged=judgement.judged, samples=judgement.samples)
-
-
-def evaluation_sampler(
-    experiment: TextExperiment, prompts: Sequence[Prompt], *, samples: int = 1
-) -> Callable[..., Samples]:
-    """The sampler of responses to these prompts, as the evaluation is configured."""
-    options = experiment.config.evaluation
-    return make_sampling(
-        experiment,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        samples=samples,
-        batch_rows=options.batch_rows,
-    )
 
 
 def compare(
@@ -200,7 +185,7 @@ def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge 
     options = experiment.config.evaluation
     prompts = experiment.eval_data.prompts[: options.samples]
     total = len(prompts) * options.best_of
-    sample = evaluation_sampler(experiment, prompts, samples=options.best_of)
+    sample = experiment.evaluation_sampler(prompts, samples=options.best_of)
     say("evaluate", f"samples {total} responses from the reference, for the best of {options.best_of}")
     responses = sample(frozen, jax.random.key(experiment.config.seed)).written
     every = [prompt for prompt in prompts for _ in range(options.best_of)]

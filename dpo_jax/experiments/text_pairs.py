@@ -9,7 +9,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from dpo_jax.data.sources import read_prompt_sources
@@ -17,13 +16,11 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.experiments.judging import AnyJudge, open_judge
-from dpo_jax.experiments.positions import check_new_tokens
-from dpo_jax.experiments.samples import Samples, make_sampling
 from dpo_jax.experiments.text_evaluation import judge_context
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic
 from dpo_jax.reading import locate
-from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params, Prompt
 
@@ -48,10 +45,14 @@ def write(experiment: TextExperiment, output: str | None) -> None:
         raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
     key = "pairs.judge" if options.judge else "evaluation.judge"
     judge, prompts = open_judge(asked, judge_context(experiment, key)), _prompts(experiment)
-    found = _sample(experiment, prompts)
-    samples = experiment.config.sampling.samples
-    responses_NS = [found.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
-    if empty := sum(not text.strip() for text in found.written):
+    experiment.check_sampling()
+    responses = experiment.sample("pairs", prompts, *_answering(experiment))
+    end, samples = experiment.tokenizer.eos_token_id, experiment.config.sampling.samples
+    if unended := sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in responses.rows):
+        limit = experiment.config.sampling.max_new_tokens
+        say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {limit}")
+    responses_NS = [responses.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    if empty := sum(not text.strip() for text in responses.written):
         say("pairs", f"{empty} responses are empty, and in no pair")
     scores_NS = score(judge, prompts, responses_NS)
     selected = select_pairs(scores_NS, responses_NS, select=options.select, min_gap=options.min_gap)
@@ -78,37 +79,6 @@ def _prompts(experiment: TextExperiment) -> list[Prompt]:
     for reason, count in found.skipped.items():
         say("pairs", f"{count} prompts skipped ({reason})")
     return found.rows
-
-
-def _sample(experiment: TextExperiment, prompts: list[Prompt]) -> Samples:
-    options = experiment.config.sampling
-    check_new_tokens(
-        "sampling.max_new_tokens",
-        options.max_new_tokens,
-        experiment.config,
-        experiment.origins,
-        experiment.resolved.spec,
-    )
-    total = len(prompts) * options.samples
-    sample = make_sampling(
-        experiment,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        samples=options.samples,
-        batch_rows=options.batch_rows,
-    )
-    params, who = _answering(experiment)
-    say("pairs", f"{total} responses to {len(prompts)} prompts from {who}")
-    with Progress("pairs", total, unit="responses") as progress:
-        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
-    end = experiment.tokenizer.eos_token_id
-    unended = sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in found.rows)
-    if unended:
-        say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {options.max_new_tokens}")
-    return found
 
 
 def _answering(experiment: TextExperiment) -> tuple[Params, str]:

@@ -6,15 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from dpo_jax.data.sources import read_prompts
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.positions import check_new_tokens
-from dpo_jax.experiments.samples import make_sampling
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
-from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.runtime.progress import say
 from dpo_jax.types import Prompt
 
 
@@ -28,36 +24,23 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
     path = Path(output) if output else experiment.workdir / "samples.jsonl"
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
-    options = experiment.config.sampling
-    new, spec = options.max_new_tokens, experiment.resolved.spec
-    check_new_tokens("sampling.max_new_tokens", new, experiment.config, experiment.origins, spec)
+    samples, name = experiment.config.sampling.samples, "reference" if reference else "policy"
+    experiment.check_sampling()
     asked = _read(experiment, prompts)
     params = experiment.start_params() if reference else experiment.trained_params()
-    sample = make_sampling(
-        experiment,
-        asked,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        top_p=options.top_p,
-        top_k=options.top_k,
-        samples=options.samples,
-        batch_rows=options.batch_rows,
-    )
-    total, generator = len(asked) * options.samples, "reference" if reference else "policy"
-    say("sample", f"{total} responses to {len(asked)} prompts from the {generator}")
-    with Progress("sample", total, unit="responses") as progress:
-        found = sample(params, jax.random.key(experiment.config.seed), progress.update)
-    tokens = sum(len(row.responses[0]) for row in found.rows)
-    name = generator if reference else experiment.workdir.name or str(experiment.workdir)
-    objects = _objects(asked, found.texts, name, options.samples)
+    responses = experiment.sample("sample", asked, params, f"the {name}")
+    tokens = sum(len(row.responses[0]) for row in responses.rows)
+    generator = name if reference else experiment.workdir.name or str(experiment.workdir)
+    objects = _objects(asked, responses.texts, generator, samples)
     if path.suffix == ".json":
         write_json(path, objects)
     else:
         write_atomic(path, "".join(json.dumps(each) + "\n" for each in objects))
+    seconds = responses.seconds
     say(
         "sample",
-        f"wrote {total} samples to {path}: {tokens} tokens in {found.seconds:.1f} s, {tokens / found.seconds:.1f} "
-        "tokens/s (generated tokens, each response's end included; compilation left out)",
+        f"wrote {len(objects)} samples to {path}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.1f} tokens/s "
+        "(generated tokens, each response's end included; compilation left out)",
     )
 
 

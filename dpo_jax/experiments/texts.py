@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpo_jax.config import Config, LoraConfig, TrainConfig
+from dpo_jax.config import Config, LoraConfig, SamplingConfig, TrainConfig
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
-from dpo_jax.experiments.positions import check_rows, check_samples
+from dpo_jax.experiments.positions import check_new_tokens, check_rows, check_samples
 from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
+from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS, choose_attention
@@ -31,9 +32,9 @@ from dpo_jax.reading import locate
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
-from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.translate import sized_by
-from dpo_jax.types import HostBatch, Knobs, Lora, Objective, Params, TokenRow
+from dpo_jax.types import HostBatch, Knobs, Lora, Objective, Params, Prompt, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
@@ -143,6 +144,44 @@ class TextExperiment(Experiment):
         """Row ids and response log-probs of rows, in batches of `reference.batch_pairs`."""
         with sized_by("reference.batch_pairs"):
             return Scorer(self.score, self.scoring_batches, self.place)(params, rows, progress=progress)
+
+    def sampler(self, prompts: Sequence[Prompt], drawing: SamplingConfig) -> Sampler:
+        """The sampler of responses to these prompts, each formatted and cut as in training."""
+        ends = np.atleast_1d(self.source.generation_config.get("eos_token_id") or [])
+        stops = {self.tokenizer.eos_token_id, *ends}
+        return make_sampling(
+            self.model,
+            self.tokenizer,
+            prompts,
+            drawing,
+            rules=rules_of(self.config),
+            stop_tokens=tuple(int(token) for token in stops if token is not None),
+            row_multiple=self.row_multiple,
+        )
+
+    def evaluation_sampler(self, prompts: Sequence[Prompt], *, samples: int = 1) -> Sampler:
+        """The sampler of the evaluation, of `samples` responses to each of these prompts."""
+        options = self.config.evaluation
+        drawing = SamplingConfig(
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            samples=samples,
+            batch_rows=options.batch_rows,
+        )
+        return self.sampler(prompts, drawing)
+
+    def sample(self, command: str, prompts: Sequence[Prompt], params: Params, who: str) -> Samples:
+        """Responses to prompts as `sampling` of the configuration says; `command` and `who` are for messages."""
+        options = self.config.sampling
+        total = len(prompts) * options.samples
+        say(command, f"{total} responses to {len(prompts)} prompts from {who}")
+        with Progress(command, total, unit="responses") as progress:
+            return self.sampler(prompts, options)(params, jax.random.key(self.config.seed), progress.update)
+
+    def check_sampling(self) -> None:
+        """Refuses responses for which the model has not learned positions enough."""
+        new = self.config.sampling.max_new_tokens
+        check_new_tokens("sampling.max_new_tokens", new, self.config, self.origins, self.resolved.spec)
 
     @property
     def tiles(self) -> dict[str, int]:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import jax
 
 from dpo_jax.experiments.heldout import heldout
-from dpo_jax.experiments.samples import make_sampling
 from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic
@@ -52,13 +51,7 @@ def _make_sampler(experiment: TextExperiment) -> Callable[[int, Params], dict[st
     """Writes the same prompts' responses at each call, drawn by the same key, and says how long they are."""
     options = experiment.config.evaluation
     prompts = experiment.eval_data.prompts[: options.watched]
-    sample = make_sampling(
-        experiment,
-        prompts,
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        batch_rows=options.batch_rows,
-    )
+    sample = experiment.evaluation_sampler(prompts)
 
     def write(done: int, params: Params) -> dict[str, float]:
         found = sample(params, jax.random.key(experiment.config.seed))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.experiments import text_pairs as pairs
+from dpo_jax.experiments.texts import TextExperiment
 from tests.tiny_experiment import amend, read_lines, refused, write_lines
 
 BY_LENGTH = ("--pairs.judge", "{name: python, function: 'mine.py:score'}")
@@ -28,13 +28,13 @@ def made(*arguments: str) -> list[dict[str, Any]]:
 
 
 def test_better_against_worse(sampling: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    sample, kept = pairs._sample, []
+    sample, kept = TextExperiment.sample, []
 
     def once(*arguments: Any) -> Any:
         kept[:] = kept or [sample(*arguments)]
         return kept[0]
 
-    monkeypatch.setattr(pairs, "_sample", once)
+    monkeypatch.setattr(TextExperiment, "sample", once)
     found = made(*BY_LENGTH)
     prompts = [row["prompt"] for row in read_lines("pairs.jsonl")]
     assert [row["prompt"] for row in found] == [prompt for prompt in prompts if prompt in {r["prompt"] for r in found}]
