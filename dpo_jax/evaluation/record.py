@@ -69,7 +69,8 @@ def _read(kind: Any, value: Any, where: str) -> Any:
         for each in dataclasses.fields(origin):
             if _default(each) is dataclasses.MISSING and each.name not in known:
                 raise UserError(f"{where}: damaged: {each.name} is missing.")
-        return origin(**{name: _read(*both, f"{where}: {name}") for name, both in known.items()})
+        make: Any = origin
+        return make(**{name: _read(*both, f"{where}: {name}") for name, both in known.items()})
     if origin is Mapping:
         return {name: _read(arguments[1], item, f"{where}: {name}") for name, item in _mapping(value, where).items()}
     if origin in (tuple, Sequence):

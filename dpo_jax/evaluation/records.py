@@ -394,11 +394,3 @@ class Trial(Record):
     seconds: float | None = None
     compiled: int | None = None
     failed: str | None = None
-
-    @property
-    def losses(self) -> list[str]:
-        """The names of the losses of its configuration."""
-        losses = self.config.get("loss", ())
-        return (
-            [str(each["name"]) for each in losses if isinstance(each, Mapping)] if isinstance(losses, Sequence) else []
-        )

@@ -65,7 +65,7 @@ def rewardbench(right_n: np.ndarray, subsets: Sequence[str], *, name: str | None
         section: _average(by_subset, weights) for section, weights in SECTIONS.items() if weights.keys() & by_subset
     }
     whole = len(sections) == len(SECTIONS) and not any(section.lacks for section in sections.values())
-    score = float(np.mean([section.accuracy for section in sections.values()])) if whole else None
+    score = float(np.mean([section.accuracy or 0.0 for section in sections.values()])) if whole else None
     return Benchmark(name=name, **vars(_share(right_n)), subsets=by_subset, sections=sections, score=score)
 
 
@@ -76,5 +76,7 @@ def _share(right_n: np.ndarray) -> Share:
 
 def _average(by_subset: Mapping[str, Share], weights: Mapping[str, int]) -> Section:
     present = [name for name in weights if name in by_subset]
-    accuracy = np.average([by_subset[name].accuracy for name in present], weights=[weights[name] for name in present])
+    accuracy = np.average(
+        [by_subset[name].accuracy or 0.0 for name in present], weights=[weights[name] for name in present]
+    )
     return Section(accuracy=float(accuracy), lacks=tuple(name for name in weights if name not in by_subset))

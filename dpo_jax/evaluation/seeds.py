@@ -96,11 +96,17 @@ def best_of_lines(table: Sequence[BestOf], beside: Line) -> list[Line]:
 
 def _curve(trial: Trial) -> str:
     """The losses, where they vary, every other setting that is text, and the names of those that are switched on."""
-    named, losses = _without_seed(trial), trial.losses
+    named, losses = _without_seed(trial), losses_of(trial)
     words = [" + ".join(losses)] if losses and any(key.startswith("loss") for key in named) else []
     words += [value for value in named.values() if isinstance(value, str) and value not in losses]
     words += [key.rpartition(".")[2] for key, value in named.items() if value is True]
     return " ".join(dict.fromkeys(words))
+
+
+def losses_of(trial: Trial) -> list[str]:
+    """The names of the losses of its configuration."""
+    losses = trial.config.get("loss")
+    return [str(each["name"]) for each in losses if isinstance(each, Mapping)] if isinstance(losses, Sequence) else []
 
 
 def _without_seed(trial: Trial) -> dict[str, object]:

@@ -161,7 +161,7 @@ def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Callable[[np.nd
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 30 passes are enough to tell classes apart
         network.fit(flat(samples_nX), labels_n)
-    return lambda samples: network.predict(flat(samples))
+    return lambda samples: np.asarray(network.predict(flat(samples)))
 
 
 def _aligned(clip_FHWC: np.ndarray) -> np.ndarray:

@@ -89,7 +89,7 @@ def test_difficulties_are_read_in_the_order_of_the_policy(capsys):
     scores = np.array([[row["policy_score"], row["reference_score"]] for row in found["samples"]])
     texts = ([row[name] for row in found["samples"]] for name in ("policy", "reference", "prompt"))
     wanted = length_controlled((1 + np.sign(scores[:, 0] - scores[:, 1])) / 2, *texts, difficulty_n=np.array(values))
-    assert found["judged"]["length_controlled"]["win_rate"] == wanted["win_rate"]
+    assert found["judged"]["length_controlled"]["win_rate"] == wanted.win_rate
     for text, says in (("a\n1\n", "instruction_difficulty"), ("instruction_difficulty\n1\n", "has 1 rows; 40 finite")):
         Path("hard.csv").write_text(text)
         assert says in refused(capsys, *command("policy.jsonl", "reference.jsonl", difficulty="hard.csv"))
