@@ -11,7 +11,7 @@ import pytest
 from dpo_jax import cli
 from dpo_jax.commands import analyse, evaluate, report, train
 from dpo_jax.errors import UserError
-from dpo_jax.experiments import text_steps
+from dpo_jax.experiments import text_evaluation
 from dpo_jax.experiments.grid import label_of, read_points
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reporting.numbers import nats
@@ -112,7 +112,7 @@ def test_the_frontier_has_the_best_of_n_beside_the_points(
     best = json.loads(Path("runs/demo/best_of.json").read_text())["best_of"]
     assert 0 < best[0]["score"] < best[1]["score"] < best[2]["score"]
     assert found[0]["config"]["evaluation"]["best_of"] == 0  # the points do not measure it
-    monkeypatch.setattr(text_steps, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
+    monkeypatch.setattr(text_evaluation, "measure_best_of", lambda *_: pytest.fail("it is measured again"))
     run("loss.options.beta=0.1")
     assert "\n".join(table()).count("best of") == 3 + 6
     run("loss.options.beta=0.1", "data.train.0.flip=0,1")
