@@ -28,7 +28,7 @@ class Toy(NamedTuple):
 
     lora: None = None
 
-    def apply(self, params, tokens_RT, positions_RT, segments_RT, sequences=None):
+    def apply(self, params, tokens_RT, positions_RT, segments_RT, key=None, sequences=None):
         read_RTD = params["read"][tokens_RT] * (segments_RT > 0)[..., None]
         hidden_RTD = jnp.cumsum(read_RTD, axis=1) / (positions_RT + 1.0)[..., None]
         return jnp.tanh(hidden_RTD), Unembedding(params["say"], VOCABULARY)
