@@ -144,7 +144,7 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
 
 
 def _list_stores(known: argparse.Namespace) -> None:
-    from dpo_jax.commands.stores import describe
+    from dpo_jax.experiments.stores import describe
 
     print(describe(Path(known.folder)))
 

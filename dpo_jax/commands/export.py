@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpo_jax.commands import report
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.reporting.card import model_card
-from dpo_jax.reporting.report import RunReport
 
 
 def run(experiment: Steps, *, fine_tuned: bool = False) -> None:
     """Writes WORKDIR/export from the newest checkpoint; with `fine_tuned` the result of `sft`, WORKDIR/sft/export."""
     if fine_tuned and experiment.config.sft is None:
         raise UserError("command line: export --fine-tuned: the configuration has no `sft:` section.")
-    experiment.export(fine_tuned=fine_tuned, card=lambda: model_card(_gathered(experiment)))
-
-
-def _gathered(experiment: Any) -> RunReport:
-    return report.gather(experiment)
+    experiment.export(fine_tuned=fine_tuned, card=lambda: model_card(report.gather(experiment)))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from dpo_jax.commands import analyse, evaluate, export, report, reward, train
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.runtime.progress import say
@@ -24,9 +22,8 @@ def train_and_measure(experiment: Steps) -> None:
     experiment.prepare()
     if experiment.config.reward:
         experiment.reward_term()  # now, rather than after hours of training
-    own: Any = experiment
     if experiment.analyses:
-        analyse.check(own)
+        experiment.check_analysis()
     train.run(experiment)
     if experiment.config.reward:
         reward.run(experiment)
@@ -35,4 +32,4 @@ def train_and_measure(experiment: Steps) -> None:
     else:
         say("evaluate", "left out: the configuration asks for no samples and names no held-out rows (data.eval)")
     if experiment.analyses:
-        analyse.run(own)
+        analyse.run(experiment)

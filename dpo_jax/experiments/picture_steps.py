@@ -28,7 +28,7 @@ from dpo_jax.files import write_atomic
 from dpo_jax.losses import Loss, preference_score
 from dpo_jax.objectives.diffusion import denoising_objective, pixels, scoring_objective
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reference.store import Errors
+from dpo_jax.reference.store import Errors, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import PICTURES
 from dpo_jax.runtime.progress import Progress, say
@@ -74,10 +74,10 @@ class PictureSteps(PictureExperiment, Steps):
             seed=seed,
         )
 
-    def score_lines(self, stored: Errors) -> list[dict[str, Any]]:
+    def score_lines(self, store: Store[Errors]) -> list[dict[str, Any]]:
         """The stored errors of the training rows, draw after draw, an object for each."""
         rows, draws = self.train_data.rows, self.config.reference.draws
-        errors_nKP = stored.errors_nP.reshape(len(rows), draws, -1).tolist()
+        errors_nKP = store.lookup([row.row_id for row in rows]).errors_nP.reshape(len(rows), draws, -1).tolist()
         return [{"row_id": row.row_id, "errors": errors} for row, errors in zip(rows, errors_nKP, strict=True)]
 
     @property

@@ -120,13 +120,20 @@ class Steps(Experiment):
         """Checks each loss of these rows against its known value where policy and reference are one."""
 
     @abc.abstractmethod
-    def score_lines(self, stored: Any) -> list[dict[str, Any]]:
+    def score_lines(self, store: Store[Any]) -> list[dict[str, Any]]:
         """The stored scores of the training rows in words, an object for each."""
 
     @property
     def analyses(self) -> bool:
         """True if the configuration asks for the analysis of log-probs."""
         return False
+
+    def check_analysis(self) -> None:
+        """Refuses what cannot be analysed."""
+
+    def analyse(self) -> dict[str, Any]:
+        """The analysis of the newest checkpoint; empty for data whose log-probs are not looked at."""
+        return {}
 
     @property
     @abc.abstractmethod

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of, take
+from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reference.fingerprint import make_fingerprint
 from dpo_jax.reference.rows import as_ids
-from dpo_jax.reference.store import Errors, Scores, Store
+from dpo_jax.reference.store import Errors, Scores, Store, listing
 from dpo_jax.runtime.preemption import leave_if_told
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
@@ -83,6 +85,46 @@ def complete_store(experiment: Experiment, params: Callable[[], Params], *, held
     seconds = time.perf_counter() - start
     say("reference", f"done: {len(missing)} rows, {len(missing) / seconds:.1f} rows/s")
     return store
+
+
+def score_again(experiment: Experiment, store: Store[Any], params: Params, count: int) -> None:
+    """Scores some training rows once more, drawn by the seed.
+
+    Raises:
+        UserError: the store says otherwise.
+    """
+    rows = experiment.train_data.rows
+    picks = np.random.default_rng(experiment.config.seed).choice(len(rows), min(count, len(rows)), replace=False)
+    row_ids, now = experiment.scorer(params, take(rows, picks))
+    stored, name = store.lookup(row_ids), SCORED[type(now)]
+    off_n = np.abs(now[0] - stored[0]).max(axis=1)
+    worst = int(off_n.argmax())
+    say("reference", f"{len(picks)} rows scored again: the largest difference is {off_n[worst]:.2e}{UNITS[type(now)]}")
+    if not agree(now, stored, experiment.config.model.dtype).all():
+        raise UserError(
+            f"{store.folder}: row {row_ids[worst]} has {name} {stored[0][worst].tolist()} there, and now "
+            f"{now[0][worst].tolist()}. Delete the folder and score again."
+        )
+
+
+def describe(root: Path) -> str:
+    """A few lines for each store at `root` or below: where it is, what it holds, which runs read it.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"command line: store ls: {root} is not a folder.")
+    lines: list[str] = []
+    for store in listing(root):
+        made = store.fingerprint
+        lines += [
+            f"{store.folder}: {store.rows:,} rows",
+            f"    model {made.get('weights', '?')[:12]} in {made.get('dtype', '?')}, "
+            f"tokenizer {made.get('tokenizer', '?')[:12]}, template {made.get('template', '?').split()[0]}",
+            f"    read by {', '.join(store.used_by) or 'no run yet'}",
+        ]
+    return "\n".join(lines) or f"no reference store in {root} or below"
 
 
 def _shards(parts: Sequence[Sequence[Any]], picks: np.ndarray, size: int) -> Iterator[Sequence[Any]]:

@@ -18,9 +18,10 @@ import numpy as np
 
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.data.sources import COMPLETIONS, stream
+from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation
-from dpo_jax.experiments import data_reports, scratch, text_evaluation, text_pairs, text_samples
+from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_pairs, text_samples
 from dpo_jax.experiments.budget import steer_alpha
 from dpo_jax.experiments.heldout import say_how_fitted, values_of
 from dpo_jax.experiments.losses import is_unpaired, read_term
@@ -129,8 +130,10 @@ class TextSteps(RewardExperiment, Steps):
         desirable = values_of(data.rows[: len(row_ids)], data.desirable, row_ids)
         check_losses(self.terms, now, stored, desirable, where=where, dtype=self.config.model.dtype)
 
-    def score_lines(self, stored: Scores) -> list[dict[str, Any]]:
+    def score_lines(self, store: Store) -> list[dict[str, Any]]:
         """The stored log-probs and token counts of the training rows, an object for each."""
+        rows = self.train_data.rows
+        stored = store.lookup(row_ids_of(rows))
         names = ("chosen_logps", "rejected_logps", "chosen_tokens", "rejected_tokens")
         if is_unpaired(self.config.loss):
             kinds = ("completion", "mismatched")[: stored.logps_nP.shape[1]]
@@ -138,13 +141,25 @@ class TextSteps(RewardExperiment, Steps):
         columns = np.concatenate([stored.logps_nP.astype(object), stored.tokens_nP.astype(object)], axis=1)
         return [
             {"row_id": row.row_id, **dict(zip(names, values, strict=True))}
-            for row, values in zip(self.train_data.rows, columns.tolist(), strict=True)
+            for row, values in zip(rows, columns.tolist(), strict=True)
         ]
 
     @property
     def analyses(self) -> bool:
         """True if the configuration has a section `analysis`."""
         return self.config.analysis is not None
+
+    def check_analysis(self) -> None:
+        """Refuses losses on labelled completions."""
+        if is_unpaired(self.config.loss):
+            raise UserError(
+                f"analyse: {self.config.loss[0].name} is trained on labelled completions; what is analysed are pairs "
+                "of a chosen and a rejected response."
+            )
+
+    def analyse(self) -> dict[str, Any]:
+        """The analysis of the newest checkpoint: trajectory, field, displacement, one step taken apart."""
+        return text_analysis.analyse(self)
 
     @property
     def has_evaluation(self) -> bool:
