@@ -109,6 +109,11 @@ def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
     return {name: item for name, item in value.items() if name != "digest"}
 
 
+def sealed_steps(folder: Path) -> list[int]:
+    """The checkpoints in a folder that count, oldest first: those with a seal, STEP.json."""
+    return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
+
+
 def changed(folder: Path, digests: Mapping[str, str]) -> list[str]:
     """The files below `folder` that differ from their digests, are missing, or have none."""
     found = digest_folder(folder)

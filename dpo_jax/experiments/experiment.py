@@ -26,6 +26,7 @@ from dpo_jax.models.lora import merge
 from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.fingerprint import Fingerprint
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.machine import compile_cache
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState, param_shardings
@@ -47,6 +48,11 @@ class Experiment(abc.ABC):
         self.workdir = Path(config.workdir)
         self.sft_folder = self.workdir / "sft"  # points of a sweep share it, and the pairs that the model made itself
         self.pairs_folder = self.workdir
+
+    @property
+    def run(self) -> Run:
+        """The working directory, by the names of what lies in it."""
+        return Run(self.workdir)
 
     @property
     @abc.abstractmethod
@@ -147,7 +153,7 @@ class Experiment(abc.ABC):
 
     def keep_config(self, folder: Path) -> None:
         """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""
-        write_atomic(folder / "config.yaml", render(self.config, self.origins, comments=False))
+        write_atomic(Run(folder).config, render(self.config, self.origins, comments=False))
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -244,8 +250,8 @@ class Experiment(abc.ABC):
 
 def newest(folder: Path, command: str) -> tuple[Checkpoints, int]:
     """The checkpoints of a folder and the newest step; without one a UserError that says what makes it."""
-    checkpoints = Checkpoints(folder / "checkpoints")
+    checkpoints = Checkpoints(Run(folder).checkpoints)
     step = checkpoints.latest()
     if step is None:
-        raise UserError(f"{folder / 'checkpoints'}: no checkpoint yet; run `dpo-jax {command}` first.")
+        raise UserError(f"{Run(folder).checkpoints}: no checkpoint yet; run `dpo-jax {command}` first.")
     return checkpoints, step

@@ -10,6 +10,7 @@ from dpo_jax.config import as_mapping
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reading import locate
+from dpo_jax.runs.run import Run
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 
 
@@ -32,8 +33,8 @@ def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step:
         return []
     remote = _wandb(experiment, stage, folder, resume_step)  # before a file is opened: it may be refused
     return [
-        JsonlSink(folder / "metrics.jsonl", resume_step=resume_step),
-        TensorBoardSink(folder / "tensorboard", resume_step=resume_step),
+        JsonlSink(Run(folder).metrics, resume_step=resume_step),
+        TensorBoardSink(Run(folder).tensorboard, resume_step=resume_step),
         *remote,
     ]
 

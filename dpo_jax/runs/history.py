@@ -12,17 +12,18 @@ import jax
 
 from dpo_jax import __version__
 from dpo_jax.files import read_json, write_json
+from dpo_jax.runs.run import Run
 
 
 def note_session(folder: Path, command: str, *, from_step: int | None) -> None:
     """Adds this command to `folder`/history.json; a training that begins anew begins it anew."""
     earlier = read_history(folder) if from_step is not None else []
-    write_json(folder / "history.json", [*earlier, session(command) | {"from_step": from_step or 0}])
+    write_json(Run(folder).history, [*earlier, session(command) | {"from_step": from_step or 0}])
 
 
 def read_history(folder: Path) -> list[dict[str, Any]]:
     """The sessions of a training, the oldest first; none where nobody noted them."""
-    path = folder / "history.json"
+    path = Run(folder).history
     return read_json(path) if path.exists() else []
 
 

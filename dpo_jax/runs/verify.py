@@ -16,10 +16,12 @@ from typing import Any, NamedTuple
 from dpo_jax.errors import UserError
 from dpo_jax.files import changed, read_json, read_json_lines, read_sealed
 from dpo_jax.reading import read_yaml
+from dpo_jax.runs.run import Run
 
 _LEFT = re.compile(r"\..*\.(\d+\.)?partial|\..*\.old|\.shared-\d+|.*\.orbax-checkpoint-tmp.*|crash(\.\d+)?\.txt")
 _SHARD = re.compile(r"shard_\d{5}")
-_NOT_OURS = ("tensorboard", "profile", "wandb")  # folders that others write and that nothing is read from
+_NOT_OURS = (Run.tensorboard.name, Run.profile.name, Run.wandb.name)  # others write them, and nothing is read from
+_MANIFEST, _USERS, _DIGESTS = "manifest.json", "used_by.json", "digests.json"  # of a store, and of an export
 _MOST_NAMED = 3
 
 
@@ -69,11 +71,11 @@ def examine(root: Path) -> Iterator[Found]:
 
 def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
     """What checks a folder as a whole; None of one that is looked into."""
-    if "digests.json" in files or (folder.name == "export" and files and "config.yaml" not in files):
+    if _DIGESTS in files or (folder.name == Run.export.name and files and Run.config.name not in files):
         return _export
-    if "manifest.json" in files or any(_SHARD.fullmatch(each) for each in folders):
+    if _MANIFEST in files or any(_SHARD.fullmatch(each) for each in folders):
         return _store
-    if folder.name == "checkpoints" or any(f"{each}.json" in files for each in folders if each.isdigit()):
+    if folder.name == Run.checkpoints.name or any(f"{each}.json" in files for each in folders if each.isdigit()):
         return _checkpoints
     return None
 
@@ -115,7 +117,7 @@ def _checkpoints(folder: Path) -> Iterator[Found]:
 
 def _store(folder: Path) -> Iterator[Found]:
     again = f"Delete {folder} and run `dpo-jax reference` again."
-    path = folder / "manifest.json"
+    path = folder / _MANIFEST
     if not path.exists():
         yield Found(
             "left", str(folder), "a store without manifest.json: a pass was killed, or the file deleted; " + again
@@ -136,16 +138,16 @@ def _store(folder: Path) -> Iterator[Found]:
     if not bad:
         rows = sum(shard["rows"] for shard in manifest["shards"])
         yield Found("good", str(folder), f"{len(names)} shards, {rows:,} rows")
-    if (folder / "used_by.json").exists():
-        read_json(folder / "used_by.json")
+    if (folder / _USERS).exists():
+        read_json(folder / _USERS)
     for other in sorted(each.name for each in folder.iterdir()):
-        if other not in (*names, "manifest.json", "used_by.json"):
+        if other not in (*names, _MANIFEST, _USERS):
             yield Found("left", str(folder / other), "not in the manifest: what a killed pass had begun; harms nobody")
 
 
 def _export(folder: Path) -> Iterator[Found]:
     again = "Run `dpo-jax export` again."
-    path = folder / "digests.json"
+    path = folder / _DIGESTS
     if not path.exists():
         yield Found("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")
         return
@@ -165,11 +167,11 @@ def _export(folder: Path) -> Iterator[Found]:
 def _elsewhere(root: Path) -> Iterator[Found]:
     """The stores outside of the folder that say that this run reads them."""
     try:
-        config = read_yaml(root / "config.yaml")[0]
+        config = read_yaml(Run(root).config)[0]
     except UserError:  # no run, or told already
         return
     store = (config.get("reference") or {}).get("store")
-    for path in sorted(Path(store).glob("*/used_by.json")) if store else []:
+    for path in sorted(Path(store).glob(f"*/{_USERS}")) if store else []:
         if path.resolve().is_relative_to(root.resolve()) or str(config.get("workdir")) not in path.read_text("utf8"):
             continue
         yield from _guarded(path.parent, _store)
@@ -177,7 +179,7 @@ def _elsewhere(root: Path) -> Iterator[Found]:
 
 def _metrics(path: Path) -> Iterator[Found]:
     rows = read_json_lines(path)
-    if path.name != "metrics.jsonl":
+    if path.name != Run.metrics.name:
         yield Found("good", str(path), f"{len(rows):,} lines")
         return
     steps = [row.get("step") for row in rows]

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import changed, digest_folder, read_sealed, write_sealed
+from dpo_jax.files import changed, digest_folder, read_sealed, sealed_steps, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
@@ -38,7 +38,7 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """The sealed steps, oldest first."""
-        return sorted(int(path.stem) for path in self._folder.glob("*.json") if path.stem.isdigit())
+        return sealed_steps(self._folder)
 
     def latest(self) -> int | None:
         """The newest sealed step."""

@@ -1,0 +1,99 @@
+"""A working directory: the name of everything that a run may write there, said once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import overload
+
+from dpo_jax.files import sealed_steps
+
+
+class Place:
+    """A file or folder of a run: `Run(folder).metrics` is its path, `Run.metrics.name` its name."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    @overload
+    def __get__(self, run: None, kind: type) -> Place: ...
+    @overload
+    def __get__(self, run: Run, kind: type) -> Path: ...
+    def __get__(self, run: Run | None, kind: type) -> Place | Path:
+        return self if run is None else run.folder / self.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """A working directory. The trainings inside it, fine-tuning and reward model, are runs of their own."""
+
+    folder: Path
+
+    # Of each training.
+    config = Place("config.yaml")  # the merged configuration
+    checkpoints = Place("checkpoints")  # STEP/ and its seal STEP.json
+    metrics = Place("metrics.jsonl")  # a row for each logged step
+    history = Place("history.json")  # the commands that trained
+    tensorboard = Place("tensorboard")
+    wandb = Place("wandb")
+    profile = Place("profile")  # the trace of a few steps
+    export = Place("export")  # a Hugging Face or Diffusers folder
+    evaluation = Place("evaluation.json")
+
+    # What training reads.
+    stores = Place("stores")  # of the reference, where no other folder is named
+    tokens = Place("tokens")  # of the rows, as tables that are mapped into memory
+    data = Place("data.json")  # the check of the data
+    data_page = Place("data.html")
+    pairs = Place("pairs.jsonl")  # made from the model's own responses
+    pictures = Place("pairs.parquet")  # made from the model's own samples
+    heldout_pictures = Place("heldout.parquet")
+    best_of = Place("best_of.json")  # the baseline that the points of a sweep share
+
+    # What is measured and shown.
+    samples = Place("samples.jsonl")  # of `dpo-jax sample`
+    samples_folder = Place("samples")  # drawn while it trains; pictures of `dpo-jax sample`
+    samples_arrays = Place("samples.npz")  # pictures for the report
+    outputs = Place("outputs")  # in the formats of other benchmarks
+    verdicts = Place("verdicts.jsonl")  # of a judge that costs money
+    fitted = Place("fitted.json")  # perplexity where training starts
+    analysis = Place("analysis.json")
+    report = Place("report.html")
+    comparison = Place("comparison.html")
+
+    # A sweep, and a point of it.
+    sweep = Place("sweep")  # a run for each point
+    sweep_results = Place("sweep.json")
+    sweep_table = Place("sweep.md")
+    sweep_page = Place("sweep.html")
+    point = Place("point.json")
+
+    @property
+    def sft(self) -> Run:
+        """The fine-tuning."""
+        return Run(self.folder / "sft")
+
+    @property
+    def reward(self) -> Run:
+        """The reward model, or the scorer of pictures."""
+        return Run(self.folder / "reward")
+
+    @property
+    def name(self) -> str:
+        """The last part of the folder, for titles."""
+        return self.folder.name or str(self.folder)
+
+    @property
+    def newest_step(self) -> int | None:
+        """The step of the newest whole checkpoint; None without one."""
+        return max(sealed_steps(self.checkpoints), default=None)
+
+    @property
+    def exists(self) -> bool:
+        """True where a policy or a reward model was trained, and where a folder of weights is not what lies here."""
+        return self.config.exists() or self.reward.folder.exists()
+
+    @property
+    def is_trained(self) -> bool:
+        """True where a training has begun and logged, so that there is something to report or to compare."""
+        return self.config.exists() and self.metrics.exists()
