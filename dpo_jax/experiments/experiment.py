@@ -11,14 +11,13 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax.config import AnyConfig, TrainConfig
-from dpo_jax.config.rendering import render
+from dpo_jax.config import Config, PictureConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, splits
@@ -33,8 +32,10 @@ from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Batches
 from dpo_jax.types import Knobs, Objective, Params, join
 
+C = TypeVar("C", bound=Config | PictureConfig)
 
-class Experiment(abc.ABC):
+
+class Experiment(abc.ABC, Generic[C]):
     """One experiment, opened; each of its parts is made when it is asked for."""
 
     batch_axes: ClassVar[dict[str, tuple[str | None, ...]]]
@@ -42,8 +43,8 @@ class Experiment(abc.ABC):
     score_type: ClassVar[Any]
     """The scores that a store of this kind of experiment holds."""
 
-    def __init__(self, config: AnyConfig, origins: Origins, *, command: str):
-        self.config: Any = config
+    def __init__(self, config: C, origins: Origins, *, command: str):
+        self.config = check(config, origins)
         self.origins, self.command = origins, command
         self.workdir = Path(config.workdir)
         self.sft_folder = self.workdir / "sft"  # points of a sweep share it, and the pairs that the model made itself

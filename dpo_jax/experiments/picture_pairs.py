@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from dpo_jax.config import as_mapping
+from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
 from dpo_jax.experiments.picture_judging import PictureJudge, open_judge
@@ -24,7 +25,6 @@ from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json, write_atomic, write_json
 from dpo_jax.mesh import meet
-from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
 

@@ -45,10 +45,9 @@ from dpo_jax.weights.source import WeightsSource
 _TEMPORAL_WEIGHT = 0.5
 
 
-class PictureExperiment(Experiment):
+class PictureExperiment(Experiment[PictureConfig]):
     """One experiment on pictures or clips, opened."""
 
-    config: PictureConfig
     batch_axes: ClassVar[dict[str, tuple[str | None, ...]]] = {
         "samples_BPX": ("rows",),
         "words_BW": ("rows",),

@@ -13,7 +13,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from dpo_jax.config import Config
+from dpo_jax.config import Config, ExportConfig
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.rows import rules_of
@@ -99,7 +99,8 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
             owner.reward_model, owner.trained_reward(), prompts, responses
         )
     config = dataclasses.replace(experiment.config.model, weights=location)
-    owner = opened.other(dataclasses.replace(experiment.config, model=config, lora=None, sft=None))
+    own = dataclasses.replace(experiment.config, model=config, lora=None, sft=None, export=ExportConfig())
+    owner = opened.other(own)
     try:
         _ = owner.model  # has it positions enough?
         model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)

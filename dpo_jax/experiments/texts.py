@@ -62,10 +62,9 @@ BATCH_AXES: dict[str, tuple[str | None, ...]] = {
 """How a batch lies on the mesh: rows are split, the small arrays of pairs are whole on every device."""
 
 
-class TextExperiment(Experiment):
+class TextExperiment(Experiment[Config]):
     """One experiment on texts, opened."""
 
-    config: Config
     batch_axes = BATCH_AXES
     score_type = Scores
 

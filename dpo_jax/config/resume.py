@@ -2,53 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, get_args, get_type_hints
 
+from dpo_jax.config import Config, PictureConfig
+from dpo_jax.config.model import FREE
+from dpo_jax.config.training import AnyConfig
 from dpo_jax.errors import UserError
-
-_MAY_CHANGE = (
-    "workdir",
-    "mesh",
-    "pairs",
-    "sampling",
-    "sweep",
-    "reference.store",
-    "reference.batch_pairs",
-    "reference.rows_per_shard",
-    "evaluation",
-    "analysis",
-    "logging",
-    "export",
-    "data.layout",
-    "model.attention",
-    "model.remat",
-    "profile",
-    "tiles",
-    "train.epochs",
-    "train.keep",
-    "train.log_every",
-    "train.micro_batch_pairs",
-    "train.save_every",
-    "train.skips_allowed",
-    "train.step_timeout_seconds",
-    "train.steps",
-    "sft.train.keep",
-    "sft.train.log_every",
-    "sft.train.micro_batch_pairs",
-    "sft.train.save_every",
-    "sft.train.skips_allowed",
-    "sft.train.step_timeout_seconds",
-    "reward.train.epochs",
-    "reward.train.keep",
-    "reward.train.log_every",
-    "reward.train.micro_batch_pairs",
-    "reward.train.save_every",
-    "reward.train.skips_allowed",
-    "reward.train.step_timeout_seconds",
-    "reward.train.steps",
-)
-"""What a resumed run may change: where and how it computes, and how long; never what is computed."""
 
 _DECIDES = {
     "sft": ("sft", "seed", "model", "data", "pictures"),
@@ -57,8 +19,8 @@ _DECIDES = {
 }
 """The sections of a configuration that decide what a stage computes; of the policy all do but `reward`."""
 
-_OF_PICTURES = ("pairs", "sampling")
-"""What decides where it is pictures whose pairs the training makes itself."""
+_LENGTH_OF_SFT = ("sft.train.steps", "sft.train.epochs")
+"""May change of other trainings, which then go on; fine-tuning is where they start."""
 
 _NOT_READ = ("data.train", "data.eval")
 """Settings in these sections that fine-tuning does not read."""
@@ -97,13 +59,30 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
     parts = {"sft": ("sft",), "pairs": ("sft", "pairs")}.get(stage, ())
     if parts and all(config[part] is None or config[part].get("seed") is not None for part in parts):
         unread = (*unread, "seed")
-    free = [key for key in (*_MAY_CHANGE, *unread) if "pictures" not in config or key not in _OF_PICTURES]
+    free = (*free_settings(PictureConfig if "pictures" in config else Config), *unread)
     return {
         key: value
         for key, value in _flat(config).items()
         if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
         and not any(key == each or key.startswith(f"{each}.") for each in free)
     }
+
+
+@functools.cache
+def free_settings(kind: type[AnyConfig]) -> tuple[str, ...]:
+    """The settings that a resumed run may change, by their dotted names; a section stands for all that is in it."""
+    return tuple(key for key in _free(kind, "") if key not in _LENGTH_OF_SFT)
+
+
+def _free(kind: type, prefix: str) -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if field.metadata == FREE:
+            yield prefix + field.name
+            continue
+        for part in (hints[field.name], *get_args(hints[field.name])):
+            if dataclasses.is_dataclass(part) and isinstance(part, type):
+                yield from _free(part, f"{prefix}{field.name}.")
 
 
 def _flat(value: Any, key: str = "") -> dict[str, Any]:
