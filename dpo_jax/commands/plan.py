@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -16,12 +15,12 @@ import numpy as np
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired
-from dpo_jax.experiments.outcomes import analyse_train, measure, mesh_words
 from dpo_jax.experiments.plan_alternatives import try_alternatives, try_micro_batches
-from dpo_jax.experiments.planned import Lengths, Planned, find_lengths, reference_call, train_call
+from dpo_jax.experiments.planned import Lengths, Planned, analyse_train, find_lengths, reference_call, train_call
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_json
 from dpo_jax.models.costs import forward_flops, matmul_parameters, pair_flops
+from dpo_jax.planning.outcomes import Outcome, Plan
 from dpo_jax.planning.tables import gib, show
 from dpo_jax.planning.topologies import open_machine
 from dpo_jax.runtime.progress import say
@@ -39,7 +38,7 @@ def run(
     search: bool,
     full: bool,
 ) -> None:
-    """Prints the plan, and writes it to `json`.
+    """Print the plan, and write it to `json`.
 
     Raises:
         UserError: the experiment does not fit; what would is said. The plan is printed before.
@@ -48,18 +47,20 @@ def run(
         raise UserError("command line: plan: name the machine, such as --topology v5e:16x16.")
     share, limit = _number("mfu", mfu, _MFU, 1.0), _number("seconds", seconds, _SECONDS, float("inf"))
     jax.config.update("jax_platforms", "cpu")  # the devices of this machine are left alone
-    machine = open_machine(topology)
+    try:
+        machine = open_machine(topology)
+    except ValueError as error:
+        raise UserError(f"command line: --topology {error}") from None
     with tempfile.TemporaryDirectory() as scratch:
         config = dataclasses.replace(experiment.config, workdir=scratch)
         planned = Planned(config, experiment.origins, command=experiment.command, machine=machine)
         lengths = find_lengths(planned)
-        plan = _header(planned, lengths, share)
-        plan["analysis"] = analyse_train(planned, lengths.data)
+        plan = _analysed(planned, lengths, share)
         compiles = machine.devices is not None
         if compiles:
             plan["programs"] = _programs(planned, lengths, full=full)
             train = plan["programs"]["train"]
-            compiled = lambda other: measure(other, train_call(other, lengths.data), full=full)  # noqa: E731
+            compiled = lambda other: other.measure(train_call(other, lengths.data), full=full)  # noqa: E731
             plan["alternatives"] = try_alternatives(planned, compiled, train, seconds=limit)
             if search:
                 plan["search"] = try_micro_batches(planned, lengths.data, full=full)
@@ -85,14 +86,14 @@ def _number(flag: str, text: str | None, default: float, most: float) -> float:
     return value
 
 
-def _header(planned: Planned, lengths: Lengths, share: float) -> dict[str, Any]:
-    """What is planned: model, machine, rows, and the work of a pair by arithmetic."""
+def _analysed(planned: Planned, lengths: Lengths, share: float) -> Plan:
+    """The model, the machine, the rows, and by arithmetic the work of a pair and the memory of a step."""
     machine, config = planned.machine, planned.config
     sizes, model = sizes_of(lengths.data.rows), planned.model
     trunk = matmul_parameters(model.tree)
     adapter = sum(x.size for x in jax.tree.leaves(model.trained.shapes)) if model.lora else None
     shared, slots = config.data.layout == "shared", slice(1) if is_unpaired(config.loss) else slice(None)
-    pairs = [(int(prompt), tuple(map(int, found[slots]))) for prompt, found in zip(*sizes[:2], strict=True)]
+    pairs = [(int(prompt), tuple(map(int, responses[slots]))) for prompt, responses in zip(*sizes[:2], strict=True)]
     trained = float(np.mean([pair_flops(model.spec, trunk, *pair, shared=shared, adapter=adapter) for pair in pairs]))
     forward = float(np.mean([forward_flops(model.spec, trunk, *pair, shared=shared) for pair in pairs]))
     step_seconds = config.train.batch_pairs * trained / (share * machine.chip.peak_flops * machine.count)
@@ -112,7 +113,7 @@ def _header(planned: Planned, lengths: Lengths, share: float) -> dict[str, Any]:
             "peak_flops": machine.chip.peak_flops,
             "why_not_compiled": machine.why_not,
         },
-        "mesh": mesh_words(planned.mesh),
+        "mesh": {axis: int(size) for axis, size in planned.mesh.shape.items()},
         "settings": {
             "batch_pairs": config.train.batch_pairs,
             "micro_batch_pairs": config.train.micro_batch_pairs or config.train.batch_pairs,
@@ -134,21 +135,23 @@ def _header(planned: Planned, lengths: Lengths, share: float) -> dict[str, Any]:
             "pairs_per_second": config.train.batch_pairs / step_seconds,
         },
         "fits": True,
+        "analysis": analyse_train(planned, lengths.data),
+        "alternatives": [],
     }
 
 
-def _programs(planned: Planned, lengths: Lengths, *, full: bool) -> dict[str, Any]:
+def _programs(planned: Planned, lengths: Lengths, *, full: bool) -> dict[str, Outcome]:
     """The two programs, compiled: those that `reference` and `train` call."""
-    found = {}
+    programs = {}
     if planned.reads_store:
         say("plan", "compiles the reference pass")
-        found["reference"] = measure(planned, reference_call(planned, lengths.data), full=full)
+        programs["reference"] = planned.measure(reference_call(planned, lengths.data), full=full)
     say("plan", "compiles the training step")
-    found["train"] = measure(planned, train_call(planned, lengths.data), full=full)
-    return found
+    programs["train"] = planned.measure(train_call(planned, lengths.data), full=full)
+    return programs
 
 
-def _refuse_too_large(plan: dict[str, Any]) -> None:
+def _refuse_too_large(plan: Plan) -> None:
     """Exit code 2, as for every setting that cannot work: a script must not start what would fail on the machine."""
     machine, programs = plan["machine"], plan.get("programs") or {"train": plan["analysis"]}
     for name, program in programs.items():
@@ -158,9 +161,9 @@ def _refuse_too_large(plan: dict[str, Any]) -> None:
         by_how_much = (
             f"needs {gib(needs)} of each chip, which has {gib(has)}: {gib(needs - has)} too much"
             if needs
-            else f"does not fit ({program['says']})"
+            else f"does not fit ({program.get('says')})"
         )
-        helps = [each["change"] for each in plan.get("alternatives", []) if each["fits"]]
+        helps = [each["change"] for each in plan["alternatives"] if each["fits"]]
         change = (
             f"What fits, {'as it was compiled' if plan.get('programs') else 'by analysis'}: {' or '.join(helps[:3])}."
             if name == "train" and helps

@@ -7,43 +7,42 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.outcomes import measure
 from dpo_jax.experiments.planned import Planned, train_call
 from dpo_jax.experiments.rows import DataRows
+from dpo_jax.planning.outcomes import Alternative, Outcome
 from dpo_jax.runtime.progress import say
 
 Changes = Mapping[str, Any]
-Weigh = Callable[[Planned], dict[str, Any]]
-"""What the training step takes, as in `outcomes`: compiled, or by analysis."""
+Weigh = Callable[[Planned], Outcome]
+"""The training step, compiled or by analysis."""
 
 
-def try_alternatives(
-    planned: Planned, weigh: Weigh, train: Mapping[str, Any], *, seconds: float
-) -> list[dict[str, Any]]:
-    """Weighs alternatives to the step `train`, as long as the next one is likely to end within `seconds`."""
-    start, longest, found = time.perf_counter(), float(train.get("compile_seconds", 0.0)), []
+def try_alternatives(planned: Planned, weigh: Weigh, train: Outcome, *, seconds: float) -> list[Alternative]:
+    """Weigh alternatives to the step `train`, as long as the next one is likely to end within `seconds`."""
+    start, longest = time.perf_counter(), train.get("compile_seconds", 0.0)
+    weighed: list[Alternative] = []
     for changes in _saving(planned) if not train["fits"] else _spending(planned):
         if time.perf_counter() - start + longest > seconds:
             say("plan", f"no time left for alternatives (--seconds {seconds:g})")
             break
         if each := _try(planned, weigh, changes):
-            found.append(each)
+            weighed.append(each)
             longest = max(longest, each.get("compile_seconds", 0.0))
-            if each["fits"] and not train["fits"] and len([one for one in found if one["fits"]]) == 2:
+            if each["fits"] and not train["fits"] and len([one for one in weighed if one["fits"]]) == 2:
                 break
-    return found
+    return weighed
 
 
-def _try(planned: Planned, weigh: Weigh, changes: Changes) -> dict[str, Any] | None:
+def _try(planned: Planned, weigh: Weigh, changes: Changes) -> Alternative | None:
     """One alternative; None where it cannot be, such as a mesh that does not go with the machine."""
     change = " ".join(f"--{key} {value}" for key, value in changes.items())
     try:
         say("plan", f"tries the training step with {change}")
-        found = weigh(planned.but(changes))
+        outcome = weigh(planned.but(changes))
     except UserError:
         return None
-    kept = ("fits", "needs", "has", "compile_seconds")
-    return {"change": change, **{key: found[key] for key in kept if key in found}}
+    tried: Alternative = {"change": change, "fits": outcome["fits"], "needs": outcome["needs"], "has": outcome["has"]}
+    return tried if "compile_seconds" not in outcome else {**tried, "compile_seconds": outcome["compile_seconds"]}
 
 
 def _micro(planned: Planned) -> int:
@@ -51,7 +50,7 @@ def _micro(planned: Planned) -> int:
 
 
 def _spending(planned: Planned) -> Iterator[Changes]:
-    """What may be faster, and takes more memory."""
+    """Settings that may be faster, and take more memory."""
     config, micro = planned.config, _micro(planned)
     for remat in {"full": ("dots", "none"), "dots": ("none",), "none": ()}[config.model.remat]:
         yield {"model.remat": remat}
@@ -62,7 +61,7 @@ def _spending(planned: Planned) -> Iterator[Changes]:
 
 
 def _saving(planned: Planned) -> Iterator[Changes]:
-    """What takes less memory, the cheapest first."""
+    """Settings that take less memory, the cheapest first."""
     config, micro = planned.config, _micro(planned)
     smaller = [
         micro // 2**n for n in range(1, 8) if micro % 2**n == 0 and micro // 2**n * 2 > planned.row_multiple // 2
@@ -84,14 +83,14 @@ def try_micro_batches(planned: Planned, data: DataRows, *, full: bool) -> dict[s
     """The largest micro-batch that fits, by bisection over those that divide the batch, and multiples of the batch."""
     whole = planned.config.train.batch_pairs
     sizes = [pairs for pairs in range(1, whole + 1) if whole % pairs == 0] + [whole * 2**n for n in range(1, 5)]
-    tried: dict[int, dict[str, Any]] = {}
+    tried: dict[int, Alternative | None] = {}
 
     def fits(pairs: int) -> bool:
         changes = {"train.micro_batch_pairs": pairs} | ({"train.batch_pairs": pairs} if pairs > whole else {})
         rows = data if len(data.rows) >= pairs else data._replace(rows=[data.rows[0]] * pairs)
-        weigh = lambda other: measure(other, train_call(other, rows), full=full)  # noqa: E731
-        tried[pairs] = _try(planned, weigh, changes) or {"fits": False, "needs": None}
-        return tried[pairs]["fits"]
+        weigh = lambda other: other.measure(train_call(other, rows), full=full)  # noqa: E731
+        tried[pairs] = step = _try(planned, weigh, changes)
+        return step is not None and step["fits"]
 
     low, high = -1, len(sizes)  # the largest known to fit, the smallest known not to
     while high - low > 1:
@@ -99,5 +98,7 @@ def try_micro_batches(planned: Planned, data: DataRows, *, full: bool) -> dict[s
         low, high = (middle, high) if fits(sizes[middle]) else (low, middle)
     return {
         "largest": sizes[low] if low >= 0 else None,
-        "tried": [{"micro_batch_pairs": pairs, **tried[pairs]} for pairs in sorted(tried)],
+        "tried": [
+            {"micro_batch_pairs": pairs, **(tried[pairs] or {"fits": False, "needs": None})} for pairs in sorted(tried)
+        ],
     }

@@ -6,7 +6,7 @@ Dimension key: n rows, P slot in the pair.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from dpo_jax.experiments.rows import DataRows, read_rows
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
+from dpo_jax.models.costs import activation_bytes, matmul_parameters
+from dpo_jax.planning.outcomes import Call, Outcome, Rows, bytes_per_chip, held_bytes, measure
 from dpo_jax.planning.topologies import Machine
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.store import Scores
@@ -41,6 +43,10 @@ class Planned(TextExperiment):
     def __init__(self, config: Config, origins: Origins, *, command: str, machine: Machine):
         super().__init__(config, origins, command=command)
         self.machine = machine
+
+    def measure(self, call: Call, *, full: bool) -> Outcome:
+        """Compile a program of this experiment for its machine."""
+        return measure(call, self.machine, self.mesh, full=full)
 
     def but(self, changes: Mapping[str, Any]) -> Planned:
         """The same experiment with other settings, by their dotted names."""
@@ -85,13 +91,6 @@ def _with_setting(part: Any, key: Sequence[str], value: Any) -> Any:
     return dataclasses.replace(part, **{name: new})
 
 
-class Call(NamedTuple):
-    """A jitted function and what it is called with, as shapes with shardings."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...]
-
-
 class Lengths(NamedTuple):
     """The rows that a plan counts with, and where their lengths come from."""
 
@@ -126,22 +125,70 @@ def largest_rows(experiment: TextExperiment) -> DataRows:
 
 
 def reference_call(experiment: TextExperiment, data: DataRows) -> Call:
-    """What the reference pass calls, with the longest rows."""
+    """The call of the reference pass, with the longest rows."""
     shardings = param_shardings(experiment.mesh, experiment.model.tree)
-    batch = next(iter(experiment.scoring_batches(data.rows))).arrays
+    arrays = next(iter(experiment.scoring_batches(data.rows))).arrays
     params = _with_shardings(_start_shapes(experiment), shardings)
-    return Call(
-        experiment.score, (params, _with_shardings(batch, experiment.batch_shardings(batch, micro_batches=False)))
-    )
+    batch = _with_shardings(arrays, experiment.batch_shardings(arrays, micro_batches=False))
+    return Call(experiment.score, (params, batch), {"parameters": params, "batch": batch}, None, _rows(batch))
 
 
 def train_call(experiment: TextExperiment, data: DataRows) -> Call:
-    """What training calls, with the largest of the first batches."""
+    """The call of a training step, with the largest of the first batches."""
     training = preference_training(experiment, data, _no_scores(data.rows) if experiment.reads_store else None)
-    batch = _largest(training.batches)
-    program = training.program(experiment.mesh, experiment.batch_shardings(batch, micro_batches=True))
+    arrays = _largest(training.batches)
+    program = training.program(experiment.mesh, experiment.batch_shardings(arrays, micro_batches=True))
     state = training.state_shapes(program, _start_shapes(experiment) if training.frozen else None)
-    return Call(program.step, (state, _with_shardings(batch, program.batch_shardings), training.knobs(0)))
+    batch = _with_shardings(arrays, program.batch_shardings)
+    held = {"parameters": state.params, "optimizer": state.optimizer, "frozen": state.frozen, "batch": batch}
+    return Call(program.step, (state, batch, training.knobs(0)), held, state.params, _rows(batch))
+
+
+def _rows(batch: PairBatch) -> Rows:
+    return {"shape": list(batch.tokens_RT.shape), "scored": batch.target_RN.shape[-1]}
+
+
+def analyse_train(planned: Planned, data: DataRows) -> Outcome:
+    """The training step by arithmetic: sizes of arrays are exact, activations are a formula's."""
+    call = train_call(planned, data)
+    config, mesh = planned.config, planned.mesh.shape
+    micro_batches, rows, length = call.rows["shape"]
+    activations = activation_bytes(
+        planned.model.spec,
+        rows=-(-rows // planned.row_multiple),
+        length=-(-length // mesh["sequence"]),
+        scored=call.rows["scored"],
+        width_bytes=jnp.dtype(config.model.dtype).itemsize,
+        remat=config.model.remat,
+        tensor=mesh["tensor"],
+        dense_attention=planned.attention == "dense",
+        tile=(config.tiles.tokens, config.tiles.vocabulary),
+    )
+    at_once = 1 if micro_batches == 1 else 2  # of a micro-batch, beside the sum of those before
+    sizes = {
+        **held_bytes(call),
+        "gradients": at_once * bytes_per_chip(call.trained),
+        "gathered": _gathered(planned),
+        "activations": activations.total,
+    }
+    needs, has = sum(sizes.values()), planned.machine.chip.memory_bytes
+    return {
+        "rows": call.rows,
+        "bytes": sizes,
+        "activations": activations._asdict(),
+        "fits": needs <= has,
+        "needs": needs,
+        "has": has,
+    }
+
+
+def _gathered(planned: Planned) -> int:
+    """Bytes that fsdp gathers at one time: embedding, head and the matrices of one layer, in the compute dtype."""
+    mesh, model = planned.mesh.shape, planned.model
+    if mesh["fsdp"] == 1:
+        return 0
+    tables, layer = 2 * model.spec.vocabulary * model.spec.width, matmul_parameters(model.tree) // model.spec.layers
+    return (tables + layer) * jnp.dtype(model.dtype).itemsize // mesh["tensor"]
 
 
 def _largest(batches: Batches) -> PairBatch:
@@ -150,7 +197,7 @@ def _largest(batches: Batches) -> PairBatch:
 
 
 def _start_shapes(experiment: TextExperiment) -> Params:
-    """What `start_params` gives."""
+    """The shapes of `start_params`."""
     model = experiment.model
     if model.lora is None:
         return model.shapes

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import Console
 from rich.table import Table
+
+from dpo_jax.planning.outcomes import Alternative, Outcome, Plan
 
 _LABELS = {
     "parameters": "parameters",
@@ -27,10 +27,10 @@ def gib(size: float | None) -> str:
     return f"{size / 2**30:,.2f} GiB" if size >= 2**30 / 10 else f"{size / 2**20:,.2f} MiB"
 
 
-def show(plan: dict[str, Any]) -> None:
-    """Prints the plan to standard output."""
+def show(plan: Plan) -> None:
+    """Print the plan to standard output."""
     console = Console(highlight=False, soft_wrap=True)
-    model, machine, lengths, work = (plan[name] for name in ("model", "machine", "lengths", "work"))
+    model, machine, lengths = plan["model"], plan["machine"], plan["lengths"]
     settings, mesh = plan["settings"], " x ".join(f"{name} {size}" for name, size in plan["mesh"].items())
     trained = "" if model["trained"] == model["parameters"] else f", {model['trained']:,} of them trained"
     console.print(
@@ -55,20 +55,20 @@ def show(plan: dict[str, Any]) -> None:
             console.print(_collectives_table(name, program))
         if program.get("buffers"):
             console.print(_buffers_table(name, program))
-    console.print(_work_table(lengths, work, settings, machine))
-    if plan.get("alternatives"):
+    console.print(_work_table(plan))
+    if plan["alternatives"]:
         console.print(_alternatives_table(plan["alternatives"], "compiled" if programs else "by analysis"))
     _say_what_fits(console, plan)
 
 
-def _bytes_table(columns: dict[str, dict[str, Any]]) -> Table:
+def _bytes_table(columns: dict[str, Outcome]) -> Table:
     table = Table("of each chip", title="Memory", title_justify="left")
     for name in columns:
         table.add_column(name, justify="right")
     for key, label in _LABELS.items():
-        found = [column["bytes"].get(key) for column in columns.values()]
-        if any(found):
-            table.add_row(label, *("" if size is None else gib(size) for size in found))
+        sizes = [column["bytes"].get(key) for column in columns.values()]
+        if any(sizes):
+            table.add_row(label, *("" if size is None else gib(size) for size in sizes))
     table.add_section()
     table.add_row("peak", *(gib(column["needs"]) for column in columns.values()))
     table.add_row("capacity", *(gib(column["has"]) for column in columns.values()))
@@ -80,24 +80,25 @@ def _bytes_table(columns: dict[str, dict[str, Any]]) -> Table:
     return table
 
 
-def _collectives_table(name: str, program: dict[str, Any]) -> Table:
-    unknown = program["collectives_in_unknown_loops"]
+def _collectives_table(name: str, program: Outcome) -> Table:
+    unknown = program.get("collectives_in_unknown_loops")
     note = f"; {unknown} stand in loops of unknown turns and count once" if unknown else ""
     title = f"Collectives of one run of {name} (loops counted by their turns{note})"
     table = Table("kind", "chips in a group", "times", "each chip sends", title=title, title_justify="left")
-    for each in program["collectives"]:
+    for each in program.get("collectives", ()):
         table.add_row(each["kind"], str(each["chips"]), f"{each['times']:,}", gib(each["bytes"]))
     return table
 
 
-def _buffers_table(name: str, program: dict[str, Any]) -> Table:
+def _buffers_table(name: str, program: Outcome) -> Table:
     table = Table("array", "bytes", "where", title=f"Largest arrays of {name} on a chip", title_justify="left")
-    for each in program["buffers"]:
+    for each in program.get("buffers", ()):
         table.add_row(each["shape"], gib(each["bytes"]), each["label"].replace("\\'", "'")[-90:])
     return table
 
 
-def _work_table(lengths: dict, work: dict, settings: dict, machine: dict) -> Table:
+def _work_table(plan: Plan) -> Table:
+    lengths, work, settings, machine = plan["lengths"], plan["work"], plan["settings"], plan["machine"]
     table = Table("work", "", title="By arithmetic", title_justify="left")
     table.add_row("tokens of a pair through the layers", f"{lengths['trunk_tokens']:,.0f}")
     table.add_row("tokens of its responses", f"{lengths['response_tokens']:,.0f}")
@@ -110,14 +111,14 @@ def _work_table(lengths: dict, work: dict, settings: dict, machine: dict) -> Tab
     return table
 
 
-def _alternatives_table(alternatives: list[dict[str, Any]], how: str) -> Table:
+def _alternatives_table(alternatives: list[Alternative], how: str) -> Table:
     table = Table("training step with", "peak", "fits", title=f"Alternatives, {how}", title_justify="left")
     for each in alternatives:
         table.add_row(each["change"], gib(each["needs"]), "yes" if each["fits"] else "no")
     return table
 
 
-def _say_what_fits(console: Console, plan: dict[str, Any]) -> None:
+def _say_what_fits(console: Console, plan: Plan) -> None:
     programs = plan.get("programs")
     if programs and programs["train"]["fits"]:
         better = [each for each in plan["alternatives"] if each["fits"] and "tiles" not in each["change"]]
@@ -128,7 +129,7 @@ def _say_what_fits(console: Console, plan: dict[str, Any]) -> None:
         if tiles:
             listed = ", ".join(f"{each['change']} {gib(each['needs'])}" for each in tiles)
             console.print(f"Tiles of logits: {listed}; {gib(programs['train']['needs'])} as they are.", markup=False)
-    if found := plan.get("search"):
-        largest = found["largest"]
+    if search := plan.get("search"):
+        largest = search["largest"]
         says = f"The largest micro-batch that fits: {largest} pairs" if largest else "No micro-batch fits"
-        console.print(f"{says} ({len(found['tried'])} compiled).", markup=False)
+        console.print(f"{says} ({len(search['tried'])} compiled).", markup=False)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import nearest
 
 GIB = 2**30
 
@@ -73,22 +73,20 @@ def open_machine(name: str) -> Machine:
     """The machine of this name.
 
     Raises:
-        UserError: there is no such machine; the message says how one is named.
+        ValueError: there is no such machine; the message says how one is named.
     """
-    found = _NAME.fullmatch(name)
-    chip_name = _ALSO.get(found["chip"], found["chip"]) if found else ""
-    if found is None:
+    parts = _NAME.fullmatch(name)
+    if parts is None:
         cores = " That is a name by cores or chips; say the shape of the slice." if "-" in name else ""
-        raise UserError(f"command line: --topology {name!r} is not a machine, {_EXAMPLES}.{cores}")
+        raise ValueError(f"{name!r} is not a machine, {_EXAMPLES}.{cores}")
+    chip_name = _ALSO.get(parts["chip"], parts["chip"])
     if chip_name not in CHIPS:
-        raise UserError(f"command line: --topology {name!r}: unknown chip. {nearest(found['chip'], [*CHIPS, *_ALSO])}")
-    chip, shape = CHIPS[chip_name], [int(size) for size in found["shape"].split("x")]
+        raise ValueError(f"{name!r}: unknown chip. {nearest(parts['chip'], [*CHIPS, *_ALSO])}")
+    chip, shape = CHIPS[chip_name], [int(size) for size in parts["shape"].split("x")]
     if len(shape) != max(1, chip.dimensions) or 0 in shape:
         wanted = "x".join(["4"] * chip.dimensions) or "8"
-        raise UserError(
-            f"command line: --topology {name!r}: {chip.name} is named by {len(wanted.split('x'))} numbers, "
-            f"{found['chip']}:{wanted} say."
-        )
+        numbers = len(wanted.split("x"))
+        raise ValueError(f"{name!r}: {chip.name} is named by {numbers} numbers, {parts['chip']}:{wanted} say.")
     count = math.prod(shape)
     if not chip.dimensions:
         return Machine(name, chip, count, None, "a program for GPUs is compiled on GPUs only")
@@ -115,8 +113,8 @@ def _devices(name: str, chip: Chip, shape: list[int]) -> tuple[Any, ...]:
     bounds = (*(min(2, size) for size in shape[:2]), 1)
     options = {"chips_per_host_bounds": bounds, **chip.options}
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
+        topology = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
     except jax.errors.JaxRuntimeError as error:
         says = str(error).splitlines()[0]
-        raise UserError(f"command line: --topology {name!r}: there is no such slice ({says}).") from None
-    return tuple(found.devices)
+        raise ValueError(f"{name!r}: there is no such slice ({says}).") from None
+    return tuple(topology.devices)

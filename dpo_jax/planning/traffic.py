@@ -1,4 +1,4 @@
-"""What the collectives of a compiled program move between chips."""
+"""Traffic between chips of a compiled program: its collectives, and what they move."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ class Collective(NamedTuple):
 class Collectives(NamedTuple):
     """All of a program."""
 
-    found: tuple[Collective, ...]
+    collectives: tuple[Collective, ...]
     uncounted: int  # of them stand in loops whose turns are not known, and count once
 
 
 def collectives(program: Mapping[str, Computation], *, devices: int) -> Collectives:
-    """What the collectives of a program move, by kind and size of the groups, the most bytes first."""
+    """Return what the collectives of a program move, by kind and size of the groups, the most bytes first."""
     times, unsure = runs(program)
     fused = {
         name for each in program.values() for line in each.lines if line.opcode == "fusion" for name in called_by(line)
     }
     begun: set[str] = set()
     sums: dict[tuple[str, int], list[int]] = defaultdict(lambda: [0, 0])
-    blind = 0
+    uncounted = 0
     for name, computation in program.items():
         for line in computation.lines:
             kind, chips = line.opcode.removesuffix("-start"), group_size(line.rest, devices)
@@ -55,13 +55,13 @@ def collectives(program: Mapping[str, Computation], *, devices: int) -> Collecti
             total = sums[kind, chips]
             total[0] += times[name]
             total[1] += times[name] * _sent(kind, size, chips)
-            blind += name in unsure
-    found = [Collective(kind, chips, count, sent) for (kind, chips), (count, sent) in sums.items()]
-    return Collectives(tuple(sorted(found, key=lambda each: -each.bytes)), blind)
+            uncounted += name in unsure
+    moved = [Collective(kind, chips, count, sent) for (kind, chips), (count, sent) in sums.items()]
+    return Collectives(tuple(sorted(moved, key=lambda each: -each.bytes)), uncounted)
 
 
 def group_size(rest: str, devices: int) -> int:
-    """How many devices take part in each group of a collective, by any of the three ways in which XLA writes it."""
+    """The number of devices in each group of a collective, by any of the three ways in which XLA writes it."""
     if "source_target_pairs=" in rest:
         return 2
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):

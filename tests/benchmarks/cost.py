@@ -23,9 +23,10 @@ import jax.numpy as jnp
 from work import SHAPES, keep, make_model, make_rows, parse, write_config
 
 from dpo_jax.config import load
-from dpo_jax.experiments.planned import Call, Planned, find_lengths, train_call
+from dpo_jax.experiments.planned import Planned, find_lengths, train_call
 from dpo_jax.models.costs import matmul_parameters, pair_flops
 from dpo_jax.planning.compiled import Compiled, compile_program
+from dpo_jax.planning.outcomes import Call
 from dpo_jax.planning.topologies import Chip, Machine
 
 PAIRS = 8

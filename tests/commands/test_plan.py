@@ -15,11 +15,11 @@ import pytest
 from dpo_jax import cli
 from dpo_jax.commands import plan, train
 from dpo_jax.config import load
-from dpo_jax.experiments import fit, plan_alternatives
-from dpo_jax.experiments.outcomes import bytes_per_chip, measure
+from dpo_jax.experiments import fit
 from dpo_jax.experiments.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
 from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.planning.outcomes import bytes_per_chip
 from dpo_jax.planning.topologies import CHIPS, Chip, Machine
 from tests import tiny_experiment
 from tests.tiny import make_hf_folder
@@ -131,7 +131,7 @@ def test_what_fits_by_analysis_is_said(capsys):
     ("arguments", "says"),
     [
         ([], "name the machine"),
-        (["--topology", "v5p-512"], "cores or chips"),
+        (["--topology", "v5p-512"], "command line: --topology 'v5p-512' is not a machine"),
         (["--topology", "gpu:8", "--mfu", "40"], "a share of the peak"),
         (["--topology", "gpu:8", "--seconds", "soon"], "a number of seconds"),
         (["--topology", "gpu:8", "--mesh.tensor", "3"], "this machine has 8"),
@@ -210,7 +210,7 @@ def test_bytes_are_those_of_the_state(overrides: list[str]):
     """The compiler's count of what the step is given is that of the shapes, and the old state's place is used again."""
     setup = planned(*overrides)
     call = train_call(setup, largest_rows(setup))
-    found = measure(setup, call, full=False)
+    found = setup.measure(call, full=False)
     state, batch, _ = call.arguments
     read = bytes_per_chip((state, batch))
     assert found["fits"] and found["bytes"]["arguments"] == pytest.approx(read, rel=0.02)  # a loss reads not all
@@ -240,8 +240,7 @@ def test_alternatives_and_search_are_weighed_as_the_program_is(monkeypatch: pyte
         needs = rows * length if micro_batches else 1  # the reference's pass has none
         return figures | {"needs": needs, "fits": needs <= 5000, "rows": {"shape": [rows, length], "scored": length}}
 
-    for module in (plan, plan_alternatives):
-        monkeypatch.setattr(module, "measure", weigh)
+    monkeypatch.setattr(Planned, "measure", weigh)
     monkeypatch.setattr(plan, "open_machine", lambda name: machine(5000))
     Path("pairs.jsonl").unlink()
     long = ["--data.max_tokens", "256", "--topology", "cpu:8"]

@@ -129,7 +129,7 @@ def test_devices_add_the_gradient_of_the_head_up_once_a_tile_of_the_vocabulary(a
             text = jax.jit(jax.grad(total, (0, 1))).lower(hidden, weight, target).compile().as_text()
         traffic = collectives(parse(text), devices=8)
         assert not traffic.uncounted
-        return {f"{each.kind} {each.chips}": each for each in traffic.found}
+        return {f"{each.kind} {each.chips}": each for each in traffic.collectives}
 
     few, many = found(256), found(8)
     over_rows = f"all-reduce {8 // tensor}"

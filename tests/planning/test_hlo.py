@@ -76,7 +76,7 @@ def test_by_hand():
     assert [name for name, computation in program.items() if computation.entry] == ["main"]
     times, unsure = runs(program)
     assert (times["outer"], times["inner"], unsure) == (3, 15, set())
-    found = {(each.kind, each.chips): each[2:] for each in collectives(program, devices=8).found}
+    found = {(each.kind, each.chips): each[2:] for each in collectives(program, devices=8).collectives}
     assert found == {
         ("all-reduce", 4): (15, 15 * 2 * 16 * 3 // 4),  # 16 bytes around a ring of 4 twice, less the own part
         ("all-gather", 2): (3, 3 * 256 // 2),
@@ -99,7 +99,7 @@ def test_a_collective_in_pieces_counts_once():
     pieces = "".join(piece.format(n=n, channel=channel) for n, channel in ((91, 5), (92, 5), (93, 55)))
     calls = "".join(f"  %f.{n} = bf16[16] fusion(%w), calls=%async_collective_fusion.{n}\n" for n in (91, 92, 93))
     text = head + pieces + "\nENTRY" + entry.replace("  ROOT %z.6", calls + "  ROOT %z.6")
-    found = {(each.kind, each.chips): each[2:] for each in collectives(parse(text), devices=8).found}
+    found = {(each.kind, each.chips): each[2:] for each in collectives(parse(text), devices=8).collectives}
     assert found["all-gather", 4] == (2, 2 * 32 * 3 // 4)
 
 
@@ -165,7 +165,7 @@ def test_a_real_program_for_eight_devices():
     x = struct((rows, width), sharding=NamedSharding(mesh, PartitionSpec("fsdp")))
     with jax.set_mesh(mesh):
         text = jax.jit(loss).lower(weights, x).compile().as_text()
-    found = {each.kind: each for each in collectives(parse(text), devices=8).found}
+    found = {each.kind: each for each in collectives(parse(text), devices=8).collectives}
     size = 4 * width * width
     assert found["all-gather"] == Collective("all-gather", 8, layers, layers * size * 7 // 8)
     assert collectives(parse(text), devices=8).uncounted == 0
