@@ -64,10 +64,10 @@ def steer_alpha(
         # Both in an order that depends on the rows alone.
         ours, theirs = (experiment.scorer(of(state), rows)[1].logps_nP[:, 0] for of in (policy, frozen))
         kl = float(np.mean(ours - theirs))
-        own = state.memory[index]
+        own = state.loss_state[index]
         found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
         moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in found.items()}
-        memory = (*state.memory[:index], {**own, **moved}, *state.memory[index + 1 :])
-        return state._replace(memory=memory), {f"{name}/kl": kl}
+        loss_state = (*state.loss_state[:index], {**own, **moved}, *state.loss_state[index + 1 :])
+        return state._replace(loss_state=loss_state), {f"{name}/kl": kl}
 
     return after

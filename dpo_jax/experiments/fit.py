@@ -12,6 +12,7 @@ import jax
 
 from dpo_jax.config import as_mapping
 from dpo_jax.config.resume import refuse_changes
+from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.experiments.sinks import open_sinks
 from dpo_jax.runs.history import note_session
@@ -19,10 +20,9 @@ from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.runtime.watchdog import Watchdog
-from dpo_jax.training import loop
 from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.loop import Callbacks, NotFinite, Placed, TooManySkips, traced, train_loop
 from dpo_jax.training.metrics import Sink
-from dpo_jax.training.profile import traced
 from dpo_jax.training.state import TrainState, create_state
 from dpo_jax.training.training import Program, Training
 from dpo_jax.types import Params
@@ -49,7 +49,14 @@ def fit(experiment: Experiment, training: Training) -> None:
     program = training.program(experiment.mesh, shardings)
     state = _opened(training, program, checkpoints, done)
     sinks = open_sinks(experiment, stage, folder, resume_step=done)
-    reached = int(_run(experiment, training, program, state, checkpoints, sinks, record).step)
+    try:
+        reached = int(_run(experiment, training, program, state, checkpoints, sinks, record).step)
+    except TooManySkips as error:
+        section = _section(stage)
+        advice = f"lower {section}optimizer.learning_rate, or allow more in a row with {section}train.skips_allowed"
+        raise UserError(f"{error}\nLook at them, {advice}.") from None
+    except NotFinite as error:
+        raise UserError(str(error)) from None
     for sink in sinks:
         sink.close(done=reached == training.steps)
     if reached < training.steps:
@@ -57,6 +64,11 @@ def fit(experiment: Experiment, training: Training) -> None:
             f"{stage}: told to stop, and saved step {reached} of {training.steps}; the same command goes on from there"
         )
     say(stage, f"done: {training.steps} steps, checkpoint in {folder / 'checkpoints'}")
+
+
+def _section(stage: str) -> str:
+    """The prefix of a training's settings."""
+    return "" if stage == "train" else f"{stage}."
 
 
 def _opened(training: Training, program: Program, checkpoints: Checkpoints, done: int | None) -> TrainState:
@@ -73,7 +85,7 @@ def _opened(training: Training, program: Program, checkpoints: Checkpoints, done
         program.optimizer,
         program.shardings,
         seed=training.seed,
-        memory=training.loss_state,
+        loss_state=training.loss_state,
         frozen=frozen,
     )
     training.check(state)
@@ -93,16 +105,18 @@ def _run(
 ) -> TrainState:
     """The loop with what is around it: progress, trace, watchdog, signals, sinks, checkpoints."""
     stage, steps, done, pace = training.stage, training.steps, int(state.step), training.pace
+    section = _section(stage)
     profile = experiment.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
     tracing = traced(program.step, training.folder / "profile", done=done, **dataclasses.asdict(profile))
-    dog, notice = Watchdog(stage, limit_seconds=pace.step_timeout_seconds), Notice()
+    limit = f"{section}train.step_timeout_seconds"
+    dog, notice = Watchdog(stage, limit_seconds=pace.step_timeout_seconds, limit_name=limit), Notice()
     keeps_frozen = training.objective.refresh is not None
 
-    def read(number: int) -> loop.Placed:
+    def read(number: int) -> Placed:
         batch = training.batches.batch(number)
-        return loop.Placed(experiment.place(batch.arrays, micro_batches=True), batch.work, batch.row_ids)
+        return Placed(experiment.place(batch.arrays, micro_batches=True), batch.work, batch.row_ids)
 
     def save(number: int, state: TrainState) -> None:
         checkpoints.save(number, state if keeps_frozen else state._replace(frozen=None), record)
@@ -112,23 +126,15 @@ def _run(
         return notice.reached()
 
     progress, whole = Progress(stage, steps, done=done), _whole_at_the_end(checkpoints, sinks)
-    section = "train" if stage == "train" else f"{stage}.train"
-    with progress, tracing as step, dog, notice, whole, sized_by(f"{section}.micro_batch_pairs"):
-        return loop.run(
-            step,
-            state,
-            read,
-            training.knobs,
-            steps=steps,
+    with progress, tracing as step, dog, notice, whole, sized_by(f"{section}train.micro_batch_pairs"):
+        callbacks = Callbacks(
             log=lambda number, values: _log(stage, sinks, progress, number, values),
-            log_every=pace.log_every,
             save=save,
-            save_every=pace.save_every,
             after=training.callback,
-            skips_allowed=pace.skips_allowed,
             stops=stops,
             watched=dog.watched,
         )
+        return train_loop(step, state, read, training.knobs, steps=steps, pace=pace, callbacks=callbacks)
 
 
 def restored(

@@ -88,7 +88,7 @@ def take_apart(objective: Objective, before: TrainState, after: Params, batch: P
 
     def loss(read: Any) -> jax.Array:
         whole, joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (read, batch))
-        return objective.loss(whole, joined, knobs, counts, before.memory, jax.random.fold_in(key, 0))[0]
+        return objective.loss(whole, joined, knobs, counts, before.loss_state, jax.random.fold_in(key, 0))[0]
 
     read = jax.lax.map(lambda index: forward(before.params, index), indices)
     slopes = jax.grad(loss)(read)

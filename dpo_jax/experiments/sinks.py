@@ -1,4 +1,4 @@
-"""Where the metrics of a training go: always a file and TensorBoard, and W&B where the configuration names it."""
+"""Sinks for the metrics of a training: a file and TensorBoard always, W&B where the configuration names it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,21 @@ from pathlib import Path
 import jax
 
 from dpo_jax.config import as_mapping
-from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
-from dpo_jax.reading import locate
+from dpo_jax.reading import mistake
 from dpo_jax.runs.run import Run
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 
 
 def check_sinks(experiment: Experiment) -> None:
-    """Misses a package now, as a UserError, rather than after the reference pass."""
+    """Miss a package now, as a UserError, rather than after the reference pass."""
     if not experiment.config.logging.wandb or jax.process_index():
         return
     try:
         import wandb  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
-        at = locate("logging.wandb", experiment.origins)
-        raise UserError(
-            f"{at}: logging.wandb: the package wandb is not installed; run `pip install wandb`, or leave this out."
-        ) from None
+        says = "the package wandb is not installed; run `pip install wandb`, or leave this out."
+        raise mistake("logging.wandb", experiment.origins, says) from None
 
 
 def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step: int | None) -> list[Sink]:
@@ -45,4 +42,7 @@ def _wandb(experiment: Experiment, stage: str, folder: Path, resume_step: int | 
         return []
     check_sinks(experiment)
     group, config = experiment.workdir.name or str(experiment.workdir), as_mapping(experiment.config)
-    return [WandbSink(folder, project=project, group=group, stage=stage, config=config, resume_step=resume_step)]
+    try:
+        return [WandbSink(folder, project=project, group=group, stage=stage, config=config, resume_step=resume_step)]
+    except ConnectionError as error:
+        raise mistake("logging.wandb", experiment.origins, str(error)) from None

@@ -351,7 +351,7 @@ class TextExperiment(Experiment[Config]):
         whole = replicated(self.mesh)
         blank = tuple(term.memory() for term in self.terms)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), blank)
-        return checkpoints.restore_memory(step, like)
+        return checkpoints.restore_loss_state(step, like)
 
 
 def several(data: DataRows) -> np.ndarray | None:

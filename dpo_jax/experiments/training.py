@@ -9,8 +9,9 @@ from typing import Any, Protocol
 from dpo_jax.config import OptimizerConfig, TrainConfig
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reference.store import Errors, Scores
+from dpo_jax.training.loop import Pace
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
-from dpo_jax.training.training import Batches, Pace, Trainable, Training
+from dpo_jax.training.training import Batches, Trainable, Training
 from dpo_jax.types import Objective
 
 

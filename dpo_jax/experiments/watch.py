@@ -39,7 +39,7 @@ def make_watch(
         if not stores:
             stores.append(heldout_store(experiment, lambda: before(state)))
         measured = heldout(
-            experiment.eval_data, experiment.terms, experiment.scorer, stores[0], policy(state), state.memory
+            experiment.eval_data, experiment.terms, experiment.scorer, stores[0], policy(state), state.loss_state
         )
         numbers = {f"eval/{name}": value for name, value in measured.to_json().items() if isinstance(value, float)}
         return numbers | (sample(done, policy(state)) if sample else {})

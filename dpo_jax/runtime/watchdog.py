@@ -23,11 +23,11 @@ class Watchdog:
     """Watches what happens within `watched()`; used as a context manager around all of it.
 
     After ten times the usual time all stacks go to the error stream; after `limit_seconds` the process ends with code
-    124. Of several processes that wait for each other, each has its own.
+    124 and says which setting (`limit_name`) that was. Of several processes that wait for each other, each has its own.
     """
 
-    def __init__(self, stage: str, *, limit_seconds: float):
-        self._stage, self._limit = stage, limit_seconds
+    def __init__(self, stage: str, *, limit_seconds: float, limit_name: str = "the limit"):
+        self._stage, self._limit, self._limit_name = stage, limit_seconds, limit_name
         self._since: float | None = None
         self._usual = deque[float](maxlen=100)
         self._ended = threading.Event()
@@ -59,7 +59,7 @@ class Watchdog:
                 continue
             waited = time.monotonic() - since
             if waited > self._limit:
-                self._tell(f"a step has taken {waited:.0f} s, train.step_timeout_seconds is {self._limit:g}: leaving")
+                self._tell(f"a step has taken {waited:.0f} s, {self._limit_name} is {self._limit:g}: leaving")
                 time.sleep(min(_GRACE_SECONDS, self._limit / 4))
                 os._exit(EXIT_CODE)
             if since != warned and waited > self._slow_after():

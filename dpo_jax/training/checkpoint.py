@@ -110,8 +110,8 @@ class Checkpoints:
         """The state of a sealed step, laid out like `like` (arrays or shapes with shardings)."""
         self._verify(step)
         found = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
-        memory = _with_leaves(like.memory, found.get("memory", {}))
-        return TrainState(params=found["params"], memory=memory, frozen=found.get("frozen"), **found["rest"])
+        loss_state = _with_leaves(like.loss_state, found.get("memory", {}))
+        return TrainState(params=found["params"], loss_state=loss_state, frozen=found.get("frozen"), **found["rest"])
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone."""
@@ -123,7 +123,7 @@ class Checkpoints:
         self._verify(step)
         return self._read(step, "frozen", like)
 
-    def restore_memory(self, step: int, like: Any) -> Any:
+    def restore_loss_state(self, step: int, like: Any) -> Any:
         """What the objective remembers, alone."""
         self._verify(step)
         leaves = _numbered(like)
@@ -166,7 +166,7 @@ def _not_written(target: Path, error: Exception) -> UserError:
 
 def _trees(state: TrainState) -> dict[str, Any]:
     rest = {"step": state.step, "optimizer": state.optimizer, "key": state.key, "skipped": state.skipped}
-    apart = {"memory": _numbered(state.memory), "frozen": state.frozen}
+    apart = {"memory": _numbered(state.loss_state), "frozen": state.frozen}
     return {"params": state.params, "rest": rest} | {name: tree for name, tree in apart.items() if tree}
 
 

@@ -106,7 +106,7 @@ class WandbSink:
         """`group` is what its trainings have in common.
 
         Raises:
-            UserError: W&B opens no run, for want of a key or of a connection.
+            ConnectionError: W&B opens no run, for want of a key or of a connection.
         """
         import wandb  # pyright: ignore[reportMissingImports]
 
@@ -125,9 +125,8 @@ class WandbSink:
                 resume="allow" if known else None,
             )
         except wandb.Error as error:
-            raise UserError(
-                f"logging.wandb: {error} Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later."
-            ) from None
+            says = f"{error} Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later."
+            raise ConnectionError(says) from None
         files.write_atomic(path, self._run.id)
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -22,7 +22,7 @@ class TrainState(NamedTuple):
     params: Params
     optimizer: Any
     key: jax.Array  # uint32, the data of a random key; each step folds its number in
-    memory: Any = ()  # what the objective remembers from batch to batch; small
+    loss_state: Any = ()  # what the objective remembers from batch to batch; small
     frozen: Params | None = None  # without gradient: the base under an adapter, or the reference where the step runs it
     skipped: jax.Array | np.ndarray = np.zeros((), np.int32)  # steps whose loss or gradient was not finite
 
@@ -37,12 +37,12 @@ def state_shardings(
     trained: Tree,
     optimizer: optax.GradientTransformation,
     *,
-    memory: Any = (),
+    loss_state: Any = (),
     frozen: Params | None = None,
 ) -> Any:
     """The sharding of each leaf of the train state, as a `TrainState`.
 
-    `memory` is one like that of the state, `frozen` the shardings of its frozen parameters, if it has any.
+    `loss_state` is one like that of the state, `frozen` the shardings of its frozen parameters, if it has any.
 
     `jit(optimizer.init)` alone gives replicated moments, and the first step compiles twice: so they are derived.
     """
@@ -57,7 +57,7 @@ def state_shardings(
         params=params,
         optimizer=moments,
         key=whole,
-        memory=jax.tree.map(lambda _: whole, memory),
+        loss_state=jax.tree.map(lambda _: whole, loss_state),
         frozen=frozen,
         skipped=whole,
     )
@@ -69,12 +69,12 @@ def create_state(
     shardings: TrainState,
     *,
     seed: int,
-    memory: Any = (),
+    loss_state: Any = (),
     frozen: Params | None = None,
 ) -> Any:
     """The state before the first step. `params` and `frozen` are used up: they become the state's own buffers."""
     born = jax.jit(_born(optimizer, seed), out_shardings=shardings, donate_argnums=(0, 1))
-    return born(params, frozen, memory)
+    return born(params, frozen, loss_state)
 
 
 def state_shapes(
@@ -82,18 +82,18 @@ def state_shapes(
     optimizer: optax.GradientTransformation,
     shardings: TrainState,
     *,
-    memory: Any = (),
+    loss_state: Any = (),
     frozen: Params | None = None,
 ) -> Any:
     """The same as shapes with their shardings, from those of the parameters; nothing is allocated."""
-    found = jax.eval_shape(_born(optimizer, 0), params, frozen, memory)
+    found = jax.eval_shape(_born(optimizer, 0), params, frozen, loss_state)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), found, shardings)
 
 
 def _born(optimizer: optax.GradientTransformation, seed: int) -> Callable[..., TrainState]:
-    def born(params: Params, frozen: Params | None, memory: Any) -> TrainState:
+    def born(params: Params, frozen: Params | None, loss_state: Any) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
         step, skipped = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
-        return TrainState(step, params, optimizer.init(params), key, memory, frozen, skipped)
+        return TrainState(step, params, optimizer.init(params), key, loss_state, frozen, skipped)
 
     return born

@@ -16,7 +16,7 @@ from dpo_jax.types import Knobs, Objective, Params
 
 
 def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:
-    """(loss, metrics, memory), gradient of a batch whose arrays have a leading axis of micro-batches."""
+    """(loss, metrics, loss_state), gradient of a batch whose arrays have a leading axis of micro-batches."""
     objective = objective._replace(loss=jax.named_scope("loss")(objective.loss))
     counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weigh)(batch))
     micro_batches = jax.tree.leaves(batch)[0].shape[0]
@@ -30,7 +30,7 @@ def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs,
     def micro(index: jax.Array) -> tuple:
         def loss(params: Params) -> tuple:
             rows, own_key = part(index)
-            found, *rest = objective.loss(forward(params, index), rows, knobs, counts, state.memory, own_key)
+            found, *rest = objective.loss(forward(params, index), rows, knobs, counts, state.loss_state, own_key)
             return found, (found, *rest)
 
         gradient, found = jax.grad(loss, has_aux=True)(state.params)
@@ -39,15 +39,15 @@ def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs,
     if micro_batches == 1:
         return micro(jnp.zeros((), jnp.int32))
     if not objective.whole_batch:
-        (loss, metrics, _), gradient = _summed(lambda index: _without_memory(*micro(index)), micro_batches)
-        return (loss, metrics, state.memory), gradient
+        (loss, metrics, _), gradient = _summed(lambda index: _without_loss_state(*micro(index)), micro_batches)
+        return (loss, metrics, state.loss_state), gradient
 
     outputs = jax.lax.map(lambda index: forward(state.params, index), jnp.arange(micro_batches))
     joined = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
 
     def whole_loss(outputs: Any) -> tuple:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        found = objective.loss(flat, joined, knobs, counts, state.memory, jax.random.fold_in(key, 0))
+        found = objective.loss(flat, joined, knobs, counts, state.loss_state, jax.random.fold_in(key, 0))
         return found[0], found
 
     cotangents, found = jax.grad(whole_loss, has_aux=True)(outputs)
@@ -59,7 +59,7 @@ def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs,
     return found, _summed(backward, micro_batches)
 
 
-def _without_memory(found: tuple, gradient: Params) -> tuple:
+def _without_loss_state(found: tuple, gradient: Params) -> tuple:
     loss, metrics, _ = found
     return (loss, metrics, ()), gradient
 
@@ -92,7 +92,7 @@ def make_step(
 
     def step(state: TrainState, batch: Any, knobs: Knobs) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (loss, metrics, memory), gradient = gradients(objective, state, batch, knobs, key)
+        (loss, metrics, loss_state), gradient = gradients(objective, state, batch, knobs, key)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
@@ -109,8 +109,8 @@ def make_step(
         frozen = state.frozen
         if objective.refresh and frozen is not None:
             frozen = objective.refresh(params, frozen, state.step + 1)
-        moments, memory = unless_skipped((moments, memory), (state.optimizer, state.memory))
-        new = TrainState(state.step + 1, params, moments, state.key, memory, frozen, skipped)
+        moments, loss_state = unless_skipped((moments, loss_state), (state.optimizer, state.loss_state))
+        new = TrainState(state.step + 1, params, moments, state.key, loss_state, frozen, skipped)
         return new, numbers | divide(metrics)
 
     return jax.jit(

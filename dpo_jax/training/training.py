@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import optax
 from jax.sharding import Mesh
 
+from dpo_jax.training.loop import After, Pace
 from dpo_jax.training.optimizer import Schedule
 from dpo_jax.training.state import TrainState, param_shardings, state_shapes, state_shardings
 from dpo_jax.training.step import make_step
@@ -71,17 +72,6 @@ class Program(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How often a loop logs and saves, and what it puts up with; as `train:` of a configuration."""
-
-    log_every: int = 1
-    save_every: int | None = None
-    keep: int = 2  # checkpoints
-    skips_allowed: int = 2  # steps in a row whose loss or gradient is not finite
-    step_timeout_seconds: float = 1800.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
     """One training. It is run, compiled for a machine that is not here, or taken apart, without being changed."""
 
@@ -99,9 +89,9 @@ class Training:
     hyperparams: Callable[[int], Knobs] = lambda step: {}  # of the objective, for each step counted from 0
     loss_state: Any = ()  # before the first step
     seed: int = 0
-    pace: Pace = Pace()
+    pace: Pace = dataclasses.field(default_factory=Pace)
     check: Callable[[TrainState], None] = lambda state: None  # sees the state before the first step
-    callback: Callable[[int, TrainState], tuple[TrainState, dict[str, float]]] | None = None  # as `loop.run`'s
+    callback: After | None = None  # after each step
 
     def knobs(self, step: int) -> Knobs:
         """The traced numbers of a step, counted from 0."""
@@ -110,7 +100,7 @@ class Training:
     def program(self, mesh: Mesh, batch_shardings: Any) -> Program:
         """The step for batches that lie like this."""
         beside = param_shardings(mesh, self.model.tree) if self.frozen else None
-        shardings = state_shardings(mesh, self.model.trained, self.optimizer, memory=self.loss_state, frozen=beside)
+        shardings = state_shardings(mesh, self.model.trained, self.optimizer, loss_state=self.loss_state, frozen=beside)
         step = make_step(
             self.objective, self.optimizer, self.schedule, shardings=shardings, batch_shardings=batch_shardings
         )
@@ -120,5 +110,5 @@ class Training:
         """The state as shapes with shardings; `frozen` are the shapes of frozen parameters, else as the model's."""
         beside = None if program.shardings.frozen is None else frozen or self.model.tree.shapes
         return state_shapes(
-            self.model.trained.shapes, self.optimizer, program.shardings, memory=self.loss_state, frozen=beside
+            self.model.trained.shapes, self.optimizer, program.shardings, loss_state=self.loss_state, frozen=beside
         )

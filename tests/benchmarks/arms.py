@@ -6,6 +6,7 @@ for N steps, after which it says what they took; `end` ends it. So the arms can 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import resource
@@ -60,7 +61,7 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
     from work import write_config
 
     from dpo_jax import cli
-    from dpo_jax.training import loop
+    from dpo_jax.experiments import fit
 
     compiled = 0
 
@@ -75,18 +76,18 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
         lambda: device.memory_stats()["peak_bytes_in_use"] if on_device else resident_bytes(),
         version=f"jax {jax.__version__}, {device.device_kind}",
     )
-    run = loop.run
+    train_loop = fit.train_loop
 
-    def gated(step: Any, state: Any, *arguments: Any, **options: Any) -> Any:
+    def gated(*arguments: Any, callbacks: Any, **options: Any) -> Any:
         def after(done: int, state: Any) -> tuple[Any, dict[str, float]]:
             if turns.is_last():
                 jax.block_until_ready(state)
             turns.after_step(compiled)
             return state, {}
 
-        return run(step, state, *arguments, **{**options, "after": after})
+        return train_loop(*arguments, callbacks=dataclasses.replace(callbacks, after=after), **options)
 
-    loop.run = gated
+    fit.train_loop = gated
     path = write_config(
         workdir.with_suffix(".yaml"),
         work["model"],

@@ -237,7 +237,7 @@ STEP = [
     Mistake("memory moves in every micro-batch or none", test_step, "make_step",
             objectives(lambda o: o._replace(whole_batch=not o.whole_batch)),
             test_step.test_what_is_remembered_is_updated_once_a_step),
-    Mistake("loses the memory", step, "TrainState", states(memory=lambda x: jax.tree.map(jnp.zeros_like, x)),
+    Mistake("loses the memory", step, "TrainState", states(loss_state=lambda x: jax.tree.map(jnp.zeros_like, x)),
             test_step.test_what_is_remembered_is_updated_once_a_step),
     Mistake("all micro-batches draw alike", step, "jax", jaxes("random", fold_in=lambda key, _: key),
             test_step.test_chance_is_another_in_each_step_and_micro_batch),

@@ -103,6 +103,7 @@ def test_after_some_in_a_row_it_stops_with_the_rows(
     seen = poison_batches(monkeypatch, {2, 3, 7, 8, 9, 10}, np.nan)
     assert train() == 2
     said = capsys.readouterr().err
+    assert "lower optimizer.learning_rate, or allow more in a row with train.skips_allowed" in said
     assert "steps 8 to 10 were skipped" in said and "Traceback" not in said  # the fourth would be one too many
     assert all(row_id in said for row_id in seen[9])  # type: ignore[index]
     assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 8

@@ -22,7 +22,7 @@ console.quiet = True  # as in every process but the first
 def stuck_here():
     time.sleep(60)
 
-with Watchdog("train", limit_seconds=1.0) as dog:
+with Watchdog("train", limit_seconds=1.0, limit_name="a.limit") as dog:
     with dog.watched():
         stuck_here()
 """
@@ -60,4 +60,4 @@ def test_ends_a_process_that_hangs_and_shows_where():
     start = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ended.returncode == EXIT_CODE and time.monotonic() - start < 30
-    assert "train.step_timeout_seconds is 1: leaving" in ended.stderr and "in stuck_here" in ended.stderr
+    assert "a.limit is 1: leaving" in ended.stderr and "in stuck_here" in ended.stderr

@@ -34,7 +34,7 @@ def state(number: float, mesh=None) -> TrainState:
         optimizer=(jax.device_put(array * 2, matrix), ()),
         key=jax.device_put(jax.random.key_data(jax.random.key(int(number))), whole),
         # a loss that remembers, one that does not, and one that remembers two things
-        memory=(
+        loss_state=(
             {"state": jax.device_put(jnp.float32(number), whole)},
             {},
             {"a": Pair(*jax.device_put((1.5, number), whole))},
@@ -74,17 +74,17 @@ def test_restores_onto_another_mesh_and_the_parameters_alone(tmp_path: Path):
     assert_same(Checkpoints(tmp_path).restore(3, like(elsewhere)), elsewhere)
     params = Checkpoints(tmp_path).restore_params(3, like(elsewhere).params)
     np.testing.assert_array_equal(params["layer"]["w"], elsewhere.params["layer"]["w"])
-    assert_same(Checkpoints(tmp_path).restore_memory(3, like(elsewhere).memory), elsewhere.memory)
+    assert_same(Checkpoints(tmp_path).restore_loss_state(3, like(elsewhere).loss_state), elsewhere.loss_state)
 
 
 def test_a_state_that_remembers_nothing_is_restored_as_such(tmp_path: Path):
-    plain = state(4)._replace(memory=({}, {}), frozen=None)
+    plain = state(4)._replace(loss_state=({}, {}), frozen=None)
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(4, plain, {})
     checkpoints.wait()
     restored = checkpoints.restore(4, like(plain))
     assert_same(restored, plain)
-    assert restored.memory == ({}, {}) == checkpoints.restore_memory(4, ({}, {})) and restored.frozen is None
+    assert restored.loss_state == ({}, {}) == checkpoints.restore_loss_state(4, ({}, {})) and restored.frozen is None
 
 
 def test_keeps_the_newest(tmp_path: Path):

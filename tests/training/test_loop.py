@@ -7,9 +7,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from dpo_jax.errors import UserError
-from dpo_jax.training import loop
-from dpo_jax.training.loop import Placed, prefetch
+from dpo_jax.training.loop import Callbacks, NotFinite, Pace, Placed, TooManySkips, prefetch, train_loop
 from dpo_jax.training.state import TrainState
 
 
@@ -44,25 +42,25 @@ def run(
         if number == 4:
             return now, {"eval/seen": float(now.params["seen"])}
         # what a measurement changes is saved with the step and goes on to the next
-        return now._replace(memory=jnp.asarray(number)), {}
+        return now._replace(loss_state=jnp.asarray(number)), {}
 
     def read_batch(number: int) -> Placed:
         read.append(number)
         return Placed(jnp.asarray(float(number)), {"pairs": 2, "tokens": 10}, [f"row-{number}"])
 
-    last = loop.run(
+    last = train_loop(
         step,
         state(first),
         read_batch,
         lambda number: {"bad": bad, "harm": harm, "number": number},
         steps=steps,
-        log=lambda number, values: logged.update({number: values}),
-        log_every=log_every,
-        save=lambda number, now: saved.update({number: float(now.params["seen"])}),
-        save_every=save_every,
-        after=after,
-        skips_allowed=skips_allowed,
-        stops=lambda: max(read) > stop_after > 0,
+        pace=Pace(log_every=log_every, save_every=save_every, skips_allowed=skips_allowed),
+        callbacks=Callbacks(
+            log=lambda number, values: logged.update({number: values}),
+            save=lambda number, now: saved.update({number: float(now.params["seen"])}),
+            after=after,
+            stops=lambda: max(read) > stop_after > 0,
+        ),
     )
     return last, logged, saved, read
 
@@ -73,7 +71,7 @@ def test_logs_each_step_and_saves_every_third_and_the_last():
     assert [values["loss"] for values in logged.values()] == [*range(7)]  # step k, counted from 1, is batch k-1
     assert saved == {3: 0 + 1 + 2, 6: 15, 7: 21} and int(last.step) == 7
     assert [values["knob"] for values in logged.values()] == list(range(7))  # those of step k, counted from 0
-    assert int(last.memory) == 7
+    assert int(last.loss_state) == 7
     assert logged[4]["eval/seen"] == 6 and "eval/seen" not in logged[5]
     assert logged[2]["tokens_per_second"] == pytest.approx(5 * logged[2]["pairs_per_second"])
 
@@ -90,10 +88,10 @@ def test_logs_less_often_but_always_the_last_and_what_was_measured():
 @pytest.mark.parametrize("bad", [1, 2, 6])
 def test_too_many_skipped_steps_stop_with_their_rows(bad: int):
     saved: dict[int, float] = {}
-    with pytest.raises(UserError, match=f"(?s)step {bad + 1} was skipped: the loss of the last is nan.*row-{bad}[.]"):
+    with pytest.raises(TooManySkips, match=f"(?s)step {bad + 1} was skipped: the loss of.* is nan.*row-{bad}[.]"):
         run(bad=(bad, bad + 1), save_every=1, saved=saved)
     assert max(saved, default=0) == bad
-    with pytest.raises(UserError, match=f"(?s)steps {bad + 1} to {bad + 3} were skipped.*row-{bad + 2}[.]"):
+    with pytest.raises(TooManySkips, match=f"(?s)steps {bad + 1} to {bad + 3} were skipped.*row-{bad + 2}[.]"):
         run(bad=(bad, bad + 3), skips_allowed=2, steps=10, save_every=None)
 
 
@@ -105,20 +103,20 @@ def test_a_few_skipped_steps_are_logged_as_they_are():
 
 
 def test_skipped_steps_count_only_in_a_row():
-    with pytest.raises(UserError):
+    with pytest.raises(TooManySkips):
         run(bad=(2, 4), skips_allowed=1)
     logged: list[int] = []
-    loop.run(
+    train_loop(
         lambda now, batch, knobs: (now, {"loss": jnp.where(batch % 2 == 0, jnp.inf, 0.0), "grad_norm": jnp.zeros(())}),
-        state(), lambda n: Placed(jnp.asarray(n), {}), lambda n: {}, steps=9, skips_allowed=1,
-        log=lambda n, _: logged.append(n), log_every=100, save=lambda *_: None, save_every=None,
+        state(), lambda n: Placed(jnp.asarray(n), {}), lambda n: {}, steps=9, pace=Pace(log_every=100, skips_allowed=1),
+        callbacks=Callbacks(log=lambda n, _: logged.append(n), save=lambda *_: None),
     )  # fmt: skip
     assert logged == [1, 3, 5, 7, 9]
 
 
 def test_parameters_that_are_not_finite_are_never_saved():
     saved: dict[int, float] = {}
-    with pytest.raises(UserError, match="step 3: parameters are NaN or infinite"):
+    with pytest.raises(NotFinite, match="step 3: parameters are NaN or infinite"):
         run(bad=(1, 4), harm=float("nan"), skips_allowed=5, saved=saved)
     assert not saved
 

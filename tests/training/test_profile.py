@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dpo_jax.training.profile import traced
+from dpo_jax.training.loop import traced
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def train(
     knobs=None,
     schedule=("constant", 0),
     objective=OBJECTIVE,
-    memory=(),
+    loss_state=(),
     with_frozen=False,
     **options,
 ):
@@ -76,10 +76,10 @@ def train(
     with jax.set_mesh(mesh):
         optimizer = adamw(AXES, **options)
         beside = param_shardings(mesh, TREE) if with_frozen else None
-        shardings = state_shardings(mesh, TREE, optimizer, memory=memory, frozen=beside)
+        shardings = state_shardings(mesh, TREE, optimizer, loss_state=loss_state, frozen=beside)
         params = jax.device_put(parameters(), shardings.params)
         frozen = jax.device_put(parameters(), beside) if with_frozen else None
-        state = create_state(params, optimizer, shardings, seed=0, memory=memory, frozen=frozen)
+        state = create_state(params, optimizer, shardings, seed=0, loss_state=loss_state, frozen=frozen)
         rows = batch(micro_batches)
         step = make_step(
             objective,
@@ -117,12 +117,12 @@ def ranked(value_R, batch, knobs, counts, memory, key):
 def test_a_loss_on_the_whole_batch_is_the_same_in_micro_batches():
     objective = Objective(weigh, forward, ranked, whole_batch=True)
     start = np.float32(3.0)
-    whole, history, _ = train(objective=objective, memory=start)
-    parts, in_parts, step = train(objective=objective, memory=start, micro_batches=4, axes={"data": 2, "fsdp": 4})
-    assert not np.allclose(whole.memory, start) and step._cache_size() == 1
+    whole, history, _ = train(objective=objective, loss_state=start)
+    parts, in_parts, step = train(objective=objective, loss_state=start, micro_batches=4, axes={"data": 2, "fsdp": 4})
+    assert not np.allclose(whole.loss_state, start) and step._cache_size() == 1
     for ours, wanted in zip(
-        jax.tree.leaves((parts.params, parts.memory, in_parts)),
-        jax.tree.leaves((whole.params, whole.memory, history)),
+        jax.tree.leaves((parts.params, parts.loss_state, in_parts)),
+        jax.tree.leaves((whole.params, whole.loss_state, history)),
         strict=True,
     ):
         np.testing.assert_allclose(ours, wanted, rtol=2e-5, atol=1e-6)
@@ -131,12 +131,12 @@ def test_a_loss_on_the_whole_batch_is_the_same_in_micro_batches():
 def test_what_is_remembered_is_updated_once_a_step():
     objective = Objective(weigh, forward, lambda *inputs: (*weighted(*inputs)[:2], inputs[4] + 1), whole_batch=True)
     for micro_batches in (1, 4):
-        assert train(objective=objective, memory=np.float32(0.0), micro_batches=micro_batches)[0].memory == 3
+        assert train(objective=objective, loss_state=np.float32(0.0), micro_batches=micro_batches)[0].loss_state == 3
 
 
 def test_an_objective_of_parts_remembers_nothing():
     objective = Objective(weigh, forward, lambda *inputs: (*weighted(*inputs)[:2], inputs[4] + 1))
-    assert train(objective=objective, memory=np.float32(0.0), micro_batches=4)[0].memory == 0
+    assert train(objective=objective, loss_state=np.float32(0.0), micro_batches=4)[0].loss_state == 0
 
 
 def test_chance_is_the_same_in_both_passes():
@@ -321,7 +321,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_its_number(where: str, mi
     if where == "parameters":
         knobs = [good, {"bad": 1.0, "learning_rate": jnp.inf}, good]  # parameters go off, and every step after them
     objective = Objective(weigh, harmed, bad_loss, whole_batch=whole, refresh=refresh)
-    options = {"objective": objective, "micro_batches": micro_batches, "memory": np.float32(0.0), "with_frozen": True}
+    options = {
+        "objective": objective,
+        "micro_batches": micro_batches,
+        "loss_state": np.float32(0.0),
+        "with_frozen": True,
+    }
     state, history, step = train(3, knobs=lambda number: knobs[number], **options)
     if where == "parameters":
         assert [int(row["skipped_steps"]) for row in history] == [0, 0, 1]
