@@ -170,7 +170,7 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     setup = TextSteps(config, origins, command="")
     setup.begin()
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
-        patched.setattr(fit.loop, "run", instead)
+        patched.setattr(fit, "train_loop", instead)
         patched.setattr(TextExperiment, "score", property(watched))
         train.run(setup)
     ours = planned(*overrides)

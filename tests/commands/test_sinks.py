@@ -63,7 +63,7 @@ def test_a_training_that_fails_is_not_called_finished(wandb: Wandb, monkeypatch:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("harmed on purpose")
 
-    monkeypatch.setattr(fit.loop, "run", fail)
+    monkeypatch.setattr(fit, "train_loop", fail)
     with pytest.raises(SystemExit):
         cli.main(["train", "e.yaml"])
     assert [run.finished for run in wandb.runs] == [[1]]
