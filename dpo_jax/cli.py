@@ -221,7 +221,7 @@ def _opened(command: str, config: AnyConfig, origins: dict[str, str], line: str)
     if Opened.kind not in COMMANDS[command].kinds:
         allowed = [name for name, each in COMMANDS.items() if Opened.kind in each.kinds]
         raise UserError(f"command line: {command} is not for experiments on {Opened.kind}. {nearest(command, allowed)}")
-    return Opened(config, origins, command=line)
+    return Opened(config, origins, command=line)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

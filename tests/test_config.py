@@ -12,7 +12,6 @@ import pytest
 import yaml
 
 from dpo_jax.config import (
-    AnyConfig,
     Config,
     DataConfig,
     EvaluationConfig,
@@ -28,7 +27,7 @@ from dpo_jax.config import (
 from dpo_jax.config.model import FREE
 from dpo_jax.config.pictures import PicturesConfig
 from dpo_jax.config.resume import free_settings
-from dpo_jax.config.training import SftDataConfig
+from dpo_jax.config.training import CommonConfig, SftDataConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.texts import TextExperiment
 
@@ -320,7 +319,7 @@ def test_of_every_setting_it_is_decided_whether_it_may_change():
 
 
 @pytest.mark.parametrize("kind", [Config, PictureConfig])
-def test_training_may_go_on_for_longer_and_fine_tuning_may_not(kind: type[AnyConfig]):
+def test_training_may_go_on_for_longer_and_fine_tuning_may_not(kind: type[CommonConfig]):
     free = free_settings(kind)
     assert {"train.steps", "reward.train.steps", "sft.train.keep", "model.remat", "workdir"} <= {*free}
     assert not {"sft.train.steps", "sft.train.epochs", "train.batch_pairs", "sft.train"} & {*free}

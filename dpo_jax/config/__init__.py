@@ -13,7 +13,6 @@ from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchC
 from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, check_pictures
 from dpo_jax.config.texts import AnalysisConfig, Config, DataConfig, PairsConfig, SamplingConfig, check_texts
 from dpo_jax.config.training import (
-    AnyConfig,
     LoggingConfig,
     LossConfig,
     MeshConfig,
@@ -61,6 +60,8 @@ __all__ = [
     "render",
 ]
 
+AnyConfig = Config | PictureConfig
+"""A file with a section `pictures` is an experiment on pictures or clips."""
 _NAMED = (JudgeConfig, PictureJudgeConfig)
 C = TypeVar("C", bound=AnyConfig)
 _FIRST = ("workdir", "seed", "pictures", "model", "data", "reference", "loss")  # of what is shown
@@ -99,11 +100,10 @@ def _finished(mapping: dict[str, Any], origins: Origins, overrides: Sequence[str
 
 def _checked(kind: type[C], mapping: dict[str, Any], origins: Origins) -> C:
     config = typed(kind, mapping, origins)
-    if isinstance(config, PictureConfig | Config):
-        _check_lengths(config, origins)
+    _check_lengths(config, origins)
     if isinstance(config, PictureConfig):
         check_pictures(config, origins)
-    elif isinstance(config, Config):
+    else:
         check_texts(config, origins)
     return config
 
@@ -116,7 +116,7 @@ def _find(path: str) -> Path:
     return shipped if shipped.exists() else Path(path)
 
 
-def _check_lengths(config: Config | PictureConfig, origins: Origins) -> None:
+def _check_lengths(config: AnyConfig, origins: Origins) -> None:
     """Refuse lengths and portions of trainings that contradict each other."""
     sections = {"train": config, "sft.train": config.sft, "reward.train": config.reward}
     for key, train in ((key, section.train) for key, section in sections.items() if section):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from dpo_jax.config.model import Source, free
-from dpo_jax.config.training import AnyConfig, OptimizerConfig, SftDataConfig, TrainConfig
+from dpo_jax.config.training import CommonConfig, OptimizerConfig, SftDataConfig, TrainConfig
 from dpo_jax.errors import UserError
 from dpo_jax.reading import Count, NotNegative, Origins, Positive, Seed, Share, mistake
 
@@ -160,7 +160,7 @@ class PictureExportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PictureConfig(AnyConfig):
+class PictureConfig(CommonConfig):
     """One experiment on pictures or clips."""
 
     pictures: PicturesConfig

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 from dpo_jax.config import Config, PictureConfig
 from dpo_jax.config.model import FREE
-from dpo_jax.config.training import AnyConfig
+from dpo_jax.config.training import CommonConfig
 from dpo_jax.errors import UserError
 
 _DECIDES = {
@@ -69,7 +69,7 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @functools.cache
-def free_settings(kind: type[AnyConfig]) -> tuple[str, ...]:
+def free_settings(kind: type[CommonConfig]) -> tuple[str, ...]:
     """The settings that a resumed run may change, by their dotted names; a section stands for all that is in it."""
     return tuple(key for key in _free(kind, "") if key not in _LENGTH_OF_SFT)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
 from dpo_jax.config.model import ExportConfig, ModelConfig, ScratchConfig, Source, file_bytes, free
-from dpo_jax.config.training import AnyConfig, LossConfig, ReferenceConfig, RewardConfig, SftConfig, TilesConfig
+from dpo_jax.config.training import CommonConfig, LossConfig, ReferenceConfig, RewardConfig, SftConfig, TilesConfig
 from dpo_jax.reading import Count, NotNegative, Origins, Positive, Share, mistake
 
 
@@ -64,7 +64,7 @@ class AnalysisConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(AnyConfig):
+class Config(CommonConfig):
     """One experiment on texts."""
 
     model: ModelConfig

@@ -125,7 +125,7 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyConfig:
+class CommonConfig:
     """What experiments on texts and on pictures have in common; some have other defaults there."""
 
     workdir: str = field(metadata=FREE)  # everything that the run writes

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax.config import Config, PictureConfig, TrainConfig, check, render
+from dpo_jax.config import AnyConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, splits
@@ -32,7 +32,7 @@ from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Batches
 from dpo_jax.types import Knobs, Objective, Params, join
 
-C = TypeVar("C", bound=Config | PictureConfig)
+C = TypeVar("C", bound=AnyConfig)
 
 
 class Experiment(abc.ABC, Generic[C]):

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.config import as_mapping, file_bytes
+from dpo_jax.config.resume import deciding
 from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
@@ -41,7 +42,6 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import TEXTS
-from dpo_jax.runs.resume import deciding
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Training
