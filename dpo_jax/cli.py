@@ -185,10 +185,10 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     xla_flags.apply(os.environ)
     import jax
 
-    from dpo_jax.runtime import background, hosts, preemption
+    from dpo_jax.runtime import hosts, preemption, progress
 
     if running.owns_process and not running.verbose:
-        background.tell_briefly()
+        progress.tell_briefly()
     stage = COMMANDS[known.command]
     experiment = _opened(known.command, config, origins, running.line)
     names = (flag.replace("-", "_") for flag in (*stage.flags, *stage.lists, *stage.switches))

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class UserError(Exception):
     """A mistake in a configuration, in data or on disk that the user can mend; shown without a traceback."""
 
 
+class Finding(NamedTuple):
+    """One thing that was looked at: `good`, `warn`, `bad`, or `left`, which a killed process has left behind."""
+
+    state: str
+    what: str
+    says: str
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
-    """Ends a message about an unknown name: the nearest known one, if any is near, and all that are allowed."""
+    """End a message about an unknown name: the nearest known one, if any is near, and all that are allowed."""
     known = sorted(allowed)
     near = difflib.get_close_matches(name, known, n=1)
     hint = f"Did you mean {near[0]!r}? " if near else ""

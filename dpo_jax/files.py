@@ -19,7 +19,7 @@ _writes = True
 
 
 def leave_to_the_first() -> None:
-    """From now on nothing is written here: the first process of the run holds the same and writes it."""
+    """Write nothing here from now on: the first process of the run holds the same and writes it."""
     global _writes
     _writes = False
 
@@ -45,7 +45,7 @@ def digest_folder(folder: Path) -> dict[str, str]:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Writes a whole file: a reader, and a crash, see the old content or the new, never a part.
+    """Write a whole file: a reader, and a crash, see the old content or the new, never a part.
 
     Of the processes of a run only the first one does.
     """
@@ -61,12 +61,12 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as indented JSON, atomically; NaN is written as NaN, never hidden."""
+    """Write `value` as indented JSON, atomically; NaN is written as NaN, never hidden."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Reads one JSON file; a UserError says where it is damaged."""
+    """Read one JSON file; a UserError says where it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf8"))
     except (ValueError, RecursionError) as error:
@@ -74,27 +74,27 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a file of one JSON object a line; a last line that a killed process left half is left out."""
+    """Read a file of one JSON object a line; a last line that a killed process left half is left out."""
     *whole, last = path.read_bytes().split(b"\n")
-    found = []
+    rows = []
     for number, line in enumerate([*whole, last] if last else whole, start=1):
         try:
-            found.append({**json.loads(line)})
+            rows.append({**json.loads(line)})
         except (ValueError, TypeError, RecursionError):
             if number <= len(whole):
                 says = "damaged: not a JSON object. Mend or remove this line."
                 raise UserError(f"{path}, line {number}: {says}") from None
-    return found
+    return rows
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes a JSON object with a digest of the whole file in it."""
+    """Write a JSON object with a digest of the whole file in it."""
     text = json.dumps({"digest": _OWN_DIGEST, **value}, indent=1, ensure_ascii=False) + "\n"
     write_atomic(path, text.replace(_OWN_DIGEST, digest(text.encode()), 1))
 
 
 def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
-    """Reads what `write_sealed` wrote; an earlier version wrote these keys and no digest.
+    """Read what `write_sealed` wrote; an earlier version wrote these keys and no digest.
 
     Raises:
         UserError: any byte of it has changed, or it is something else.
@@ -116,5 +116,5 @@ def sealed_steps(folder: Path) -> list[int]:
 
 def changed(folder: Path, digests: Mapping[str, str]) -> list[str]:
     """The files below `folder` that differ from their digests, are missing, or have none."""
-    found = digest_folder(folder)
-    return sorted(name for name in digests.keys() | found.keys() if digests.get(name) != found.get(name))
+    now = digest_folder(folder)
+    return sorted(name for name in digests.keys() | now.keys() if digests.get(name) != now.get(name))

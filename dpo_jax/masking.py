@@ -57,6 +57,6 @@ def masked(value: Any, name: str = "") -> Any:
 
 
 def _values() -> list[str]:
-    """What the environment holds under such names, the longest first: one may be part of another."""
-    found = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
-    return sorted((value for value in found if len(value) >= _SHORTEST), key=len, reverse=True)
+    """The values of the environment under such names, the longest first: one may be part of another."""
+    values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
+    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)

@@ -98,7 +98,7 @@ def _plain(node: yaml.Node, path: Path, key: str, origins: Origins) -> Any:
 
 
 def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]) -> None:
-    """Applies `--key.sub value` arguments to the mapping before it is typed; `--loss.0.weight` reaches into a list."""
+    """Apply `--key.sub value` arguments to the mapping before it is typed; `--loss.0.weight` reaches into a list."""
     words = list(arguments)
     while words:
         word = words.pop(0)
@@ -247,7 +247,7 @@ def mistake(key: str, origins: Origins, says: str) -> UserError:
 
 
 def locate(key: str, origins: Origins) -> str:
-    """Where a key, or the nearest key above it, or one below it, was given."""
+    """The place where a key, or the nearest key above it, or one below it, was given."""
     parts = key.split(".")
     for length in range(len(parts), 0, -1):
         if ".".join(parts[:length]) in origins:

@@ -16,7 +16,7 @@ from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import write_atomic
 from dpo_jax.reporting.comparison import Comparison, render_comparison
 from dpo_jax.reporting.report import TEXTS, RunReport
-from dpo_jax.runs.history import session
+from dpo_jax.runs.run import session
 from dpo_jax.runtime.progress import say
 
 _MOST_RUNS = 12

@@ -16,7 +16,7 @@ from dpo_jax.files import read_json, read_json_lines, write_atomic
 from dpo_jax.reading import read_yaml
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import RunReport, render
-from dpo_jax.runs.history import read_history, session
+from dpo_jax.runs.run import read_history, session
 from dpo_jax.runtime.progress import say
 
 

@@ -14,7 +14,7 @@ from dpo_jax.reading import Count, NotNegative, Origins, Positive, Seed, Share, 
 
 @dataclass(frozen=True, kw_only=True)
 class PicturesConfig:
-    """What every picture or clip is brought to."""
+    """The size and kind to which every picture or clip is brought."""
 
     height: Positive
     width: Positive
@@ -97,7 +97,7 @@ class ScorerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureSamplingConfig:
-    """How samples are drawn."""
+    """The sampler of pictures."""
 
     sampler: Literal["ddim", "euler"] = "ddim"
     steps: Positive = 50
@@ -143,7 +143,7 @@ class PicturePairsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PictureEvaluationConfig:
-    """What is measured: on held-out pairs, and on samples of policy and reference from the same noise."""
+    """Measurements on held-out pairs, and on samples of policy and reference from the same noise."""
 
     samples: Count = 256  # drawn from the policy and from the reference; 0: none
     judge: PictureJudgeConfig | None = None

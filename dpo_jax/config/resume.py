@@ -1,4 +1,4 @@
-"""Which changes of a configuration a resumed run may have, and which make it another run."""
+"""Changes of a configuration that a resumed run may have, and those that make it another run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NOT_READ = ("data.train", "data.eval")
 
 
 def refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Refuses to go on with another experiment under the same name."""
+    """Refuse to go on with another experiment under the same name."""
     old, new = deciding(stage, saved["config"]), deciding(stage, current["config"])
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     # A schedule that ends at the last step is another schedule when that step moves.

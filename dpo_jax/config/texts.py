@@ -35,7 +35,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig:
-    """What `dpo-jax sample` draws; an evaluation has its own settings."""
+    """The sampler of `dpo-jax sample`; an evaluation has its own settings."""
 
     max_new_tokens: Positive = 256  # the longest response
     temperature: NotNegative = 1.0  # 0: always the likeliest token
@@ -47,7 +47,7 @@ class SamplingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PairsConfig:
-    """What `dpo-jax pairs` makes: `sampling.samples` responses to each prompt, judged, become preference pairs."""
+    """The pairs of `dpo-jax pairs`: `sampling.samples` responses to each prompt, judged, become preference pairs."""
 
     prompts: tuple[Source, ...] = ()  # rows with a column `prompt`; default: the prompts of data.train
     judge: JudgeConfig | None = None  # default: evaluation.judge
@@ -57,7 +57,7 @@ class PairsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class AnalysisConfig:
-    """What `dpo-jax analyse` looks at."""
+    """The rows that `dpo-jax analyse` looks at."""
 
     rows: Positive = 512  # pairs whose likelihoods are compared: the first that are held out, else of the training
     pairs: Positive = 16  # pairs of the step that is taken apart; each costs some ten passes

@@ -50,7 +50,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How long and in what portions. For supervised fine-tuning a pair is a row."""
+    """Length and portions of a training. For supervised fine-tuning a pair is a row."""
 
     batch_pairs: Positive = 8  # real pairs in a step
     micro_batch_pairs: Positive | None = free(None)  # pairs in memory at once; default: all of the batch
@@ -84,7 +84,7 @@ class MeshConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TilesConfig:
-    """How large a part of the logits exists at one time on one device; small ones are slow, large ones need memory."""
+    """The part of the logits that exists at one time on one device; a small one is slow, a large one needs memory."""
 
     tokens: Positive = 2048
     vocabulary: Positive = 16384
@@ -92,7 +92,7 @@ class TilesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LoggingConfig:
-    """Where metrics go beside metrics.jsonl and TensorBoard."""
+    """Sinks for metrics beside metrics.jsonl and TensorBoard."""
 
     wandb: str | None = None  # a project at Weights & Biases; needs the package wandb
 
@@ -126,7 +126,7 @@ class RewardConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CommonConfig:
-    """What experiments on texts and on pictures have in common; some have other defaults there."""
+    """The settings that texts and pictures have in common; some have other defaults there."""
 
     workdir: str = field(metadata=FREE)  # everything that the run writes
     seed: Seed = 0

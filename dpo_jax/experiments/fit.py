@@ -15,7 +15,7 @@ from dpo_jax.config.resume import refuse_changes
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.experiments.sinks import open_sinks
-from dpo_jax.runs.history import note_session
+from dpo_jax.runs.run import note_session
 from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.translate import sized_by

@@ -59,10 +59,10 @@ def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
         if key in axes:
             raise UserError(f"command line: --grid {key}: is given twice; write all its values behind one `=`.")
         try:
-            found = yaml.safe_load(f"[{values}]")
+            listed = yaml.safe_load(f"[{values}]")
         except yaml.YAMLError:
             raise UserError(f"command line: --grid {text}: these are no values; separate them by commas.") from None
-        axes[key] = _values(found, f"command line: --grid {key}={values!r}")
+        axes[key] = _values(listed, f"command line: --grid {key}={values!r}")
     return axes
 
 
@@ -75,10 +75,10 @@ def _from_section(number: int, grid: Mapping[str, Any], origins: Origins) -> dic
     return axes
 
 
-def _values(found: Sequence[Any] | None, at: str) -> list[Any]:
-    if not found:
+def _values(listed: Sequence[Any] | None, at: str) -> list[Any]:
+    if not listed:
         raise UserError(f"{at}: there is no value behind it.")
-    values = [_plain(value) for value in found]
+    values = [_plain(value) for value in listed]
     if len(values) != len({json.dumps(value) for value in values}):
         raise UserError(f"{at}: a value is there twice.")
     return values

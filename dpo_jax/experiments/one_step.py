@@ -20,7 +20,7 @@ from dpo_jax.experiments.fit import restored
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import replicated
-from dpo_jax.reference.rows import RowIndex, as_ids
+from dpo_jax.reference.fingerprint import RowIndex, as_ids
 from dpo_jax.reference.store import Store
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.optimizer import make_schedule

@@ -15,8 +15,7 @@ import numpy as np
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
-from dpo_jax.reference.fingerprint import make_fingerprint
-from dpo_jax.reference.rows import as_ids
+from dpo_jax.reference.fingerprint import as_ids, make_fingerprint
 from dpo_jax.reference.store import Errors, Scores, Store, listing
 from dpo_jax.runtime.preemption import leave_if_told
 from dpo_jax.runtime.progress import Progress, say

@@ -59,7 +59,7 @@ class TooLarge(NamedTuple):
 
 
 def compile_program(function: Any, *arguments: Any, devices: int, full: bool = False) -> Compiled | TooLarge:
-    """Compiles a jitted function for the machine on which its arguments, shapes with shardings, lie.
+    """Compile a jitted function for the machine on which its arguments, shapes with shardings, lie.
 
     At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little otherwise.
     """
@@ -71,15 +71,15 @@ def compile_program(function: Any, *arguments: Any, devices: int, full: bool = F
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return too_large(str(error), time.perf_counter() - start)
-    seconds, found, program = time.perf_counter() - start, compiled.memory_analysis(), parse(compiled.as_text())
+    seconds, sizes, program = time.perf_counter() - start, compiled.memory_analysis(), parse(compiled.as_text())
     memory = Memory(
-        found.argument_size_in_bytes,
-        found.temp_size_in_bytes,
-        found.output_size_in_bytes - found.alias_size_in_bytes,
-        found.generated_code_size_in_bytes,
+        sizes.argument_size_in_bytes,
+        sizes.temp_size_in_bytes,
+        sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+        sizes.generated_code_size_in_bytes,
     )
     traffic = collectives(program, devices=devices)
-    return Compiled(memory, found.alias_size_in_bytes, traffic, tuple(largest_buffers(program)), seconds)
+    return Compiled(memory, sizes.alias_size_in_bytes, traffic, tuple(largest_buffers(program)), seconds)
 
 
 _PASSED_ON = {"get-tuple-element", "tuple", "bitcast", "while", "conditional", "optimization-barrier", "call"}
@@ -96,14 +96,14 @@ def largest_buffers(program: Mapping[str, Computation], *, count: int = 8) -> li
             if line.opcode in ("while", "conditional", "call"):
                 outer += called_by(line)
     lines = [(line, program[name].entry) for name in outer if name in program for line in program[name].lines]
-    found: dict[str, Buffer] = {}
+    buffers: dict[str, Buffer] = {}
     for line, entry in sorted(lines, key=lambda each: each[0].opcode != "parameter"):  # those have better labels
         passed_on = line.opcode in _PASSED_ON or (line.opcode == "parameter" and not entry)
         if passed_on or line.type.startswith("(") or "S(" in line.type:  # S(1) and others: memory on the chip
             continue
         shape, label = line.type.partition("{")[0], _LABEL.search(line.rest)
-        found.setdefault(shape, Buffer(shape, sum(array_bytes(line.type)), label[1] if label else line.name))
-    return sorted(found.values(), key=lambda buffer: -buffer.bytes)[:count]
+        buffers.setdefault(shape, Buffer(shape, sum(array_bytes(line.type)), label[1] if label else line.name))
+    return sorted(buffers.values(), key=lambda buffer: -buffer.bytes)[:count]
 
 
 # The first counts arguments and results too, whatever it says; the second is of older compilers.
@@ -115,10 +115,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def too_large(message: str, seconds: float = 0.0) -> TooLarge:
-    """What a RESOURCE_EXHAUSTED of the TPU compiler says."""
-    found = next((match for pattern in _NEEDS if (match := pattern.search(message))), None)
+    """Read the sizes in a RESOURCE_EXHAUSTED of the TPU compiler."""
+    match = next((hit for pattern in _NEEDS if (hit := pattern.search(message))), None)
     says = message.splitlines()[0]
-    if not found:
+    if not match:
         return TooLarge(None, None, seconds, says)
-    needs, has = (int(float(found[place]) * _UNITS[found[place + 1]]) for place in (1, 3))
+    needs, has = (int(float(match[place]) * _UNITS[match[place + 1]]) for place in (1, 3))
     return TooLarge(needs, has, seconds, says)

@@ -41,24 +41,24 @@ class Computation(NamedTuple):
 
     @property
     def root(self) -> Instruction:
-        """What it gives back."""
+        """The instruction whose result it gives back."""
         return self.lines[-1]
 
 
 def parse(text: str) -> dict[str, Computation]:
     """Name -> computation."""
-    found: dict[str, Computation] = {}
+    computations: dict[str, Computation] = {}
     lines: list[Instruction] = []
     head: re.Match[str] | None = None
     for line in text.splitlines():
         if head is None:
             head, lines = _HEADER.match(line), []
         elif line == "}":
-            found[head[2]] = Computation(tuple(lines), bool(head[1]))
+            computations[head[2]] = Computation(tuple(lines), bool(head[1]))
             head = None
         elif instruction := _instruction(line):
             lines.append(instruction)
-    return found
+    return computations
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -73,7 +73,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` closes."""
+    """The place at which the bracket that opens at `start` closes."""
     depth = 0
     for at in range(start, len(text)):
         depth += (text[at] == "(") - (text[at] == ")")
@@ -97,7 +97,7 @@ def _width(kind: str) -> int:
 
 
 def runs(program: Mapping[str, Computation]) -> tuple[dict[str, int], set[str]]:
-    """How often each computation runs in one run of the program, and those inside loops whose turns are not known.
+    """Count how often each computation runs in one run of the program, and name those in loops of unknown turns.
 
     Of a conditional every branch counts, as if it were taken; a loop of unknown turns counts as one turn.
     """
@@ -122,19 +122,19 @@ def runs(program: Mapping[str, Computation]) -> tuple[dict[str, int], set[str]]:
 
 def called_by(line: Instruction) -> list[str]:
     """The computations that an instruction names: its body, its branches, what it fuses."""
-    found = []
+    names = []
     for one, several in _CALLED.findall(line.rest):
-        found += [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
-    return found
+        names += [one] if one else [name.strip().lstrip("%") for name in several.split(",")]
+    return names
 
 
 def _attribute(line: Instruction, name: str) -> str:
-    found = re.search(rf"\b{name}=%?([\w.$-]+)", line.rest)
-    return found[1] if found else ""
+    match = re.search(rf"\b{name}=%?([\w.$-]+)", line.rest)
+    return match[1] if match else ""
 
 
 def _turns(program: Mapping[str, Computation], loop: Instruction) -> int | None:
-    """How often a loop turns; None where neither XLA nor its condition says."""
+    """The turns of a loop; None where neither XLA nor its condition says."""
     if said := _TRIPS.search(loop.rest):
         return int(said[1])
     condition, body = (program.get(_attribute(loop, name)) for name in ("condition", "body"))

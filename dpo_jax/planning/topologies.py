@@ -31,7 +31,7 @@ class Chip(NamedTuple):
 
     @property
     def platform(self) -> str:
-        """As JAX calls it."""
+        """The platform, as JAX calls it."""
         return "gpu" if self.compute_capability else "tpu"
 
 

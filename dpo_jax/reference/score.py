@@ -46,7 +46,7 @@ def score_rows(
     place: Callable[[PairBatch], PairBatch],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[list[str], Scores]:
-    """Scores every row of the batches; pairs that only fill the last batch are left out.
+    """Score every row of the batches; pairs that only fill the last batch are left out.
 
     One batch is computed while the one before is fetched. `progress` is called with the rows done.
     """
@@ -57,8 +57,8 @@ def score_rows(
     late: tuple[jax.Array, jax.Array] | None = None
 
     def fetch(late: tuple[jax.Array, jax.Array], rows: int) -> None:
-        for values, found in zip((logps, heads), jax.device_get(late), strict=True):
-            values.append(np.asarray(found)[:rows])
+        for values, fetched in zip((logps, heads), jax.device_get(late), strict=True):
+            values.append(np.asarray(fetched)[:rows])
         progress(sum(map(len, logps)))
 
     rows_before = 0

@@ -21,15 +21,14 @@ import numpy as np
 from dpo_jax.errors import UserError
 from dpo_jax.files import changed, digest_folder, read_json, read_sealed, write_json, write_sealed
 from dpo_jax.mesh import meet
-from dpo_jax.reference.fingerprint import Fingerprint, differences
-from dpo_jax.reference.rows import RowIds, RowIndex, as_ids
+from dpo_jax.reference.fingerprint import Fingerprint, RowIds, RowIndex, as_ids, differences
 
 _FORMAT = 2
 _USERS = "used_by.json"
 
 
 class Scores(NamedTuple):
-    """What the reference says of rows, [n, P] each."""
+    """Response log-probs of rows under the reference, [n, P] each."""
 
     logps_nP: np.ndarray  # float32, summed log-probs, nats
     tokens_nP: np.ndarray  # int32, token counts
@@ -37,7 +36,7 @@ class Scores(NamedTuple):
 
 
 class Errors(NamedTuple):
-    """What the reference of a diffusion model says of rows: denoising errors, float32 [n, K P], draw after draw."""
+    """Denoising errors of rows under the reference of a diffusion model, float32 [n, K P], draw after draw."""
 
     errors_nP: np.ndarray
 
@@ -50,7 +49,7 @@ class Store(Generic[Kind]):
     """One store: one frozen model, one set of rows."""
 
     def __init__(self, folder: Path, fingerprint: Fingerprint, kind: type[Kind] = Scores):
-        """Opens the store or begins it; `kind` is what it holds.
+        """Open the store or begin it; `kind` is what it holds.
 
         Raises:
             UserError: the folder holds a store of something else (the fields that differ are named) or a damaged one.
@@ -64,7 +63,7 @@ class Store(Generic[Kind]):
             self._open(fingerprint)
 
     def __len__(self) -> int:
-        """How many different rows are stored."""
+        """The number of different rows that are stored."""
         return len(self._index)
 
     @cached_property
@@ -111,7 +110,7 @@ class Store(Generic[Kind]):
         return np.asarray(arrays["row_id"]), self._kind(*(np.asarray(arrays[name]) for name in self._names))
 
     def serves(self, workdir: str) -> None:
-        """Notes that a run reads this store, for `listing`."""
+        """Note that a run reads this store, for `listing`."""
         path = self.folder / _USERS
         users = read_json(path) if path.exists() else []
         if workdir not in users:
@@ -124,7 +123,7 @@ class Store(Generic[Kind]):
         return absent[RowIndex(ids[absent]).first]
 
     def append(self, row_ids: RowIds, scores: Kind) -> None:
-        """Writes one shard: the arrays first, then the manifest that names it."""
+        """Write one shard: the arrays first, then the manifest that names it."""
         import orbax.checkpoint as ocp
 
         ids = as_ids(row_ids)
@@ -162,13 +161,13 @@ class Store(Generic[Kind]):
         Raises:
             UserError: some are not stored; says how many.
         """
-        found = self._index.find(as_ids(row_ids))
-        if missing := int((found < 0).sum()):
+        places = self._index.find(as_ids(row_ids))
+        if missing := int((places < 0).sum()):
             raise UserError(
-                f"{self.folder}: {missing} of {len(found)} rows are missing; "
+                f"{self.folder}: {missing} of {len(places)} rows are missing; "
                 "`dpo-jax reference` goes on where it stopped."
             )
-        return self._kind(*(array[found] for array in self._scores))
+        return self._kind(*(array[places] for array in self._scores))
 
 
 def _dtype(name: str) -> type:
@@ -186,12 +185,12 @@ class Listed(NamedTuple):
 
 def listing(root: Path) -> list[Listed]:
     """The stores at `root` or below."""
-    found = []
+    stores = []
     for path in sorted(root.rglob("manifest.json")):
         manifest = read_json(path)
         if isinstance(manifest, dict) and "fingerprint" in manifest and "shards" in manifest:
             users = path.with_name(_USERS)
             rows = sum(shard["rows"] for shard in manifest["shards"])
             used_by = read_json(users) if users.exists() else []
-            found.append(Listed(path.parent, rows, manifest["fingerprint"], used_by))
-    return found
+            stores.append(Listed(path.parent, rows, manifest["fingerprint"], used_by))
+    return stores

@@ -1,12 +1,16 @@
-"""A working directory: the name of everything that a run may write there, said once."""
+"""A working directory: the names of all that a run may write there, and the history of its trainings."""
 
 from __future__ import annotations
 
+import datetime
+import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
-from dpo_jax.files import sealed_steps
+from dpo_jax import __version__
+from dpo_jax.files import read_json, sealed_steps, write_json
 
 
 class Place:
@@ -97,3 +101,31 @@ class Run:
     def is_trained(self) -> bool:
         """True where a training has begun and logged, so that there is something to report or to compare."""
         return self.config.exists() and self.metrics.exists()
+
+
+def note_session(folder: Path, command: str, *, from_step: int | None) -> None:
+    """Add this command to `folder`/history.json; a training that begins anew begins it anew."""
+    earlier = read_history(folder) if from_step is not None else []
+    write_json(Run(folder).history, [*earlier, session(command) | {"from_step": from_step or 0}])
+
+
+def read_history(folder: Path) -> list[dict[str, Any]]:
+    """The sessions of a training, the oldest first; none where nobody noted them."""
+    path = Run(folder).history
+    return read_json(path) if path.exists() else []
+
+
+def session(command: str) -> dict[str, Any]:
+    """This one: `command`, `date` (ISO), `environment`."""
+    import jax  # `verify` reads runs without it
+
+    devices = jax.devices()
+    environment = {
+        "dpo_jax": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("jax", "flax", "optax", "orbax-checkpoint", "transformers")},
+        "devices": f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform})",
+        "processes": str(jax.process_count()),
+        "platform": platform.platform(),
+    }
+    return {"command": command, "date": datetime.date.today().isoformat(), "environment": environment}

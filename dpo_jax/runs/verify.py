@@ -1,4 +1,4 @@
-"""Whether what a run has written is as it was written: checkpoints, stores, exports, and the files between them.
+"""Verification of what a run has written: checkpoints, stores, exports, and the files between them.
 
 Reads files and nothing else: it needs neither the model nor devices, and loads no JAX.
 """
@@ -11,9 +11,9 @@ import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import Finding, UserError
 from dpo_jax.files import changed, read_json, read_json_lines, read_sealed
 from dpo_jax.reading import read_yaml
 from dpo_jax.runs.run import Run
@@ -25,34 +25,28 @@ _MANIFEST, _USERS, _DIGESTS = "manifest.json", "used_by.json", "digests.json"  #
 _MOST_NAMED = 3
 
 
-class Found(NamedTuple):
-    """One thing: `good`, `bad`, or `left`, which a killed process has left behind and which harms nobody."""
-
-    state: str
-    what: str
-    says: str
-
-
 def run(root: Path) -> None:
-    """Prints a line for each thing at `root` or below.
+    """Print a line for each thing at `root` or below.
 
     Raises:
         UserError: one of them is damaged, or there is nothing to be checked.
     """
     if not root.is_dir():
         raise UserError(f"command line: verify: {root} is not a folder.")
-    found = []
+    findings = []
     for each in examine(root):
         print(f"{each.state:>4}  {each.what}: {each.says}", flush=True)
-        found.append(each)
-    bad = [each for each in found if each.state == "bad"]
+        findings.append(each)
+    bad = [each for each in findings if each.state == "bad"]
     if bad:
-        raise UserError(f"verify: {root}: {len(bad)} of {len(found)} are not as they were written: {bad[0].what} ...")
-    if all(each.state == "left" for each in found):
+        raise UserError(
+            f"verify: {root}: {len(bad)} of {len(findings)} are not as they were written: {bad[0].what} ..."
+        )
+    if all(each.state == "left" for each in findings):
         raise UserError(f"verify: {root} holds no checkpoint, store or export, and nothing else of a run.")
 
 
-def examine(root: Path) -> Iterator[Found]:
+def examine(root: Path) -> Iterator[Finding]:
     """All that there is at `root` or below, and in the stores elsewhere that the run reads."""
     for name, folders, files in os.walk(root):
         folder = Path(name)
@@ -62,7 +56,7 @@ def examine(root: Path) -> Iterator[Found]:
             folders.clear()
             continue
         for left in [each for each in (*folders, *files) if _LEFT.fullmatch(each)]:
-            yield Found("left", str(folder / left), _says_of_left(left))
+            yield Finding("left", str(folder / left), _says_of_left(left))
         folders[:] = [each for each in folders if not _LEFT.fullmatch(each)]
         for file in sorted(each for each in files if not _LEFT.fullmatch(each)):
             yield from _guarded(folder / file, _FILES.get(Path(file).suffix, lambda path: iter(())))
@@ -70,7 +64,7 @@ def examine(root: Path) -> Iterator[Found]:
 
 
 def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
-    """What checks a folder as a whole; None of one that is looked into."""
+    """The check of a folder as a whole; None of one that is looked into."""
     if _DIGESTS in files or (folder.name == Run.export.name and files and Run.config.name not in files):
         return _export
     if _MANIFEST in files or any(_SHARD.fullmatch(each) for each in folders):
@@ -80,17 +74,17 @@ def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
     return None
 
 
-def _guarded(path: Path, check: Any) -> Iterator[Found]:
-    """What a check finds; that it cannot go on is a finding too."""
+def _guarded(path: Path, check: Any) -> Iterator[Finding]:
+    """Yield what a check finds; that it cannot go on is a finding too."""
     try:
         yield from check(path)
     except UserError as error:
-        yield Found("bad", str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, "))
+        yield Finding("bad", str(path), str(error).removeprefix(f"{path}: ").removeprefix(f"{path}, "))
     except OSError as error:
-        yield Found("bad", error.filename or str(path), f"cannot be read: {error.strerror}.")
+        yield Finding("bad", error.filename or str(path), f"cannot be read: {error.strerror}.")
 
 
-def _checkpoints(folder: Path) -> Iterator[Found]:
+def _checkpoints(folder: Path) -> Iterator[Finding]:
     """The steps, the oldest first; of a damaged one also which to go back to."""
     good: list[int] = []
     numbers = {int(path.stem) for path in folder.iterdir() if path.stem.isdigit() and path.suffix in ("", ".json")}
@@ -98,35 +92,35 @@ def _checkpoints(folder: Path) -> Iterator[Found]:
         target, seal = folder / str(step), folder / f"{step}.json"
         back = f"Delete {step} and {step}.json to go on from step {good[-1]}." if good else "No older step is good."
         if not seal.exists():
-            yield Found("left", str(target), "a step that was not finished; it does not count, and harms nobody")
+            yield Finding("left", str(target), "a step that was not finished; it does not count, and harms nobody")
             continue
         try:
             digests = read_sealed(seal, "record", "digests")["digests"]
         except UserError as error:
-            yield Found("bad", str(seal), f"{_bare(error, seal)} {back}")
+            yield Finding("bad", str(seal), f"{_bare(error, seal)} {back}")
             continue
         if damaged := changed(target, digests):
-            yield Found("bad", str(target), f"{_named(target, damaged, digests)} {back}")
+            yield Finding("bad", str(target), f"{_named(target, damaged, digests)} {back}")
             continue
         good.append(step)
-        yield Found("good", str(target), _size(target, digests))
+        yield Finding("good", str(target), _size(target, digests))
     for path in sorted(folder.iterdir()):
         if not path.stem.isdigit():
-            yield Found("left", str(path), _says_of_left(path.name))
+            yield Finding("left", str(path), _says_of_left(path.name))
 
 
-def _store(folder: Path) -> Iterator[Found]:
+def _store(folder: Path) -> Iterator[Finding]:
     again = f"Delete {folder} and run `dpo-jax reference` again."
     path = folder / _MANIFEST
     if not path.exists():
-        yield Found(
+        yield Finding(
             "left", str(folder), "a store without manifest.json: a pass was killed, or the file deleted; " + again
         )
         return
     try:
         manifest = read_sealed(path, "format", "fingerprint", "shards")
     except UserError as error:
-        yield Found("bad", str(path), f"{_bare(error, path)} {again}")
+        yield Finding("bad", str(path), f"{_bare(error, path)} {again}")
         return
     names = [shard["name"] for shard in manifest["shards"]]
     bad = False
@@ -134,22 +128,24 @@ def _store(folder: Path) -> Iterator[Found]:
         target = folder / shard["name"]
         if damaged := changed(target, shard["digests"]):
             bad = True
-            yield Found("bad", str(target), f"{_named(target, damaged, shard['digests'])} {again}")
+            yield Finding("bad", str(target), f"{_named(target, damaged, shard['digests'])} {again}")
     if not bad:
         rows = sum(shard["rows"] for shard in manifest["shards"])
-        yield Found("good", str(folder), f"{len(names)} shards, {rows:,} rows")
+        yield Finding("good", str(folder), f"{len(names)} shards, {rows:,} rows")
     if (folder / _USERS).exists():
         read_json(folder / _USERS)
     for other in sorted(each.name for each in folder.iterdir()):
         if other not in (*names, _MANIFEST, _USERS):
-            yield Found("left", str(folder / other), "not in the manifest: what a killed pass had begun; harms nobody")
+            yield Finding(
+                "left", str(folder / other), "not in the manifest: what a killed pass had begun; harms nobody"
+            )
 
 
-def _export(folder: Path) -> Iterator[Found]:
+def _export(folder: Path) -> Iterator[Finding]:
     again = "Run `dpo-jax export` again."
     path = folder / _DIGESTS
     if not path.exists():
-        yield Found("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")
+        yield Finding("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")
         return
     digests = read_json(path)
     written = json.dumps(digests, indent=1, ensure_ascii=False) + "\n"
@@ -159,12 +155,12 @@ def _export(folder: Path) -> Iterator[Found]:
     damaged = [name for name in changed(folder, digests) if name in digests]
     if damaged:
         edited = " Where you edited on purpose, delete digests.json." if "README.md" in damaged else ""
-        yield Found("bad", str(folder), f"{_named(folder, damaged, digests)} {again}{edited}")
+        yield Finding("bad", str(folder), f"{_named(folder, damaged, digests)} {again}{edited}")
     else:
-        yield Found("good", str(folder), _size(folder, digests))
+        yield Finding("good", str(folder), _size(folder, digests))
 
 
-def _elsewhere(root: Path) -> Iterator[Found]:
+def _elsewhere(root: Path) -> Iterator[Finding]:
     """The stores outside of the folder that say that this run reads them."""
     try:
         config = read_yaml(Run(root).config)[0]
@@ -177,30 +173,30 @@ def _elsewhere(root: Path) -> Iterator[Found]:
         yield from _guarded(path.parent, _store)
 
 
-def _metrics(path: Path) -> Iterator[Found]:
+def _metrics(path: Path) -> Iterator[Finding]:
     rows = read_json_lines(path)
     if path.name != Run.metrics.name:
-        yield Found("good", str(path), f"{len(rows):,} lines")
+        yield Finding("good", str(path), f"{len(rows):,} lines")
         return
     steps = [row.get("step") for row in rows]
     for number, (before, step) in enumerate(zip([-1, *steps], steps, strict=False), start=1):
         if not isinstance(step, int) or step <= (before or 0):
             after = "" if number == 1 else f" after {before}"
             raise UserError(f"{path}, line {number}: damaged: step {step}{after}; steps only grow. Remove this line.")
-    yield Found("good", str(path), f"{len(steps):,} rows" + (f", to step {steps[-1]:,}" if steps else ""))
+    yield Finding("good", str(path), f"{len(steps):,} rows" + (f", to step {steps[-1]:,}" if steps else ""))
 
 
-def _json(path: Path) -> Iterator[Found]:
+def _json(path: Path) -> Iterator[Finding]:
     read_json(path)
-    yield Found("good", str(path), "is whole JSON")
+    yield Finding("good", str(path), "is whole JSON")
 
 
-def _yaml(path: Path) -> Iterator[Found]:
+def _yaml(path: Path) -> Iterator[Finding]:
     read_yaml(path)
-    yield Found("good", str(path), "can be read")
+    yield Finding("good", str(path), "can be read")
 
 
-def _zip(path: Path) -> Iterator[Found]:
+def _zip(path: Path) -> Iterator[Finding]:
     """Arrays of pictures: a zip file has sums of its own."""
     try:
         with zipfile.ZipFile(path) as file:
@@ -209,7 +205,7 @@ def _zip(path: Path) -> Iterator[Found]:
         raise UserError(f"{path}: damaged: {error}. Delete it; the command that made it makes it again.") from None
     if damaged:
         raise UserError(f"{path}: damaged: {damaged} in it. Delete it; the command that made it makes it again.")
-    yield Found("good", str(path), "is whole")
+    yield Finding("good", str(path), "is whole")
 
 
 _FILES = {".jsonl": _metrics, ".json": _json, ".yaml": _yaml, ".npz": _zip}

@@ -1,4 +1,4 @@
-"""What a machine has, what of it will not work, and what to do: on every process of a run, told by the first.
+"""A report on a machine: what it has, what will not work, and what to do; of every process of a run, told by the first.
 
 What does not touch devices is in `machine.py`.
 """
@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import Finding, UserError
 from dpo_jax.masking import mask
 from dpo_jax.runtime import hosts, machine
-from dpo_jax.runtime.machine import Found
 
 _EXACT_WIDTH = 256
 _MOST_APART_SECONDS = 2.0
@@ -30,7 +29,7 @@ _EPOCH = 1_700_000_000  # seconds since then fit into an int32 for decades
 
 
 def run(folder: Path, environment: Mapping[str, str]) -> None:
-    """Prints a line for each thing that was looked at; `environment` as it was before we set anything in it.
+    """Print a line for each thing that was looked at; `environment` as it was before we set anything in it.
 
     Raises:
         UserError: something will not work.
@@ -38,42 +37,42 @@ def run(folder: Path, environment: Mapping[str, str]) -> None:
     hosts.join_run()  # before JAX looks for devices
     mine = [*machine.examine(folder, environment), *_devices(environment)]
     everyone = _gather({"host": socket.gethostname(), "versions": machine.versions(), "found": mine})
-    found = [Found(*each) for each in everyone[0]["found"]]
+    findings = [Finding(*each) for each in everyone[0]["found"]]
     for number, other in enumerate(everyone[1:], start=1):
         of = f"process {number} on {other['host']}"
-        found += [Found(state, f"{what}, {of}", says) for state, what, says in other["found"] if state != "good"]
+        findings += [Finding(state, f"{what}, {of}", says) for state, what, says in other["found"] if state != "good"]
     if len(everyone) > 1:
-        found += [*_together(everyone, folder)]
+        findings += [*_together(everyone, folder)]
     if jax.process_index() == 0:
-        for each in found:
+        for each in findings:
             print(mask(f"{each.state:>4}  {each.what:<12} {each.says}"), flush=True)
-    bad = [each for each in found if each.state == "bad"]
+    bad = [each for each in findings if each.state == "bad"]
     if bad:
-        raise UserError(f"doctor: {len(bad)} of {len(found)} will not work: {', '.join(each.what for each in bad)}.")
+        raise UserError(f"doctor: {len(bad)} of {len(findings)} will not work: {', '.join(each.what for each in bad)}.")
 
 
-def _devices(environment: Mapping[str, str]) -> Iterator[Found]:
+def _devices(environment: Mapping[str, str]) -> Iterator[Finding]:
     """The devices of this process, whether there are others that JAX does not see, and whether they can multiply."""
     try:
         local = jax.local_devices()
     except RuntimeError as error:
         said = str(error).splitlines()[0]
-        yield Found("bad", "devices", f"JAX finds none: {said} Look at JAX_PLATFORMS and at what `jax` is installed.")
+        yield Finding("bad", "devices", f"JAX finds none: {said} Look at JAX_PLATFORMS and at what `jax` is installed.")
         return
     first = local[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
     size = f", {memory / 2**30:.1f} GiB each" if memory else ""
-    yield Found("good", "devices", f"{len(local)} x {first.device_kind} ({first.platform}){size}")
+    yield Finding("good", "devices", f"{len(local)} x {first.device_kind} ({first.platform}){size}")
     if first.platform == "cpu" and (unseen := _unseen()):
         kind, extra = unseen
         asked = environment.get("JAX_PLATFORMS")
         why = f"JAX_PLATFORMS={asked} says so" if asked else f"run `pip install 'dpo-jax[{extra}]'`"
-        yield Found("warn", "devices", f"there is a {kind} here that JAX does not use: {why}.")
+        yield Finding("warn", "devices", f"there is a {kind} here that JAX does not use: {why}.")
     wrong = [str(device.id) for device in local if not _multiplies(device)]
     if wrong:
-        yield Found("bad", "matmul", f"device {', '.join(wrong)} multiplies wrongly. Take it out of use.")
+        yield Finding("bad", "matmul", f"device {', '.join(wrong)} multiplies wrongly. Take it out of use.")
     else:
-        yield Found("good", "matmul", f"right to the bit on all; {_speed(first):,.2f} TFLOP/s on the first")
+        yield Finding("good", "matmul", f"right to the bit on all; {_speed(first):,.2f} TFLOP/s on the first")
 
 
 def _unseen() -> tuple[str, str] | None:
@@ -121,10 +120,10 @@ def _gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def _together(everyone: list[Any], folder: Path) -> Iterator[Found]:
-    """What has to be alike: versions, clocks, the folder."""
+def _together(everyone: list[Any], folder: Path) -> Iterator[Finding]:
+    """Compare the processes: versions, clocks, the folder."""
     names = ", ".join(dict.fromkeys(each["host"] for each in everyone))
-    yield Found("good", "processes", f"all {len(everyone)} answer ({names}), with {jax.device_count()} devices")
+    yield Finding("good", "processes", f"all {len(everyone)} answer ({names}), with {jax.device_count()} devices")
     first = everyone[0]["versions"]
     for number, other in enumerate(everyone[1:], start=1):
         differs = [
@@ -134,7 +133,7 @@ def _together(everyone: list[Any], folder: Path) -> Iterator[Found]:
         ]
         if differs:
             says = f"process {number} on {other['host']} has {'; '.join(differs)}. Install the same on all."
-            yield Found("bad", "versions", says)
+            yield Finding("bad", "versions", says)
     multihost_utils.sync_global_devices("what is the time")
     now = time.time() - _EPOCH
     parts = multihost_utils.process_allgather(np.array([int(now), int(now % 1 * 1e6)], np.int32))
@@ -143,10 +142,10 @@ def _together(everyone: list[Any], folder: Path) -> Iterator[Found]:
     late = int(np.argmax(np.abs(clocks - np.median(clocks))))
     state = "warn" if apart > _MOST_APART_SECONDS else "good"
     advice = f"; set that of process {late} ({everyone[late]['host']}) with NTP" if state == "warn" else ""
-    yield Found(state, "clocks", f"at most {apart:.2f} s apart{advice}")
+    yield Finding(state, "clocks", f"at most {apart:.2f} s apart{advice}")
     try:
         hosts.check_shared(folder)
     except UserError as error:
-        yield Found("bad", "folder", str(error))
+        yield Finding("bad", "folder", str(error))
     else:
-        yield Found("good", "folder", "the same on all of them")
+        yield Finding("good", "folder", "the same on all of them")

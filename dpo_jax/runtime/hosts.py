@@ -30,7 +30,7 @@ _TASKS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 def join_run(environment: Mapping[str, str] = os.environ) -> None:
-    """Joins the other processes of a run, where the environment names some; called before JAX looks for devices.
+    """Join the other processes of a run, where the environment names some; called before JAX looks for devices.
 
     It is named by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID; by SLURM or Open MPI, which started
     several tasks; or by a TPU pod, where JAX finds out by itself.
@@ -60,7 +60,7 @@ def join_run(environment: Mapping[str, str] = os.environ) -> None:
 
 
 def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` is called with; None where this process is alone."""
+    """Arguments of `jax.distributed.initialize`; None where this process is alone."""
     given = {name: environment[name] for name in _VARIABLES if environment.get(name)}
     if given:
         address, *numbers = (given.get(name, "") for name in _VARIABLES)
@@ -78,7 +78,7 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def check_shared(folder: Path) -> None:
-    """Refuses a folder that not all processes of the run see as one, as a UserError."""
+    """Refuse a folder that not all processes of the run see as one, as a UserError."""
     if jax.process_count() == 1:
         return
     token = multihost_utils.broadcast_one_to_all(np.array(int.from_bytes(os.urandom(4), "big") >> 1, np.int32))
@@ -97,17 +97,17 @@ def check_shared(folder: Path) -> None:
 
 
 def from_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What the first process computes, float [n], on all of them: it alone asks others, who may want to be paid."""
+    """Return on every process what the first computes, float [n]: it alone asks others, who may want to be paid."""
     if jax.process_count() == 1:
         return compute()
-    found = compute() if jax.process_index() == 0 else np.zeros(0)
-    count = int(multihost_utils.broadcast_one_to_all(np.array(len(found), np.int32)))
-    found = found if jax.process_index() == 0 else np.zeros(count)
-    return np.asarray(multihost_utils.broadcast_one_to_all(found.astype(np.float32)), np.float64)
+    values = compute() if jax.process_index() == 0 else np.zeros(0)
+    count = int(multihost_utils.broadcast_one_to_all(np.array(len(values), np.int32)))
+    values = values if jax.process_index() == 0 else np.zeros(count)
+    return np.asarray(multihost_utils.broadcast_one_to_all(values.astype(np.float32)), np.float64)
 
 
 def leave(code: int, message: str) -> NoReturn:
-    """Ends this process; of several, at once, so that the others hear of it instead of waiting for it."""
+    """End this process; of several, at once, so that the others hear of it instead of waiting for it."""
     several = jax.distributed.is_initialized() and jax.process_count() > 1
     print(f"dpo-jax: {message}" + (f" (process {jax.process_index()})" if several else ""), file=sys.stderr, flush=True)
     if several:
@@ -116,7 +116,7 @@ def leave(code: int, message: str) -> NoReturn:
 
 
 def leave_together(code: int, message: str) -> NoReturn:
-    """Ends this process; of several, once all of them are here: none is to take the others for dead."""
+    """End this process; of several, once all of them are here: none is to take the others for dead."""
     print(f"dpo-jax: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         jax.distributed.shutdown()
@@ -124,7 +124,7 @@ def leave_together(code: int, message: str) -> NoReturn:
 
 
 def crash() -> None:
-    """Shows the error at hand and ends this process, if it is one of several; does nothing if it is alone."""
+    """Show the error at hand and end this process, if it is one of several; do nothing if it is alone."""
     if jax.distributed.is_initialized() and jax.process_count() > 1:
         traceback.print_exc()
         leave(1, "crashed")

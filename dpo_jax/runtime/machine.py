@@ -13,10 +13,11 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
+
+from dpo_jax.errors import Finding
 
 _BESIDE = ("jaxlib",)  # what comes with those that we name
 _SHOWN = (
@@ -37,15 +38,7 @@ _LEAST_FILES = 4096
 _MOST_OFF_SECONDS = 2.0
 
 
-class Found(NamedTuple):
-    """One thing that was looked at: `good`, `warn` or `bad`."""
-
-    state: str
-    what: str
-    says: str
-
-
-def examine(folder: Path, environment: Mapping[str, str]) -> Iterator[Found]:
+def examine(folder: Path, environment: Mapping[str, str]) -> Iterator[Finding]:
     """Everything that can be known of this host without a device."""
     yield from _installed()
     yield from _host()
@@ -55,7 +48,7 @@ def examine(folder: Path, environment: Mapping[str, str]) -> Iterator[Found]:
 
 
 def compile_cache(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where compiled programs are kept for the next run."""
+    """The folder in which compiled programs are kept for the next run."""
     if named := environment.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(named)
     return Path(environment.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dpo_jax" / "compiled"
@@ -68,8 +61,8 @@ def requirements() -> dict[str, SpecifierSet]:
     except metadata.PackageNotFoundError:
         project = Path(__file__).parents[2] / "pyproject.toml"
         lines = tomllib.loads(project.read_text("utf8"))["project"]["dependencies"] if project.exists() else []
-    found = [Requirement(line) for line in lines]
-    return {each.name: each.specifier for each in found if not (each.marker and "extra" in str(each.marker))}
+    needed = [Requirement(line) for line in lines]
+    return {each.name: each.specifier for each in needed if not (each.marker and "extra" in str(each.marker))}
 
 
 def versions() -> dict[str, str]:
@@ -84,21 +77,21 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: version(name) for name in (*requirements(), *_BESIDE)}}
 
 
-def _installed() -> Iterator[Found]:
-    bounds, found = requirements(), versions()
+def _installed() -> Iterator[Finding]:
+    bounds, installed = requirements(), versions()
     shown = ("python", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "datasets", "numpy")
-    yield Found("good", "versions", ", ".join(f"{name} {found[name]}" for name in shown if name in found))
-    for name, version in found.items():
+    yield Finding("good", "versions", ", ".join(f"{name} {installed[name]}" for name in shown if name in installed))
+    for name, version in installed.items():
         if version == "none":
-            yield Found("bad", "versions", f"{name} is not installed; run `pip install --upgrade dpo-jax`.")
+            yield Finding("bad", "versions", f"{name} is not installed; run `pip install --upgrade dpo-jax`.")
         elif name in bounds and not bounds[name].contains(version, prereleases=True):
             says = f"{name} {version} is not what dpo_jax is tested with; run `pip install '{name}{bounds[name]}'`."
-            yield Found("warn", "versions", says)
+            yield Finding("warn", "versions", says)
     if not bounds:
-        yield Found("warn", "versions", "dpo-jax is not installed as a package; what it is tested with is unknown.")
+        yield Finding("warn", "versions", "dpo-jax is not installed as a package; what it is tested with is unknown.")
 
 
-def _host() -> Iterator[Found]:
+def _host() -> Iterator[Finding]:
     page = os.sysconf("SC_PAGE_SIZE")
     total, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
     limit = Path("/sys/fs/cgroup/memory.max")  # of a container
@@ -106,14 +99,14 @@ def _host() -> Iterator[Found]:
         total = min(total, int(text))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     state = "good" if total >= _LEAST_MEMORY_BYTES else "warn"
-    yield Found(state, "host", f"{cores} cores, {_gib(total)} of memory, {_gib(min(free, total))} unused")
+    yield Finding(state, "host", f"{cores} cores, {_gib(total)} of memory, {_gib(min(free, total))} unused")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files < _LEAST_FILES:
-        yield Found("warn", "host", f"at most {files} files may be open; raise that with `ulimit -n 65536`.")
+        yield Finding("warn", "host", f"at most {files} files may be open; raise that with `ulimit -n 65536`.")
 
 
-def written(what: str, folder: Path, now: Callable[[], float] = time.time) -> Iterator[Found]:
-    """Whether a file can be written there, forced to disk, renamed and read again, and how late it is on that disk."""
+def written(what: str, folder: Path, now: Callable[[], float] = time.time) -> Iterator[Finding]:
+    """Try to write a file there, force it to disk, rename and read it, and compare the clock of that disk."""
     asked, data = folder, os.urandom(1 << 16)
     while not folder.exists() and folder != folder.parent:  # it is made when it is wanted, and not by looking
         folder = folder.parent
@@ -129,29 +122,29 @@ def written(what: str, folder: Path, now: Callable[[], float] = time.time) -> It
         off = second.stat().st_mtime - now()
         free = shutil.disk_usage(folder).free
     except OSError as error:
-        yield Found("bad", what, f"{asked} cannot be written: {error.strerror}. Name another folder.")
+        yield Finding("bad", what, f"{asked} cannot be written: {error.strerror}. Name another folder.")
         return
     finally:
         with contextlib.suppress(OSError):
             for path in (first, second):
                 path.unlink(missing_ok=True)
     if not whole:
-        yield Found("bad", what, f"{folder}: what was written there is not what is read again. Do not use this disk.")
+        yield Finding("bad", what, f"{folder}: what was written there is not what is read again. Do not use this disk.")
         return
     state, advice = ("warn", "; runs and checkpoints want more") if free < _LEAST_FREE_BYTES else ("good", "")
     says = f"{asked.absolute()} can be written ({1000 * seconds:.0f} ms), {_gib(free)} free{advice}"
-    yield Found(state, what, says)
+    yield Finding(state, what, says)
     if abs(off) > _MOST_OFF_SECONDS:
-        yield Found("warn", "clock", f"the disk of {folder} is {off:+.0f} s off this host; set both clocks with NTP.")
+        yield Finding("warn", "clock", f"the disk of {folder} is {off:+.0f} s off this host; set both clocks with NTP.")
 
 
-def _variables(environment: Mapping[str, str]) -> Iterator[Found]:
+def _variables(environment: Mapping[str, str]) -> Iterator[Finding]:
     for name, harm in _HARMFUL.items():
         if environment.get(name, "").lower() not in _OFF:
-            yield Found("warn", "environment", f"{name}={environment[name]} {harm}; unset it.")
+            yield Finding("warn", "environment", f"{name}={environment[name]} {harm}; unset it.")
     given = [f"{name}={environment[name]}" for name in _SHOWN if environment.get(name)]
     given += [f"{name} is {'set' if environment.get(name) else 'not set'}" for name in _NEVER_SHOWN]
-    yield Found("good", "environment", ", ".join(given))
+    yield Finding("good", "environment", ", ".join(given))
 
 
 def _gib(size: float) -> str:

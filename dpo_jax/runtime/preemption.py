@@ -24,13 +24,13 @@ class Preempted(Exception):
 
 
 def leave_if_told(stage: str) -> None:
-    """Raises Preempted where the processes of a run agree that they were told to stop; for work that begins again."""
+    """Raise Preempted where the processes of a run agree that they were told to stop; for work that begins again."""
     if jax.distributed.is_initialized() and multihost_utils.reached_preemption_sync_point(next(_asked)):
         raise Preempted(f"{stage}: told to stop; the same command goes on from what is stored")
 
 
 class Notice:
-    """Hears of SIGTERM between its first question and the end of its context."""
+    """Listener for SIGTERM between its first question and the end of its context."""
 
     def __init__(self) -> None:
         self._reached = False
@@ -46,7 +46,7 @@ class Notice:
             signal.signal(signal.SIGTERM, self._before)
 
     def reached(self) -> bool:
-        """Whether to stop here; asked after each step, by all processes of a run alike."""
+        """Return True where to stop here; asked after each step, by all processes of a run alike."""
         if jax.distributed.is_initialized():
             return multihost_utils.reached_preemption_sync_point(next(_asked))
         # Only now: while the first step compiles, Python could not act on the signal.

@@ -1,8 +1,12 @@
-"""What a person sees while it runs: a live line on a terminal, a line now and then in a log."""
+"""Progress as a person sees it: a live line on a terminal, lines in a log, and one for what fails beside it."""
 
 from __future__ import annotations
 
+import logging
+import sys
+import threading
 import time
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -11,18 +15,19 @@ from rich.progress import Progress as Bars
 from dpo_jax.masking import mask
 
 _QUIET_SECONDS = 10.0
+_LONGEST = 300  # characters of what other libraries say
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(stage: str, message: str) -> None:
-    """One line of what a stage does or found."""
+    """Print one line of what a stage does or found."""
     console.print(f"[bold]{stage:>9}[/bold]  ", end="")
     console.print(mask(message), markup=False)
 
 
 class Progress:
-    """Counts one stage's work; used as a context manager."""
+    """Progress of one stage's work; used as a context manager."""
 
     def __init__(self, stage: str, total: int, *, done: int = 0, unit: str = "steps"):
         self._stage, self._total, self._unit = stage, total, unit
@@ -48,7 +53,7 @@ class Progress:
             self._bars.stop()
 
     def update(self, done: int, text: str = "") -> None:
-        """Shows how much is done, and a short text such as the loss."""
+        """Show how much is done, and a short text such as the loss."""
         if self._bars and self._task is not None:
             self._bars.update(self._task, completed=done, text=mask(text))
             return
@@ -58,3 +63,39 @@ class Progress:
         self._said = now
         left = (now - self._start) / max(1, done - self._first) * (self._total - done)
         say(self._stage, f"{done}/{self._total} {self._unit}  {text}  {left:.0f} s left")
+
+
+def tell_briefly() -> None:
+    """Shorten what other libraries say of failed threads, from now on and in the whole process."""
+
+    def tell(failed: Any) -> None:
+        say("beside", f"{getattr(failed.exc_type, '__name__', failed.exc_type)}: {_first_line(str(failed.exc_value))}")
+
+    threading.excepthook = tell
+    sys.unraisablehook = tell
+    logging.getLogger("absl").addFilter(_shortened)  # Orbax logs the traceback of each thread that fails
+    logging.getLogger("asyncio").addFilter(_first_of_its_kind)  # and leaves behind a task for each array
+
+
+def _first_of_its_kind(record: logging.LogRecord) -> bool:
+    error = record.exc_info[1] if record.exc_info else None
+    if error is None:
+        return _shortened(record)
+    if type(error) in _told:
+        return False
+    _told.add(type(error))
+    record.msg, record.args = f"{type(error).__name__}: {error}", ()
+    return _shortened(record)
+
+
+def _shortened(record: logging.LogRecord) -> bool:
+    record.msg, record.args = mask(_first_line(record.getMessage())), ()
+    record.exc_info = record.exc_text = record.stack_info = None
+    return True
+
+
+_told: set[type[BaseException]] = set()
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0][:_LONGEST]

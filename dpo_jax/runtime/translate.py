@@ -52,7 +52,7 @@ _NETWORK = re.compile(
 
 @contextlib.contextmanager
 def sized_by(setting: str) -> Iterator[None]:
-    """Notes on an error from inside which setting decides the size of a batch; the innermost one counts."""
+    """Note on an error from inside which setting decides the size of a batch; the innermost one counts."""
     try:
         yield
     except Exception as error:
@@ -78,7 +78,7 @@ def explain(error: BaseException, command: str) -> str:
 
 
 def keep(error: BaseException, workdir: Path | None, command: str) -> str:
-    """Writes the traceback to WORKDIR/crash.txt, if there is such a folder; says where, or how to see it."""
+    """Write the traceback to WORKDIR/crash.txt, if there is such a folder; say where, or how to see it."""
     see = "`--verbose` shows the details."
     if workdir is None or not workdir.is_dir():
         return see
@@ -112,7 +112,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:
-    """Where in our own code it was, the innermost last."""
+    """The frames in our own code, the innermost last."""
     return [f for f in traceback.extract_tb(error.__traceback__) if Path(f.filename).is_relative_to(_PACKAGE)]
 
 

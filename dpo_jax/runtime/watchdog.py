@@ -20,7 +20,7 @@ _KNOWN_STEPS = 3  # before that, nothing is usual
 
 
 class Watchdog:
-    """Watches what happens within `watched()`; used as a context manager around all of it.
+    """Watchdog over what happens within `watched()`; used as a context manager around all of it.
 
     After ten times the usual time all stacks go to the error stream; after `limit_seconds` the process ends with code
     124 and says which setting (`limit_name`) that was. Of several processes that wait for each other, each has its own.

@@ -1,4 +1,4 @@
-"""What XLA is told on GPUs and TPUs: one table, each setting with its reason. It is applied before jax is imported.
+"""Settings of XLA on GPUs and TPUs: one table, each with its reason, applied before jax is imported.
 
 python -m dpo_jax.runtime.xla_flags gpu      # lines for a shell, which `eval` takes
 python -m dpo_jax.runtime.xla_flags table    # the table of launch/README.md
@@ -84,19 +84,19 @@ SWITCH = "DPO_JAX_XLA_FLAGS"
 
 def additions(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Variable -> its new value. What is set already stays: a variable, or a flag among the variable's flags."""
-    found: dict[str, str] = {}
+    added: dict[str, str] = {}
     for variable, value, _ in SETTINGS[platform]:
-        before = found.get(variable, environment.get(variable, ""))
+        before = added.get(variable, environment.get(variable, ""))
         names = {flag.partition("=")[0] for flag in before.split()}
         if value.startswith("--") and value.partition("=")[0] not in names:
-            found[variable] = f"{before} {value}".strip()
+            added[variable] = f"{before} {value}".strip()
         elif not before:
-            found[variable] = value
-    return found
+            added[variable] = value
+    return added
 
 
 def apply(environment: MutableMapping[str, str], *, devices: Path = Path("/dev")) -> None:
-    """Adds the settings of this machine's accelerator to `environment`, unless DPO_JAX_XLA_FLAGS is `off`.
+    """Add the settings of this machine's accelerator to `environment`, unless DPO_JAX_XLA_FLAGS is `off`.
 
     Raises:
         UserError: that variable says something else than on or off.
@@ -130,7 +130,7 @@ def table() -> str:
 
 
 def main(arguments: Sequence[str]) -> str:
-    """What `python -m dpo_jax.runtime.xla_flags` prints."""
+    """Return the text that `python -m dpo_jax.runtime.xla_flags` prints."""
     if list(arguments) == ["table"]:
         return table()
     if len(arguments) != 1 or arguments[0] not in SETTINGS:

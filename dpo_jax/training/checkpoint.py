@@ -45,11 +45,11 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def record(self, step: int) -> dict[str, Any]:
-        """What was saved beside the arrays of a sealed step."""
+        """The record that was saved beside the arrays of a sealed step."""
         return self._sealed(step)["record"]
 
     def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
-        """Starts to write a step and returns; it is sealed in the background, its failure shows here at the next."""
+        """Start to write a step and return; it is sealed in the background, its failure shows here at the next."""
         self.wait()
         target = self._folder / str(step)
         try:
@@ -68,19 +68,19 @@ class Checkpoints:
         self._pending = self._sealer.submit(self._seal, step, record)
 
     def check(self) -> None:
-        """Raises at once if the step being written could not be; else does nothing, and waits for nothing."""
+        """Raise at once if the step being written could not be; else do nothing, and wait for nothing."""
         if self._pending is not None and self._pending.done() and self._pending.exception():
             self.wait()
 
     def wait(self) -> None:
-        """Waits until the step being written is sealed, and those beyond the kept ones are gone."""
+        """Wait until the step being written is sealed, and those beyond the kept ones are gone."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
             meet("a step is sealed")
 
     def settle(self) -> None:
-        """Lets what is being written become whole where the training ends by an error, which others may have caused."""
+        """Let what is being written become whole where the training ends by an error, which others may have caused."""
         if self._pending is not None and jax.process_count() == 1:  # of several, one that is gone would be waited for
             futures.wait([self._pending])
 
@@ -100,7 +100,7 @@ class Checkpoints:
             raise _not_written(target, error) from error
 
     def close(self) -> None:
-        """Seals what is being written and stops the writer."""
+        """Seal what is being written and stop the writer."""
         self.wait()
         self._sealer.shutdown()
         for writer in self._writers.values():
@@ -109,9 +109,9 @@ class Checkpoints:
     def restore(self, step: int, like: TrainState) -> TrainState:
         """The state of a sealed step, laid out like `like` (arrays or shapes with shardings)."""
         self._verify(step)
-        found = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
-        loss_state = _with_leaves(like.loss_state, found.get("memory", {}))
-        return TrainState(params=found["params"], loss_state=loss_state, frozen=found.get("frozen"), **found["rest"])
+        trees = {name: self._read(step, name, tree) for name, tree in _trees(like).items()}
+        loss_state = _with_leaves(like.loss_state, trees.get("memory", {}))
+        return TrainState(params=trees["params"], loss_state=loss_state, frozen=trees.get("frozen"), **trees["rest"])
 
     def restore_params(self, step: int, like: Params) -> Params:
         """The parameters alone."""
@@ -124,7 +124,7 @@ class Checkpoints:
         return self._read(step, "frozen", like)
 
     def restore_loss_state(self, step: int, like: Any) -> Any:
-        """What the objective remembers, alone."""
+        """The loss state alone."""
         self._verify(step)
         leaves = _numbered(like)
         return _with_leaves(like, self._read(step, "memory", leaves) if leaves else {})
@@ -137,7 +137,7 @@ class Checkpoints:
         return reader.restore(target, like)
 
     def _verify(self, step: int) -> None:
-        """Refuses a step with a file that changed, is missing or is new since it was sealed."""
+        """Refuse a step with a file that changed, is missing or is new since it was sealed."""
         target = self._folder / str(step)
         if damaged := changed(target, self._sealed(step)["digests"]):
             says = f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written."
@@ -155,7 +155,7 @@ class Checkpoints:
 
 
 def _not_written(target: Path, error: Exception) -> UserError:
-    """Says why in a line: Orbax's own errors are pages."""
+    """Say why in a line: Orbax's own errors are pages."""
     known = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO)
     words = next((os.strerror(code) for code in known if os.strerror(code) in str(error)), str(error).splitlines()[0])
     return UserError(
@@ -180,12 +180,12 @@ def _with_leaves(tree: Any, numbered: dict[str, Any]) -> Any:
 
 
 def _check_same(target: Path, stored: Any, wanted: Any) -> None:
-    """Refuses another tree, shape or dtype: Orbax would cast without a word."""
-    found = jax.tree_util.tree_leaves_with_path(stored)
+    """Refuse another tree, shape or dtype: Orbax would cast without a word."""
+    others = jax.tree_util.tree_leaves_with_path(stored)
     leaves = jax.tree_util.tree_leaves_with_path(wanted)
-    if len(found) != len(leaves):
-        raise UserError(f"{target} holds {len(found)} arrays, this run has {len(leaves)}: another model or optimizer.")
-    for (path, leaf), (_, other) in zip(leaves, found, strict=True):
+    if len(others) != len(leaves):
+        raise UserError(f"{target} holds {len(others)} arrays, this run has {len(leaves)}: another model or optimizer.")
+    for (path, leaf), (_, other) in zip(leaves, others, strict=True):
         if tuple(other.shape) != tuple(leaf.shape) or other.dtype != leaf.dtype:
             raise UserError(
                 f"{target}: {jax.tree_util.keystr(path)} is {other.dtype}{list(other.shape)}, "

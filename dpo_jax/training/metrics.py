@@ -31,14 +31,14 @@ def divide(metrics: Metrics) -> dict[str, jax.Array]:
 
 
 class Sink(Protocol):
-    """Where the values of a step are written."""
+    """A place to which the values of a step are written."""
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes the values of one step; steps only grow."""
+        """Write the values of one step; steps only grow."""
         ...
 
     def close(self, *, done: bool = True) -> None:
-        """Writes out what is held back and lets the file go; `done` is false of what ends before its last step."""
+        """Write out what is held back and let the file go; `done` is false of what ends before its last step."""
         ...
 
 
@@ -55,13 +55,13 @@ class JsonlSink:
         self._file = path.open("a", encoding="utf8")
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Appends one line."""
+        """Append one line."""
         row = {"step": int(step)} | {name: float(value) for name, value in values.items()}
         self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self._file.flush()
 
     def close(self, *, done: bool = True) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -78,12 +78,12 @@ class TensorBoardSink:
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10, filename_suffix=suffix)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Adds one scalar for each value."""
+        """Add one scalar for each value."""
         for name, value in values.items():
             self._writer.add_scalar(name, float(value), step)
 
     def close(self, *, done: bool = True) -> None:
-        """Writes out what is held back, at most ten seconds' worth, and closes the file."""
+        """Write out what is held back, at most ten seconds' worth, and close the file."""
         self._writer.close()
 
 
@@ -130,11 +130,11 @@ class WandbSink:
         files.write_atomic(path, self._run.id)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Hands the values over; they are sent in the background."""
+        """Hand the values over; they are sent in the background."""
         self._run.log(values, step=step)
 
     def close(self, *, done: bool = True) -> None:
-        """Waits until all is sent; what is not done stands there as failed, until it goes on."""
+        """Wait until all is sent; what is not done stands there as failed, until it goes on."""
         self._run.finish(exit_code=0 if done else 1)
 
 

@@ -52,9 +52,9 @@ def _adam(moment_dtype: str, **numbers: Any) -> optax.GradientTransformation:
         return wide
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        direction, found = wide.update(updates, state._replace(mu=optax.tree.cast(state.mu, jnp.float32)), params)
-        assert isinstance(found, optax.ScaleByAdamState)
-        return direction, found._replace(mu=optax.tree.cast(found.mu, jnp.dtype(moment_dtype)))
+        direction, moved = wide.update(updates, state._replace(mu=optax.tree.cast(state.mu, jnp.float32)), params)
+        assert isinstance(moved, optax.ScaleByAdamState)
+        return direction, moved._replace(mu=optax.tree.cast(moved.mu, jnp.dtype(moment_dtype)))
 
     return optax.GradientTransformation(narrow.init, update)
 

@@ -85,9 +85,9 @@ def state_shapes(
     loss_state: Any = (),
     frozen: Params | None = None,
 ) -> Any:
-    """The same as shapes with their shardings, from those of the parameters; nothing is allocated."""
-    found = jax.eval_shape(_born(optimizer, 0), params, frozen, loss_state)
-    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), found, shardings)
+    """The state as shapes with their shardings, from those of the parameters; nothing is allocated."""
+    shapes = jax.eval_shape(_born(optimizer, 0), params, frozen, loss_state)
+    return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)
 
 
 def _born(optimizer: optax.GradientTransformation, seed: int) -> Callable[..., TrainState]:

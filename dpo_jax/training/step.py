@@ -30,11 +30,11 @@ def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs,
     def micro(index: jax.Array) -> tuple:
         def loss(params: Params) -> tuple:
             rows, own_key = part(index)
-            found, *rest = objective.loss(forward(params, index), rows, knobs, counts, state.loss_state, own_key)
-            return found, (found, *rest)
+            total, *rest = objective.loss(forward(params, index), rows, knobs, counts, state.loss_state, own_key)
+            return total, (total, *rest)
 
-        gradient, found = jax.grad(loss, has_aux=True)(state.params)
-        return found, gradient
+        gradient, results = jax.grad(loss, has_aux=True)(state.params)
+        return results, gradient
 
     if micro_batches == 1:
         return micro(jnp.zeros((), jnp.int32))
@@ -47,20 +47,20 @@ def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs,
 
     def whole_loss(outputs: Any) -> tuple:
         flat = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
-        found = objective.loss(flat, joined, knobs, counts, state.loss_state, jax.random.fold_in(key, 0))
-        return found[0], found
+        results = objective.loss(flat, joined, knobs, counts, state.loss_state, jax.random.fold_in(key, 0))
+        return results[0], results
 
-    cotangents, found = jax.grad(whole_loss, has_aux=True)(outputs)
+    cotangents, results = jax.grad(whole_loss, has_aux=True)(outputs)
 
     def backward(index: jax.Array) -> Params:
         _, pull = jax.vjp(lambda params: forward(params, index), state.params)
         return pull(jax.tree.map(lambda x: x[index], cotangents))[0]
 
-    return found, _summed(backward, micro_batches)
+    return results, _summed(backward, micro_batches)
 
 
-def _without_loss_state(found: tuple, gradient: Params) -> tuple:
-    loss, metrics, _ = found
+def _without_loss_state(results: tuple, gradient: Params) -> tuple:
+    loss, metrics, _ = results
     return (loss, metrics, ()), gradient
 
 

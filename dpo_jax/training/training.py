@@ -18,7 +18,7 @@ from dpo_jax.types import Knobs, Objective, Params, Tree
 
 
 class Trainable(Protocol):
-    """What a training must know of a model."""
+    """A model, as far as a training must know it."""
 
     @property
     def tree(self) -> Tree:
@@ -27,7 +27,7 @@ class Trainable(Protocol):
 
     @property
     def trained(self) -> Tree:
-        """What training changes: the adapter if there is one, else everything."""
+        """The parameters that training changes: the adapter if there is one, else all."""
         ...
 
 
@@ -41,7 +41,7 @@ class HostBatch(Protocol):
 
     @property
     def work(self) -> dict[str, int]:
-        """How many of what, such as pairs and tokens."""
+        """Counts by kind, such as pairs and tokens."""
         ...
 
     @property
@@ -54,7 +54,7 @@ class Batches(Protocol):
     """Batches by their step."""
 
     def steps(self, epochs: float) -> int:
-        """How many steps pass over the data `epochs` times."""
+        """The number of steps that pass over the data `epochs` times."""
         ...
 
     def batch(self, step: int) -> HostBatch:

@@ -12,8 +12,7 @@ import pytest
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest, read_json
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.reference.fingerprint import differences, make_fingerprint, rows_digest, weights_digest
-from dpo_jax.reference.rows import RowIndex, as_ids
+from dpo_jax.reference.fingerprint import RowIndex, as_ids, differences, make_fingerprint, rows_digest, weights_digest
 from dpo_jax.reference.store import Scores, Store, listing
 
 FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}

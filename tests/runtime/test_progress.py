@@ -7,9 +7,9 @@ import sys
 
 FAILS = """
 import asyncio, gc, logging, threading
-from dpo_jax.runtime import background
+from dpo_jax.runtime import progress
 logging.basicConfig()
-background.tell_briefly()
+progress.tell_briefly()
 
 class Lost(Exception):
     pass
