@@ -17,6 +17,9 @@ _BLOCK_BYTES = 1 << 24
 _OWN_DIGEST = "0" * 32  # stands in a sealed file while it is digested
 _writes = True
 
+Json = dict[str, Any]
+"""A JSON object."""
+
 
 def leave_to_the_first() -> None:
     """Write nothing here from now on: the first process of the run holds the same and writes it."""
@@ -60,7 +63,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     partial.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically; NaN is written as NaN, never hidden."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
@@ -73,7 +76,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not JSON (damaged, or edited by hand): {error}.") from None
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
+def read_json_lines(path: Path) -> list[Json]:
     """Read a file of one JSON object a line; a last line that a killed process left half is left out."""
     *whole, last = path.read_bytes().split(b"\n")
     rows = []
@@ -87,13 +90,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+def write_sealed(path: Path, value: Mapping[str, object]) -> None:
     """Write a JSON object with a digest of the whole file in it."""
     text = json.dumps({"digest": _OWN_DIGEST, **value}, indent=1, ensure_ascii=False) + "\n"
     write_atomic(path, text.replace(_OWN_DIGEST, digest(text.encode()), 1))
 
 
-def read_sealed(path: Path, *keys: str) -> dict[str, Any]:
+def read_sealed(path: Path, *keys: str) -> Json:
     """Read what `write_sealed` wrote; an earlier version wrote these keys and no digest.
 
     Raises:

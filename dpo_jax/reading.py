@@ -119,7 +119,7 @@ def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]
         origins[key] = "command line"
 
 
-def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
+def _set(mapping: dict[str, Any], key: str, value: object) -> None:
     at: Any = mapping
     names = key.split(".")
     for depth, name in enumerate(names):
@@ -136,12 +136,12 @@ def _set(mapping: dict[str, Any], key: str, value: Any) -> None:
         at = at[place]
 
 
-def typed(kind: type[T], value: Any, origins: Origins, key: str = "") -> T:
+def typed(kind: type[T], value: object, origins: Origins, key: str = "") -> T:
     """`value` as the dataclass or type `kind`; unknown keys, missing keys and wrong types are refused by name."""
     return _typed(kind, value, origins, key)
 
 
-def _typed(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+def _typed(kind: Any, value: object, origins: Origins, key: str) -> Any:
     origin = get_origin(kind)
     if origin is Annotated:
         return _in_range(_typed(get_args(kind)[0], value, origins, key), get_args(kind)[1], origins, key)
@@ -167,7 +167,7 @@ def _typed(kind: Any, value: Any, origins: Origins, key: str) -> Any:
     return _scalar(kind, value, origins, key)
 
 
-def _scalar(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+def _scalar(kind: type, value: object, origins: Origins, key: str) -> object:
     if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 2e-5, without a dot, as text
@@ -179,7 +179,7 @@ def _scalar(kind: Any, value: Any, origins: Origins, key: str) -> Any:
     raise mistake(key, origins, f"{names.get(kind, kind)} is wanted, not {value!r}.")
 
 
-def _in_range(value: Any, allowed: Range, origins: Origins, key: str) -> Any:
+def _in_range(value: float, allowed: Range, origins: Origins, key: str) -> float:
     if not allowed.low <= value <= allowed.high:
         bounds = [f"at least {allowed.low:g}"] if allowed.low > float("-inf") else []
         bounds += [f"at most {allowed.high:g}"] if allowed.high < float("inf") else []
@@ -187,7 +187,7 @@ def _in_range(value: Any, allowed: Range, origins: Origins, key: str) -> Any:
     return value
 
 
-def _dataclass(kind: Any, value: Any, origins: Origins, key: str) -> Any:
+def _dataclass(kind: Any, value: object, origins: Origins, key: str) -> Any:
     if not isinstance(value, dict):
         raise mistake(key, origins, f"a mapping of keys is wanted, not {value!r}.")
     hints = get_type_hints(kind, include_extras=True)

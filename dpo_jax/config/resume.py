@@ -26,7 +26,7 @@ _NOT_READ = ("data.train", "data.eval")
 """Settings in these sections that fine-tuning does not read."""
 
 
-def refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -> None:
+def refuse_changes(stage: str, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Refuse to go on with another experiment under the same name."""
     old, new = deciding(stage, saved["config"]), deciding(stage, current["config"])
     changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
@@ -50,7 +50,7 @@ def refuse_changes(stage: str, saved: dict[str, Any], current: dict[str, Any]) -
         )
 
 
-def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, object]:
     """The settings that decide what a stage computes, by their dotted names."""
     unread: tuple[str, ...] = ()
     if stage == "sft":
@@ -85,11 +85,11 @@ def _free(kind: type, prefix: str) -> Iterator[str]:
                 yield from _free(part, f"{prefix}{field.name}.")
 
 
-def _flat(value: Any, key: str = "") -> dict[str, Any]:
+def _flat(value: object, key: str = "") -> dict[str, object]:
     items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
     if items is None:
         return {key: value}
-    flat: dict[str, Any] = {}
+    flat: dict[str, object] = {}
     for name, item in items:
         flat |= _flat(item, f"{key}.{name}" if key else str(name))
     return flat

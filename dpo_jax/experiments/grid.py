@@ -6,7 +6,6 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import yaml
 
@@ -14,11 +13,11 @@ from dpo_jax.errors import UserError
 from dpo_jax.files import digest
 from dpo_jax.reading import Origins, locate
 
-Settings = dict[str, Any]
+Settings = dict[str, object]
 """Dotted key -> value, of one point."""
 
 
-def read_points(grid: Sequence[str], grids: Sequence[Mapping[str, Any]], origins: Origins) -> list[Settings]:
+def read_points(grid: Sequence[str], grids: Sequence[Mapping[str, object]], origins: Origins) -> list[Settings]:
     """The points of the command line's `KEY=VALUE,VALUE,...`, or else those of the configuration's section `sweep`.
 
     A grid is every combination of its values; the last key turns fastest.
@@ -50,8 +49,8 @@ def label_of(settings: Settings, points: Sequence[Settings]) -> str:
     return plain if plain == label else f"{plain}-{digest(label.encode())[:8]}"
 
 
-def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
-    axes: dict[str, list[Any]] = {}
+def _axes(grid: Sequence[str]) -> dict[str, list[object]]:
+    axes: dict[str, list[object]] = {}
     for text in grid:
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
@@ -66,8 +65,8 @@ def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def _from_section(number: int, grid: Mapping[str, Any], origins: Origins) -> dict[str, list[Any]]:
-    axes: dict[str, list[Any]] = {}
+def _from_section(number: int, grid: Mapping[str, object], origins: Origins) -> dict[str, list[object]]:
+    axes: dict[str, list[object]] = {}
     for key, values in grid.items():
         where = f"sweep.{number}.{key}"
         at = f"{locate(where, origins)}: {where}"
@@ -75,7 +74,7 @@ def _from_section(number: int, grid: Mapping[str, Any], origins: Origins) -> dic
     return axes
 
 
-def _values(listed: Sequence[Any] | None, at: str) -> list[Any]:
+def _values(listed: Sequence[object] | None, at: str) -> list[object]:
     if not listed:
         raise UserError(f"{at}: there is no value behind it.")
     values = [_plain(value) for value in listed]
@@ -84,7 +83,7 @@ def _values(listed: Sequence[Any] | None, at: str) -> list[Any]:
     return values
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """A value of YAML as JSON has it: 1e-5, which YAML reads as text, is a number; a date is text."""
     try:
         return float(value) if isinstance(value, str) else json.loads(json.dumps(value, default=str))

@@ -12,7 +12,7 @@ from dpo_jax.experiments.rows import DataRows
 from dpo_jax.planning.outcomes import Alternative, Outcome
 from dpo_jax.runtime.progress import say
 
-Changes = Mapping[str, Any]
+Changes = Mapping[str, object]
 Weigh = Callable[[Planned], Outcome]
 """The training step, compiled or by analysis."""
 

@@ -48,7 +48,7 @@ class Planned(TextExperiment):
         """Compile a program of this experiment for its machine."""
         return measure(call, self.machine, self.mesh, full=full)
 
-    def but(self, changes: Mapping[str, Any]) -> Planned:
+    def but(self, changes: Mapping[str, object]) -> Planned:
         """The same experiment with other settings, by their dotted names."""
         config = self.config
         for key, value in changes.items():
@@ -85,7 +85,7 @@ class Planned(TextExperiment):
         return self.outline.source
 
 
-def _with_setting(part: Any, key: Sequence[str], value: Any) -> Any:
+def _with_setting(part: Any, key: Sequence[str], value: object) -> Any:
     name, *below = key
     new = _with_setting(getattr(part, name), below, value) if below else value
     return dataclasses.replace(part, **{name: new})

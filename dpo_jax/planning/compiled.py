@@ -58,7 +58,7 @@ class TooLarge(NamedTuple):
     says: str  # what the compiler said first
 
 
-def compile_program(function: Any, *arguments: Any, devices: int, full: bool = False) -> Compiled | TooLarge:
+def compile_program(function: Any, *arguments: object, devices: int, full: bool = False) -> Compiled | TooLarge:
     """Compile a jitted function for the machine on which its arguments, shapes with shardings, lie.
 
     At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little otherwise.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from dpo_jax.planning.compiled import Compiled, compile_program
 from dpo_jax.planning.topologies import Machine
@@ -25,8 +26,8 @@ class Call(NamedTuple):
 
     function: Callable[..., Any]
     arguments: tuple[Any, ...]
-    held: Mapping[str, Any]  # the trees of which the arguments consist, by name
-    trained: Any  # the parameters that get a gradient, or None
+    held: Mapping[str, object]  # the trees of which the arguments consist, by name
+    trained: object  # the parameters that get a gradient, or None
     rows: Rows
 
 
@@ -72,7 +73,7 @@ class Plan(TypedDict):
     search: NotRequired[dict[str, Any]]  # for the largest micro-batch
 
 
-def bytes_per_chip(tree: Any) -> int:
+def bytes_per_chip(tree: object) -> int:
     """The share of one device in arrays, given as shapes with shardings."""
     leaves = jax.tree.leaves(tree)
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * jnp.dtype(x.dtype).itemsize for x in leaves)
@@ -83,7 +84,7 @@ def held_bytes(call: Call) -> dict[str, int]:
     return {name: bytes_per_chip(tree) for name, tree in call.held.items()}
 
 
-def measure(call: Call, machine: Machine, mesh: Any, *, full: bool) -> Outcome:
+def measure(call: Call, machine: Machine, mesh: Mesh, *, full: bool) -> Outcome:
     """Compile a program for a machine, and read what it takes of each chip."""
     capacity = machine.chip.memory_bytes
     with jax.set_mesh(mesh):

@@ -26,7 +26,7 @@ class Chip(NamedTuple):
     memory_bytes: int  # what a program may use: of a TPU as its compiler says, of a GPU as its driver says
     peak_flops: float  # bfloat16, dense, a second
     dimensions: int = 0  # of a TPU slice
-    options: Mapping[str, Any] = MappingProxyType({})  # for the topology
+    options: Mapping[str, str] = MappingProxyType({})  # for the topology
     compute_capability: str = ""  # of a GPU
 
     @property

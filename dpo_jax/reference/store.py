@@ -13,13 +13,13 @@ from __future__ import annotations
 import shutil
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import changed, digest_folder, read_json, read_sealed, write_json, write_sealed
+from dpo_jax.files import Json, changed, digest_folder, read_json, read_sealed, write_json, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.reference.fingerprint import Fingerprint, RowIds, RowIndex, as_ids, differences
 
@@ -57,7 +57,7 @@ class Store(Generic[Kind]):
         self.folder = folder
         self._kind = kind
         self._names = [field.partition("_")[0] for field in kind._fields]
-        self._manifest: dict[str, Any] = {"format": _FORMAT, "fingerprint": fingerprint, "shards": []}
+        self._manifest: Json = {"format": _FORMAT, "fingerprint": fingerprint, "shards": []}
         self._shards: list[tuple[np.ndarray, Kind]] = []
         if (folder / "manifest.json").exists():
             self._open(fingerprint)
@@ -93,7 +93,7 @@ class Store(Generic[Kind]):
         self._manifest = manifest
         self._shards = [self._read(shard) for shard in manifest["shards"]]
 
-    def _read(self, shard: dict[str, Any]) -> tuple[np.ndarray, Kind]:
+    def _read(self, shard: Json) -> tuple[np.ndarray, Kind]:
         import orbax.checkpoint as ocp
 
         target = self.folder / shard["name"]

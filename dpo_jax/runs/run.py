@@ -7,10 +7,10 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import overload
 
 from dpo_jax import __version__
-from dpo_jax.files import read_json, sealed_steps, write_json
+from dpo_jax.files import Json, read_json, sealed_steps, write_json
 
 
 class Place:
@@ -109,13 +109,13 @@ def note_session(folder: Path, command: str, *, from_step: int | None) -> None:
     write_json(Run(folder).history, [*earlier, session(command) | {"from_step": from_step or 0}])
 
 
-def read_history(folder: Path) -> list[dict[str, Any]]:
+def read_history(folder: Path) -> list[Json]:
     """The sessions of a training, the oldest first; none where nobody noted them."""
     path = Run(folder).history
     return read_json(path) if path.exists() else []
 
 
-def session(command: str) -> dict[str, Any]:
+def session(command: str) -> Json:
     """This one: `command`, `date` (ISO), `environment`."""
     import jax  # `verify` reads runs without it
 

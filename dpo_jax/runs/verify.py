@@ -9,9 +9,8 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from dpo_jax.errors import Finding, UserError
 from dpo_jax.files import changed, read_json, read_json_lines, read_sealed
@@ -23,6 +22,8 @@ _SHARD = re.compile(r"shard_\d{5}")
 _NOT_OURS = (Run.tensorboard.name, Run.profile.name, Run.wandb.name)  # others write them, and nothing is read from
 _MANIFEST, _USERS, _DIGESTS = "manifest.json", "used_by.json", "digests.json"  # of a store, and of an export
 _MOST_NAMED = 3
+
+Check = Callable[[Path], Iterator[Finding]]
 
 
 def run(root: Path) -> None:
@@ -63,7 +64,7 @@ def examine(root: Path) -> Iterator[Finding]:
     yield from _elsewhere(root)
 
 
-def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
+def _kind(folder: Path, folders: list[str], files: list[str]) -> Check | None:
     """The check of a folder as a whole; None of one that is looked into."""
     if _DIGESTS in files or (folder.name == Run.export.name and files and Run.config.name not in files):
         return _export
@@ -74,7 +75,7 @@ def _kind(folder: Path, folders: list[str], files: list[str]) -> Any:
     return None
 
 
-def _guarded(path: Path, check: Any) -> Iterator[Finding]:
+def _guarded(path: Path, check: Check) -> Iterator[Finding]:
     """Yield what a check finds; that it cannot go on is a finding too."""
     try:
         yield from check(path)

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dpo_jax.errors import Finding, UserError
+from dpo_jax.files import Json
 from dpo_jax.masking import mask
 from dpo_jax.runtime import hosts, machine
 
@@ -108,7 +109,7 @@ def _speed(device: Any) -> float:
     return 2 * width**3 / min(seconds) / 1e12
 
 
-def _gather(value: Any) -> list[Any]:
+def _gather(value: Json) -> list[Json]:
     """The JSON value of each process."""
     if jax.process_count() == 1:
         return [json.loads(json.dumps(value))]
@@ -120,7 +121,7 @@ def _gather(value: Any) -> list[Any]:
     return [json.loads(bytes(row[:size])) for row, size in zip(rows, sizes, strict=True)]
 
 
-def _together(everyone: list[Any], folder: Path) -> Iterator[Finding]:
+def _together(everyone: list[Json], folder: Path) -> Iterator[Finding]:
     """Compare the processes: versions, clocks, the folder."""
     names = ", ".join(dict.fromkeys(each["host"] for each in everyone))
     yield Finding("good", "processes", f"all {len(everyone)} answer ({names}), with {jax.device_count()} devices")

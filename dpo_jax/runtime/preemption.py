@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
@@ -34,7 +34,7 @@ class Notice:
 
     def __init__(self) -> None:
         self._reached = False
-        self._before: Any = None
+        self._before: Callable[[int, FrameType | None], object] | int | None = None
 
     def __enter__(self) -> Notice:
         return self

@@ -6,7 +6,6 @@ import logging
 import sys
 import threading
 import time
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -68,7 +67,7 @@ class Progress:
 def tell_briefly() -> None:
     """Shorten what other libraries say of failed threads, from now on and in the whole process."""
 
-    def tell(failed: Any) -> None:
+    def tell(failed: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
         say("beside", f"{getattr(failed.exc_type, '__name__', failed.exc_type)}: {_first_line(str(failed.exc_value))}")
 
     threading.excepthook = tell

@@ -12,15 +12,17 @@ import shutil
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import changed, digest_folder, read_sealed, sealed_steps, write_sealed
+from dpo_jax.files import Json, changed, digest_folder, read_sealed, sealed_steps, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
+
+T = TypeVar("T")
 
 
 class Checkpoints:
@@ -44,11 +46,11 @@ class Checkpoints:
         """The newest sealed step."""
         return max(self.steps(), default=None)
 
-    def record(self, step: int) -> dict[str, Any]:
+    def record(self, step: int) -> Json:
         """The record that was saved beside the arrays of a sealed step."""
         return self._sealed(step)["record"]
 
-    def save(self, step: int, state: TrainState, record: dict[str, Any]) -> None:
+    def save(self, step: int, state: TrainState, record: Json) -> None:
         """Start to write a step and return; it is sealed in the background, its failure shows here at the next."""
         self.wait()
         target = self._folder / str(step)
@@ -84,7 +86,7 @@ class Checkpoints:
         if self._pending is not None and jax.process_count() == 1:  # of several, one that is gone would be waited for
             futures.wait([self._pending])
 
-    def _seal(self, step: int, record: dict[str, Any]) -> None:
+    def _seal(self, step: int, record: Json) -> None:
         target = self._folder / str(step)
         try:
             for writer in self._writers.values():
@@ -123,13 +125,13 @@ class Checkpoints:
         self._verify(step)
         return self._read(step, "frozen", like)
 
-    def restore_loss_state(self, step: int, like: Any) -> Any:
+    def restore_loss_state(self, step: int, like: T) -> T:
         """The loss state alone."""
         self._verify(step)
         leaves = _numbered(like)
         return _with_leaves(like, self._read(step, "memory", leaves) if leaves else {})
 
-    def _read(self, step: int, name: str, like: Any) -> Any:
+    def _read(self, step: int, name: str, like: T) -> T:
         target = self._folder / str(step) / name
         reader = self._writers[name]
         metadata: Any = reader.metadata(target).item_metadata
@@ -143,7 +145,7 @@ class Checkpoints:
             says = f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written."
             raise UserError(f"{says} {self._go_back(step)}")
 
-    def _sealed(self, step: int) -> dict[str, Any]:
+    def _sealed(self, step: int) -> Json:
         try:
             return read_sealed(self._folder / f"{step}.json", "record", "digests")
         except UserError as error:
@@ -170,16 +172,16 @@ def _trees(state: TrainState) -> dict[str, Any]:
     return {"params": state.params, "rest": rest} | {name: tree for name, tree in apart.items() if tree}
 
 
-def _numbered(tree: Any) -> dict[str, Any]:
+def _numbered(tree: object) -> dict[str, jax.Array]:
     """The leaves of a tree by number: Orbax has no place for its empty parts."""
     return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(tree))}
 
 
-def _with_leaves(tree: Any, numbered: dict[str, Any]) -> Any:
+def _with_leaves(tree: T, numbered: dict[str, jax.Array]) -> T:
     return jax.tree.unflatten(jax.tree.structure(tree), [numbered[str(index)] for index in range(len(numbered))])
 
 
-def _check_same(target: Path, stored: Any, wanted: Any) -> None:
+def _check_same(target: Path, stored: object, wanted: object) -> None:
     """Refuse another tree, shape or dtype: Orbax would cast without a word."""
     others = jax.tree_util.tree_leaves_with_path(stored)
     leaves = jax.tree_util.tree_leaves_with_path(wanted)

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.training.state import TrainState
-from dpo_jax.types import Knobs
+from dpo_jax.types import Knobs, Params
 
-Step = Callable[[Any, Any, Any], tuple[Any, Any]]
+Step = Callable[[TrainState, Any, Knobs], tuple[TrainState, dict[str, jax.Array]]]
 After = Callable[[int, TrainState], tuple[TrainState, dict[str, float]]]
 """Steps done and the state -> the state to go on with, and numbers that are logged with those of the step."""
 _NAMED_ROWS = 64
@@ -76,7 +76,7 @@ class Callbacks:
     save: Callable[[int, TrainState], None]  # steps done, and the state after them
     after: After | None = None  # each step, before the state is saved
     stops: Callable[[], bool] = lambda: False  # asked after each step; the state is then saved and returned
-    watched: Callable[[], AbstractContextManager[Any]] = (
+    watched: Callable[[], AbstractContextManager[object]] = (
         nullcontext  # around each step and the numbers of the one before
     )
 
@@ -155,7 +155,7 @@ def train_loop(
 
 
 @jax.jit
-def _finite(params: Any) -> jax.Array:
+def _finite(params: Params) -> jax.Array:
     return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
@@ -184,7 +184,7 @@ def traced(step: Step, folder: Path, *, done: int, start_step: int, num_steps: i
         return
     on = False
 
-    def watched(state: Any, batch: Any, knobs: Any) -> tuple[Any, Any]:
+    def watched(state: TrainState, batch: object, knobs: Knobs) -> tuple[TrainState, dict[str, jax.Array]]:
         nonlocal done, on
         if done == start_step:
             jax.block_until_ready(state)  # what was asked for before is not in the trace

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +100,7 @@ class WandbSink:
         project: str,
         group: str,
         stage: str,
-        config: Mapping[str, Any],
+        config: Mapping[str, object],
         resume_step: int | None = None,
     ) -> None:
         """`group` is what its trainings have in common.

@@ -20,7 +20,7 @@ class TrainState(NamedTuple):
 
     step: jax.Array  # int32 []
     params: Params
-    optimizer: Any
+    optimizer: optax.OptState
     key: jax.Array  # uint32, the data of a random key; each step folds its number in
     loss_state: Any = ()  # what the objective remembers from batch to batch; small
     frozen: Params | None = None  # without gradient: the base under an adapter, or the reference where the step runs it
@@ -39,7 +39,7 @@ def state_shardings(
     *,
     loss_state: Any = (),
     frozen: Params | None = None,
-) -> Any:
+) -> TrainState:
     """The sharding of each leaf of the train state, as a `TrainState`.
 
     `loss_state` is one like that of the state, `frozen` the shardings of its frozen parameters, if it has any.
@@ -71,7 +71,7 @@ def create_state(
     seed: int,
     loss_state: Any = (),
     frozen: Params | None = None,
-) -> Any:
+) -> TrainState:
     """The state before the first step. `params` and `frozen` are used up: they become the state's own buffers."""
     born = jax.jit(_born(optimizer, seed), out_shardings=shardings, donate_argnums=(0, 1))
     return born(params, frozen, loss_state)
@@ -84,7 +84,7 @@ def state_shapes(
     *,
     loss_state: Any = (),
     frozen: Params | None = None,
-) -> Any:
+) -> TrainState:
     """The state as shapes with their shardings, from those of the parameters; nothing is allocated."""
     shapes = jax.eval_shape(_born(optimizer, 0), params, frozen, loss_state)
     return jax.tree.map(lambda x, to: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=to), shapes, shardings)

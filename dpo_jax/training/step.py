@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,10 @@ from dpo_jax.training.optimizer import Schedule
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Knobs, Objective, Params
 
+T = TypeVar("T")
 
-def gradients(objective: Objective, state: TrainState, batch: Any, knobs: Knobs, key: jax.Array) -> tuple:
+
+def gradients(objective: Objective, state: TrainState, batch: object, knobs: Knobs, key: jax.Array) -> tuple:
     """(loss, metrics, loss_state), gradient of a batch whose arrays have a leading axis of micro-batches."""
     objective = objective._replace(loss=jax.named_scope("loss")(objective.loss))
     counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weigh)(batch))
@@ -64,10 +66,10 @@ def _without_loss_state(results: tuple, gradient: Params) -> tuple:
     return (loss, metrics, ()), gradient
 
 
-def _summed(part: Callable[[jax.Array], Any], count: int) -> Any:
+def _summed(part: Callable[[jax.Array], T], count: int) -> T:
     """The sum of `part(index)` over all indices, one at a time."""
 
-    def accumulate(total: Any, index: jax.Array) -> tuple[Any, None]:
+    def accumulate(total: T, index: jax.Array) -> tuple[T, None]:
         return jax.tree.map(jnp.add, total, part(index)), None
 
     shapes = jax.eval_shape(part, jax.ShapeDtypeStruct((), jnp.int32))
@@ -81,7 +83,7 @@ def make_step(
     schedule: Schedule,
     *,
     shardings: TrainState,
-    batch_shardings: Any,
+    batch_shardings: object,
 ) -> Callable[[TrainState, Any, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
     """`step(state, batch, knobs) -> (state, metrics)`, jitted once for each shape; the old state is donated.
 
@@ -96,7 +98,7 @@ def make_step(
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
-        def unless_skipped(new: Any, old: Any) -> Any:
+        def unless_skipped(new: T, old: T) -> T:
             return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old)
 
         with jax.named_scope("optimizer"):

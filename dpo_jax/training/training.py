@@ -68,7 +68,7 @@ class Program(NamedTuple):
     step: Callable[..., tuple]
     optimizer: optax.GradientTransformation
     shardings: TrainState
-    batch_shardings: Any
+    batch_shardings: object
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Training:
         """The traced numbers of a step, counted from 0."""
         return {"learning_rate": self.learning_rate, **self.hyperparams(step)}
 
-    def program(self, mesh: Mesh, batch_shardings: Any) -> Program:
+    def program(self, mesh: Mesh, batch_shardings: object) -> Program:
         """The step for batches that lie like this."""
         beside = param_shardings(mesh, self.model.tree) if self.frozen else None
         shardings = state_shardings(mesh, self.model.trained, self.optimizer, loss_state=self.loss_state, frozen=beside)
