@@ -11,7 +11,7 @@ import yaml
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Origins, locate, mistake
 
 Settings = dict[str, object]
 """Dotted key -> value, of one point."""
@@ -35,7 +35,7 @@ def read_points(grid: Sequence[str], grids: Sequence[Mapping[str, object]], orig
     labels = [label_of(point, points) for point in points]
     for label in labels:
         if labels.count(label) > 1:
-            raise UserError(f"{locate('sweep', origins)}: sweep: {label} is there twice.")
+            raise mistake("sweep", origins, f"{label} is there twice.")
     return points
 
 

@@ -25,7 +25,7 @@ from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
 from dpo_jax.models.costs import activation_bytes, matmul_parameters
 from dpo_jax.planning.outcomes import Call, Outcome, Rows, bytes_per_chip, held_bytes, measure
 from dpo_jax.planning.topologies import Machine
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Origins, mistake
 from dpo_jax.reference.store import Scores
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Batches
@@ -66,7 +66,7 @@ class Planned(TextExperiment):
                 return make_mesh(devices=self.machine.devices, **axes)
             sizes = mesh_sizes(self.machine.count, **axes)
         except ValueError as error:
-            raise UserError(f"{locate('mesh', self.origins)}: mesh: {error}.") from None
+            raise mistake("mesh", self.origins, f"{error}.") from None
         return AbstractMesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * len(sizes))
 
     @property
