@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.logprobs import responses
-from dpo_jax.reference import fingerprint, rows, store
+from dpo_jax.reference import fingerprint, store
 from dpo_jax.training import checkpoint, step
 from tests.data import test_layouts
 from tests.logprobs import test_distribution, test_responses, test_tokens
@@ -329,7 +329,7 @@ KEPT = [
             reads_back),
     Mistake("stores whole log-probs as heads", store.Store, "append", heads_are_whole, reads_back),
     Mistake("scores a repeated row twice", store.Store, "missing",
-            lambda right: lambda self, ids: np.flatnonzero(self._index.find(rows.as_ids(ids)) < 0),
+            lambda right: lambda self, ids: np.flatnonzero(self._index.find(fingerprint.as_ids(ids)) < 0),
             test_store.test_says_which_rows_are_missing_each_once),
     Mistake("knows ids by their first half", test_store, "as_ids", short_ids,
             test_store.test_ids_are_found_by_all_of_their_bytes),
