@@ -172,6 +172,8 @@ def test_run_workdir_and_exported_folder_judge_alike(inside: None):
     wanted, short = judged(None), ("--data.max_tokens", "12", "--data.max_prompt_tokens", "4")
     np.testing.assert_array_equal(judged("runs/demo", "--workdir", "runs/other", *short), wanted)
     np.testing.assert_allclose(judged("runs/demo/reward/export", "--workdir", "runs/other"), wanted, rtol=1e-5)
+    adapter = ("--workdir", "runs/other", "--lora", "{rank: 4}", "--export.lora", "adapter")  # the judge has none
+    np.testing.assert_allclose(judged("runs/demo/reward/export", *adapter), wanted, rtol=1e-5)
     assert np.all(judged("runs/demo/reward/export", *short) != wanted)  # a folder does not know how it was trained
     exported = load_file("runs/demo/reward/export/model.safetensors")
     assert exported["score.weight"].shape == (1, 32) and "lm_head.weight" not in exported
