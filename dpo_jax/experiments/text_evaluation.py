@@ -36,7 +36,7 @@ from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
 from dpo_jax.mesh import constrain
-from dpo_jax.reference.rows import as_ids
+from dpo_jax.reference.fingerprint import as_ids
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import PairBatch, Params, PreferencePair, Prompt, TokenRow
