@@ -65,7 +65,7 @@ def test_it_counts_what_is_odd_and_shows_rows_as_they_are_scored(experiment: Pat
 
 def test_training_says_the_odd_part(experiment: Path, capsys, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(train, "fit", lambda *_: None)
-    monkeypatch.setattr(text_steps, "say_how_fitted", lambda *_: None)
+    monkeypatch.setattr(text_steps, "say_how_fitted", lambda *_, **__: None)
     cli.main(["train", "e.yaml", "--loss.name", "simpo"])  # which needs no reference: no model runs
     said = capsys.readouterr().err
     assert "data.train: 1 pairs labelled both ways" in said and "data.eval: 1 rows that are also in data.train" in said
