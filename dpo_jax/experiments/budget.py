@@ -38,7 +38,7 @@ def steer_alpha(
     frozen: Callable[[TrainState], Params],
     steps: int,
 ) -> After | None:
-    """What is done after a step where a loss has `alpha: auto`: None if none has.
+    """The callback that steers a loss with `alpha: auto`; None if there is none.
 
     `steps` are those of the whole run; `policy` and `frozen` give the parameters of the policy and of the reference,
     which are asked for at a measurement. The prompts are the first ones of the training data, always the same; alpha
@@ -65,8 +65,8 @@ def steer_alpha(
         ours, theirs = (experiment.scorer(of(state), rows)[1].logps_nP[:, 0] for of in (policy, frozen))
         kl = float(np.mean(ours - theirs))
         own = state.loss_state[index]
-        found = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
-        moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in found.items()}
+        measured = {"alpha": next_alpha(kl, float(own["kl"]), done, steps, budget), "kl": kl}
+        moved = {key: place(own[key].sharding, np.array(value, np.float32)) for key, value in measured.items()}
         loss_state = (*state.loss_state[:index], {**own, **moved}, *state.loss_state[index + 1 :])
         return state._replace(loss_state=loss_state), {f"{name}/kl": kl}
 

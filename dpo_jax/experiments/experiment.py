@@ -175,7 +175,7 @@ class Experiment(abc.ABC, Generic[C]):
         return splits(self.mesh, "rows")
 
     def batch_shardings(self, batch: Any, *, micro_batches: bool) -> Any:
-        """Where the arrays of a batch lie; `micro_batches` says whether they have that leading axis."""
+        """Shardings of the arrays of a batch; `micro_batches` says whether they have that leading axis."""
         shardings: dict[str, Any] = {}
         for name, array in batch._asdict().items():
             if name not in self.batch_axes:  # a batch within the batch
@@ -194,21 +194,21 @@ class Experiment(abc.ABC, Generic[C]):
         return jax.tree.map(lambda array, to: place(to, array), batch, shardings)
 
     def start_params(self, *, held: bool | None = None) -> Params:
-        """Where the policy starts, and what the reference is: the result of fine-tuning, or the pretrained weights.
+        """The start of the policy, which is the reference: the result of fine-tuning, or the pretrained weights.
 
         Under an adapter they are held as they are used, unless `held` says otherwise.
         """
         held = self.config.lora is not None if held is None else held
         if not self.config.sft:
             return self.pretrained(held=held)
-        found = self.fine_tuned()
+        params = self.fine_tuned()
         if self.sft_model.lora:
-            merged = merge(self.pretrained(), found, self.sft_model.lora)
-            found = jax.device_put(merged, param_shardings(self.mesh, self.model.tree))
-        return jax.tree.map(jnp.asarray, found, self.model.held_dtypes()) if held else found
+            merged = merge(self.pretrained(), params, self.sft_model.lora)
+            params = jax.device_put(merged, param_shardings(self.mesh, self.model.tree))
+        return jax.tree.map(jnp.asarray, params, self.model.held_dtypes()) if held else params
 
     def fine_tuned(self) -> Params:
-        """What the fine-tuning has trained."""
+        """The parameters that the fine-tuning has trained."""
         return self.restored(self.sft_folder, "sft", self.sft_model)
 
     def fresh_adapter(self, model: Any, *, seed: int) -> Params:
@@ -226,20 +226,20 @@ class Experiment(abc.ABC, Generic[C]):
 
     def trained_params(self, base: Params | None = None) -> Params:
         """The policy of the newest checkpoint; an adapter is joined to its base, which is loaded if it is not given."""
-        found = self.trained_adapter()
-        return join(base or self.start_params(), found) if self.model.lora else found
+        trained = self.trained_adapter()
+        return join(base or self.start_params(), trained) if self.model.lora else trained
 
     def merged_params(self) -> Params:
         """The same as parameters of a plain model, in float32."""
-        found, lora = self.trained_adapter(), self.model.lora
-        return merge(self.start_params(held=False), found, lora) if lora else found
+        trained, lora = self.trained_adapter(), self.model.lora
+        return merge(self.start_params(held=False), trained, lora) if lora else trained
 
     def trained_adapter(self) -> Params:
-        """What the newest checkpoint holds: the adapter, or, without one, everything."""
+        """The parameters in the newest checkpoint: the adapter, or, without one, all."""
         return self.restored(self.workdir, "train", self.model)
 
     def restored(self, folder: Path, command: str, model: Any) -> Params:
-        """What `command` trained of `model`, from the newest checkpoint in `folder`."""
+        """The parameters of `model` that `command` trained, from the newest checkpoint in `folder`."""
         checkpoints, step = newest(folder, command)
         return checkpoints.restore_params(step, self.placed_shapes(model))
 

@@ -148,7 +148,7 @@ def restored(
 
 @contextlib.contextmanager
 def _whole_at_the_end(checkpoints: Checkpoints, sinks: Sequence[Sink]) -> Iterator[None]:
-    """What is being written becomes whole; after an error the sinks are closed too, with nothing said of their own."""
+    """Finish what is being written; after an error close the sinks too, with nothing said of their own."""
     try:
         yield
         checkpoints.close()

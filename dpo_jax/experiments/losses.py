@@ -149,11 +149,11 @@ def _budget(index: int, loss: str, options: dict[str, Any], origins: Origins) ->
             kind = "a whole number from 1 on" if whole else "a number above 0" if low > 0 else "a number"
             raise UserError(f"{at}.{name}: {kind} is wanted, not {value!r}.")
         asked[name] = int(number) if whole else number
-    found = KlBudget(**asked)
-    if not found.alpha_low <= found.alpha_start <= found.alpha_high:
-        raise UserError(f"{at}: alpha_start must lie between alpha_low and alpha_high; they are {found[-3:]}.")
+    budget = KlBudget(**asked)
+    if not budget.alpha_low <= budget.alpha_start <= budget.alpha_high:
+        raise UserError(f"{at}: alpha_start must lie between alpha_low and alpha_high; they are {budget[-3:]}.")
     options.pop("alpha")
-    return found
+    return budget
 
 
 def _number(value: Any) -> float | None:

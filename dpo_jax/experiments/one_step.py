@@ -64,18 +64,18 @@ def one_step(
     before = jax.tree.map(jnp.copy, state._replace(optimizer=()))  # the step uses its own up
     after, metrics = program.step(state, batch, knobs)
     apart = jax.jit(functools.partial(take_apart, training.objective), out_shardings=replicated(experiment.mesh))
-    found = jax.device_get(apart(before, after.params, batch, knobs))
+    step_taken = jax.device_get(apart(before, after.params, batch, knobs))
     return {
         "step": step,
         "learning_rate": config.optimizer.learning_rate,
         "grad_norm": float(metrics["grad_norm"]),
-        "unexplained": _unexplained(found),
-        "pairs": _lines(experiment, host.row_ids, found),
+        "unexplained": _unexplained(step_taken),
+        "pairs": _lines(experiment, host.row_ids, step_taken),
     }
 
 
 def take_apart(objective: Objective, before: TrainState, after: Params, batch: PairBatch, knobs: Any) -> Step:
-    """What the step from `before` to the parameters `after` did; each micro-batch of `batch` is one pair."""
+    """The effect of the step from `before` to the parameters `after`; each micro-batch of `batch` is one pair."""
     key = jax.random.fold_in(jax.random.wrap_key_data(before.key), before.step)
     counts = jax.tree.map(lambda x: x.sum(0), jax.vmap(objective.weigh)(batch))
     _, gradient = gradients(objective, before, batch, knobs, key)

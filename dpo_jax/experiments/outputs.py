@@ -56,14 +56,14 @@ def read_matched(config: OutputsConfig) -> Matched:
     by_prompt: dict[str, list[Output]] = defaultdict(list)
     for output in _outputs(config.reference, questions):
         by_prompt[output.prompt].append(output)
-    found, alone = Matched([], [], []), []
+    matched, alone = Matched([], [], []), []
     for output in _outputs(config.policy, questions):
         if not by_prompt[output.prompt]:
             alone.append(output.prompt)
             continue
-        found.prompts.append(Prompt(output.prompt, None, config.policy))
-        found.policy.append(output)
-        found.reference.append(by_prompt[output.prompt].pop(0))
+        matched.prompts.append(Prompt(output.prompt, None, config.policy))
+        matched.policy.append(output)
+        matched.reference.append(by_prompt[output.prompt].pop(0))
     left = [output.prompt for outputs in by_prompt.values() for output in outputs]
     for path, prompts in ((config.reference, alone), (config.policy, left)):
         if prompts:
@@ -72,8 +72,8 @@ def read_matched(config: OutputsConfig) -> Matched:
                 f"as {prompts[0][:80]!r}. Both have to answer the same prompts, equally often."
             )
     if config.difficulty is None:
-        return found
-    return found._replace(difficulty_n=_difficulty(config.difficulty, len(found.policy)))
+        return matched
+    return matched._replace(difficulty_n=_difficulty(config.difficulty, len(matched.policy)))
 
 
 def write_outputs(folder: Path, matched: Matched) -> None:
@@ -90,14 +90,14 @@ def write_outputs(folder: Path, matched: Matched) -> None:
 
 def _outputs(path: str, questions: Mapping[str, str]) -> list[Output]:
     uids = {prompt: uid for uid, prompt in questions.items()}
-    found = []
+    outputs = []
     for record in _records(path):
         output = _output(record, questions)
         generator = output.generator or Path(path).stem
-        found.append(output._replace(generator=generator, uid=output.uid or uids.get(output.prompt)))
-    if not found:
+        outputs.append(output._replace(generator=generator, uid=output.uid or uids.get(output.prompt)))
+    if not outputs:
         raise UserError(f"evaluation.outputs: {path} holds no responses.")
-    return found
+    return outputs
 
 
 def _output(record: Record, questions: Mapping[str, str]) -> Output:
@@ -129,42 +129,42 @@ def _output(record: Record, questions: Mapping[str, str]) -> Output:
 
 def _questions(path: str) -> dict[str, str]:
     """Arena-Hard's questions by their ids."""
-    found = {}
+    prompts = {}
     for record in _records(path):
         row = record.values
         try:
             prompt = row["prompt"] if "prompt" in row else row["turns"][0]["content"]
-            found[str(row["uid"] if "uid" in row else row["question_id"])] = _text(prompt)
+            prompts[str(row["uid"] if "uid" in row else row["question_id"])] = _text(prompt)
         except (LookupError, TypeError, ValueError):
             raise UserError(
                 f"{record.where}: no question: uid and prompt, or question_id and turns, are wanted."
             ) from None
-    return found
+    return prompts
 
 
 def _difficulty(path: str, rows: int) -> np.ndarray:
     """The column instruction_difficulty, as AlpacaEval's file has it, float [rows]."""
-    found = []
+    numbers = []
     for record in _records(path):
         try:
-            found.append(float(record.values["instruction_difficulty"]))
+            numbers.append(float(record.values["instruction_difficulty"]))
         except (LookupError, TypeError, ValueError):
             raise UserError(f"{record.where}: a number is wanted in the column instruction_difficulty.") from None
-    if len(found) != rows or not np.isfinite(found).all():
+    if len(numbers) != rows or not np.isfinite(numbers).all():
         raise UserError(
-            f"evaluation.outputs.difficulty: {path} has {len(found)} rows; {rows} finite numbers are wanted, one for "
+            f"evaluation.outputs.difficulty: {path} has {len(numbers)} rows; {rows} finite numbers are wanted, one for "
             "each response, in the order of evaluation.outputs.policy."
         )
-    return np.array(found)
+    return np.array(numbers)
 
 
 def _records(path: str) -> list[Record]:
-    found = []
+    records = []
     for record in paths.read({"path": path}):
         if isinstance(record, BadRow):
             raise record
-        found.append(record)
-    return found
+        records.append(record)
+    return records
 
 
 def _text(value: Any) -> str:

@@ -120,7 +120,7 @@ def _qualities(sides: Mapping[str, np.ndarray]) -> dict[str, Quality]:
 
 
 def _classes(experiment: PictureExperiment, sides: Mapping[str, np.ndarray], shown_n: np.ndarray) -> Classes:
-    """How often a classifier that learned from real samples sees the class that was asked for."""
+    """Shares of samples in which a classifier trained on real ones sees the class that was asked for."""
     rows = experiment.read("evaluation.classifier", experiment.config.evaluation.classifier, "samples", seed=0).rows
     labels_n, pixels_nX = np.array([row.shown for row in rows]), members(rows, 0)
     kept = len(rows) - max(1, len(rows) // 10)  # the last tenth says how good it is

@@ -53,7 +53,7 @@ def make_missing(experiment: PictureExperiment) -> None:
 
 
 def _settings(experiment: PictureExperiment) -> dict[str, Any]:
-    """What decides which pairs are made."""
+    """The settings that decide which pairs are made."""
     config = as_mapping(experiment.config)
     judge = config["pairs"]["judge"] or config["evaluation"]["judge"]
     return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
@@ -96,10 +96,10 @@ def _write(
     total = groups * options.samples
     shown = what_to_show(experiment, total, group=options.samples)
     with Progress("pairs", total, unit="samples") as progress:
-        found = sample(shown, total, purpose, progress.update)
-    scores_GS = np.asarray(judge.scores(found), np.float64).reshape(groups, options.samples)
+        samples = sample(shown, total, purpose, progress.update)
+    scores_GS = np.asarray(judge.scores(samples), np.float64).reshape(groups, options.samples)
     # Equal samples are no pair, as equal texts are none.
-    names = [hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest() for each in found]
+    names = [hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest() for each in samples]
     names_GS = [names[start : start + options.samples] for start in range(0, total, options.samples)]
     picked = select_pairs(scores_GS, names_GS, select=options.select, min_gap=options.min_gap)
     if not len(picked.prompts):
@@ -108,8 +108,8 @@ def _write(
     for group, chosen, rejected in zip(picked.prompts, picked.chosen, picked.rejected, strict=True):
         first = group * options.samples
         row: dict[str, Any] = {
-            "chosen": encoded(found[first + chosen]),
-            "rejected": encoded(found[first + rejected]),
+            "chosen": encoded(samples[first + chosen]),
+            "rejected": encoded(samples[first + rejected]),
             "chosen_score": float(scores_GS[group, chosen]),
             "rejected_score": float(scores_GS[group, rejected]),
         }

@@ -25,7 +25,7 @@ Sample = Callable[..., np.ndarray]
 
 
 def make_sampling(experiment: PictureExperiment, *, seed: int) -> Sample:
-    """How `sampling` of the configuration says, compiled once. `shown_n` is None where nothing is to be shown.
+    """The sampler that `sampling` of the configuration describes; `shown_n` is None where nothing is to be shown.
 
     Samples of one seed and `purpose`, a word, begin with the same noise for every model.
     """
@@ -55,16 +55,16 @@ def make_sampling(experiment: PictureExperiment, *, seed: int) -> Sample:
     ) -> np.ndarray:
         words_nW = row_words([_row_id(purpose, number) for number in range(count)])
         size = -(-min(options.batch_rows, count) // experiment.row_multiple) * experiment.row_multiple
-        found = []
+        parts = []
         for start in range(0, count, size):
             picks = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up
             words_BW = place(experiment.row_sharding(words_nW[picks]), words_nW[picks])
             condition = (
                 None if shown_n is None else present(place(experiment.row_sharding(shown_n[picks]), shown_n[picks]))
             )
-            found.append(jax.device_get(finished(params, words_BW, condition))[: count - start])
+            parts.append(jax.device_get(finished(params, words_BW, condition))[: count - start])
             told(min(start + size, count))
-        return np.concatenate(found)
+        return np.concatenate(parts)
 
     return sample
 

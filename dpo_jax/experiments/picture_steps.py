@@ -140,7 +140,7 @@ class PictureSteps(PictureExperiment, Steps):
         return scores_nP, np.asarray(preference_score(*jnp.asarray(scores_nP.T), **term.knobs(0)))
 
     def data_reports(self) -> list[SplitReport]:
-        """What was read and left out of each split, and what is odd about the rest."""
+        """Reports of each split: rows read and left out, and what is odd about the rest."""
         config = self.config
         splits: dict[str, Pictures] = {}
         if config.sft:
@@ -202,7 +202,7 @@ class PictureSteps(PictureExperiment, Steps):
 
     @property
     def shown_samples(self) -> int:
-        """How many sampled pictures its report shows."""
+        """Number of sampled pictures in its report."""
         return self.config.evaluation.shown
 
     def evaluate(self) -> Evaluation:

@@ -62,7 +62,7 @@ class PictureExperiment(Experiment[PictureConfig]):
 
     @property
     def shape(self) -> Shape:
-        """What every sample is brought to."""
+        """The shape that every sample is brought to."""
         wanted = self.config.pictures
         return Shape(wanted.frames, wanted.height, wanted.width, wanted.channels)
 
@@ -74,7 +74,7 @@ class PictureExperiment(Experiment[PictureConfig]):
         return (*frames, shape.height, shape.width, shape.channels)
 
     def row_sharding(self, array: np.ndarray) -> NamedSharding:
-        """How an array whose first axis are rows lies on the mesh."""
+        """Sharding of an array whose first axis are rows."""
         return named_sharding(self.mesh, ("rows", *[None] * (array.ndim - 1)), array.shape)
 
     @property
@@ -155,7 +155,7 @@ class PictureExperiment(Experiment[PictureConfig]):
         return born(jax.random.key(seed))
 
     def fine_tuned(self) -> Params:
-        """What the pre-training has made: the moving average of its parameters, if it keeps one."""
+        """The result of the pre-training: the moving average of its parameters, if it keeps one."""
         assert self.config.sft is not None
         if not self.config.sft.average:
             return super().fine_tuned()
@@ -278,7 +278,7 @@ class PictureExperiment(Experiment[PictureConfig]):
     def read(self, name: str, sources: Sequence[Source], layout: Any, *, seed: int | None = None) -> Pictures:
         """Rows of some sources; `name` is their key in the configuration. What was left out is said."""
         config = self.config
-        found = read_pictures(
+        pictures = read_pictures(
             sources,
             layout=layout,
             shape=self.shape,
@@ -287,10 +287,10 @@ class PictureExperiment(Experiment[PictureConfig]):
             on_error=config.data.on_error,
             seed=config.seed if seed is None else seed,
         )
-        notes = [f", {count} skipped ({reason})" for reason, count in found.skipped.items()]
-        notes += [f", {found.ties} ties left out"] if found.ties else []
-        say("data", f"{name}: {len(found.rows)} rows{''.join(notes)}")
-        return found
+        notes = [f", {count} skipped ({reason})" for reason, count in pictures.skipped.items()]
+        notes += [f", {pictures.ties} ties left out"] if pictures.ties else []
+        say("data", f"{name}: {len(pictures.rows)} rows{''.join(notes)}")
+        return pictures
 
     @cached_property
     def train_data(self) -> Pictures:

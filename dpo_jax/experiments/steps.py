@@ -94,7 +94,7 @@ class Steps(Experiment):
         """Says how well the start of the policy knows the chosen responses."""
 
     def callback(self, steps: int, store: Store | None) -> Callback | None:
-        """What happens after each of `steps` steps: measurements, and losses that are steered by them."""
+        """The callback after each of `steps` steps: measurements, and losses that are steered by them."""
         return None
 
     def check_start(self, state: TrainState, store: Store | None) -> None:
@@ -180,7 +180,7 @@ class Steps(Experiment):
 
     @abc.abstractmethod
     def data_reports(self) -> list[SplitReport]:
-        """What is in the rows of each split."""
+        """Reports of the rows of each split."""
 
     def warn_of_data(self) -> None:
         """Says what is odd about the rows before training."""
@@ -213,5 +213,5 @@ class Steps(Experiment):
 
     @property
     def shown_samples(self) -> int:
-        """How many sampled pictures its report shows."""
+        """Number of sampled pictures in its report."""
         return 0

@@ -84,13 +84,13 @@ def judge_context(experiment: TextExperiment, key: str) -> JudgeContext:
 
 def _heldout(experiment: TextExperiment, policy: Params, frozen: Params) -> Heldout:
     store, loss_state = heldout_store(experiment, lambda: frozen), experiment.restored_memory()
-    found = heldout(experiment.eval_data, experiment.terms, experiment.scorer, store, policy, loss_state)
-    compared = "held-out pairs" if found.rows is None else "comparisons of labelled rows"
-    said = f"{found.pairs} {compared}: accuracy {found.accuracy:.3f}, margin {found.margin:.2f} nats"
-    if found.calibration:
-        said += f", calibration error {found.calibration.expected_error:.3f}"
+    metrics = heldout(experiment.eval_data, experiment.terms, experiment.scorer, store, policy, loss_state)
+    compared = "held-out pairs" if metrics.rows is None else "comparisons of labelled rows"
+    said = f"{metrics.pairs} {compared}: accuracy {metrics.accuracy:.3f}, margin {metrics.margin:.2f} nats"
+    if metrics.calibration:
+        said += f", calibration error {metrics.calibration.expected_error:.3f}"
     say("evaluate", said)
-    return found
+    return metrics
 
 
 def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, judge: AnyJudge | None) -> Evaluation:

@@ -75,10 +75,10 @@ def _prompts(experiment: TextExperiment) -> list[Prompt]:
     sources = experiment.config.pairs.prompts
     if not sources:
         return experiment.train_data.prompts
-    found = read_prompt_sources(sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
-    for reason, count in found.skipped.items():
+    prompts = read_prompt_sources(sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
+    for reason, count in prompts.skipped.items():
         say("pairs", f"{count} prompts skipped ({reason})")
-    return found.rows
+    return prompts.rows
 
 
 def _answering(experiment: TextExperiment) -> tuple[Params, str]:
@@ -88,7 +88,7 @@ def _answering(experiment: TextExperiment) -> tuple[Params, str]:
 
 
 def score(judge: AnyJudge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:
-    """How good each response is, [N, S]: its own score, or its share of wins over the others to its prompt."""
+    """Quality of each response, [N, S]: its own score, or its share of wins over the others to its prompt."""
     samples = len(responses_NS[0])
     if isinstance(judge, Scoring):
         every = [prompt for prompt in prompts for _ in range(samples)]

@@ -46,10 +46,10 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
 
 def _read(experiment: TextExperiment, path: str | None) -> list[Prompt]:
     if path:
-        found = read_prompts(path, on_error=experiment.config.data.on_error)
-        for reason, count in found.skipped.items():
+        read = read_prompts(path, on_error=experiment.config.data.on_error)
+        for reason, count in read.skipped.items():
             say("sample", f"{path}: {count} skipped ({reason})")
-        return found.rows
+        return read.rows
     if not experiment.config.data.eval:
         raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
     return experiment.eval_data.prompts
@@ -59,10 +59,10 @@ def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: i
     objects = []
     for row, text in enumerate(texts):
         prompt = prompts[row // samples]
-        found: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
+        line: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
         if prompt.dataset is not None:
-            found["dataset"] = prompt.dataset
+            line["dataset"] = prompt.dataset
         if samples > 1:
-            found["sample"] = row % samples
-        objects.append(found)
+            line["sample"] = row % samples
+        objects.append(line)
     return objects

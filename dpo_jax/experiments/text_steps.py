@@ -260,7 +260,7 @@ class TextSteps(RewardExperiment, Steps):
         say("reward", f"wrote {folder} ({options.dtype}, for AutoModelForSequenceClassification{alone})")
 
     def data_reports(self) -> list[SplitReport]:
-        """What was read, cut and left out of each split, and what is odd about the rest."""
+        """Reports of each split: rows read, cut and left out, and what is odd about the rest."""
         held_out = self.eval_data if self.has_heldout else None
         return data_reports.reports_of(self.tokenizer, self.train_data, held_out)
 

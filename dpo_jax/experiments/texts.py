@@ -81,10 +81,10 @@ class TextExperiment(Experiment[Config]):
     @cached_property
     def resolved(self) -> Resolved:
         """The pretrained model's spec, and which tensor of the checkpoint is which parameter."""
-        found = resolve_spec(self.source)
-        if found.unknown:
-            say("model", f"config.json has keys that nobody knows, left unread: {', '.join(found.unknown)}")
-        return found
+        resolved = resolve_spec(self.source)
+        if resolved.unknown:
+            say("model", f"config.json has keys that nobody knows, left unread: {', '.join(resolved.unknown)}")
+        return resolved
 
     @cached_property
     def model(self) -> Model:
@@ -98,12 +98,12 @@ class TextExperiment(Experiment[Config]):
         """The form of attention: what is asked for, or the fastest that this machine and model can do."""
         spec, options = self.resolved.spec, self.config.model
         try:
-            found = choose_attention(options.attention, spec, options.dtype, self.device)
+            choice = choose_attention(options.attention, spec, options.dtype, self.device)
         except ValueError as error:
             raise UserError(f"{locate('model.attention', self.origins)}: model.attention: {error}") from None
-        if found.why:
-            say("model", f"attention: {found.name}, because {found.why}")
-        return found.name
+        if choice.why:
+            say("model", f"attention: {choice.name}, because {choice.why}")
+        return choice.name
 
     @cached_property
     def sft_model(self) -> Model:
@@ -184,7 +184,7 @@ class TextExperiment(Experiment[Config]):
 
     @property
     def tiles(self) -> dict[str, int]:
-        """How large the tiles of logits are."""
+        """Sizes of the tiles of logits."""
         return {f"tile_{name}": size for name, size in dataclasses.asdict(self.config.tiles).items()}
 
     @cached_property
@@ -228,15 +228,15 @@ class TextExperiment(Experiment[Config]):
 
     def pretrained(self, *, held: bool = False) -> Params:
         """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""
-        found, model = self.resolved, self.model
+        resolved, model = self.resolved, self.model
         dtypes = model.held_dtypes() if held else None
         return load_params(
             self.source,
             model,
-            found.rules,
+            resolved.rules,
             self.mesh,
             dtypes=dtypes,
-            skipped=found.skipped,
+            skipped=resolved.skipped,
             told=lambda loaded: say("model", str(loaded)),
         )
 
@@ -346,7 +346,7 @@ class TextExperiment(Experiment[Config]):
         return [*train, *([self.eval_data.rows] if self.has_heldout else [])]
 
     def restored_memory(self) -> tuple[Any, ...]:
-        """What the losses remember at the newest checkpoint of the training."""
+        """The loss state at the newest checkpoint of the training."""
         checkpoints, step = newest(self.workdir, "train")
         whole = replicated(self.mesh)
         blank = tuple(term.memory() for term in self.terms)

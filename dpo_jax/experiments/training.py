@@ -20,12 +20,12 @@ class Section(Protocol):
 
     @property
     def optimizer(self) -> OptimizerConfig:
-        """How it descends."""
+        """The optimizer."""
         ...
 
     @property
     def train(self) -> TrainConfig:
-        """How long, and in what portions."""
+        """Length and batches."""
         ...
 
 

@@ -26,12 +26,12 @@ class Trajectory(NamedTuple):
 
     @property
     def moved_2(self) -> np.ndarray:
-        """How far both halves came: the mean of the last tenth of the steps, less the start."""
+        """Distance that both halves came: the mean of the last tenth of the steps, less the start."""
         return np.array([ends(self.places_S2[:, half])[1] for half in (0, 1)])
 
 
 def read_trajectory(rows: Rows, *, where: str) -> Trajectory:
-    """What metrics.jsonl says of chosen and rejected.
+    """The course of chosen and rejected in metrics.jsonl.
 
     Raises:
         UserError: it says nothing; `where` names the file.

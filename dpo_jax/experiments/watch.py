@@ -54,13 +54,13 @@ def _make_sampler(experiment: TextExperiment) -> Callable[[int, Params], dict[st
     sample = experiment.evaluation_sampler(prompts)
 
     def write(done: int, params: Params) -> dict[str, float]:
-        found = sample(params, jax.random.key(experiment.config.seed))
+        samples = sample(params, jax.random.key(experiment.config.seed))
         lines = [
             json.dumps({"step": done, "instruction": prompt.text, "output": text}) + "\n"
-            for prompt, text in zip(prompts, found.texts, strict=True)
+            for prompt, text in zip(prompts, samples.texts, strict=True)
         ]
         write_atomic(experiment.workdir / "samples" / f"{done:06}.jsonl", "".join(lines))
-        tokens = sum(len(row.responses[0]) for row in found.rows)
-        return {"eval/sampled_tokens": tokens / len(found.rows)}
+        tokens = sum(len(row.responses[0]) for row in samples.rows)
+        return {"eval/sampled_tokens": tokens / len(samples.rows)}
 
     return write
