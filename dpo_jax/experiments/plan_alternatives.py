@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.planned import Planned, train_call
+from dpo_jax.experiments.planned import Planned
 from dpo_jax.experiments.rows import DataRows
 from dpo_jax.planning.outcomes import Alternative, Outcome
 from dpo_jax.runtime.progress import say
@@ -88,7 +88,7 @@ def try_micro_batches(planned: Planned, data: DataRows, *, full: bool) -> dict[s
     def fits(pairs: int) -> bool:
         changes = {"train.micro_batch_pairs": pairs} | ({"train.batch_pairs": pairs} if pairs > whole else {})
         rows = data if len(data.rows) >= pairs else data._replace(rows=[data.rows[0]] * pairs)
-        weigh = lambda other: other.measure(train_call(other, rows), full=full)  # noqa: E731
+        weigh = lambda other: other.measure(other.train_call(rows), full=full)  # noqa: E731
         tried[pairs] = step = _try(planned, weigh, changes)
         return step is not None and step["fits"]
 

@@ -37,6 +37,13 @@ _LOOKED_AT = 32
 _ROWS_READ = 4096
 
 
+class Lengths(NamedTuple):
+    """The rows that a plan counts with, and where their lengths come from."""
+
+    data: DataRows
+    origin: str
+
+
 class Planned(TextExperiment):
     """The experiment: nothing of it is read but its config.json, and nothing is allocated."""
 
@@ -84,6 +91,96 @@ class Planned(TextExperiment):
         """The config.json."""
         return self.outline.source
 
+    def find_lengths(self) -> Lengths:
+        """The first rows of the data if they can be read here, else the longest that the settings allow."""
+        try:
+            sources = self.config.data.train
+            data = read_rows(self.config, self.tokenizer, "data.train", sources, limit=_ROWS_READ)
+            return Lengths(data, f"the first {len(data.rows):,} rows of data.train")
+        except (UserError, OSError) as error:
+            longest, why = self.config.data.max_tokens, str(error).splitlines()[0].rstrip(".")
+            return Lengths(
+                self.largest_rows(),
+                f"the longest that data.max_tokens, {longest}, allows: a prompt of 1 token, {longest - 1} in each "
+                f"response (the data was not read: {why})",
+            )
+
+    def largest_rows(self) -> DataRows:
+        """As many rows as a batch holds, all their tokens in the responses: in no layout do others need more memory."""
+        losses, longest = self.config.loss, self.config.data.max_tokens
+        slots = 2 if needs_mismatched(losses) or not is_unpaired(losses) else 1
+        prompt, response = np.zeros(1, np.int32), np.zeros(longest - 1, np.int32)
+        count = max(self.config.train.batch_pairs, self.config.reference.batch_pairs)
+        rows = [TokenRow(f"{n}", prompt, (response,) * slots) for n in range(count)]
+        labels = np.arange(count) % 2 == 0 if is_unpaired(losses) else None
+        return DataRows(rows, [], desirable=labels)
+
+    def reference_call(self, data: DataRows) -> Call:
+        """The call of the reference pass, with the longest rows."""
+        shardings = param_shardings(self.mesh, self.model.tree)
+        arrays = next(iter(self.scoring_batches(data.rows))).arrays
+        params = _with_shardings(self._start_shapes(), shardings)
+        batch = _with_shardings(arrays, self.batch_shardings(arrays, micro_batches=False))
+        return Call(self.score, (params, batch), {"parameters": params, "batch": batch}, None, _rows(batch))
+
+    def train_call(self, data: DataRows) -> Call:
+        """The call of a training step, with the largest of the first batches."""
+        training = preference_training(self, data, _no_scores(data.rows) if self.reads_store else None)
+        arrays = _largest(training.batches)
+        program = training.program(self.mesh, self.batch_shardings(arrays, micro_batches=True))
+        state = training.state_shapes(program, self._start_shapes() if training.frozen else None)
+        batch = _with_shardings(arrays, program.batch_shardings)
+        held = {"parameters": state.params, "optimizer": state.optimizer, "frozen": state.frozen, "batch": batch}
+        return Call(program.step, (state, batch, training.knobs(0)), held, state.params, _rows(batch))
+
+    def analyse_train(self, data: DataRows) -> Outcome:
+        """The training step by arithmetic: sizes of arrays are exact, activations are a formula's."""
+        call = self.train_call(data)
+        config, mesh = self.config, self.mesh.shape
+        micro_batches, rows, length = call.rows["shape"]
+        activations = activation_bytes(
+            self.model.spec,
+            rows=-(-rows // self.row_multiple),
+            length=-(-length // mesh["sequence"]),
+            scored=call.rows["scored"],
+            width_bytes=jnp.dtype(config.model.dtype).itemsize,
+            remat=config.model.remat,
+            tensor=mesh["tensor"],
+            dense_attention=self.attention == "dense",
+            tile=(config.tiles.tokens, config.tiles.vocabulary),
+        )
+        at_once = 1 if micro_batches == 1 else 2  # of a micro-batch, beside the sum of those before
+        sizes = {
+            **held_bytes(call),
+            "gradients": at_once * bytes_per_chip(call.trained),
+            "gathered": self._gathered(),
+            "activations": activations.total,
+        }
+        needs, has = sum(sizes.values()), self.machine.chip.memory_bytes
+        return {
+            "rows": call.rows,
+            "bytes": sizes,
+            "activations": activations._asdict(),
+            "fits": needs <= has,
+            "needs": needs,
+            "has": has,
+        }
+
+    def _gathered(self) -> int:
+        """Bytes that fsdp gathers at one time: embedding, head and the matrices of one layer, in the compute dtype."""
+        mesh, model = self.mesh.shape, self.model
+        if mesh["fsdp"] == 1:
+            return 0
+        tables, layer = 2 * model.spec.vocabulary * model.spec.width, matmul_parameters(model.tree) // model.spec.layers
+        return (tables + layer) * jnp.dtype(model.dtype).itemsize // mesh["tensor"]
+
+    def _start_shapes(self) -> Params:
+        """The shapes of `start_params`."""
+        model = self.model
+        if model.lora is None:
+            return model.shapes
+        return jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), model.shapes, model.held_dtypes())
+
 
 def _with_setting(part: Any, key: Sequence[str], value: object) -> Any:
     name, *below = key
@@ -91,117 +188,13 @@ def _with_setting(part: Any, key: Sequence[str], value: object) -> Any:
     return dataclasses.replace(part, **{name: new})
 
 
-class Lengths(NamedTuple):
-    """The rows that a plan counts with, and where their lengths come from."""
-
-    data: DataRows
-    origin: str
-
-
-def find_lengths(experiment: TextExperiment) -> Lengths:
-    """The first rows of the data if they can be read here, else the longest that the settings allow."""
-    try:
-        sources = experiment.config.data.train
-        data = read_rows(experiment.config, experiment.tokenizer, "data.train", sources, limit=_ROWS_READ)
-        return Lengths(data, f"the first {len(data.rows):,} rows of data.train")
-    except (UserError, OSError) as error:
-        longest, why = experiment.config.data.max_tokens, str(error).splitlines()[0].rstrip(".")
-        return Lengths(
-            largest_rows(experiment),
-            f"the longest that data.max_tokens, {longest}, allows: a prompt of 1 token, {longest - 1} in each response "
-            f"(the data was not read: {why})",
-        )
-
-
-def largest_rows(experiment: TextExperiment) -> DataRows:
-    """As many rows as a batch holds, all their tokens in the responses: in no layout do others need more memory."""
-    losses, longest = experiment.config.loss, experiment.config.data.max_tokens
-    slots = 2 if needs_mismatched(losses) or not is_unpaired(losses) else 1
-    prompt, response = np.zeros(1, np.int32), np.zeros(longest - 1, np.int32)
-    count = max(experiment.config.train.batch_pairs, experiment.config.reference.batch_pairs)
-    rows = [TokenRow(f"{n}", prompt, (response,) * slots) for n in range(count)]
-    labels = np.arange(count) % 2 == 0 if is_unpaired(losses) else None
-    return DataRows(rows, [], desirable=labels)
-
-
-def reference_call(experiment: TextExperiment, data: DataRows) -> Call:
-    """The call of the reference pass, with the longest rows."""
-    shardings = param_shardings(experiment.mesh, experiment.model.tree)
-    arrays = next(iter(experiment.scoring_batches(data.rows))).arrays
-    params = _with_shardings(_start_shapes(experiment), shardings)
-    batch = _with_shardings(arrays, experiment.batch_shardings(arrays, micro_batches=False))
-    return Call(experiment.score, (params, batch), {"parameters": params, "batch": batch}, None, _rows(batch))
-
-
-def train_call(experiment: TextExperiment, data: DataRows) -> Call:
-    """The call of a training step, with the largest of the first batches."""
-    training = preference_training(experiment, data, _no_scores(data.rows) if experiment.reads_store else None)
-    arrays = _largest(training.batches)
-    program = training.program(experiment.mesh, experiment.batch_shardings(arrays, micro_batches=True))
-    state = training.state_shapes(program, _start_shapes(experiment) if training.frozen else None)
-    batch = _with_shardings(arrays, program.batch_shardings)
-    held = {"parameters": state.params, "optimizer": state.optimizer, "frozen": state.frozen, "batch": batch}
-    return Call(program.step, (state, batch, training.knobs(0)), held, state.params, _rows(batch))
-
-
 def _rows(batch: PairBatch) -> Rows:
     return {"shape": list(batch.tokens_RT.shape), "scored": batch.target_RN.shape[-1]}
-
-
-def analyse_train(planned: Planned, data: DataRows) -> Outcome:
-    """The training step by arithmetic: sizes of arrays are exact, activations are a formula's."""
-    call = train_call(planned, data)
-    config, mesh = planned.config, planned.mesh.shape
-    micro_batches, rows, length = call.rows["shape"]
-    activations = activation_bytes(
-        planned.model.spec,
-        rows=-(-rows // planned.row_multiple),
-        length=-(-length // mesh["sequence"]),
-        scored=call.rows["scored"],
-        width_bytes=jnp.dtype(config.model.dtype).itemsize,
-        remat=config.model.remat,
-        tensor=mesh["tensor"],
-        dense_attention=planned.attention == "dense",
-        tile=(config.tiles.tokens, config.tiles.vocabulary),
-    )
-    at_once = 1 if micro_batches == 1 else 2  # of a micro-batch, beside the sum of those before
-    sizes = {
-        **held_bytes(call),
-        "gradients": at_once * bytes_per_chip(call.trained),
-        "gathered": _gathered(planned),
-        "activations": activations.total,
-    }
-    needs, has = sum(sizes.values()), planned.machine.chip.memory_bytes
-    return {
-        "rows": call.rows,
-        "bytes": sizes,
-        "activations": activations._asdict(),
-        "fits": needs <= has,
-        "needs": needs,
-        "has": has,
-    }
-
-
-def _gathered(planned: Planned) -> int:
-    """Bytes that fsdp gathers at one time: embedding, head and the matrices of one layer, in the compute dtype."""
-    mesh, model = planned.mesh.shape, planned.model
-    if mesh["fsdp"] == 1:
-        return 0
-    tables, layer = 2 * model.spec.vocabulary * model.spec.width, matmul_parameters(model.tree) // model.spec.layers
-    return (tables + layer) * jnp.dtype(model.dtype).itemsize // mesh["tensor"]
 
 
 def _largest(batches: Batches) -> PairBatch:
     first = (batches.batch(step).arrays for step in range(min(_LOOKED_AT, batches.steps(1))))
     return max(first, key=lambda batch: (batch.tokens_RT.size, batch.target_RN.size))
-
-
-def _start_shapes(experiment: TextExperiment) -> Params:
-    """The shapes of `start_params`."""
-    model = experiment.model
-    if model.lora is None:
-        return model.shapes
-    return jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), model.shapes, model.held_dtypes())
 
 
 def _no_scores(rows: Sequence[TokenRow]) -> Scores:

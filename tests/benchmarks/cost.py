@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from work import SHAPES, keep, make_model, make_rows, parse, write_config
 
 from dpo_jax.config import load
-from dpo_jax.experiments.planned import Planned, find_lengths, train_call
+from dpo_jax.experiments.planned import Planned
 from dpo_jax.models.costs import matmul_parameters, pair_flops
 from dpo_jax.planning.compiled import Compiled, compile_program
 from dpo_jax.planning.outcomes import Call
@@ -60,7 +60,7 @@ def cost_of(point: Point, folder: Path, repeats: int) -> dict[str, float]:
     machine = Machine("cpu", Chip("CPU", 2**40, 1e12), point.devices, tuple(jax.devices()[: point.devices]))
     planned = Planned(*load(str(path)), command="", machine=machine)
     with jax.set_mesh(planned.mesh):
-        call = train_call(planned, find_lengths(planned).data)
+        call = planned.train_call(planned.find_lengths().data)
         compiled = compile_program(call.function, *call.arguments, devices=point.devices, full=True)
         assert isinstance(compiled, Compiled)
         seconds = cpu_seconds(call, repeats) if point.devices == 1 else float("nan")

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import plan, train
+from dpo_jax.commands import train
 from dpo_jax.config import load
-from dpo_jax.experiments import fit
-from dpo_jax.experiments.planned import Planned, _largest, find_lengths, largest_rows, reference_call, train_call
+from dpo_jax.experiments import fit, plan
+from dpo_jax.experiments.planned import Planned, _largest
 from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.planning.outcomes import bytes_per_chip
@@ -100,7 +100,7 @@ def test_data_that_is_not_there_is_replaced_by_the_longest_rows(capsys):
 )
 def test_no_rows_are_longer_than_the_longest(layout: str, shape: list[int]):
     setup = planned("--data.layout", layout)
-    batch = train_call(setup, largest_rows(setup)).arguments[1]
+    batch = setup.train_call(setup.largest_rows()).arguments[1]
     assert list(batch.tokens_RT.shape) == shape
 
 
@@ -174,8 +174,8 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
         patched.setattr(TextExperiment, "score", property(watched))
         train.run(setup)
     ours = planned(*overrides)
-    data = find_lengths(ours).data
-    calls = {"train": train_call(ours, data)} | ({} if overrides else {"reference": reference_call(ours, data)})
+    data = ours.find_lengths().data
+    calls = {"train": ours.train_call(data)} | ({} if overrides else {"reference": ours.reference_call(data)})
     with jax.set_mesh(ours.mesh):
         for name, call in calls.items():
             assert call.function.lower(*call.arguments).as_text() == called[name], name
@@ -209,7 +209,7 @@ def test_the_largest_of_the_first_batches_is_planned_for():
 def test_bytes_are_those_of_the_state(overrides: list[str]):
     """The compiler's count of what the step is given is that of the shapes, and the old state's place is used again."""
     setup = planned(*overrides)
-    call = train_call(setup, largest_rows(setup))
+    call = setup.train_call(setup.largest_rows())
     found = setup.measure(call, full=False)
     state, batch, _ = call.arguments
     read = bytes_per_chip((state, batch))
