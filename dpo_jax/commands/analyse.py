@@ -10,6 +10,6 @@ from dpo_jax.runtime.progress import say
 def run(experiment: Steps) -> None:
     """Writes WORKDIR/analysis.json for the newest checkpoint."""
     experiment.check_analysis()
-    path = experiment.workdir / "analysis.json"
+    path = experiment.run.analysis
     write_json(path, experiment.analyse())
     say("analyse", f"wrote {path}")

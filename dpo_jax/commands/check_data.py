@@ -14,6 +14,6 @@ def run(experiment: Steps) -> None:
     reports = experiment.data_reports()
     keep(experiment.workdir, reports)
     print("\n".join(as_text(reports)))
-    path = experiment.workdir / "data.html"
+    path = experiment.run.data_page
     write_atomic(path, as_html(f"Data of {experiment.workdir.name}", reports))
     say("data", f"wrote {path}")

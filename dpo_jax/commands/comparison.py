@@ -16,7 +16,7 @@ from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import write_atomic
 from dpo_jax.reporting.comparison import Comparison, render_comparison
 from dpo_jax.reporting.report import TEXTS, RunReport
-from dpo_jax.runs.run import session
+from dpo_jax.runs.run import Run, session
 from dpo_jax.runtime.progress import say
 
 _MOST_RUNS = 12
@@ -31,7 +31,14 @@ def run(experiment: Steps, others: Sequence[str]) -> None:
     """
     if experiment.report_kind is not TEXTS:
         raise UserError("command line: --compare is of experiments on texts.")
-    runs = _named([experiment.workdir, *(_workdir(text) for text in others)], experiment)
+    # What has been fine-tuned for this run may lie elsewhere; the others have their own.
+    folders = [experiment.workdir, *(_workdir(text) for text in others)]
+    sft_folders = [experiment.sft_folder, *(Run(folder).sft.folder for folder in folders[1:])]
+    unknown = {**session(experiment.command), "command": "not noted", "environment": {}}
+    runs = {
+        label: read_run(_evaluated(folder, like=folders[0]), sft_folder, unknown=unknown)
+        for label, folder, sft_folder in zip(_labels(folders), folders, sft_folders, strict=True)
+    }
     if len(runs) > _MOST_RUNS:
         raise UserError(f"command line: --compare: {len(runs)} runs; a plot tells {_MOST_RUNS} apart at most.")
     table = _settings(runs)
@@ -43,7 +50,7 @@ def run(experiment: Steps, others: Sequence[str]) -> None:
     lines = lines_of([dataclasses.replace(trial, settings={"run": trial.label}) for trial in trials])
     means = [line for line in lines_of(trials) if line.runs > 1]
     rows = [(key, *values) for key, values in table.items()]
-    path = experiment.workdir / "comparison.html"
+    path = experiment.run.comparison
     write_atomic(path, render_comparison(Comparison(experiment.command, runs, lines, means, rows)))
     say("report", f"wrote {path}")
 
@@ -58,30 +65,27 @@ def _workdir(text: str) -> Path:
     return Path(load(text)[0].workdir)
 
 
-def _named(folders: Sequence[Path], experiment: Steps) -> dict[str, RunReport]:
-    """The runs, each by the name of its folder, or by its path where the name says too little."""
+def _labels(folders: Sequence[Path]) -> list[str]:
+    """The names of the folders, or their paths where the names say too little."""
     for number, folder in enumerate(folders):
         if any(folder.resolve() == before.resolve() for before in folders[:number]):
             raise UserError(f"command line: --compare: {folder} is named twice.")
     names = [folder.name for folder in folders]
-    labels = names if len(set(names)) == len(names) else [str(folder) for folder in folders]
-    return {label: _evaluated(folder, experiment) for label, folder in zip(labels, folders, strict=True)}
+    return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def _evaluated(folder: Path, experiment: Steps) -> RunReport:
-    if not (folder / "config.yaml").exists() or not (folder / "metrics.jsonl").exists():
+def _evaluated(folder: Path, *, like: Path) -> Path:
+    """The folder of a run that has been evaluated; `like` is one, for messages."""
+    if not Run(folder).is_trained:
         raise UserError(
             f"{folder}: is no run: there is no config.yaml with a metrics.jsonl. Name the workdir of a run, such as "
-            f"{experiment.workdir}, or train it first."
+            f"{like}, or train it first."
         )
-    if not (folder / "evaluation.json").exists():
+    if not Run(folder).evaluation.exists():
         raise UserError(
             f"{folder}: the run has no evaluation yet; run `dpo-jax evaluate` with its configuration first."
         )
-    sft_folder = experiment.sft_folder if folder == experiment.workdir else folder / "sft"
-    return read_run(
-        folder, sft_folder, unknown={**session(experiment.command), "command": "not noted", "environment": {}}
-    )
+    return folder
 
 
 def _settings(runs: Mapping[str, RunReport]) -> dict[str, list[str]]:

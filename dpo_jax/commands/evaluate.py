@@ -12,6 +12,6 @@ def run(experiment: Steps) -> None:
     """Writes WORKDIR/evaluation.json for the newest checkpoint, or for the outputs that the configuration names."""
     if not experiment.has_evaluation:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
-    path = experiment.workdir / "evaluation.json"
+    path = experiment.run.evaluation
     write_json(path, experiment.evaluate().to_json())
     say("evaluate", f"wrote {path}")

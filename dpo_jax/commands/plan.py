@@ -34,7 +34,8 @@ def run(
     if topology is None:
         raise UserError("command line: plan: name the machine, such as --topology v5e:16x16.")
     share, limit = _number("mfu", mfu, _MFU, 1.0), _number("seconds", seconds, _SECONDS, float("inf"))
-    plan = make_plan(experiment, topology, Asked(share=share, seconds=limit, search=search, full=full))
+    asked = Asked(share=share, seconds=limit, search=search, full=full)
+    plan = make_plan(experiment.config, experiment.origins, topology, asked, command=experiment.command)
     show(plan)
     if json:
         write_json(Path(json), plan)

@@ -16,21 +16,21 @@ from dpo_jax.files import read_json, read_json_lines, write_atomic
 from dpo_jax.reading import read_yaml
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import RunReport, render
-from dpo_jax.runs.run import read_history, session
+from dpo_jax.runs.run import Run, read_history, session
 from dpo_jax.runtime.progress import say
 
 
 def run(experiment: Steps) -> None:
     """Writes WORKDIR/report.html."""
-    path = experiment.workdir / "report.html"
+    path = experiment.run.report
     write_atomic(path, render(gather(experiment)))
     say("report", f"wrote {path}")
 
 
 def gather(experiment: Steps) -> RunReport:
     """All that is known of the run of a configuration."""
-    found = read_run(experiment.workdir, experiment.sft_folder, unknown=session(experiment.command))
-    return found._replace(kind=experiment.report_kind, shown=experiment.shown_samples)
+    report = read_run(experiment.workdir, experiment.sft_folder, unknown=session(experiment.command))
+    return report._replace(kind=experiment.report_kind, shown=experiment.shown_samples)
 
 
 def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> RunReport:
@@ -39,35 +39,34 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
     Raises:
         UserError: nothing was trained there, or a file is damaged.
     """
-    metrics, sft_metrics = (_metric_rows(folder) for folder in (workdir, sft_folder))
+    run, metrics, sft_metrics = Run(workdir), _metric_rows(workdir), _metric_rows(sft_folder)
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
-    evaluation, fitted = _evaluation(workdir), workdir / "fitted.json"
+    evaluation = _evaluation(run)
     return RunReport(
-        title=workdir.name or str(workdir),
+        title=run.name,
         command=_commands(sessions),
         created=sessions[-1]["date"],
         environment=sessions[-1]["environment"],
         # What made it, not what is asked now.
-        config=read_yaml(workdir / "config.yaml")[0],
+        config=read_yaml(run.config)[0],
         metrics=metrics,
         sft_metrics=sft_metrics,
-        reward_metrics=_metric_rows(workdir / "reward"),
+        reward_metrics=_metric_rows(run.reward.folder),
         evaluation=evaluation,
-        reward=_evaluation(workdir / "reward").heldout,
-        analysis=_known(workdir / "analysis.json"),
-        fitted=Fitted.from_json(_known(fitted) or {}, where=str(fitted)),
-        data=[SplitReport(**split) for split in _known(workdir / "data.json") or ()],
+        reward=_evaluation(run.reward).heldout,
+        analysis=_known(run.analysis),
+        fitted=Fitted.from_json(_known(run.fitted) or {}, where=str(run.fitted)),
+        data=[SplitReport(**split) for split in _known(run.data) or ()],
         frontier=_frontier(evaluation),
-        pictures=_pictures(workdir / "samples.npz"),
+        pictures=_pictures(run.samples_arrays),
     )
 
 
-def _evaluation(folder: Path) -> Evaluation:
-    """The evaluation in a folder; an empty one where there is none."""
-    path = folder / "evaluation.json"
-    return Evaluation.from_json(_known(path) or {}, where=str(path))
+def _evaluation(run: Run) -> Evaluation:
+    """The evaluation of a run; an empty one where there is none."""
+    return Evaluation.from_json(_known(run.evaluation) or {}, where=str(run.evaluation))
 
 
 def _pictures(path: Path) -> dict[str, np.ndarray] | None:
@@ -97,7 +96,7 @@ def _known(path: Path) -> Any:
 
 def _metric_rows(folder: Path) -> list[dict[str, Any]]:
     """The lines of the metrics that a training wrote there; none where there are none."""
-    path = folder / "metrics.jsonl"
+    path = Run(folder).metrics
     rows = read_json_lines(path) if path.exists() else []
     for number, row in enumerate(rows, start=1):
         if not isinstance(row.get("step"), int):

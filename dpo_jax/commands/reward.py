@@ -18,14 +18,14 @@ from dpo_jax.runtime.progress import say
 def run(experiment: Steps) -> None:
     """Trains into WORKDIR/reward, says how often it is right on held-out pairs, and exports it."""
     term = experiment.reward_term()
-    check_sinks(experiment)
+    check_sinks(experiment.config.logging, experiment.origins)
     if experiment.reward_needs_start:
         reference.prepare(experiment)
     fit(experiment, experiment.reward_training(term))
     if experiment.has_heldout:
         rewards_nP, losses_n = experiment.heldout_rewards(term)
         heldout = dataclasses.replace(reward_metrics(rewards_nP), loss=float(losses_n.mean()))
-        path = experiment.workdir / "reward" / "evaluation.json"
+        path = experiment.run.reward.evaluation
         write_json(path, Evaluation(heldout=heldout).to_json())
         say(
             "reward",

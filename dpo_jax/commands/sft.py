@@ -12,6 +12,6 @@ def run(experiment: Steps) -> None:
     """Trains into the folder of the fine-tuning, WORKDIR/sft; does nothing where that is done."""
     if experiment.config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to train on first.")
-    check_sinks(experiment)
+    check_sinks(experiment.config.logging, experiment.origins)
     experiment.prepare()
     fit(experiment, experiment.sft_training())

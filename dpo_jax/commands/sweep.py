@@ -24,6 +24,7 @@ from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 
 
@@ -42,7 +43,7 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
         trials.append(_trial(experiment, label, settings, compiled, lean=lean))
-        write_json(experiment.workdir / "sweep.json", [trial.to_json() for trial in trials])
+        write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
         _write_tables(experiment, trials, [])
     left_out = [trial for trial in trials if trial.failed is not None]
     if len(left_out) == len(points):
@@ -57,8 +58,8 @@ def _write_tables(experiment: Steps, trials: Sequence[Trial], best: Sequence[Bes
     lines, left_out = lines_of(trials), [(trial.label, trial.failed) for trial in trials if trial.failed is not None]
     lines += best_of_lines(best, lines[0]) if lines else []
     table = make_table(lines, left_out)
-    write_atomic(experiment.workdir / "sweep.md", as_markdown(table))
-    write_atomic(experiment.workdir / "sweep.html", as_html(experiment.workdir.name, experiment.command, table, lines))
+    write_atomic(experiment.run.sweep_table, as_markdown(table))
+    write_atomic(experiment.run.sweep_page, as_html(experiment.workdir.name, experiment.command, table, lines))
 
 
 def _best_of(experiment: Steps, points: Sequence[Settings]) -> Sequence[BestOf]:
@@ -74,7 +75,7 @@ def _trial(base: Steps, label: str, settings: Settings, compiled: Callable[[], i
     """A point of the sweep, run; or, with the reason, one that could not be run."""
     try:
         point = point_of(base, label, settings)
-        kept = point.workdir / "point.json"
+        kept = point.run.point
         if kept.exists():
             done = Trial.from_json({"label": label, "settings": settings, **read_json(kept)}, where=str(kept))
             if _decides(done.config) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
@@ -98,13 +99,13 @@ def _trial(base: Steps, label: str, settings: Settings, compiled: Callable[[], i
     )
     write_json(kept, {key: value for key, value in trial.to_json().items() if key not in ("label", "settings")})
     if lean and jax.process_index() == 0:
-        shutil.rmtree(point.workdir / "checkpoints")
+        shutil.rmtree(point.run.checkpoints)
     return trial
 
 
 def _measured(workdir: Path) -> Evaluation:
     """The evaluation of a point, with the halves of its analysis, if there is one."""
-    path, analysis = workdir / "evaluation.json", workdir / "analysis.json"
+    path, analysis = Run(workdir).evaluation, Run(workdir).analysis
     evaluation = Evaluation.from_json(read_json(path), where=str(path))
     if not analysis.exists():
         return evaluation
@@ -130,7 +131,7 @@ def point_of(base: Steps, label: str, settings: Settings) -> Steps:
     Raises:
         UserError: the settings make none.
     """
-    store = base.config.reference.store or str(base.workdir / "stores")
+    store = base.config.reference.store or str(base.run.stores)
     own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}"]
     own += ["--evaluation.best_of=0"] if base.has_best_of else []
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]

@@ -12,7 +12,7 @@ from dpo_jax.experiments.stores import complete_store
 def run(experiment: Steps) -> None:
     """Trains into WORKDIR, after fine-tuning, pairs and reference pass where they are missing."""
     experiment.prepare()
-    check_sinks(experiment)
+    check_sinks(experiment.config.logging, experiment.origins)
     experiment.check()
     reference.prepare(experiment)
     start = Start(experiment.start_params)

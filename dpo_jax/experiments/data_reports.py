@@ -13,6 +13,7 @@ from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows
 from dpo_jax.experiments.rows import DataRows
 from dpo_jax.files import write_json
 from dpo_jax.reporting.data import Example, Piece, SplitReport
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import TokenRow
 
@@ -33,7 +34,7 @@ def reports_of(tokenizer: Any, train: DataRows, held_out: DataRows | None) -> li
 
 def keep(workdir: Path, reports: Sequence[SplitReport]) -> None:
     """Writes WORKDIR/data.json, without the examples: those are the data themselves."""
-    write_json(workdir / "data.json", [{**report._asdict(), "examples": [], "pictures": []} for report in reports])
+    write_json(Run(workdir).data, [{**report._asdict(), "examples": [], "pictures": []} for report in reports])
 
 
 def warn(reports: Sequence[SplitReport]) -> None:

@@ -15,7 +15,7 @@ from dpo_jax.config.resume import refuse_changes
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.experiments.sinks import open_sinks
-from dpo_jax.runs.run import note_session
+from dpo_jax.runs.run import Run, note_session
 from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.translate import sized_by
@@ -32,12 +32,12 @@ def fit(experiment: Experiment, training: Training) -> None:
     """Trains to the last step, from the newest checkpoint of its folder or from its start."""
     stage, folder = training.stage, training.folder
     record = {"config": as_mapping(experiment.config), "steps": training.steps}
-    checkpoints = Checkpoints(folder / "checkpoints", keep=training.pace.keep)
+    checkpoints = Checkpoints(Run(folder).checkpoints, keep=training.pace.keep)
     done = checkpoints.latest()
     if done is not None:
         refuse_changes(stage, checkpoints.record(done), record)
     # WORKDIR/config.yaml is of the policy, for its report: a fine-tuning writes it where there is none yet.
-    if stage == "train" or (stage == "sft" and not Checkpoints(experiment.workdir / "checkpoints").steps()):
+    if stage == "train" or (stage == "sft" and not Checkpoints(experiment.run.checkpoints).steps()):
         experiment.keep_config(experiment.workdir)
     elif stage == "reward":
         experiment.keep_config(folder)
@@ -109,7 +109,7 @@ def _run(
     profile = experiment.config.profile
     if profile.num_steps and profile.start_step >= steps:
         say(stage, f"no trace: profile.start_step is {profile.start_step}, and there are {steps} steps")
-    tracing = traced(program.step, training.folder / "profile", done=done, **dataclasses.asdict(profile))
+    tracing = traced(program.step, Run(training.folder).profile, done=done, **dataclasses.asdict(profile))
     limit = f"{section}train.step_timeout_seconds"
     dog, notice = Watchdog(stage, limit_seconds=pace.step_timeout_seconds, limit_name=limit), Notice()
     keeps_frozen = training.objective.refresh is not None

@@ -43,6 +43,7 @@ from dpo_jax.evaluation.records import Judged, JudgedSide
 from dpo_jax.evaluation.rewards import compare_rewards
 from dpo_jax.evaluation.winrate import order_effect, win_rate
 from dpo_jax.reading import Origins, locate
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import Prompt
@@ -118,7 +119,7 @@ def _http(options: HttpJudge, context: JudgeContext) -> Comparing:
     return http_judge(
         chat,
         template=_template(options.template, context),
-        cache=Cache(Path(options.cache) if options.cache else context.workdir / "verdicts.jsonl"),
+        cache=Cache(Path(options.cache) if options.cache else Run(context.workdir).verdicts),
         parallel=options.parallel,
         input_price=options.input_price,
         output_price=options.output_price,

@@ -58,7 +58,7 @@ def one_step(
     host = training.batches.batch(step)
     program = training.program(experiment.mesh, experiment.batch_shardings(host.arrays, micro_batches=True))
     frozen = base() if training.frozen and training.objective.refresh is None else None
-    state = restored(training, program, Checkpoints(experiment.workdir / "checkpoints"), step, frozen=frozen)
+    state = restored(training, program, Checkpoints(experiment.run.checkpoints), step, frozen=frozen)
     knobs = training.knobs(step)
     batch = experiment.place(host.arrays, micro_batches=True)
     before = jax.tree.map(jnp.copy, state._replace(optimizer=()))  # the step uses its own up

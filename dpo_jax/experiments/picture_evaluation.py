@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,13 +17,13 @@ from dpo_jax.evaluation.intervals import bootstrap_interval, in_words, share_int
 from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.records import Classes, Evaluation, Heldout, Judged, Quality, Seen, Sides
 from dpo_jax.evaluation.rewards import compare_rewards
-from dpo_jax.experiments.picture_judging import members, metrics_of, open_judge
+from dpo_jax.experiments.picture_judging import judge_context, members, metrics_of, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import write_atomic
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.types import Params
+from dpo_jax.types import Params, PictureRow
 
 
 class Drawn(NamedTuple):
@@ -47,7 +47,7 @@ def evaluate(experiment: PictureExperiment) -> Evaluation:
     of_samples = Evaluation()
     if experiment.config.evaluation.samples:
         of_samples = _of_samples(experiment, _draw(experiment, policy, base))
-    step = Checkpoints(experiment.workdir / "checkpoints").latest()
+    step = Checkpoints(experiment.run.checkpoints).latest()
     return dataclasses.replace(of_samples, step=step, heldout=heldout)
 
 
@@ -89,17 +89,18 @@ def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
     if drawn.shown is not None:
         arrays["shown"] = drawn.shown
     if options.judge:
-        judge = open_judge(experiment, options.judge, "evaluation.judge")
+        judge = open_judge(options.judge, judge_context(experiment, "evaluation.judge"))
         scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in drawn.sides.items()}
         judgement = compare_rewards(scores["policy"], scores["reference"], numbers, judge=judge.name)
         arrays |= {f"{name}_scores": values for name, values in scores.items()}
         wins = f"the policy wins {judgement.win_rate:.1%} ({in_words(judgement.win_rate_interval, '.1%')})"
         say("evaluate", f"{judge.name}: {wins}")
     if options.classifier and drawn.shown is not None and drawn.shown.ndim == 1:
-        classes = _classes(experiment, drawn.sides, drawn.shown)
+        rows = experiment.read("evaluation.classifier", options.classifier, "samples", seed=0).rows
+        classes = _classes(rows, drawn.sides, drawn.shown)
     sink = io.BytesIO()
     np.savez_compressed(sink, allow_pickle=False, **arrays)
-    write_atomic(experiment.workdir / "samples.npz", sink.getvalue())
+    write_atomic(experiment.run.samples_arrays, sink.getvalue())
     return Evaluation(metrics=_qualities(drawn.sides), judged=judgement, classes=classes)
 
 
@@ -119,9 +120,8 @@ def _qualities(sides: Mapping[str, np.ndarray]) -> dict[str, Quality]:
     return qualities
 
 
-def _classes(experiment: PictureExperiment, sides: Mapping[str, np.ndarray], shown_n: np.ndarray) -> Classes:
-    """Shares of samples in which a classifier trained on real ones sees the class that was asked for."""
-    rows = experiment.read("evaluation.classifier", experiment.config.evaluation.classifier, "samples", seed=0).rows
+def _classes(rows: Sequence[PictureRow], sides: Mapping[str, np.ndarray], shown_n: np.ndarray) -> Classes:
+    """Shares of samples in which a classifier trained on real rows sees the class that was asked for."""
     labels_n, pixels_nX = np.array([row.shown for row in rows]), members(rows, 0)
     kept = len(rows) - max(1, len(rows) // 10)  # the last tenth says how good it is
     classify = _classifier(pixels_nX[:kept], labels_n[:kept])

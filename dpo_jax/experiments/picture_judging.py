@@ -14,12 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.config import load
-from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, QualityJudge, ScorerConfig, ScorerJudge
+from dpo_jax.config.pictures import (
+    PictureConfig,
+    PictureJudgeConfig,
+    PicturesConfig,
+    QualityJudge,
+    ScorerConfig,
+    ScorerJudge,
+)
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json
 from dpo_jax.objectives.diffusion import pixels
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
 from dpo_jax.scorers.quality import METRICS, OF_IMAGES, fit_weights, measured, quality_scores
@@ -35,23 +43,44 @@ class PictureJudge(NamedTuple):
     scores: Callable[[np.ndarray], np.ndarray]
 
 
-def open_judge(experiment: PictureExperiment, config: PictureJudgeConfig, key: str) -> PictureJudge:
-    """The judge that the configuration names at `key`.
+class JudgeContext(NamedTuple):
+    """The surroundings of a judge: its key in the configuration, pictures, training rows, and runs with a scorer."""
+
+    key: str
+    at: str  # file and line of the key
+    pictures: PicturesConfig
+    train_rows: Callable[[], Sequence[PictureRow]]
+    owner: Callable[[str | None], PictureExperiment]  # of the scorer in a WORKDIR, by default of this one
+
+
+def open_judge(config: PictureJudgeConfig, context: JudgeContext) -> PictureJudge:
+    """The judge that the configuration names.
 
     Raises:
         UserError: an unknown metric, one that pictures do not have, or there is no scorer yet.
     """
-    return PICTURE_JUDGES[config.name](experiment, config, key)
+    return PICTURE_JUDGES[config.name](config, context)
 
 
-def _quality(experiment: PictureExperiment, config: QualityJudge, key: str) -> PictureJudge:
+def judge_context(experiment: PictureExperiment, key: str) -> JudgeContext:
+    """The surroundings of the judge that the configuration names there."""
+
+    def owner(model: str | None) -> PictureExperiment:
+        return experiment if model is None else _other(experiment, model)
+
+    pictures = experiment.config.pictures
+    return JudgeContext(key, experiment.at(key), pictures, lambda: experiment.train_data.rows, owner)
+
+
+def _quality(config: QualityJudge, context: JudgeContext) -> PictureJudge:
     for name in (*config.weights, *config.metrics):
-        allowed = METRICS if (experiment.config.pictures.frames or 1) > 1 else OF_IMAGES
+        allowed = METRICS if (context.pictures.frames or 1) > 1 else OF_IMAGES
         if name not in allowed:
             raise UserError(
-                f"{experiment.at(key)}: {key}: quality metric {name!r} is unknown here. {nearest(name, allowed)}"
+                f"{context.at}: {context.key}: quality metric {name!r} is unknown here. {nearest(name, allowed)}"
             )
-    weights = {name: float(weight) for name, weight in config.weights.items()} or _fitted(experiment, config.metrics)
+    weights = {name: float(weight) for name, weight in config.weights.items()}
+    weights = weights or _fitted(context.train_rows(), config.metrics)
     told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
 
     @jax.jit
@@ -89,9 +118,8 @@ def members(rows: Sequence[PictureRow], slot: int) -> np.ndarray:
     return np.stack([row.samples[slot]() for row in rows])
 
 
-def _fitted(experiment: PictureExperiment, metrics: Sequence[str]) -> dict[str, float]:
-    """Weights under which the preferences of data.train are likeliest."""
-    rows = experiment.train_data.rows
+def _fitted(rows: Sequence[PictureRow], metrics: Sequence[str]) -> dict[str, float]:
+    """Weights under which the preferences of the training rows are likeliest."""
     if len(rows[0].samples) < 2:
         raise UserError("quality metrics are fitted to pairs, and data.train has labelled samples; give weights.")
     sides = [
@@ -104,9 +132,8 @@ def _fitted(experiment: PictureExperiment, metrics: Sequence[str]) -> dict[str, 
     return weights
 
 
-def scorer_of(experiment: PictureExperiment, config: ScorerConfig) -> Scorer:
-    """The network that `reward` asks for."""
-    pictures = experiment.config.pictures
+def scorer_of(pictures: PicturesConfig, config: ScorerConfig) -> Scorer:
+    """The network that `reward` asks for, for such pictures."""
     spec = ScorerSpec(
         channels=pictures.channels,
         clips=pictures.frames is not None,
@@ -116,29 +143,33 @@ def scorer_of(experiment: PictureExperiment, config: ScorerConfig) -> Scorer:
     return make_scorer(spec, dtype=config.dtype)
 
 
-def _scorer(experiment: PictureExperiment, config: ScorerJudge, key: str) -> PictureJudge:
+def _other(experiment: PictureExperiment, model: str) -> PictureExperiment:
+    """The experiment whose scorer lies in the WORKDIR `model`."""
+    path = Run(Path(model)).reward.config
+    if not path.exists():
+        raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
+    config, origins = load(str(path))
+    assert isinstance(config, PictureConfig)
+    theirs, ours = config.pictures, experiment.config.pictures
+    if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
+        raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
+    owner = PictureExperiment(config, origins, command=experiment.command)
+    owner.workdir = Path(model)
+    return owner
+
+
+def _scorer(config: ScorerJudge, context: JudgeContext) -> PictureJudge:
     """The scorer of this run, or of another one's WORKDIR."""
-    owner, model = experiment, config.model
-    if model is not None:
-        path = Path(model) / "reward" / "config.yaml"
-        if not path.exists():
-            raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
-        other, origins = load(str(path))
-        assert isinstance(other, PictureConfig)
-        owner = PictureExperiment(other, origins, command=experiment.command)
-        owner.workdir = Path(model)
-        theirs, ours = other.pictures, experiment.config.pictures
-        if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
-            raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
+    owner = context.owner(config.model)
     assert owner.config.reward is not None
-    scorer = scorer_of(owner, owner.config.reward)
-    params = owner.restored(owner.workdir / "reward", "reward", scorer)
+    scorer = scorer_of(owner.config.pictures, owner.config.reward)
+    params = owner.restored(owner.run.reward.folder, "reward", scorer)
 
     @jax.jit
     def scores(samples_nX: jax.Array) -> jax.Array:
         return scorer.scores(params, pixels(samples_nX))
 
-    path = owner.workdir / "reward" / "evaluation.json"
+    path = owner.run.reward.evaluation
     measured = Evaluation.from_json(read_json(path), where=str(path)) if path.exists() else Evaluation()
     accuracy = measured.heldout.accuracy
     told = "" if accuracy is None else f", right on {accuracy:.1%} of held-out pairs"

@@ -5,11 +5,9 @@ Dimension key: G groups, S samples in a group; X stands for all axes of a sample
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,11 @@ import jax
 import numpy as np
 
 from dpo_jax.config import as_mapping
+from dpo_jax.config.pictures import PicturePairsConfig
 from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.selection import select_pairs
-from dpo_jax.experiments.picture_judging import PictureJudge, open_judge
+from dpo_jax.experiments.picture_judging import PictureJudge, judge_context, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json, write_atomic, write_json
@@ -44,7 +43,7 @@ def make_missing(experiment: PictureExperiment) -> None:
     if not record.exists() or not all(file.exists() for file in wanted):
         make(experiment, experiment.start_params())
         return
-    old, new = read_json(record), _settings(experiment)
+    old, new = read_json(record), _settings(as_mapping(experiment.config))
     if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
         raise UserError(
             f"{experiment.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the "
@@ -52,9 +51,8 @@ def make_missing(experiment: PictureExperiment) -> None:
         )
 
 
-def _settings(experiment: PictureExperiment) -> dict[str, Any]:
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
     """The settings that decide which pairs are made."""
-    config = as_mapping(experiment.config)
     judge = config["pairs"]["judge"] or config["evaluation"]["judge"]
     return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
 
@@ -65,7 +63,7 @@ def make(experiment: PictureExperiment, params: Params) -> None:
     assert options is not None
     asked = options.judge or experiment.config.evaluation.judge
     assert asked is not None
-    judge = open_judge(experiment, asked, "pairs.judge" if options.judge else "evaluation.judge")
+    judge = open_judge(asked, judge_context(experiment, "pairs.judge" if options.judge else "evaluation.judge"))
     seed = experiment.config.seed if options.seed is None else options.seed
     sample = make_sampling(experiment, seed=seed)
     if jax.process_index() == 0:
@@ -75,29 +73,22 @@ def make(experiment: PictureExperiment, params: Params) -> None:
         (experiment.heldout_file, options.heldout, "held-out pairs"),
     ):
         if groups:
-            _write(experiment, judge, functools.partial(sample, params), file, groups, purpose)
-    write_json(experiment.pairs_folder / _RECORD, _settings(experiment))
+            shown = what_to_show(experiment, groups * options.samples, group=options.samples)
+            with Progress("pairs", groups * options.samples, unit="samples") as progress:
+                samples = sample(params, shown, groups * options.samples, purpose, progress.update)
+            _write(file, options, judge, samples, shown)
+    write_json(experiment.pairs_folder / _RECORD, _settings(as_mapping(experiment.config)))
     meet("pairs written")
 
 
 def _write(
-    experiment: PictureExperiment,
-    judge: PictureJudge,
-    sample: Callable[..., np.ndarray],
-    file: Path,
-    groups: int,
-    purpose: str,
+    file: Path, options: PicturePairsConfig, judge: PictureJudge, samples: np.ndarray, shown: np.ndarray | None
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    options = experiment.config.pairs
-    assert options is not None
-    total = groups * options.samples
-    shown = what_to_show(experiment, total, group=options.samples)
-    with Progress("pairs", total, unit="samples") as progress:
-        samples = sample(shown, total, purpose, progress.update)
-    scores_GS = np.asarray(judge.scores(samples), np.float64).reshape(groups, options.samples)
+    total = len(samples)
+    scores_GS = np.asarray(judge.scores(samples), np.float64).reshape(-1, options.samples)
     # Equal samples are no pair, as equal texts are none.
     names = [hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest() for each in samples]
     names_GS = [names[start : start + options.samples] for start in range(0, total, options.samples)]

@@ -112,7 +112,7 @@ class PictureSteps(PictureExperiment, Steps):
     @property
     def _scorer(self) -> Scorer:
         assert self.config.reward is not None
-        return scorer_of(self, self.config.reward)
+        return scorer_of(self.config.pictures, self.config.reward)
 
     def reward_training(self, term: Term) -> Training:
         """A scorer's training, from random parameters."""
@@ -122,7 +122,7 @@ class PictureSteps(PictureExperiment, Steps):
         return make_training(
             section,
             stage="reward",
-            folder=self.workdir / "reward",
+            folder=self.run.reward.folder,
             model=model,
             start=lambda: init(jax.random.key(seed)),
             objective=scoring_objective(model),
@@ -134,7 +134,7 @@ class PictureSteps(PictureExperiment, Steps):
     def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
         """Scores [n, P] of the held-out pairs, and their losses [n]."""
         model, rows = self._scorer, self.eval_data.rows
-        params = self.restored(self.workdir / "reward", "reward", model)
+        params = self.restored(self.run.reward.folder, "reward", model)
         score = jax.jit(lambda samples: model.scores(params, pixels(samples)))
         scores_nP = np.stack([in_parts(score, members(rows, slot)) for slot in (0, 1)], axis=1)
         return scores_nP, np.asarray(preference_score(*jnp.asarray(scores_nP.T), **term.knobs(0)))
@@ -174,7 +174,7 @@ class PictureSteps(PictureExperiment, Steps):
         shown, sample = what_to_show(self, count), make_sampling(self, seed=self.config.seed)
         with Progress("sample", count, unit="samples") as progress:
             samples = sample(params, shown, count, "samples", progress.update)
-        folder, suffix = Path(output) if output else self.workdir / "samples", "npy" if samples.ndim == 5 else "png"
+        folder, suffix = Path(output) if output else self.run.samples_folder, "npy" if samples.ndim == 5 else "png"
         by_class = shown is not None and shown.ndim == 1
         for number, each in enumerate(samples):
             at = folder / str(shown[number]) if shown is not None and by_class else folder

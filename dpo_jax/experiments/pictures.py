@@ -33,6 +33,7 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.store import Errors
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.state import param_shardings
@@ -253,7 +254,7 @@ class PictureExperiment(Experiment[PictureConfig]):
 
     def store_folder(self, fingerprint: Fingerprint, *, heldout_only: bool = False) -> Path:
         """The store of this model; runs of other draws have their own."""
-        root, config = Path(self.config.reference.store or self.workdir / "stores"), self.config
+        root, config = Path(self.config.reference.store or self.run.stores), self.config
         return root / f"pictures-{fingerprint['weights'][:12]}-{config.reference.draws}-of-{config.seed}"
 
     def stored_rows(self, *, heldout_only: bool = False) -> list[Sequence[PictureRow]]:
@@ -268,12 +269,12 @@ class PictureExperiment(Experiment[PictureConfig]):
     @property
     def pairs_file(self) -> Path:
         """The pairs that the model made itself, for training."""
-        return self.pairs_folder / "pairs.parquet"
+        return Run(self.pairs_folder).pictures
 
     @property
     def heldout_file(self) -> Path:
         """The same, held out."""
-        return self.pairs_folder / "heldout.parquet"
+        return Run(self.pairs_folder).heldout_pictures
 
     def read(self, name: str, sources: Sequence[Source], layout: Any, *, seed: int | None = None) -> Pictures:
         """Rows of some sources; `name` is their key in the configuration. What was left out is said."""

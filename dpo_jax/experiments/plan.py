@@ -8,16 +8,17 @@ import tempfile
 import jax
 import numpy as np
 
+from dpo_jax.config import Config
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired
 from dpo_jax.experiments.plan_alternatives import try_alternatives, try_micro_batches
 from dpo_jax.experiments.planned import Lengths, Planned
-from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.models.costs import forward_flops, matmul_parameters, pair_flops
 from dpo_jax.planning.outcomes import Outcome, Plan
 from dpo_jax.planning.tables import gib
 from dpo_jax.planning.topologies import open_machine
+from dpo_jax.reading import Origins
 from dpo_jax.runtime.progress import say
 
 
@@ -31,7 +32,7 @@ class Asked:
     full: bool
 
 
-def make_plan(experiment: TextExperiment, topology: str, asked: Asked) -> Plan:
+def make_plan(config: Config, origins: Origins, topology: str, asked: Asked, *, command: str) -> Plan:
     """The plan of an experiment for a machine.
 
     Raises:
@@ -43,8 +44,8 @@ def make_plan(experiment: TextExperiment, topology: str, asked: Asked) -> Plan:
     except ValueError as error:
         raise UserError(f"command line: --topology {error}") from None
     with tempfile.TemporaryDirectory() as scratch:
-        config = dataclasses.replace(experiment.config, workdir=scratch)
-        planned = Planned(config, experiment.origins, command=experiment.command, machine=machine)
+        config = dataclasses.replace(config, workdir=scratch)
+        planned = Planned(config, origins, command=command, machine=machine)
         lengths = planned.find_lengths()
         plan = _analysed(planned, lengths, asked.share)
         if machine.devices is not None:

@@ -22,6 +22,7 @@ from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.models.lora import merge
 from dpo_jax.reading import typed
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
@@ -37,7 +38,7 @@ class RewardExperiment(TextExperiment):
     @property
     def reward_folder(self) -> Path:
         """The folder of the reward model."""
-        return self.workdir / "reward"
+        return self.run.reward.folder
 
     @cached_property
     def reward_model(self) -> RewardModel:
@@ -91,7 +92,7 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
     """
     folder = Path(location) if location else experiment.workdir
     opened = RewardExperiment(experiment.config, experiment.origins, command=experiment.command)
-    if location is None or (folder / "config.yaml").exists() or (folder / "reward").exists():
+    if location is None or Run(folder).exists:
         owner = opened.other(_config_of(folder))
         if location is None:
             owner.sft_folder = experiment.sft_folder  # that of a point of a sweep is shared
@@ -122,7 +123,7 @@ def _answered(number: str, prompt: Prompt, response: str) -> Completion:
 
 def _config_of(folder: Path) -> Config:
     """The configuration of the run in a folder, as it was when its reward model was trained."""
-    checkpoints = Checkpoints(folder / "reward" / "checkpoints")
+    checkpoints = Checkpoints(Run(folder).reward.checkpoints)
     step = checkpoints.latest()
     if step is None:
         raise UserError(

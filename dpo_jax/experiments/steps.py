@@ -82,7 +82,7 @@ class Steps(Experiment):
         """The training of `train`: checked before its first step, and watched during it."""
         data = self.train_data
         scores = store.lookup(row_ids_of(data.rows)) if store else None
-        if Checkpoints(self.workdir / "checkpoints").latest() is None:
+        if Checkpoints(self.run.checkpoints).latest() is None:
             self.say_how_fitted(store, start)
         elif not self.model.lora:
             start.forget()  # a resumed policy is read from there: the reference must not lie beside it

@@ -25,6 +25,7 @@ from dpo_jax.files import read_json_lines
 from dpo_jax.losses import PairLogps
 from dpo_jax.mesh import constrain
 from dpo_jax.reference.store import Scores, Store
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ from dpo_jax.types import PairBatch, Params, TokenRow
 def analyse(experiment: TextExperiment) -> dict[str, Any]:
     """The analysis of the newest checkpoint, as it is written."""
     options, workdir = experiment.config.analysis or AnalysisConfig(), experiment.workdir
-    step, log = Checkpoints(workdir / "checkpoints").latest(), workdir / "metrics.jsonl"
+    step, log = Checkpoints(Run(workdir).checkpoints).latest(), Run(workdir).metrics
     if step is None or not log.exists():
         raise UserError(f"{workdir}: there is no trained run yet; run `dpo-jax train` first.")
     trajectory = read_trajectory(read_json_lines(log), where=str(log))

@@ -37,6 +37,7 @@ from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
 from dpo_jax.mesh import constrain
 from dpo_jax.reference.fingerprint import as_ids
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import PairBatch, Params, PreferencePair, Prompt, TokenRow
@@ -50,7 +51,7 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
         matched = read_matched(options.outputs)
         answered = f"{len(matched.prompts)} responses in {options.outputs.policy} and in {options.outputs.reference}"
         say("evaluate", answered)
-        return dataclasses.replace(compare(matched, judge, folder=workdir / "outputs"), settings=settings)
+        return dataclasses.replace(compare(matched, judge, folder=Run(workdir).outputs), settings=settings)
     frozen = experiment.start_params()
     policy = experiment.trained_params(frozen)
     parts: dict[str, Any] = {"settings": settings}
@@ -116,7 +117,7 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
     }
     matched = Matched(prompts, outputs["policy"], outputs["reference"])
     written = {side: samples.written for side, samples in sampled.items()}
-    judgement = compare(matched, judge, folder=experiment.workdir / "outputs", written=written)
+    judgement = compare(matched, judge, folder=experiment.run.outputs, written=written)
     return dataclasses.replace(measured, texts=judgement.texts, judged=judgement.judged, samples=judgement.samples)
 
 

@@ -37,7 +37,7 @@ def write(experiment: TextExperiment, output: str | None) -> None:
             f"{locate('pairs', experiment.origins)}: pairs: nobody says which response is better: name pairs.judge, "
             "such as {name: lexicon}."
         )
-    path = Path(output) if output else experiment.workdir / "pairs.jsonl"
+    path = Path(output) if output else experiment.run.pairs
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
     if experiment.config.sampling.samples < 2:
@@ -82,7 +82,7 @@ def _prompts(experiment: TextExperiment) -> list[Prompt]:
 
 
 def _answering(experiment: TextExperiment) -> tuple[Params, str]:
-    if Checkpoints(experiment.workdir / "checkpoints").latest() is None:
+    if Checkpoints(experiment.run.checkpoints).latest() is None:
         return experiment.start_params(), "the model with which training starts"
     return experiment.trained_params(), "the trained policy"
 

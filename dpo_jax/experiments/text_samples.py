@@ -21,7 +21,7 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
     around it), generator, dataset where the prompt's row names one, and, of several to a prompt, sample (from 0).
     JSON Lines; a file called .json holds one array, the only JSON that AlpacaEval opens.
     """
-    path = Path(output) if output else experiment.workdir / "samples.jsonl"
+    path = Path(output) if output else experiment.run.samples
     if path.is_dir():
         raise UserError(f"command line: --output {path} is a directory; name a file.")
     samples, name = experiment.config.sampling.samples, "reference" if reference else "policy"

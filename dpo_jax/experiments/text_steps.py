@@ -42,6 +42,7 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import TEXTS
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Training
@@ -106,7 +107,7 @@ class TextSteps(RewardExperiment, Steps):
     def say_how_fitted(self, store: Store | None, start: Start) -> None:
         """Says the perplexity of chosen responses where training starts, and before fine-tuning."""
         base = (lambda: self.pretrained(held=True)) if self.config.sft else None
-        say_how_fitted(self.train_data, self.scorer, store, start, base=base, path=self.workdir / "fitted.json")
+        say_how_fitted(self.train_data, self.scorer, store, start, base=base, path=self.run.fitted)
 
     def callback(self, steps: int, store: Store | None) -> Callback | None:
         """Steers alpha by the KL, and measures held-out rows and samples, where the configuration asks for that."""
@@ -181,7 +182,7 @@ class TextSteps(RewardExperiment, Steps):
         """Scores of the best of n responses of the start; measured once, and kept in WORKDIR/best_of.json."""
         config = as_mapping(self.config)
         asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
-        path, wanted = self.workdir / "best_of.json", json.loads(json.dumps(deciding("sft", config) | asked))
+        path, wanted = self.run.best_of, json.loads(json.dumps(deciding("sft", config) | asked))
         if path.exists() and (kept := read_json(path))["settings"] == wanted:
             return Evaluation.from_json(kept, where=str(path)).best_of
         table = text_evaluation.measure_best_of(self, self.start_params(), text_evaluation.judge_of(self))
@@ -246,7 +247,7 @@ class TextSteps(RewardExperiment, Steps):
 
     def export_reward(self) -> None:
         """Writes the reward model as a Hugging Face folder, WORKDIR/reward/export."""
-        options, folder = self.config.export, self.reward_folder / "export"
+        options, folder = self.config.export, Run(self.reward_folder).export
         can_pad = export_reward(
             folder,
             self.merged_reward(),
@@ -285,15 +286,15 @@ class TextSteps(RewardExperiment, Steps):
         """
         config, lora = self.config, self.model.lora
         if fine_tuned:
-            self._export_weights(self.sft_folder / "export", self.start_params(held=False), card=None)
+            self._export_weights(Run(self.sft_folder).export, self.start_params(held=False), card=None)
             return
-        folder = self.workdir / "export"
+        folder = self.run.export
         if config.export.lora == "merged" or lora is None:
             self._export_weights(folder, self.merged_params(), card=card())
             return
         base = config.model.weights
         if config.sft:
-            base = str((self.sft_folder / "export").resolve())
+            base = str(Run(self.sft_folder).export.resolve())
             self._export_weights(Path(base), self.start_params(held=False), card=None)
         rules, adapter = self.resolved.rules, self.trained_adapter()
         export_adapter(folder, adapter, lora, rules, base=base, tokenizer=self.tokenizer, card=card())

@@ -329,7 +329,7 @@ class TextExperiment(Experiment[Config]):
     def store_folder(self, fingerprint: Fingerprint, *, heldout_only: bool = False) -> Path:
         """The store of this model on these sources, named by what the user calls them."""
         config = self.config
-        root = Path(config.reference.store) if config.reference.store else self.workdir / "stores"
+        root = Path(config.reference.store) if config.reference.store else self.run.stores
         weights = str(self.sft_folder) if config.sft else config.model.weights
         sources = (*(() if heldout_only else config.data.train), *config.data.eval)
         named: list[Any] = [weights, [dict(source) for source in sources]]

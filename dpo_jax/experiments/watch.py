@@ -59,7 +59,7 @@ def _make_sampler(experiment: TextExperiment) -> Callable[[int, Params], dict[st
             json.dumps({"step": done, "instruction": prompt.text, "output": text}) + "\n"
             for prompt, text in zip(prompts, samples.texts, strict=True)
         ]
-        write_atomic(experiment.workdir / "samples" / f"{done:06}.jsonl", "".join(lines))
+        write_atomic(experiment.run.samples_folder / f"{done:06}.jsonl", "".join(lines))
         tokens = sum(len(row.responses[0]) for row in samples.rows)
         return {"eval/sampled_tokens": tokens / len(samples.rows)}
 
