@@ -212,7 +212,9 @@ def test_planted_arrow_is_named(house: Path, file: str, line: str, complaint: st
 def test_allowed_arrows_are_not_named(house: Path):
     _append(house / "dpo_jax/training/checkpoint.py", "import orbax.checkpoint\nfrom dpo_jax import errors, files")
     _append(house / "dpo_jax/diffusion/planted.py", "from flax import nnx\nfrom ..mesh import constrain")
-    _append(house / "dpo_jax/experiments/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x")
+    _append(
+        house / "dpo_jax/experiments/planted.py", "from dpo_jax import losses, models\nfrom dpo_jax.training import x"
+    )
     assert not illegal_arrows(house)
 
 

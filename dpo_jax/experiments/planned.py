@@ -22,7 +22,7 @@ from dpo_jax.experiments.rows import DataRows, read_rows
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
-from dpo_jax.models.costs import activation_bytes, matmul_parameters
+from dpo_jax.models.costs import MicroBatch, activation_bytes, matmul_parameters
 from dpo_jax.planning.outcomes import Call, Outcome, Rows, bytes_per_chip, held_bytes, measure
 from dpo_jax.planning.topologies import Machine
 from dpo_jax.reading import Origins, mistake
@@ -140,9 +140,7 @@ class Planned(TextExperiment):
         micro_batches, rows, length = call.rows["shape"]
         activations = activation_bytes(
             self.model.spec,
-            rows=-(-rows // self.row_multiple),
-            length=-(-length // mesh["sequence"]),
-            scored=call.rows["scored"],
+            MicroBatch(-(-rows // self.row_multiple), -(-length // mesh["sequence"]), call.rows["scored"]),
             width_bytes=jnp.dtype(config.model.dtype).itemsize,
             remat=config.model.remat,
             tensor=mesh["tensor"],

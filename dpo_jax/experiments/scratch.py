@@ -49,7 +49,7 @@ def make(config: Config, origins: Origins, mesh: Mesh) -> None:
     model = make_model(resolved.spec)
     shardings = param_shardings(mesh, model.tree)
     params = jax.jit(model.init, out_shardings=shardings)(jax.random.key(options.seed))
-    export_folder(folder, params, model, resolved.rules, source, tokenizer=tokenizer)
+    export_folder(folder, params, model, resolved.rules, source)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     say("scratch", f"wrote {folder}: {size:,} random parameters, {len(tokenizer):,} tokens")
 

@@ -48,7 +48,7 @@ from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
 from dpo_jax.weights.adapter import export_adapter
-from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.reward import export_reward
 
 
@@ -254,8 +254,7 @@ class TextSteps(RewardExperiment, Steps):
             self.reward_model,
             self.source,
             ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
-            dtype=options.dtype,
-            max_shard_bytes=file_bytes(options.max_shard_size),
+            files=Files(options.dtype, file_bytes(options.max_shard_size)),
         )
         alone = "" if can_pad else "; its tokenizer has no token to pad with, so score one sequence at a time"
         say("reward", f"wrote {folder} ({options.dtype}, for AutoModelForSequenceClassification{alone})")
@@ -308,10 +307,8 @@ class TextSteps(RewardExperiment, Steps):
             self.model,
             self.resolved.rules,
             self.source,
-            tokenizer=self.tokenizer,
             skipped=self.resolved.skipped,
-            dtype=options.dtype,
-            max_shard_bytes=file_bytes(options.max_shard_size),
+            files=Files(options.dtype, file_bytes(options.max_shard_size)),
             card=card,
         )
         say("export", f"wrote {folder} ({options.dtype})")

@@ -88,33 +88,38 @@ class Activations(NamedTuple):
         return sum(self)
 
 
+class MicroBatch(NamedTuple):
+    """The rows of a micro-batch on one chip."""
+
+    rows: int
+    length: int  # tokens of a row, on one chip
+    scored: int  # scored tokens of a row
+
+
 def activation_bytes(
     spec: Spec,
+    batch: MicroBatch,
     *,
-    rows: int,
-    length: int,
-    scored: int,
     width_bytes: int,
     remat: str,
     tensor: int = 1,
     dense_attention: bool = True,
     tile: tuple[int, int] = (2048, 16384),
 ) -> Activations:
-    """Activations of `rows` rows of `length` tokens on one chip, of which `scored` each are scored.
+    """Activations of a micro-batch on one chip.
 
     An estimate to a few tenths, for machines without a compiler; it is tested against one.
 
     Args:
         spec: the model.
-        rows: of a micro-batch, on one chip.
-        length: tokens of a row, on one chip.
-        scored: scored tokens of a row.
+        batch: its rows.
         width_bytes: bytes of a number in the compute dtype.
         remat: a name of `stack.REMAT_POLICIES`.
         tensor: into how many parts heads and MLP are split.
         dense_attention: True if the scores of a layer exist as an array.
         tile: tokens and columns of the vocabulary of a tile of logits.
     """
+    rows, length, scored = batch
     tokens = rows * length
     heads, keys = spec.heads * spec.head_size // tensor, spec.kv_heads * spec.head_size // tensor
     dots = (heads + 2 * keys + spec.width + 2 * spec.mlp_width // tensor) * width_bytes

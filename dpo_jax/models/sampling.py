@@ -53,28 +53,28 @@ def generate(
     batch_rows: int,
     samples: int = 1,
     temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
     progress: Callable[[int], None] = lambda responses: None,
+    **cut: float,
 ) -> list[np.ndarray]:
     """Return `samples` responses (int32 ids, with their stop token if they came to one) to each prompt, in order.
 
     Response i to prompt p is row `p * samples + i` and draws from that row's stream; `batch_rows` sets speed alone.
     All batches have one shape, so that one compilation serves them: the longest prompt sets the width, and the last
-    batch repeats its last prompt. `progress` is called with the number of responses so far.
+    batch repeats its last prompt. `progress` is called with the number of responses so far; `cut` are `top_p` and
+    `top_k` of `draw`.
 
     Raises:
         ValueError: a prompt has no tokens.
     """
     if not all(map(len, prompts)):
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no tokens")
-    width = max(map(len, prompts), default=0)
+    width, cut = max(map(len, prompts), default=0), {"top_p": 1.0, "top_k": 0, **cut}
     rows = [prompt for prompt in prompts for _ in range(samples)]
     responses: list[np.ndarray] = []
     for start in range(0, len(rows), batch_rows):
         real = rows[start : start + batch_rows]
         batch = _batch(real, width, batch_rows)
-        sampled = sampler(params, *batch, key, temperature, start, top_p=top_p, top_k=top_k)
+        sampled = sampler(params, *batch, key, temperature, start, **cut)
         tokens_RM, lengths_R = jax.device_get(sampled)
         responses += [tokens_RM[row, : lengths_R[row]] for row in range(len(real))]
         progress(len(responses))

@@ -28,7 +28,7 @@ from dpo_jax.weights.load import is_stacked, leaf, tensor_names
 from dpo_jax.weights.source import WeightsSource
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    pass
 
 EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -42,6 +42,13 @@ class _Tensor(NamedTuple):
     size: int  # elements
 
 
+class Files(NamedTuple):
+    """The form of exported weights."""
+
+    dtype: str = "float32"  # a name of `EXPORT_DTYPES`
+    max_shard_bytes: int = 5 * 2**30  # of one file
+
+
 def export_folder(
     folder: Path,
     params: Params,
@@ -49,10 +56,8 @@ def export_folder(
     rules: Sequence[TensorRule],
     source: WeightsSource,
     *,
-    tokenizer: PreTrainedTokenizerFast,
     skipped: Sequence[str] = (),
-    dtype: str = "float32",
-    max_shard_bytes: int = 5 * 2**30,
+    files: Files = Files(),
     card: str | None = None,
 ) -> None:
     """Write weights, configs, tokenizer, model card and digests; an earlier export at `folder` is replaced.
@@ -63,6 +68,7 @@ def export_folder(
     Raises:
         UserError: an unknown `dtype`, or `folder` holds something that is not an export.
     """
+    dtype = files.dtype
     if dtype not in EXPORT_DTYPES:
         raise UserError(f"export dtype {dtype!r} is not supported. {nearest(dtype, EXPORT_DTYPES)}")
     copied = [
@@ -77,10 +83,10 @@ def export_folder(
             config = {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
             write_json(partial / "config.json", config)
             write_json(partial / "generation_config.json", source.generation_config)
-            tokenizer.save_pretrained(str(partial))
+            source.tokenizer().save_pretrained(str(partial))
             if card is not None:
                 write_atomic(partial / "README.md", card)
-        _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), max_shard_bytes)
+        _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), files.max_shard_bytes)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.models.families import TensorRule
 from dpo_jax.models.heads import RewardModel, make_reward_model
 from dpo_jax.types import Params
-from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.resolve import Resolved, resolve_family
 from dpo_jax.weights.source import WeightsSource
@@ -41,8 +41,7 @@ def export_reward(
     source: WeightsSource,
     *,
     ends: Collection[int],
-    dtype: str = "float32",
-    max_shard_bytes: int = 5 * 2**30,
+    files: Files = Files(),
 ) -> bool:
     """Write a folder as `export_folder` does; the tokenizer is that of the source, with padding on the right.
 
@@ -68,10 +67,8 @@ def export_reward(
         params,
         model,
         rules,
-        source._replace(config={**source.config, **head}),
-        tokenizer=tokenizer,
-        dtype=dtype,
-        max_shard_bytes=max_shard_bytes,
+        source._replace(config={**source.config, **head}, tokenizer=lambda: tokenizer),
+        files=files,
     )
     return pad is not None
 

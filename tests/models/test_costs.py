@@ -15,7 +15,7 @@ from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.logprobs import batch_logps
 from dpo_jax.models.attention.mask import Places, sees
-from dpo_jax.models.costs import activation_bytes, forward_flops, matmul_parameters, pair_flops
+from dpo_jax.models.costs import MicroBatch, activation_bytes, forward_flops, matmul_parameters, pair_flops
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
 from dpo_jax.types import Lora, PairBatch, TokenRow
@@ -115,7 +115,7 @@ def estimated_and_allocated(name: str, remat: str) -> tuple[float, float]:
     spec = dataclasses.replace(SPEC, layers=layers, width=width, mlp_width=mlp_width)
     model = make_model(spec, remat=remat, attention="dense")
     found = compiled(model, rows_of(rows, length, length // 2), gradient=True)
-    estimate = activation_bytes(spec, rows=rows, length=length, scored=length // 2, width_bytes=4, remat=remat)
+    estimate = activation_bytes(spec, MicroBatch(rows, length, length // 2), width_bytes=4, remat=remat)
     return estimate.total, found.memory_analysis().temp_size_in_bytes
 
 
@@ -134,9 +134,9 @@ def test_activations_of_every_policy_are_near_what_xla_allocates_for_a_user():
 
 
 def test_activations_split_over_tensor_shards_and_without_scores():
-    sizes: dict[str, Any] = {"rows": 4, "length": 512, "scored": 256, "width_bytes": 2, "remat": "none"}
-    whole, split = (activation_bytes(SPEC, **sizes, tensor=tensor) for tensor in (1, 2))
-    flash = activation_bytes(SPEC, **sizes, dense_attention=False)
+    batch, options = MicroBatch(4, 512, 256), {"width_bytes": 2, "remat": "none"}
+    whole, split = (activation_bytes(SPEC, batch, **options, tensor=tensor) for tensor in (1, 2))
+    flash = activation_bytes(SPEC, batch, **options, dense_attention=False)
     assert split.kept < whole.kept and whole.kept - flash.kept == 4 * 4 * 512**2 * 10
 
 

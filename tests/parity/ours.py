@@ -15,7 +15,7 @@ from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
-from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
@@ -56,9 +56,9 @@ class Ours(NamedTuple):
 
     def export(self, folder: Path, **options: Any) -> Path:
         """Writes the Hugging Face folder."""
-        tokenizer = self.source.tokenizer()
-        options = {"skipped": self.skipped, "tokenizer": tokenizer, **options}
-        export_folder(folder, self.params, self.model, self.rules, self.source, **options)
+        files = Files(**{name: options.pop(name) for name in Files._fields if name in options})
+        options = {"skipped": self.skipped, **options}
+        export_folder(folder, self.params, self.model, self.rules, self.source, files=files, **options)
         return folder
 
     def _apply(self, params: Params, ids_RT: jax.Array) -> tuple:

@@ -30,8 +30,8 @@ class Loaded:
         self.params = load_params(self.source, self.model, self.rules, make_mesh(data=2, fsdp=2, tensor=2))
 
     def export(self, folder: Path, **options) -> None:
-        tokenizer = self.source.tokenizer()
-        export.export_folder(folder, self.params, self.model, self.rules, self.source, tokenizer=tokenizer, **options)
+        files = export.Files(**{name: options.pop(name) for name in export.Files._fields if name in options})
+        export.export_folder(folder, self.params, self.model, self.rules, self.source, files=files, **options)
 
 
 @pytest.fixture(scope="module")

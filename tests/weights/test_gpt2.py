@@ -29,7 +29,7 @@ def load(folder: Path, **axes: int):
 def test_the_export_has_the_names_and_bits_of_an_old_checkpoint(tmp_path: Path):
     """Without the prefix, with stored masks."""
     source, rules, model, params = load(make_gpt2_folder(tmp_path / "in", old=True), data=2, fsdp=2, tensor=2)
-    export_folder(tmp_path / "out", params, model, rules, source, tokenizer=source.tokenizer())
+    export_folder(tmp_path / "out", params, model, rules, source)
     saved, exported = load_file(tmp_path / "in/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
     masks = {name for name in saved if name.endswith((".attn.bias", ".attn.masked_bias"))}
     assert len(masks) == 4 and set(exported) == set(saved) - masks

@@ -17,7 +17,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.weights.adapter import adapted_paths
-from dpo_jax.weights.export import export_folder
+from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
@@ -62,7 +62,7 @@ def test_it_is_the_llama_of_the_same_numbers(tmp_path: Path, monkeypatch, axes: 
 def test_an_export_in_several_files_has_the_names_and_bits_of_the_checkpoint(tmp_path: Path):
     source, rules, model, params = load(make_phi3_folder(tmp_path / "in"), **SPLIT)
     out = tmp_path / "out"
-    export_folder(out, params, model, rules, source, tokenizer=source.tokenizer(), max_shard_bytes=40_000)
+    export_folder(out, params, model, rules, source, files=Files(max_shard_bytes=40_000))
     again = open_weights(str(out))
     assert again.shapes == source.shapes
     for name in again.shapes:

@@ -14,6 +14,7 @@ from dpo_jax.files import read_json
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
+from dpo_jax.weights.export import Files
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights
 from dpo_jax.weights.resolve import resolve_spec
@@ -59,7 +60,7 @@ def test_padding_of_its_own_stays(made: tuple, tmp_path: Path):
 
 def test_export_import_is_exact(made: tuple, tmp_path: Path):
     params, model, source = made
-    export_reward(tmp_path / "out", params, model, source, ends={EOS}, max_shard_bytes=30_000)
+    export_reward(tmp_path / "out", params, model, source, ends={EOS}, files=Files(max_shard_bytes=30_000))
     again = open_weights(str(tmp_path / "out"))
     resolved = resolve_spec(again)
     found = load_reward(again, resolved, describe_reward(again, resolved, dtype="float32"), make_mesh(fsdp=4, tensor=2))
