@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 class Places(NamedTuple):
-    """Where runs lie: the row of each and its first token there; and how large the arrays must be."""
+    """Places of runs: the row of each and its first token there; and how large the arrays must be."""
 
     row: np.ndarray
     start: np.ndarray
@@ -50,7 +50,7 @@ class Shape(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How runs are made of rows, how long they are, and how they are placed in rows of a length.
+    """One layout: how runs are made of rows, how long they are, and how they are placed in rows of a length.
 
     `runs(rows)` and `lengths(sizes) -> (tokens, scored)`, int [runs], name the same runs in the same order, and
     `sequences(sizes)`, int [runs, S], the tokens of the sequences in them.
@@ -63,7 +63,7 @@ class Layout(NamedTuple):
 
 
 def cut_slots(rows: Sequence[TokenRow], slots: slice) -> list[TokenRow]:
-    """The rows with some of their responses."""
+    """Return the rows with some of their responses."""
     return [row._replace(responses=row.responses[slots], masks=row.masks and row.masks[slots]) for row in rows]
 
 
@@ -130,7 +130,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def place_runs(layout: Layout, lengths: np.ndarray, scored: np.ndarray, *, length: int) -> Places:
-    """Where runs of these lengths go in rows of `length` tokens: each alone, or the longest first where they fit."""
+    """Place runs of these lengths in rows of `length` tokens: each alone, or the longest first where they fit."""
     if not layout.packs:
         return Places(np.arange(len(lengths)), np.zeros(len(lengths), int), len(lengths), int(scored.max(initial=0)))
     row, start = np.zeros((2, len(lengths)), int)
@@ -153,7 +153,7 @@ def fill(
     pairs: int,
     extra: Mapping[str, np.ndarray] | None = None,
 ) -> PairBatch:
-    """The batch: runs at their places in arrays of `shape`.
+    """Return the batch: runs at their places in arrays of `shape`.
 
     Args:
         pairs: B; those beyond the rows get weight 0.

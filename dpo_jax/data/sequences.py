@@ -14,7 +14,7 @@ from dpo_jax.types import SEGMENT_PARTS
 
 
 class Held(NamedTuple):
-    """What sequences a batch holds: the tokens of each, and the part of the rows that it is in."""
+    """Sequences of a batch: the tokens of each, and the part of the rows that it is in."""
 
     tokens: np.ndarray
     part: np.ndarray
@@ -37,14 +37,14 @@ class SequenceShapes:
         self._most = np.max([self._needed(held) for held in examples] or [np.ones(len(self._lengths), int)], axis=0)
 
     def of(self, held: Iterable[Held]) -> tuple[tuple[int, int, int], ...]:
-        """[U, M, L] of arrays that hold the sequences of any of these."""
+        """Return [U, M, L] of arrays that hold the sequences of any of these."""
         most = np.maximum(self._most, 1)
         counts = -(-np.max([self._needed(each) for each in held], axis=0) // most)
         chosen = zip(np.maximum(counts, 1) * most, self._lengths, strict=True)
         return tuple((self._parts, int(count), length) for count, length in chosen)
 
     def _needed(self, held: Held) -> np.ndarray:
-        """How many sequences the fullest part has, for each length."""
+        """Number of sequences in the fullest part, for each length."""
         size = np.searchsorted(self._lengths, held.tokens)
         counts = np.zeros((self._parts, len(self._lengths)), int)
         np.add.at(counts, (held.part, size), 1)
@@ -52,13 +52,13 @@ class SequenceShapes:
 
 
 def spread(row: np.ndarray, *, rows: int, parts: int) -> np.ndarray:
-    """The rows dealt out to the parts one by one: side by side those first filled would hold all long sequences."""
+    """Deal rows out to the parts one by one: side by side those first filled would hold all long sequences."""
     return row % parts * (rows // parts) + row // parts
 
 
 def find_sequences(segments_RT: np.ndarray, shapes: Sequence[tuple[int, int, int]]) -> tuple[np.ndarray, ...]:
     """Arrays of these shapes, ascending in L: places of tokens among those of their part, -1 where there is none."""
-    found = tuple(np.full(shape, -1, np.int32) for shape in shapes)
+    arrays = tuple(np.full(shape, -1, np.int32) for shape in shapes)
     parts, lengths = shapes[0][0], [length for _, _, length in shapes]
     used = np.zeros((parts, len(shapes)), int)
     rows_in_part, row_tokens = len(segments_RT) // parts, segments_RT.shape[1]
@@ -66,9 +66,9 @@ def find_sequences(segments_RT: np.ndarray, shapes: Sequence[tuple[int, int, int
         part, start = row // rows_in_part, row % rows_in_part * row_tokens
         for places in _of_row(segments_T):
             size = np.searchsorted(lengths, len(places))
-            found[size][part, used[part, size], : len(places)] = start + places
+            arrays[size][part, used[part, size], : len(places)] = start + places
             used[part, size] += 1
-    return found
+    return arrays
 
 
 def _of_row(segments_T: np.ndarray) -> Iterator[np.ndarray]:

@@ -5,6 +5,7 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
@@ -14,7 +15,7 @@ import numpy as np
 from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs
 from dpo_jax.data.sequences import Held, SequenceShapes, spread
 from dpo_jax.data.tokens import sizes_of
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import nearest
 from dpo_jax.types import TokenRow
 
 Part = tuple[np.ndarray, slice]
@@ -28,6 +29,19 @@ _GAIN = 0.01  # share of what a further shape must save
 EXAMPLES = 256
 
 
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """The form of batches: how rows lie in them, what divides R, and the layouts whose sequences are wanted."""
+
+    layout: str = "padded"  # of `LAYOUTS`
+    row_multiple: int = 1
+    unpack: Collection[str] | None = None  # None: nobody asks for sequences
+
+    def __post_init__(self):
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout is {self.layout!r}. {nearest(str(self.layout), LAYOUTS)}")
+
+
 class Shapes:
     """Chooses the shape of each batch, and places its runs.
 
@@ -38,38 +52,32 @@ class Shapes:
 
     Args:
         pairs: how many a part may hold.
-        row_multiple: what divides R.
-        unpack: the layouts whose sequences are wanted; None: nobody asks for them.
         examples: batches as they may come; the first few hundred are looked at.
     """
 
     def __init__(
         self,
         rows: Sequence[TokenRow],
-        layout: str,
+        packing: Packing,
         *,
         pairs: int,
-        row_multiple: int,
-        unpack: Collection[str] | None = None,
         examples: Iterable[Sequence[Part]] = (),
     ):
-        if layout not in LAYOUTS:
-            raise UserError(f"data.layout is {layout!r}. {nearest(str(layout), LAYOUTS)}")
-        self.layout, self.sizes = LAYOUTS[layout], sizes_of(rows)
-        self._pairs, self._row_multiple = pairs, row_multiple
+        self.layout, self.sizes = LAYOUTS[packing.layout], sizes_of(rows)
+        self._pairs, self._row_multiple = pairs, packing.row_multiple
         longest = self.layout.lengths(self.sizes)[0].max()
         self._lengths = _shares(longest, _LENGTHS)
         examples = list(islice(examples, EXAMPLES))
         needed = [[shape for _, shape in self._places(parts)] for parts in examples]
         self._known = sorted(_chosen(needed), key=_cost) if needed else []
-        self._unpacked = None if unpack is None else ()
+        self._unpacked = None if packing.unpack is None else ()
         self._sequences: SequenceShapes | None = None
-        self._deals = bool(unpack) and layout in unpack
+        self._deals = packing.layout in (packing.unpack or ())
         if self._deals:
             tokens = self.layout.sequences(self.sizes)
             held = (each for parts in examples for each in self._held(parts, *self.of(parts)))
             sizes = _shares(tokens.max(), _SEQUENCE_LENGTHS)
-            self._sequences = SequenceShapes(tokens.ravel(), sizes, parts=row_multiple, examples=held)
+            self._sequences = SequenceShapes(tokens.ravel(), sizes, parts=self._row_multiple, examples=held)
 
     def of(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
         """The places of the runs of each part, and the shape that holds every part."""
@@ -81,12 +89,12 @@ class Shapes:
         return places, shape._replace(sequences=sequences)
 
     def _smallest(self, parts: Sequence[Part]) -> tuple[list[Places], Shape]:
-        found = list(self._places(parts))
+        possible = list(self._places(parts))
         for known in self._known:
-            for places, need in found:
+            for places, need in possible:
                 if need.length == known.length and _holds(known, need):
                     return places, known
-        places, need = min(found, key=lambda each: _cost(each[1]))
+        places, need = min(possible, key=lambda each: _cost(each[1]))
         most = max((known.rows for known in self._known), default=self._row_multiple)
         return places, need._replace(rows=round_up(need.rows, most))
 
@@ -145,11 +153,11 @@ def _chosen(needed: Sequence[Sequence[Shape]]) -> list[Shape]:
 
 
 def _costs(shape: Shape, needed: Sequence[Sequence[Shape]]) -> list[float]:
-    """What each example costs in this shape, which is infinite where it does not fit."""
+    """Cost of each example in this shape, which is infinite where it does not fit."""
     fits = (any(need.length == shape.length and _holds(shape, need) for need in shapes) for shapes in needed)
     return [_cost(shape) if fit else math.inf for fit in fits]
 
 
 def round_up(size: int, multiple: int) -> int:
-    """The next multiple."""
+    """Return the next multiple."""
     return -(-int(size) // multiple) * multiple

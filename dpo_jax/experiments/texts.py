@@ -15,6 +15,7 @@ import numpy as np
 from dpo_jax.config import Config, LoraConfig, SamplingConfig, TrainConfig
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.rules import tokenization_fingerprint
+from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
@@ -217,14 +218,13 @@ class TextExperiment(Experiment[Config]):
         return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))
 
     @property
-    def unpack(self) -> tuple[str, ...] | None:
-        """The layouts whose sequences attention must be told; None: of none."""
-        return BACKENDS[self.attention].unpacks
+    def packing(self) -> Packing:
+        """The form of batches, with the layouts whose sequences attention must be told."""
+        return Packing(self.config.data.layout, self.row_multiple, BACKENDS[self.attention].unpacks)
 
     def scoring_batches(self, rows: Sequence[TokenRow]) -> Iterator[HostBatch]:
         """Every row once, in batches of `reference.batch_pairs`."""
-        pairs, layout = self.config.reference.batch_pairs, self.config.data.layout
-        return evaluation_batches(rows, pairs=pairs, row_multiple=self.row_multiple, layout=layout, unpack=self.unpack)
+        return evaluation_batches(rows, pairs=self.config.reference.batch_pairs, packing=self.packing)
 
     def pretrained(self, *, held: bool = False) -> Params:
         """The pretrained parameters, on the mesh: float32, or as they are held where they are not trained."""

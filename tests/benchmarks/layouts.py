@@ -17,6 +17,7 @@ from work import keep, parse
 from dpo_jax.config import load
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.layouts import LAYOUTS
+from dpo_jax.data.shapes import Packing
 from dpo_jax.experiments.texts import TextExperiment
 
 
@@ -28,7 +29,7 @@ def measure(setup: TextExperiment, layout: str) -> dict[str, Any]:
         batch_pairs=train.batch_pairs,
         micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
         seed=setup.config.seed,
-        layout=layout,
+        packing=Packing(layout),
         desirable=setup.train_data.desirable,
     )
     steps, shapes = batches.steps(1), set()

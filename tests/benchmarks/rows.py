@@ -21,6 +21,7 @@ from work import keep, parse
 
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.check import check_rows
+from dpo_jax.data.shapes import Packing
 from dpo_jax.data.tokens import row_ids_of, take, write_table
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.types import TokenRow
@@ -86,7 +87,9 @@ def main() -> None:
     def batch(folder: Path) -> None:
         scores = store.lookup(row_ids_of(rows))
         reference = {"reference_logps_BP": scores.logps_nP, "reference_heads_BP": scores.heads_nP}
-        batches = Batches(rows, batch_pairs=64, micro_batch_pairs=64, seed=0, layout="shared", reference=reference)
+        batches = Batches(
+            rows, batch_pairs=64, micro_batch_pairs=64, seed=0, packing=Packing("shared"), columns=reference
+        )
         start = time.perf_counter()
         for step in range(STEPS):
             batches.batch(step * 7919 % batches.steps(1))

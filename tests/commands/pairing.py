@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.data.batches import Batches, evaluation_batches
+from dpo_jax.data.shapes import Packing
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import constrain, make_mesh
@@ -77,11 +78,11 @@ def main() -> None:
         setup = cast(
             TextExperiment, type("OnThisMesh", (TextExperiment,), {"__init__": lambda self: None, "mesh": mesh})()
         )
-        options: dict[str, Any] = {"row_multiple": setup.row_multiple, "layout": layout}
+        packing = Packing(layout, setup.row_multiple)
         with jax.set_mesh(mesh):
-            batches = evaluation_batches(make_rows(), pairs=PAIRS, **options)
+            batches = evaluation_batches(make_rows(), pairs=PAIRS, packing=packing)
             row_ids, scores = score_rows(make_scorer(apply), {}, batches, place=setup.place)
-            step = Batches(make_rows(), batch_pairs=PAIRS, micro_batch_pairs=MICRO, seed=0, **options).batch(1)
+            step = Batches(make_rows(), batch_pairs=PAIRS, micro_batch_pairs=MICRO, seed=0, packing=packing).batch(1)
             logps_BP = jax.device_get(trained(setup.place(step.arrays, micro_batches=True)))
         pairs = [*zip(row_ids, scores.logps_nP.tolist(), strict=True)]
         found.append([*pairs, *zip(step.row_ids, logps_BP.tolist(), strict=True)])

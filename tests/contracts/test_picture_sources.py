@@ -16,7 +16,7 @@ import pytest
 from dpo_jax.data.pictures import KINDS
 from dpo_jax.data.pictures.layouts import LAYOUTS
 from dpo_jax.data.pictures.packages import PACKAGES
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.errors import UserError
 from dpo_jax.types import PictureRow
 from tests.data.pictures.conftest import CLIP, GREY, idx, lines, moving, plain, read, write

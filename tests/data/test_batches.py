@@ -12,9 +12,8 @@ from dpo_jax.data import layouts
 from dpo_jax.data.batches import Batches, evaluation_batches, padded
 from dpo_jax.data.layouts import LAYOUTS, Shape
 from dpo_jax.data.order import ORDERS, epoch_order
-from dpo_jax.data.shapes import Shapes
+from dpo_jax.data.shapes import Packing, Shapes
 from dpo_jax.data.tokens import sizes_of
-from dpo_jax.errors import UserError
 from dpo_jax.types import TokenRow
 
 
@@ -141,7 +140,7 @@ def test_the_order_is_fixed_by_seed_and_epoch():
 
 def test_resuming_is_asking_for_the_next_step():
     rows, reference = make_rows(7), np.random.default_rng(1).normal(size=(7, 2)).astype(np.float32)
-    options = {"batch_pairs": 4, "micro_batch_pairs": 2, "seed": 0, "reference": {"reference_logps_BP": reference}}
+    options = {"batch_pairs": 4, "micro_batch_pairs": 2, "seed": 0, "columns": {"reference_logps_BP": reference}}
     unbroken = Batches(rows, **options)
     expected = [unbroken.batch(step) for step in range(6)][5]
     resumed = Batches(rows, **options).batch(5)
@@ -154,7 +153,12 @@ def test_micro_batches_lead_every_array_and_carry_their_rows():
     rows = make_rows(10)
     reference = np.array([[-1.0 * i, -100.0 - i] for i in range(10)], np.float32)
     stream = Batches(
-        rows, batch_pairs=6, micro_batch_pairs=2, seed=0, row_multiple=8, reference={"reference_logps_BP": reference}
+        rows,
+        batch_pairs=6,
+        micro_batch_pairs=2,
+        seed=0,
+        packing=Packing(row_multiple=8),
+        columns={"reference_logps_BP": reference},
     )
     batch = stream.batch(1)
     assert {np.asarray(array).shape[0] for array in batch.arrays if array is not None} == {3}
@@ -185,7 +189,7 @@ def test_a_batch_gets_the_smallest_shape_that_the_examples_left():
     """Rows of 16, 40 and 80 tokens, all scored but the first: nine examples of the first, one of three of the last."""
     rows = [row(str(n), [1], [1] * (n - 1)) for n in (16, 40, 80)]
     picks = [np.array([0])] * 9 + [np.array([2, 2, 2])]
-    shapes = Shapes(rows, "packed", pairs=3, row_multiple=1, examples=[[(pick, slice(None))] for pick in picks])
+    shapes = Shapes(rows, Packing("packed"), pairs=3, examples=[[(pick, slice(None))] for pick in picks])
     assert shape_of(shapes, [0]) == Shape(1, 16, 16)  # T: an eighth of 80 is 10, which becomes 16
     assert shape_of(shapes, [0, 0, 0]) == Shape(3, 80, 80)  # one row of 48 would hold it, but no example needed that
     assert shape_of(shapes, [1]) == shape_of(shapes, [2, 1, 1]) == Shape(3, 80, 80)
@@ -195,15 +199,15 @@ def test_a_batch_gets_the_smallest_shape_that_the_examples_left():
 def test_a_shape_that_saves_little_is_not_made():
     rows = [row(str(n), [1], [1] * (n - 1)) for n in (792, 800)]
     picks = [np.array([0]), np.array([1])]
-    shapes = Shapes(rows, "packed", pairs=1, row_multiple=1, examples=[[(pick, slice(None))] for pick in picks])
+    shapes = Shapes(rows, Packing("packed"), pairs=1, examples=[[(pick, slice(None))] for pick in picks])
     assert shape_of(shapes, [0]) == shape_of(shapes, [1]) == Shape(1, 800, 800)  # N 792 would save half a per cent
 
 
 def test_padded_rows_are_as_many_as_in_a_full_batch():
     rows = [row("l", [1] * 20, [1] * 30, [1]), row("s", [1] * 5, [1] * 5, [1])]
-    shapes = Shapes(rows, "padded", pairs=2, row_multiple=3, examples=[[(np.array([0, 1]), slice(None))]])
+    shapes = Shapes(rows, Packing("padded", 3), pairs=2, examples=[[(np.array([0, 1]), slice(None))]])
     assert shape_of(shapes, [0]) == shape_of(shapes, [0, 1]) == Shape(6, 56, 32)  # four rows, in threes
-    assert Shapes(rows, "padded", pairs=2, row_multiple=3).of([(np.array([1]), slice(None))])[1] == Shape(6, 16, 8)
+    assert Shapes(rows, Packing("padded", 3), pairs=2).of([(np.array([1]), slice(None))])[1] == Shape(6, 16, 8)
 
 
 @settings(max_examples=25, deadline=None)
@@ -211,7 +215,7 @@ def test_padded_rows_are_as_many_as_in_a_full_batch():
 def test_few_shapes_hold_everything(longest, seed, count, layout):
     rows = make_rows(count, seed=seed, longest=longest + 1)
     examples = [[(np.array([i]), slice(None))] for i in range(count)]
-    shapes = Shapes(rows, layout, pairs=1, row_multiple=2, examples=examples)
+    shapes = Shapes(rows, Packing(layout, 2), pairs=1, examples=examples)
     tokens, scored = shapes.layout.lengths(sizes_of(rows))
     each = [shape_of(shapes, [i]) for i in range(count)]
     assert len(set(each)) <= 9
@@ -227,7 +231,7 @@ def test_few_shapes_hold_everything(longest, seed, count, layout):
 
 def test_evaluation_sees_every_row_once_longest_first():
     rows = make_rows(7)
-    seen = list(evaluation_batches(rows, pairs=3, row_multiple=4))
+    seen = list(evaluation_batches(rows, pairs=3, packing=Packing(row_multiple=4)))
     ids = [row_id for batch in seen for row_id in batch.row_ids]
     assert collections.Counter(ids) == collections.Counter(r.row_id for r in rows)
     assert [len(batch.row_ids) for batch in seen] == [3, 3, 1]
@@ -247,7 +251,7 @@ def test_there_may_be_nothing_left_to_evaluate():
 
 
 def test_options_that_cannot_be_are_refused():
-    with pytest.raises(UserError, match="micro_batch_pairs is 3; it must divide"):
+    with pytest.raises(ValueError, match="micro_batch_pairs is 3; it must divide"):
         Batches(make_rows(4), batch_pairs=4, micro_batch_pairs=3, seed=0)
-    with pytest.raises(UserError, match=r"'shufle'\. Did you mean 'shuffle'"):
+    with pytest.raises(ValueError, match=r"'shufle'\. Did you mean 'shuffle'"):
         Batches(make_rows(4), batch_pairs=4, micro_batch_pairs=2, seed=0, order="shufle")

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import Batches, evaluation_batches
-from dpo_jax.errors import UserError
+from dpo_jax.data.order import UnevenLabels
+from dpo_jax.data.shapes import Packing
 from dpo_jax.types import PairBatch, TokenRow
 
 COUNT = 11
@@ -24,7 +25,7 @@ def make(rows, **changes) -> Batches:
         "batch_pairs": 6,
         "micro_batch_pairs": 2,
         "seed": 0,
-        "reference": {"reference_logps_BP": REFERENCE},
+        "columns": {"reference_logps_BP": REFERENCE},
         **changes,
     }
     return Batches(rows, desirable=DESIRABLE, **options)
@@ -48,7 +49,7 @@ def check_slot(batch: PairBatch, rows, row_ids, slot: int) -> None:
 
 def test_the_completion_is_in_the_batch_and_the_mismatched_one_beside_it():
     rows = make_rows(2)
-    stream = make(rows, row_multiple=8)
+    stream = make(rows, packing=Packing(row_multiple=8))
     for step in range(5):
         batch, row_ids = stream.batch(step)
         check_slot(batch, rows, row_ids, 0)
@@ -65,7 +66,9 @@ def test_the_completion_is_in_the_batch_and_the_mismatched_one_beside_it():
 
 def test_without_mismatched_completions_there_is_no_second_batch():
     rows = make_rows(1)
-    batch, row_ids = make(rows, reference={"reference_logps_BP": REFERENCE[:, :1]}, row_multiple=8).batch(1)
+    batch, row_ids = make(
+        rows, columns={"reference_logps_BP": REFERENCE[:, :1]}, packing=Packing(row_multiple=8)
+    ).batch(1)
     check_slot(batch, rows, row_ids, 0)
     assert batch.mismatched is None
     assert np.asarray(batch.desirable_B).sum() in (2, 3)  # of 6, where 4 of 11 are
@@ -73,7 +76,7 @@ def test_without_mismatched_completions_there_is_no_second_batch():
 
 @pytest.mark.parametrize("order", ["shuffle", "sequential"])
 def test_every_batch_of_every_epoch_holds_both_labels_and_each_row_comes_once(order):
-    stream = make(make_rows(1), order=order, batch_pairs=3, micro_batch_pairs=1, reference=None)
+    stream = make(make_rows(1), order=order, batch_pairs=3, micro_batch_pairs=1, columns=None)
     batches = [stream.batch(step) for step in range(COUNT)]  # 3 epochs
     assert all(0 < np.asarray(batch.arrays.desirable_B).sum() < 3 for batch in batches)
     ids = [int(row_id) for batch in batches for row_id in batch.row_ids]
@@ -97,10 +100,10 @@ def test_labels_as_numbers_are_labels():
 
 def test_batches_that_cannot_hold_both_labels_are_refused():
     with pytest.raises(
-        UserError, match=r"train.batch_pairs is 2, and .* 4 desirable and 7 undesirable .*batch_pairs to 3 or more"
+        UnevenLabels, match=r"batch_pairs is 2, and .* 4 desirable and 7 undesirable .*batch_pairs to 3 or more"
     ):
         make(make_rows(1), batch_pairs=2)
-    with pytest.raises(UserError, match=r"0 desirable and 3 undesirable .* needs both"):
+    with pytest.raises(UnevenLabels, match=r"0 desirable and 3 undesirable .* needs both"):
         Batches(make_rows(1)[:3], desirable=np.zeros(3, bool), batch_pairs=2, micro_batch_pairs=2, seed=0)
 
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
+from dpo_jax.data.shapes import Packing
 from dpo_jax.data.tokens import sizes_of
-from dpo_jax.errors import UserError
 from dpo_jax.types import SEGMENT_PARTS, PairBatch, TokenRow
 from tests.data.test_batches import TWO, make_rows
 
@@ -89,7 +89,7 @@ def test_training_and_evaluation_batches_hold_what_the_padded_ones_hold(name: st
     rows = make_rows(23, longest=12)
     reference = {"reference_logps_BP": np.arange(46, dtype=np.float32).reshape(23, 2)}
     streams = [
-        Batches(rows, batch_pairs=8, micro_batch_pairs=4, seed=0, row_multiple=2, layout=layout, reference=reference)
+        Batches(rows, batch_pairs=8, micro_batch_pairs=4, seed=0, packing=Packing(layout, 2), columns=reference)
         for layout in ("padded", name)
     ]
     for step in range(4):
@@ -106,7 +106,7 @@ def test_training_and_evaluation_batches_hold_what_the_padded_ones_hold(name: st
                 assert targets[0] == targets[1] != []
         assert other.arrays.tokens_RT.shape[1] % 2 == 0
         assert other.arrays.tokens_RT.size <= plain.arrays.tokens_RT.size
-    plain, other = (list(evaluation_batches(rows, pairs=5, layout=layout)) for layout in ("padded", name))
+    plain, other = (list(evaluation_batches(rows, pairs=5, packing=Packing(layout))) for layout in ("padded", name))
     assert [batch.row_ids for batch in plain] == [batch.row_ids for batch in other]
     assert other[-1].arrays.weight_B.tolist() == [1, 1, 1, 0, 0] and other[-1].arrays.response_tokens_BP[3:].sum() == 0
 
@@ -114,7 +114,9 @@ def test_training_and_evaluation_batches_hold_what_the_padded_ones_hold(name: st
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_labelled_completions_and_their_mismatched_ones_have_one_shape(name: str):
     rows = make_rows(12, longest=12)
-    stream = Batches(rows, batch_pairs=4, micro_batch_pairs=2, seed=0, layout=name, desirable=np.arange(12) % 2 > 0)
+    stream = Batches(
+        rows, batch_pairs=4, micro_batch_pairs=2, seed=0, packing=Packing(name), desirable=np.arange(12) % 2 > 0
+    )
     for step in range(3):
         batch, row_ids = stream.batch(step)
         assert batch.mismatched is not None
@@ -131,7 +133,7 @@ def test_packing_leaves_little_empty():
     rows = make_rows(64, longest=40)
     sizes = {}
     for name in LAYOUTS:
-        stream = Batches(rows, batch_pairs=64, micro_batch_pairs=64, seed=0, layout=name)
+        stream = Batches(rows, batch_pairs=64, micro_batch_pairs=64, seed=0, packing=Packing(name))
         arrays = stream.batch(0).arrays
         sizes[name] = arrays.tokens_RT.size
         if LAYOUTS[name].packs:
@@ -140,5 +142,5 @@ def test_packing_leaves_little_empty():
 
 
 def test_an_unknown_layout_is_refused():
-    with pytest.raises(UserError, match=r"data.layout is 'packd'. Did you mean 'packed'"):
-        Batches(make_rows(4), batch_pairs=4, micro_batch_pairs=2, seed=0, layout="packd")
+    with pytest.raises(ValueError, match=r"layout is 'packd'. Did you mean 'packed'"):
+        Packing("packd")

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_jax.data.order import epoch_order, require_both_labels
-from dpo_jax.errors import UserError
+from dpo_jax.data.order import UnevenLabels, epoch_order, require_both_labels
 
 
 def labels(good: int, bad: int) -> np.ndarray:
@@ -42,7 +41,7 @@ def test_every_window_over_the_epochs_holds_its_share(good, bad, size):
     mixed = bool(held.min() >= 1 and held.max() < size)
     try:
         require_both_labels(desirable, batch_pairs=size)
-    except UserError:
+    except UnevenLabels:
         assert not mixed  # what is refused would have had a batch of one label
     else:
         assert mixed
@@ -50,9 +49,9 @@ def test_every_window_over_the_epochs_holds_its_share(good, bad, size):
 
 def test_a_batch_too_small_to_hold_both_labels_is_refused_with_the_size_that_works():
     desirable = labels(3, 7)
-    with pytest.raises(UserError) as error:
+    with pytest.raises(UnevenLabels) as error:
         require_both_labels(desirable, batch_pairs=3)
-    for words in ("train.batch_pairs is 3", "3 desirable and 7 undesirable", "train.batch_pairs to 4 or more"):
+    for words in ("batch_pairs is 3", "3 desirable and 7 undesirable", "Set batch_pairs to 4 or more"):
         assert words in str(error.value)
     require_both_labels(desirable, batch_pairs=4)
     require_both_labels(labels(5, 5), batch_pairs=2)
@@ -60,5 +59,5 @@ def test_a_batch_too_small_to_hold_both_labels_is_refused_with_the_size_that_wor
 
 @pytest.mark.parametrize(("good", "bad"), [(4, 0), (0, 4)])
 def test_a_missing_label_is_refused_whatever_the_batch(good, bad):
-    with pytest.raises(UserError, match=f"{good} desirable and {bad} undesirable .* needs both"):
+    with pytest.raises(UnevenLabels, match=f"{good} desirable and {bad} undesirable .* needs both"):
         require_both_labels(labels(good, bad), batch_pairs=100)

@@ -11,6 +11,7 @@ from dpo_jax.data import shapes
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.layouts import LAYOUTS
 from dpo_jax.data.sequences import Held, SequenceShapes, find_sequences, spread
+from dpo_jax.data.shapes import Packing
 from dpo_jax.types import PairBatch, TokenRow
 from tests.data.test_batches import make_rows
 
@@ -68,7 +69,7 @@ def wanted_of(rows: list[TokenRow], row_ids: tuple[str, ...], *, micro: int) -> 
 @given(st.sampled_from(BOTH), st.integers(1, 2), st.sampled_from([1, 2, 4]), st.integers(0, 2**32))
 def test_a_batch_tells_every_sequence_once(layout: str, slots: int, parts: int, seed: int):
     rows = make_rows(24, slots=slots, seed=seed, longest=15)
-    stream = Batches(rows, batch_pairs=8, micro_batch_pairs=4, seed=0, row_multiple=parts, layout=layout, unpack=BOTH)
+    stream = Batches(rows, batch_pairs=8, micro_batch_pairs=4, seed=0, packing=Packing(layout, parts, BOTH))
     for step in range(3):
         batch, row_ids = stream.batch(step)
         assert batch.sequences is not None and {each.shape[1] for each in batch.sequences} == {parts}
@@ -79,7 +80,7 @@ def test_a_batch_tells_every_sequence_once(layout: str, slots: int, parts: int, 
 def test_only_the_layouts_that_are_asked_for(layout: str):
     rows = make_rows(8, longest=9)
     batches = [
-        next(evaluation_batches(rows, pairs=8, layout=layout, unpack=unpack)).arrays
+        next(evaluation_batches(rows, pairs=8, packing=Packing(layout, unpack=unpack))).arrays
         for unpack in (None, ("shared",), BOTH)
     ]
     told = [batch.sequences and bool(batch.sequences) for batch in batches]
@@ -95,7 +96,12 @@ def test_mismatched_completions_are_told_too():
     rows = make_rows(12, longest=12)
     labels = np.arange(12) % 2 > 0
     stream = Batches(
-        rows, batch_pairs=4, micro_batch_pairs=2, seed=0, layout="shared", desirable=labels, unpack=("shared",)
+        rows,
+        batch_pairs=4,
+        micro_batch_pairs=2,
+        seed=0,
+        packing=Packing("shared", unpack=("shared",)),
+        desirable=labels,
     )
     batch = stream.batch(0).arrays
     assert batch.mismatched is not None and batch.sequences and batch.mismatched.sequences
@@ -108,8 +114,8 @@ def test_dealing_out_saves_room(monkeypatch: pytest.MonkeyPatch):
     rows = make_rows(256, longest=200)
 
     def room() -> int:
-        options = {"batch_pairs": 64, "micro_batch_pairs": 64, "layout": "shared", "row_multiple": 4}
-        arrays = Batches(rows, **options, seed=0, unpack=BOTH).batch(0).arrays.sequences
+        packing = Packing("shared", 4, BOTH)
+        arrays = Batches(rows, batch_pairs=64, micro_batch_pairs=64, seed=0, packing=packing).batch(0).arrays.sequences
         return sum(each.size for each in arrays or ())
 
     dealt = room()

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import Batches
+from dpo_jax.data.shapes import Packing
 from dpo_jax.data.tokens import sizes_of, write_table
 from dpo_jax.errors import UserError
 from dpo_jax.types import TokenRow
@@ -53,7 +54,7 @@ def test_rows_come_back_in_their_order(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("layout", ["padded", "shared"])
 def test_batches_of_a_table_are_those_of_its_rows(tmp_path: Path, layout: str):
     rows = with_ids(9, masked=True)
-    options = {"batch_pairs": 4, "micro_batch_pairs": 2, "seed": 0, "layout": layout}
+    options = {"batch_pairs": 4, "micro_batch_pairs": 2, "seed": 0, "packing": Packing(layout)}
     for step in range(5):
         ours, wanted = (Batches(each, **options).batch(step) for each in (write_table(rows, tmp_path), rows))
         assert ours.row_ids == wanted.row_ids
@@ -77,6 +78,7 @@ def test_a_row_costs_little_memory(tmp_path: Path):
 import resource, sys
 import numpy as np
 from pathlib import Path
+from dpo_jax.data.shapes import Packing
 from dpo_jax.data.tokens import write_table
 from dpo_jax.types import TokenRow
 long = np.arange(400, dtype=np.int32)

@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import evaluation_batches
+<<<<<<< HEAD
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, kl_of_ratios, sample_divergences
 from dpo_jax.losses import kl_estimates
+=======
+from dpo_jax.data.shapes import Packing
+from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
+>>>>>>> d04ded3 (data: join the shape, the samples and the digits of pictures, and pick the rows of a step in one place)
 from dpo_jax.types import TokenRow, Unembedding
 from tests.objectives.toy import VOCABULARY, Toy, all_logps, parameters
 
@@ -21,7 +26,7 @@ def test_each_is_the_sum_over_the_tokens_of_a_response(x64, layout: str):
         TokenRow(f"{n}", random.integers(0, VOCABULARY, 3), (random.integers(0, VOCABULARY, length),))
         for n, length in enumerate((4, 1, 6))
     ]
-    (batch,) = evaluation_batches(rows, pairs=3, layout=layout)
+    (batch,) = evaluation_batches(rows, pairs=3, packing=Packing(layout))
     arrays, models = batch.arrays, (parameters(0), parameters(1))
 
     @jax.jit

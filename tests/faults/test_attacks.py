@@ -16,8 +16,7 @@ from PIL import Image
 
 from dpo_jax.config import load
 from dpo_jax.data import bounded
-from dpo_jax.data.pictures.decoding import clip, picture
-from dpo_jax.data.pictures.shape import Undecodable
+from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError

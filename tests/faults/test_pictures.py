@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpo_jax.data.pictures.decoding import clip, picture
-from dpo_jax.data.pictures.shape import Undecodable
+from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
 from dpo_jax.data.sources.record import BadRow
 from tests.data.pictures.conftest import array, encoded
 from tests.data.pictures.test_decoding import mp4

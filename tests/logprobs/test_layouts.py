@@ -14,6 +14,7 @@ import pytest
 
 from dpo_jax.data.batches import Batches
 from dpo_jax.data.layouts import LAYOUTS
+from dpo_jax.data.shapes import Packing
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.attention import BACKENDS, kernels
@@ -91,9 +92,7 @@ def scores(
             micro_batch_pairs=micro,
             seed=0,
             order="sequential",
-            row_multiple=2,
-            layout=way.layout,
-            unpack=BACKENDS[way.backend].unpacks,
+            packing=Packing(way.layout, 2, BACKENDS[way.backend].unpacks),
         )
         .batch(0)
         .arrays

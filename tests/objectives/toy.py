@@ -11,6 +11,7 @@ import numpy as np
 
 from dpo_jax.config import LossConfig
 from dpo_jax.data.batches import Batches
+from dpo_jax.data.shapes import Packing
 from dpo_jax.experiments.losses import needs_mismatched, read_terms
 from dpo_jax.experiments.texts import BATCH_AXES
 from dpo_jax.losses import TOKEN_LEVEL, UNPAIRED
@@ -56,8 +57,8 @@ def make_batch(*, unpaired: bool, mismatched: bool, micro_batches: int, referenc
             batch_pairs=PAIRS,
             micro_batch_pairs=PAIRS // micro_batches,
             seed=0,
-            row_multiple=8,
-            reference={
+            packing=Packing(row_multiple=8),
+            columns={
                 "reference_logps_BP": random.normal(-12.0, 4.0, (PAIRS, slots)).astype(np.float32),
                 "reference_heads_BP": random.normal(-6.0, 2.0, (PAIRS, slots)).astype(np.float32),
             }

@@ -10,16 +10,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from dpo_jax import files
 from dpo_jax.data.pictures import folders, packages
 from dpo_jax.data.pictures.folders import Held
 from dpo_jax.data.pictures.layouts import LAYOUTS, UNPAIRED, Layout, Shown
-from dpo_jax.data.pictures.samples import sample_of
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
 from dpo_jax.data.sources import ON_ERROR
 from dpo_jax.data.sources.keys import check_keys, flip_of, kind_of, name_of, option, weight_of
 from dpo_jax.data.sources.labels import row_id_of
@@ -37,7 +36,7 @@ _KEYS = ("columns", "weight", "name")
 
 
 class Kind(NamedTuple):
-    """How one kind of source yields its records, and the keys that it has beside those of all."""
+    """One kind of source: what yields its records, and the keys that it has beside those of all."""
 
     read: Callable[[Spec, Shape], Iterator[Held]]
     keys: Callable[[Spec], tuple[str, ...]]
@@ -76,7 +75,7 @@ def read_pictures(
     on_error: str = "stop",
     seed: int = 0,
 ) -> Pictures:
-    """All rows of some sources in a layout: pairs, labelled or samples.
+    """Read all rows of some sources in a layout: pairs, labelled or samples.
 
     Every sample is decoded once, so a file that cannot be used is found before training; pixels are not kept. The id of
     a row is a digest of its pixels in `shape`, of what they are to show and of its label: names of files do not matter.
@@ -87,17 +86,18 @@ def read_pictures(
         shape: what each sample is brought to.
         classes: how many classes there are; each row names one. 0: none.
         text_width: the length of each row's text embedding, instead of classes. 0: none.
-        on_error: whether a bad row stops the reading or is skipped and counted.
+        on_error: stop at a bad row, or skip and count it.
         seed: draws the rows where a source has a weight or wrong labels.
 
     Raises:
+        ValueError: `layout` or `on_error` is unknown, or samples are to show both classes and embeddings.
         UserError: a source is unknown or cannot be read, a row cannot be used (with on_error "stop"), or none is left.
     """
-    for key, value, known in (("data.on_error", on_error, ON_ERROR), ("layout", layout, LAYOUTS)):
+    for name, value, known in (("on_error", on_error, ON_ERROR), ("layout", layout, LAYOUTS)):
         if value not in known:
-            raise UserError(f"{key} is {value!r}. {nearest(str(value), known)}")
+            raise ValueError(f"{name} is {value!r}. {nearest(str(value), known)}")
     if classes and text_width:
-        raise UserError("pictures show either one of some classes or a text embedding, not both.")
+        raise ValueError("pictures show either one of some classes or a text embedding, not both.")
     skipped: Counter[str] = Counter()
     rows: list[PictureRow] = []
     ties: Counter[str] = Counter()
@@ -142,11 +142,11 @@ def _drafts(spec: Spec, layout: str, shape: Shape, shown: Shown, seed: int, ties
         yield from (_Draft(row._replace(source=name), times) for row in made)
 
 
-def _made(layout: Layout, held: Held, columns: Any, shape: Shape, shown: Shown) -> list[PictureRow]:
+def _made(layout: Layout, held: Held, columns: Mapping[str, str], shape: Shape, shown: Shown) -> list[PictureRow]:
     if isinstance(held.record, BadRow):
         raise held.record
 
-    def make(value: Any, column: str, where: str) -> Any:
+    def make(value: object, column: str, where: str) -> Sample:
         return sample_of(value, column, where, shape=shape, root=held.root)
 
     return layout.make(held.record, columns, make, shown)
@@ -163,8 +163,8 @@ def _identified(draft: _Draft) -> _Draft:
         return draft._replace(row=bad)
     digests = [files.digest(sample.tobytes()) for sample in samples]
     if len(set(digests)) < len(digests):
-        found = "the two have the same pixels, so nothing is preferred."
-        return draft._replace(row=BadRow(row.where, "identical pictures", found))
+        same = "the two have the same pixels, so nothing is preferred."
+        return draft._replace(row=BadRow(row.where, "identical pictures", same))
     shown = row.shown if row.shown is None or isinstance(row.shown, int) else files.digest(row.shown.tobytes())
     content = {"samples": digests, "shape": samples[0].shape, "shown": shown, "desirable": row.desirable}
     return draft._replace(row=row._replace(row_id=row_id_of(content, {})))

@@ -6,28 +6,23 @@ of a picture, [H, W, C], or of a clip, [F, H, W, C].
 
 from __future__ import annotations
 
-import functools
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
-from dpo_jax.data.order import epoch_order, require_both_labels
+from dpo_jax.data.order import StepRows
 from dpo_jax.data.pictures import WORKERS
-from dpo_jax.errors import UserError
 from dpo_jax.types import HostPictures, PictureBatch, PictureRow, row_words
 
 
 class PictureBatches:
-    """The training batches: epoch after epoch without a gap, step s holding rows [s * B, (s+1) * B).
+    """Training batches by their step; which rows a step holds says `StepRows`, which also has the errors.
 
-    B is `batch_pairs`. Every batch depends on its step alone, so resuming is asking for the next step. Where rows have
-    labels, every batch holds both; where some have a weight, every batch has `loss_weight_B`.
-
-    `columns` holds more arrays of a batch by their names there, [rows] each. `reference_errors`,
-    float32 [rows, K, P], are the reference's denoising errors at K draws; epoch e brings those of e modulo K.
+    Where rows have labels, every batch holds both; where some have a weight, every batch has `loss_weight_B`.
+    `reference_errors`, float32 [rows, K, P], are the reference's denoising errors at K draws; epoch e brings those of e
+    modulo K.
     """
 
     def __init__(
@@ -38,40 +33,32 @@ class PictureBatches:
         micro_batch_pairs: int,
         seed: int,
         order: str = "shuffle",
-        columns: Mapping[str, np.ndarray] | None = None,
         reference_errors: np.ndarray | None = None,
     ):
-        if batch_pairs % micro_batch_pairs:
-            raise UserError(
-                f"train.micro_batch_pairs is {micro_batch_pairs}; it must divide train.batch_pairs, {batch_pairs}."
-            )
-        desirable = None if rows[0].desirable is None else np.array([row.desirable for row in rows], bool)
-        if desirable is not None:
-            require_both_labels(desirable, batch_pairs=batch_pairs)
-        self._rows, self._columns, self._errors = rows, columns or {}, reference_errors
+        self._rows, self._errors, self._micro_batch_pairs = rows, reference_errors, micro_batch_pairs
         self._weighted = any(row.weight is not None for row in rows)
-        self._batch_pairs, self._micro_batch_pairs = batch_pairs, micro_batch_pairs
-        of_epoch = functools.partial(epoch_order, len(rows), seed=seed, order=order, desirable=desirable)
-        self._order = functools.lru_cache(maxsize=2)(of_epoch)
-        self._order(epoch=0)  # an unknown order is told here
+        self._step_rows = StepRows(
+            len(rows),
+            batch_pairs=batch_pairs,
+            micro_batch_pairs=micro_batch_pairs,
+            seed=seed,
+            order=order,
+            desirable=None if rows[0].desirable is None else np.array([row.desirable for row in rows], bool),
+        )
 
     def steps(self, epochs: float) -> int:
-        """How many steps pass over the data `epochs` times; the last may reach into the next epoch."""
-        return math.ceil(epochs * len(self._rows) / self._batch_pairs)
+        """Return the number of steps that pass over the data `epochs` times; the last may reach into the next epoch."""
+        return self._step_rows.steps(epochs)
 
     def batch(self, step: int) -> HostPictures:
-        """The batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch.
+        """Batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch.
 
         Raises:
             BadRow: a file is no longer what it was when the rows were read.
         """
-        epochs, places = np.divmod(np.arange(self._batch_pairs) + step * self._batch_pairs, len(self._rows))
-        picks = np.concatenate([self._order(epoch=int(e))[places[epochs == e]] for e in np.unique(epochs)])
+        picks, epochs = self._step_rows.of(step)
         rows = [self._rows[pick] for pick in picks]
-        arrays = _arrays(rows, weighted=self._weighted)._replace(
-            epoch_B=epochs.astype(np.int32),
-            **{name: values[picks].astype(np.float32) for name, values in self._columns.items()},
-        )
+        arrays = _arrays(rows, weighted=self._weighted)._replace(epoch_B=epochs.astype(np.int32))
         if self._errors is not None:
             arrays = arrays._replace(reference_errors_BP=self._errors[picks, epochs % self._errors.shape[1]])
         micro = (-1, self._micro_batch_pairs)
@@ -79,7 +66,7 @@ class PictureBatches:
 
 
 def evaluation_batches(rows: Sequence[PictureRow], *, pairs: int) -> Iterator[HostPictures]:
-    """Every row once, in order, `pairs` at a time; the last batch is filled up with copies of weight 0 of its last row.
+    """Batches with every row once, in order; the last is filled up to `pairs` with copies of weight 0 of its last row.
 
     `row_ids` holds real rows only.
     """
@@ -92,17 +79,17 @@ def evaluation_batches(rows: Sequence[PictureRow], *, pairs: int) -> Iterator[Ho
         yield HostPictures(arrays, tuple(row.row_id for row in real))
 
 
-def _each(batch: PictureBatch, change: Callable[[Any], Any]) -> PictureBatch:
+def _each(batch: PictureBatch, change: Callable[[np.ndarray], np.ndarray]) -> PictureBatch:
     """Every array that there is, changed."""
     return batch._replace(**{name: change(x) for name, x in batch._asdict().items() if x is not None})
 
 
 def _arrays(rows: Sequence[PictureRow], *, weighted: bool) -> PictureBatch:
-    """What rows bring by themselves, in their first epoch."""
+    """Arrays that rows bring by themselves, in their first epoch."""
     with ThreadPoolExecutor(WORKERS) as pool:
         samples = list(pool.map(lambda sample: sample(), [sample for row in rows for sample in row.samples]))
     stacked = np.stack(samples)
-    found: dict[str, Any] = {
+    arrays: dict[str, Any] = {
         "samples_BPX": stacked.reshape(len(rows), -1, *stacked.shape[1:]),
         "words_BW": row_words([row.row_id for row in rows]),
         "epoch_B": np.zeros(len(rows), np.int32),
@@ -110,9 +97,9 @@ def _arrays(rows: Sequence[PictureRow], *, weighted: bool) -> PictureBatch:
     }
     if rows[0].shown is not None:
         shown = np.stack([np.asarray(row.shown) for row in rows])
-        found["shown_B"] = shown.astype(np.int32 if shown.ndim == 1 else np.float32)
+        arrays["shown_B"] = shown.astype(np.int32 if shown.ndim == 1 else np.float32)
     if rows[0].desirable is not None:
-        found["desirable_B"] = np.array([row.desirable for row in rows], np.float32)
+        arrays["desirable_B"] = np.array([row.desirable for row in rows], np.float32)
     if weighted:
-        found["loss_weight_B"] = np.array([1.0 if row.weight is None else row.weight for row in rows], np.float32)
-    return PictureBatch(**found)
+        arrays["loss_weight_B"] = np.array([1.0 if row.weight is None else row.weight for row in rows], np.float32)
+    return PictureBatch(**arrays)

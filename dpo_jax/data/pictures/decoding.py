@@ -18,7 +18,6 @@ from typing import IO, cast
 import numpy as np
 from PIL import Image, ImageOps
 
-from dpo_jax.data.pictures.shape import Undecodable, over_white
 from dpo_jax.errors import UserError
 
 MOST_PIXELS = 1 << 26
@@ -28,6 +27,14 @@ _STILL = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not all that Pi
 _MOVING = ("GIF", "PNG", "TIFF", "WEBP")
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CLIPS = (".gif", ".mp4", ".npy", ".npz")
+
+
+class Undecodable(Exception):
+    """A picture or a clip that cannot be used. `reason` is short and the same for all of its kind."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
 
 
 def picture(data: bytes) -> np.ndarray:
@@ -45,16 +52,16 @@ def clip(data: bytes, *, frames: int) -> np.ndarray:
     """The first frames of a clip, uint8 [F, H, W, C]; fewer where it has fewer."""
     for begins, decode in _CLIPS.items():
         if data[begins[0] :].startswith(begins[1]):
-            found = list(itertools.islice(decode(data), frames))
-            if len({frame.shape for frame in found}) > 1:
+            taken = list(itertools.islice(decode(data), frames))
+            if len({frame.shape for frame in taken}) > 1:
                 raise Undecodable("frames of different sizes", "its frames have different sizes.")
-            return np.stack(found) if found else np.empty((0, 1, 1, 1), np.uint8)
+            return np.stack(taken) if taken else np.empty((0, 1, 1, 1), np.uint8)
     raise Undecodable("not a clip", f"it is none of {', '.join(CLIPS)}, whatever it is called.")
 
 
 @contextmanager
 def _or_refused(reason: str, says: str) -> Iterator[None]:
-    """Whatever is raised in the block becomes an `Undecodable`: of spoiled bytes the libraries raise what they like."""
+    """Turn whatever is raised in the block into an `Undecodable`: of spoiled bytes libraries raise what they like."""
     try:
         yield
     except Undecodable:
@@ -79,12 +86,12 @@ def _opened(data: bytes, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 def _check_size(height: int, width: int) -> None:
     if height * width > MOST_PIXELS:
-        found = f"it claims to be {height} x {width} pixels; at most {MOST_PIXELS} are read."
-        raise Undecodable("too many pixels", found)
+        claim = f"it claims to be {height} x {width} pixels; at most {MOST_PIXELS} are read."
+        raise Undecodable("too many pixels", claim)
 
 
 def _pixels(opened: Image.Image) -> np.ndarray:
-    """uint8 [H, W, C]; 16 bits of grey become 8."""
+    """Pixels of an opened picture, uint8 [H, W, C]; 16 bits of grey become 8."""
     if opened.mode.startswith("I;16"):
         grey = np.asarray(opened).astype(np.float32) / 257.0
         return np.rint(grey).astype(np.uint8)[..., None]
@@ -92,6 +99,15 @@ def _pixels(opened: Image.Image) -> np.ndarray:
         raise Undecodable("unknown pixels", f"its pixels are of Pillow's mode {opened.mode}, whose white is unknown.")
     pixels = np.asarray(over_white(opened))
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def over_white(picture: Image.Image) -> Image.Image:
+    """The picture laid over white where it has transparent parts; grey or RGB, whatever it was."""
+    if picture.has_transparency_data:
+        opaque = picture.convert("RGBA")
+        white = Image.new("RGBA", opaque.size, "white")
+        return Image.alpha_composite(white, opaque).convert("RGB")
+    return picture if picture.mode in ("L", "RGB") else picture.convert("L" if picture.mode == "1" else "RGB")
 
 
 def _gif(data: bytes) -> Iterator[np.ndarray]:
@@ -113,8 +129,8 @@ def _npy(data: bytes) -> Iterator[np.ndarray]:
     if len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3, 4)) or 0 in shape[1:]:
         raise Undecodable("array of another shape", f"its shape is {list(shape)}, not [F, H, W] or [F, H, W, C].")
     if math.prod(shape) != len(data) - file.tell():
-        found = f"its shape {list(shape)} does not fit its {len(data) - file.tell()} bytes."
-        raise Undecodable("damaged array", found)
+        held = len(data) - file.tell()
+        raise Undecodable("damaged array", f"its shape {list(shape)} does not fit its {held} bytes.")
     _check_size(shape[1], shape[2])
     frames = np.frombuffer(data, np.uint8, offset=file.tell()).reshape(shape, order="F" if by_columns else "C")
     yield from np.ascontiguousarray(frames[..., None] if frames.ndim == 3 else frames)

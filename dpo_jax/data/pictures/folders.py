@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dpo_jax.data.pictures.decoding import CLIPS, PICTURES
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources import hub, paths
 from dpo_jax.data.sources.record import BadRow, Record, Spec
 from dpo_jax.errors import UserError, nearest

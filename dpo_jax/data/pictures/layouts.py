@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -24,19 +24,19 @@ _PAIR = ("chosen", "rejected", "image_0", "image_1", "label_0", "label")
 _ALSO = {"image_0": ("jpg_0", "video_0"), "image_1": ("jpg_1", "video_1"), "image": ("video",)}
 """Name of a column -> what others call it."""
 
-MakeSample = Callable[[Any, str, str], Sample]
+MakeSample = Callable[[object, str, str], Sample]
 """(value, column, where) -> a sample; raises BadRow."""
 
 
 class Shown(NamedTuple):
-    """What rows say that a sample is to show: one of so many classes, or an embedding so wide; 0: nothing."""
+    """Conditions of a model: one of so many classes, or an embedding so wide; 0: none."""
 
     classes: int
     text_width: int
 
 
 class Layout(NamedTuple):
-    """What is made of a record, and from which columns."""
+    """Rows of one form: their columns, and what makes them of a record."""
 
     columns: tuple[str, ...]
     make: Callable[[Record, Mapping[str, str], MakeSample, Shown], list[PictureRow]]
@@ -67,13 +67,13 @@ def unpaired(record: Record, columns: Mapping[str, str], make: MakeSample, shown
 def labelled(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
     """A sample and whether it is a good one; raises BadRow."""
     if columns["image"] not in record.values and {"chosen", "rejected"} <= record.values.keys():
-        found = f"no column {columns['image']!r} but a pair. To read each pair as two rows, write unpair: true."
-        raise BadRow(record.where, "a pair, without unpair: true", found)
+        detail = f"no column {columns['image']!r} but a pair. To read each pair as two rows, write unpair: true."
+        raise BadRow(record.where, "a pair, without unpair: true", detail)
     (row,) = samples(record, columns, make, shown)
     label = value_of(record, columns, "desirable")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
-        found = f"column {columns['desirable']!r} is {reprlib.repr(label)}; it must be true or false (1 or 0)."
-        raise BadRow(record.where, "not a label", found)
+        detail = f"column {columns['desirable']!r} is {reprlib.repr(label)}; it must be true or false (1 or 0)."
+        raise BadRow(record.where, "not a label", detail)
     return [row._replace(desirable=bool(label))]
 
 
@@ -111,21 +111,21 @@ def _column(record: Record, columns: Mapping[str, str], name: str) -> str:
 
 
 def _preferred(record: Record, columns: Mapping[str, str]) -> int | None:
-    """Which of the two is preferred, 0 or 1; None: a tie."""
+    """Number of the preferred picture, 0 or 1; None: a tie."""
     share, where = columns["label_0"], record.where
     if share in record.values:
-        found = messages.check_number(
-            value_of(record, columns, "label_0"), f"column {share!r}", where, low=0.0, high=1.0
-        )
-        if found is None:
+        value = messages.check_number(record.values[share], f"column {share!r}", where, low=0.0, high=1.0)
+        if value is None:
             raise BadRow(where, "not a label", f"column {share!r} is empty; it must be the share that prefers image_0.")
-        return None if found == 0.5 else int(found < 0.5)
+        return None if value == 0.5 else int(value < 0.5)
     label = value_of(record, columns, "label")
     if label in (0.5, "tie"):
         return None
     if isinstance(label, bool) or label not in (0, 1):
-        found = f"column {columns['label']!r} is {reprlib.repr(label)}; it must be 0 or 1, the number of the preferred "
-        raise BadRow(where, "not a label", f"{found}picture, or 0.5 or 'tie'.")
+        allowed = "0 or 1, the number of the preferred picture, or 0.5 or 'tie'"
+        raise BadRow(
+            where, "not a label", f"column {columns['label']!r} is {reprlib.repr(label)}; it must be {allowed}."
+        )
     return int(label)
 
 
@@ -134,13 +134,13 @@ def _shown(record: Record, columns: Mapping[str, str], shown: Shown) -> int | np
         value, column = value_of(record, columns, "embedding"), f"column {columns['embedding']!r}"
         numbers = np.asarray(value) if isinstance(value, list | tuple | np.ndarray) else np.empty(())
         if numbers.shape != (shown.text_width,) or numbers.dtype.kind not in "fi" or not np.isfinite(numbers).all():
-            found = f"{column} is {reprlib.repr(value)}, not a list of {shown.text_width} finite numbers."
-            raise BadRow(record.where, "not an embedding", found)
+            detail = f"{column} is {reprlib.repr(value)}, not a list of {shown.text_width} finite numbers."
+            raise BadRow(record.where, "not an embedding", detail)
         return numbers.astype(np.float32)
     if shown.classes:
         value, column = value_of(record, columns, "class"), f"column {columns['class']!r}"
         if type(value) is not int or not 0 <= value < shown.classes:
-            found = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {shown.classes - 1}."
-            raise BadRow(record.where, "not a class", found)
+            detail = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {shown.classes - 1}."
+            raise BadRow(record.where, "not a class", detail)
         return value
     return None

@@ -2,7 +2,7 @@
 
 - `{package: fashion-mnist, split: train | test, limit: N}`: clothes, 28 x 28 grey, from `launch/fashion_mnist.sh`.
 - `{package: digits, split: train | test, limit: N}`: scikit-learn's handwritten digits, 8 x 8 grey; 1,400 and 397.
-- `{package: moving-digits, ...}`: clips, see `moving_digits`.
+- `{package: moving-digits, ...}`: clips, see `digits`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.data.pictures import moving_digits
-from dpo_jax.data.pictures.digits import read_digits
+from dpo_jax.data.pictures import digits
 from dpo_jax.data.pictures.folders import Held
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources.keys import option
 from dpo_jax.data.sources.record import Record, Spec
 from dpo_jax.errors import UserError, nearest
@@ -33,7 +32,7 @@ _SPLITS = ("train", "test")
 
 
 class Package(NamedTuple):
-    """How the records of a package are read, and which keys it knows."""
+    """One package: what reads its records, and the keys that it knows."""
 
     read: Callable[[Spec, Shape], Iterator[Held]]
     keys: tuple[str, ...]
@@ -50,7 +49,7 @@ def read(spec: Spec, shape: Shape) -> Iterator[Held]:
 
 
 def named(spec: Spec) -> str:
-    """The name of the package, checked."""
+    """Return the name of the package, checked."""
     if spec["package"] not in PACKAGES:
         name = str(spec["package"])
         raise UserError(f"data source {dict(spec)}: unknown package {name!r}. {nearest(name, PACKAGES)}")
@@ -58,7 +57,7 @@ def named(spec: Spec) -> str:
 
 
 def limit_of(spec: Spec, count: int) -> int:
-    """How many are wanted, of so many."""
+    """Return how many of `count` records are wanted."""
     limit = spec.get("limit", count)
     if type(limit) is not int or not 0 < limit <= count:
         raise UserError(f"data source {dict(spec)}: limit is {limit!r}. Allowed: 1 to {count}, the split's size.")
@@ -77,7 +76,7 @@ def _fashion_mnist(spec: Spec, shape: Shape) -> Iterator[Held]:
 
 def _digits(spec: Spec, shape: Shape) -> Iterator[Held]:
     split = option(spec, "split", _SPLITS)
-    yield from _pictures(spec, shape, f"digits {split}", *read_digits(split))
+    yield from _pictures(spec, shape, f"digits {split}", *digits.read_digits(split))
 
 
 def _pictures(spec: Spec, shape: Shape, name: str, pixels_NHW: np.ndarray, classes_N: np.ndarray) -> Iterator[Held]:
@@ -115,5 +114,5 @@ def _read_idx(folder: Path, name: str) -> np.ndarray:
 PACKAGES: Mapping[str, Package] = {
     "fashion-mnist": Package(_fashion_mnist, ("split", "limit")),
     "digits": Package(_digits, ("split", "limit")),
-    "moving-digits": Package(moving_digits.read, moving_digits.KEYS),
+    "moving-digits": Package(digits.read, digits.KEYS),
 }

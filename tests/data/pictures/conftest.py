@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax.data.pictures import Pictures, read_pictures
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 
 GREY, COLOUR, CLIP = Shape(None, 4, 4, 1), Shape(None, 4, 4, 3), Shape(3, 4, 4, 1)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpo_jax.data.order import epoch_order
+from dpo_jax.data.order import UnevenLabels, epoch_order
 from dpo_jax.data.pictures import batches, read_pictures
 from dpo_jax.data.pictures.batches import PictureBatches, evaluation_batches
 from dpo_jax.errors import UserError
@@ -84,10 +84,9 @@ def test_stored_errors_are_those_of_the_row_and_of_its_epoch():
 
 def test_what_rows_bring():
     embedded = [row(n, shown=np.array([n, 0.5], np.float32), weight=None if n else 0.25) for n in range(4)]
-    found = made(embedded, order="sequential", columns={"reference_errors_BP": np.arange(4)}).batch(0).arrays
+    found = made(embedded, order="sequential").batch(0).arrays
     assert found.shown_B.shape == (2, 2, 2) and found.shown_B.dtype == np.float32
     assert found.loss_weight_B.tolist() == [[0.25, 1], [1, 1]]
-    assert found.reference_errors_BP.tolist() == [[0, 1], [2, 3]] and found.reference_errors_BP.dtype == np.float32
     late = made([*ROWS, row(7, weight=2.0)], order="sequential").batch(0).arrays
     assert late.loss_weight_B.tolist() == [[1, 1], [1, 1]]  # of one shape with the batch that holds the weight
 
@@ -100,14 +99,14 @@ def test_every_batch_holds_both_labels():
         assert found.desirable_B.sum() == 1 and found.samples_BPX.shape == (2, 2, 1, 2, 2, 1)
         of_label = found.samples_BPX[..., 0, 0, 0, 0] < 2
         assert (of_label == found.desirable_B).all()
-    with pytest.raises(UserError, match="needs both"):
+    with pytest.raises(UnevenLabels, match="needs both"):
         made([row._replace(desirable=True) for row in labelled])
 
 
 def test_bad_requests():
-    with pytest.raises(UserError, match="must divide"):
+    with pytest.raises(ValueError, match="must divide"):
         made(micro_batch_pairs=3)
-    with pytest.raises(UserError, match=r"data\.order"):
+    with pytest.raises(ValueError, match=r"order is 'sorted'"):
         made(order="sorted")
 
 

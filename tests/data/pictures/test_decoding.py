@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax.data.pictures.decoding import MOST_PIXELS
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.errors import UserError
 from tests.data.pictures.conftest import CLIP, COLOUR, GREY, array, encoded, moving, plain, read, write
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.pictures import packages
-from dpo_jax.data.pictures.shape import Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.errors import UserError
 from tests.data.pictures.conftest import GREY, idx, read, write
 

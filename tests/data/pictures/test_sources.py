@@ -165,9 +165,9 @@ def test_bad_pairs_and_bad_requests(tmp_path: Path):
             read(spec)
     with pytest.raises(UserError, match="clips of 3 frames are wanted"):
         read(tmp_path / "d", shape=CLIP)
-    with pytest.raises(UserError, match=r"layout is 'pair'. Did you mean 'pairs'"):
+    with pytest.raises(ValueError, match=r"layout is 'pair'. Did you mean 'pairs'"):
         read(tmp_path / "d", "pair")
-    with pytest.raises(UserError, match="not both"):
+    with pytest.raises(ValueError, match="not both"):
         read(tmp_path / "d", classes=2, text_width=2)
 
 
