@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 
 from dpo_jax.config import Source, TrainConfig
 from dpo_jax.config.pictures import PictureConfig
+from dpo_jax.data.order import UnevenLabels
 from dpo_jax.data.pictures import Pictures, Shape, read_pictures
 from dpo_jax.data.pictures.batches import PictureBatches, evaluation_batches
 from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
@@ -206,14 +207,17 @@ class PictureExperiment(Experiment[PictureConfig]):
         errors_nKP = None
         if scores is not None:
             errors_nKP = scores.errors_nP.reshape(len(data.rows), self.config.reference.draws, -1)
-        return PictureBatches(
-            data.rows,
-            batch_pairs=train.batch_pairs,
-            micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
-            seed=seed,
-            order=self.config.data.order,
-            reference_errors=errors_nKP,
-        )
+        try:
+            return PictureBatches(
+                data.rows,
+                batch_pairs=train.batch_pairs,
+                micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
+                seed=seed,
+                order=self.config.data.order,
+                reference_errors=errors_nKP,
+            )
+        except UnevenLabels as error:
+            raise mistake("train.batch_pairs", self.origins, f"train: {error}") from None
 
     @cached_property
     def score(self) -> ErrorScore:

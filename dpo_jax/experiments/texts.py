@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.config import Config, LoraConfig, SamplingConfig, TrainConfig
 from dpo_jax.data.batches import Batches, evaluation_batches
+from dpo_jax.data.order import UnevenLabels
 from dpo_jax.data.rules import tokenization_fingerprint
 from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError
@@ -29,7 +30,7 @@ from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.preference import Refresh, preference_objective
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reading import locate
+from dpo_jax.reading import locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
@@ -255,25 +256,29 @@ class TextExperiment(Experiment[Config]):
                     f"data.train has soft labels, which {unread[0]} cannot read. Allowed: "
                     f"{', '.join(soft_labelled())}, and sft beside them; or take the column soft_label out of the rows."
                 )
-        columns = present(loss_weight_B=data.weight_B, soft_label_B=data.soft_label_B, source_B=several(data))
-        reference = scores and {"reference_logps_BP": scores.logps_nP, "reference_heads_BP": scores.heads_nP}
-        return self.batches_of(
-            train, data.rows, seed=seed, columns=columns, reference=reference, desirable=data.desirable
+        columns = present(
+            loss_weight_B=data.weight_B,
+            soft_label_B=data.soft_label_B,
+            source_B=several(data),
+            reference_logps_BP=scores and scores.logps_nP,
+            reference_heads_BP=scores and scores.heads_nP,
         )
+        return self.batches_of(train, data.rows, seed=seed, columns=columns, desirable=data.desirable)
 
     def batches_of(self, train: TrainConfig, rows: Sequence[TokenRow], *, seed: int, **more: Any) -> Batches:
         """Batches of any training on texts; `more` are further arguments of `Batches`."""
-        return Batches(
-            rows,
-            batch_pairs=train.batch_pairs,
-            micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
-            seed=seed,
-            order=self.config.data.order,
-            row_multiple=self.row_multiple,
-            layout=self.config.data.layout,
-            unpack=self.unpack,
-            **more,
-        )
+        try:
+            return Batches(
+                rows,
+                batch_pairs=train.batch_pairs,
+                micro_batch_pairs=train.micro_batch_pairs or train.batch_pairs,
+                seed=seed,
+                order=self.config.data.order,
+                packing=self.packing,
+                **more,
+            )
+        except UnevenLabels as error:
+            raise mistake("train.batch_pairs", self.origins, f"train: {error}") from None
 
     def objective(self, data: DataRows) -> Objective:
         """The objective of a preference training; of several sources each has metrics of its own."""

@@ -8,13 +8,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import evaluation_batches
-<<<<<<< HEAD
+from dpo_jax.data.shapes import Packing
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, kl_of_ratios, sample_divergences
 from dpo_jax.losses import kl_estimates
-=======
-from dpo_jax.data.shapes import Packing
-from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
->>>>>>> d04ded3 (data: join the shape, the samples and the digits of pictures, and pick the rows of a step in one place)
 from dpo_jax.types import TokenRow, Unembedding
 from tests.objectives.toy import VOCABULARY, Toy, all_logps, parameters
 
