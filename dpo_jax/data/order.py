@@ -1,4 +1,4 @@
-"""The rows of every step: epoch after epoch in their order, labelled completions mixed so that no batch lacks a label."""
+"""The rows of every step: epochs and their order, labelled completions mixed so that no batch lacks a label."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class UnevenLabels(ValueError):
 
 
 class StepRows:
-    """Picks the rows of a step: epoch after epoch without a gap, step s holds rows [s * B, (s+1) * B); B is batch_pairs.
+    """The rows of each step: epoch after epoch without a gap, step s holding rows [s * B, (s+1) * B).
 
-    They depend on the step alone, so resuming is asking for the next step. With labels, `desirable`, bool [rows], every
-    step has both.
+    B is `batch_pairs`. Rows depend on the step alone, so resuming is asking for the next step. With labels,
+    `desirable`, bool [rows], every step has both.
 
     Raises:
         ValueError: `micro_batch_pairs` does not divide `batch_pairs`, or the order is unknown.

@@ -31,7 +31,7 @@ from dpo_jax.mesh import named_sharding
 from dpo_jax.models.lora import attach
 from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reading import locate
+from dpo_jax.reading import locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.store import Errors
 from dpo_jax.runs.run import Run

@@ -18,7 +18,8 @@ import numpy as np
 
 from dpo_jax.config import Config, Source
 from dpo_jax.data.rules import Rules
-from dpo_jax.data.sources import PAIRS, read_unpaired, stream
+from dpo_jax.data.sources import PAIRS, UNPAIRED, read_sources, stream
+from dpo_jax.data.sources.labels import with_mismatched
 from dpo_jax.data.sources.messages import key_of
 from dpo_jax.data.tokenize import Counts, tokenize_chunks
 from dpo_jax.data.tokens import write_table
@@ -88,9 +89,10 @@ def read_rows(
     if not is_unpaired(losses):
         pairs = islice(stream(PAIRS, sources, **reading, skipped=skipped), limit)
         return as_tokens(config, tokenizer, name, sources, pairs, skipped)
-    labelled = read_unpaired(sources, **reading, mismatched=needs_mismatched(losses))
-    skipped.update(labelled.skipped)
-    found = as_tokens(config, tokenizer, name, sources, islice(labelled.rows, limit), skipped)
+    labelled, left_out = read_sources(UNPAIRED, sources, **reading)
+    labelled = with_mismatched(labelled) if needs_mismatched(losses) else labelled
+    skipped.update(left_out)
+    found = as_tokens(config, tokenizer, name, sources, islice(labelled, limit), skipped)
     desirable = found.desirable
     assert desirable is not None
     if desirable.all() or not desirable.any():

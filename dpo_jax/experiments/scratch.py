@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from dpo_jax.config import Config, ScratchConfig
-from dpo_jax.data.sources import read_completions
+from dpo_jax.data.sources import COMPLETIONS, read_sources
 from dpo_jax.errors import UserError
 from dpo_jax.models.decoder import make_model
 from dpo_jax.reading import Origins, locate
@@ -67,7 +67,7 @@ def _check(options: ScratchConfig, origins: Origins) -> None:
 
 
 def _texts(options: ScratchConfig, *, on_error: str) -> Iterator[str]:
-    for row in read_completions(options.data, on_error=on_error, seed=options.seed).rows:
+    for row in read_sources(COMPLETIONS, options.data, on_error=on_error, seed=options.seed).rows:
         for text in (row.prompt, row.completion):
             yield from [text] if isinstance(text, str) else [str(turn["content"]) for turn in text]
 

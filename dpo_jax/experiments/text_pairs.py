@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.data.sources import read_prompt_sources
+from dpo_jax.data.sources import PROMPTS, read_sources
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
@@ -75,7 +75,7 @@ def _prompts(experiment: TextExperiment) -> list[Prompt]:
     sources = experiment.config.pairs.prompts
     if not sources:
         return experiment.train_data.prompts
-    prompts = read_prompt_sources(sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
+    prompts = read_sources(PROMPTS, sources, on_error=experiment.config.data.on_error, seed=experiment.config.seed)
     for reason, count in prompts.skipped.items():
         say("pairs", f"{count} prompts skipped ({reason})")
     return prompts.rows

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dpo_jax.data.sources import read_prompts
+from dpo_jax.data.sources import PROMPTS, read_sources
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
@@ -46,7 +46,7 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
 
 def _read(experiment: TextExperiment, path: str | None) -> list[Prompt]:
     if path:
-        read = read_prompts(path, on_error=experiment.config.data.on_error)
+        read = read_sources(PROMPTS, [{"path": path}], on_error=experiment.config.data.on_error)
         for reason, count in read.skipped.items():
             say("sample", f"{path}: {count} skipped ({reason})")
         return read.rows

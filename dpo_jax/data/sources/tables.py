@@ -7,10 +7,13 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING
 
 from dpo_jax.data.sources.record import LONGEST_ROW, BadRow, Record, Records, Spec
 from dpo_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from _csv import Reader as CsvReader
 
 _NUMBERS = ("label", "weight", "margin", "soft_label")
 _LONGEST_FIELD = 1 << 30  # characters; Python's own limit is less than a long conversation
@@ -19,7 +22,7 @@ _MOST_BYTES = _ROWS * LONGEST_ROW
 
 
 def read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
-    """Rows as text, but for the columns of numbers and labels; an empty cell of those is none.
+    """Read rows as text, but for the columns of numbers and labels; an empty cell of those is none.
 
     Not by pyarrow, which guesses types from the first rows: a prompt "12" is a text, and an error has a line.
     """
@@ -36,22 +39,22 @@ def read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
             raise UserError(f"{path}:{lines.line_num}: not CSV: {error}.") from error
 
 
-def _csv_rows(lines: Any, path: Path, numbers: set[str]) -> Records:
+def _csv_rows(lines: CsvReader, path: Path, numbers: set[str]) -> Records:
     header = next(lines, [])
     if len(set(header)) < len(header):
         raise UserError(f"data file {path} has a column twice in its first line: {', '.join(header)}.")
     for cells in lines:
         where = f"{path}:{lines.line_num}"
         if len(cells) != len(header):
-            found = f"the row has {len(cells)} cells, the first line {len(header)}."
-            yield BadRow(where, "wrong number of cells", found)
+            detail = f"the row has {len(cells)} cells, the first line {len(header)}."
+            yield BadRow(where, "wrong number of cells", detail)
             continue
         row = dict(zip(header, cells, strict=True))
         yield Record(where, {name: _number(cell) if name in numbers else cell for name, cell in row.items()})
 
 
-def _number(cell: str) -> Any:
-    """What the cell means: nothing, a number, true or false; a text where it is none of these."""
+def _number(cell: str) -> str | float | bool | None:
+    """Value of a cell: nothing, a number, true or false; a text where it is none of these."""
     try:
         value = json.loads(cell.strip().lower() or "null")
     except ValueError:
@@ -60,7 +63,7 @@ def _number(cell: str) -> Any:
 
 
 def read_parquet(file: IO[bytes], path: Path, spec: Spec) -> Records:
-    """The rows of a Parquet file; `where` counts them from 1."""
+    """Read the rows of a Parquet file; `where` counts them from 1."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

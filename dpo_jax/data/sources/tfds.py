@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from dpo_jax.data.sources.record import Record, Records, Spec
 from dpo_jax.errors import UserError, nearest
 
 
 def read(spec: Spec) -> Records:
-    """The rows of one split in its order, bytes as the text that they are; `where` counts them from 1.
+    """Read the rows of one split in its order, bytes as the text that they are; `where` counts them from 1.
 
     Raises:
         UserError: there is no such data set or split on disk, it holds fewer rows than it declares, or one is damaged.
@@ -27,8 +29,8 @@ def read(spec: Spec) -> Records:
         builder: Any = tfds.builder(spec["tfds"], data_dir=spec.get("data_dir"), try_gcs=False)
         names = list(builder.info.splits)
         if (name := split.partition("[")[0]) not in names:
-            found = nearest(name, names) if names else "The data set is not prepared on disk."
-            raise UserError(f"data source {dict(spec)}: no split {name!r}. {found}")
+            allowed = nearest(name, names) if names else "The data set is not prepared on disk."
+            raise UserError(f"data source {dict(spec)}: no split {name!r}. {allowed}")
         declared = builder.info.splits[split].num_examples
         rows = builder.as_data_source(split)
     except UserError:
@@ -50,7 +52,7 @@ def _unread(spec: Spec, what: str, error: Exception) -> UserError:
     return UserError(f"data source {dict(spec)}: {what}cannot be read ({type(error).__name__}): {said}")
 
 
-def _text(value: Any) -> Any:
+def _text(value: object) -> object:
     """Bytes as text, arrays as lists, numbers as Python has them."""
     if isinstance(value, bytes):
         return value.decode("utf8", errors="surrogateescape")
@@ -58,4 +60,4 @@ def _text(value: Any) -> Any:
         return {name: _text(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
         return [_text(item) for item in value]
-    return _text(value.tolist()) if hasattr(value, "tolist") else value
+    return _text(value.tolist()) if isinstance(value, np.ndarray | np.generic) else value

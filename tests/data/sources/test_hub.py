@@ -5,7 +5,7 @@ import json
 import datasets
 import pytest
 
-from dpo_jax.data.sources import read_pairs
+from dpo_jax.data.sources import PAIRS, read_sources
 from dpo_jax.errors import UserError
 
 ROWS = [{"prompt": f"p{n}", "chosen": "c", "rejected": "r"} for n in range(10)]
@@ -19,7 +19,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def prompts(**spec) -> list:
-    return [row.prompt for row in read_pairs([spec]).rows]
+    return [row.prompt for row in read_sources(PAIRS, [spec]).rows]
 
 
 def all_of(low=0, high=10) -> list[str]:
@@ -38,7 +38,7 @@ def test_a_saved_data_set_its_splits_and_slices():
     assert prompts(hub="two", split="test") == all_of(0, 2)
     assert prompts(hub="two", split="train[:30%]") == prompts(hub="one", split="train[:3]") == all_of(0, 3)
     assert prompts(hub="two", split="train[-2:]+test[1:]") == ["p8", "p9", "p1"]
-    first = read_pairs([{"hub": "two", "split": "train[:30%]"}]).rows[0]
+    first = read_sources(PAIRS, [{"hub": "two", "split": "train[:30%]"}]).rows[0]
     assert (first.where, first.source) == ("two train[:30%] row 1", "two")
 
 
@@ -62,8 +62,8 @@ def test_what_is_asked_of_the_hub(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     spec = {"hub": "org/pairs", "split": "train[:1%]", "config": "en", "revision": "abc", "streaming": True}
-    row = read_pairs([{**spec, "name": "mine"}]).rows[0]
-    read_pairs([{"hub": "org/pairs"}])
+    row = read_sources(PAIRS, [{**spec, "name": "mine"}]).rows[0]
+    read_sources(PAIRS, [{"hub": "org/pairs"}])
     assert asked == [
         (("org/pairs", "en"), {"split": "train[:1%]", "revision": "abc", "streaming": True}),
         (("org/pairs", None), {"split": "train", "revision": None, "streaming": False}),
@@ -84,7 +84,7 @@ def test_what_cannot_be_had_is_said(tmp_path):
     ]
     for spec, words in cases:
         with pytest.raises(UserError) as error:
-            read_pairs([spec], on_error="skip")
+            read_sources(PAIRS, [spec], on_error="skip")
         assert words in str(error.value), str(error.value)
 
 
@@ -96,6 +96,6 @@ def test_a_failing_reader_is_the_users_error_and_a_bad_row_is_a_bad_row(monkeypa
 
     monkeypatch.setattr(datasets, "load_dataset", rows)
     with pytest.raises(UserError, match="org/pairs train row 2: column 'chosen' is empty"):
-        read_pairs([{"hub": "org/pairs"}])
+        read_sources(PAIRS, [{"hub": "org/pairs"}])
     with pytest.raises(UserError, match=r"cannot be read \(ConnectionError\): the line broke"):
-        read_pairs([{"hub": "org/pairs"}], on_error="skip")
+        read_sources(PAIRS, [{"hub": "org/pairs"}], on_error="skip")

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_jax.data.sources.implicit import split
+from dpo_jax.data.sources.rows import split_prompt
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ from dpo_jax.data.sources.implicit import split
 )
 def test_texts_by_hand(chosen, rejected, prompt):
     for one, other in ((chosen, rejected), (rejected, chosen)):
-        found = split(one, other)
+        found = split_prompt(one, other)
         assert found == (None if prompt is None else (prompt, one[len(prompt) :], other[len(prompt) :]))
 
 
@@ -38,7 +38,7 @@ WORDS = st.text("ab \n", max_size=12)
 
 @given(WORDS, WORDS, WORDS)
 def test_a_cut_is_at_a_boundary_and_loses_nothing(start, one, other):
-    found = split(start + one, start + other)
+    found = split_prompt(start + one, start + other)
     if found is None:
         return
     prompt, chosen, rejected = found
@@ -71,8 +71,8 @@ def turns(text):
 )
 def test_messages_by_hand(chosen, rejected, cut):
     one, other = turns(chosen), turns(rejected)
-    assert split(one, other) == (None if cut is None else (one[:cut], one[cut:], other[cut:]))
+    assert split_prompt(one, other) == (None if cut is None else (one[:cut], one[cut:], other[cut:]))
 
 
 def test_text_and_messages_share_nothing():
-    assert split("a b", turns("ux ay")) is None
+    assert split_prompt("a b", turns("ux ay")) is None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dpo_jax.data.sources import PAIRS, read_completions, read_pairs, read_unpaired, stream
-from dpo_jax.data.sources.mixture import copies
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, read_sources, stream
+from dpo_jax.data.sources.record import copies
 from dpo_jax.errors import UserError
 
 
@@ -20,7 +20,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 def drawn(seed=0, **spec):
-    return [row.prompt for row in read_pairs([{"path": "one.jsonl", **spec}], seed=seed).rows]
+    return [row.prompt for row in read_sources(PAIRS, [{"path": "one.jsonl", **spec}], seed=seed).rows]
 
 
 def test_copies_are_the_weight_on_average():
@@ -43,23 +43,26 @@ def test_a_weight_draws_the_same_rows_for_the_same_seed():
 
 def test_sources_keep_their_names_and_do_not_change_each_other():
     specs = [{"path": "one.jsonl", "weight": 0.25, "name": "few"}, {"path": "two.jsonl", "weight": 3}]
-    rows = read_pairs(specs).rows
+    rows = read_sources(PAIRS, specs).rows
     sources = Counter(row.source for row in rows)
     assert sources["two"] == 30 and 70 < sources["few"] < 130 and len(sources) == 2
     assert [row.prompt for row in rows if row.source == "few"] == drawn(weight=0.25, name="few")
 
 
 def test_both_halves_of_a_pair_are_drawn_or_none():
-    rows, _ = read_unpaired([{"path": "one.jsonl", "unpair": True, "weight": 0.5}], mismatched=False)
+    rows, _ = read_sources(UNPAIRED, [{"path": "one.jsonl", "unpair": True, "weight": 0.5}])
     assert Counter(row.prompt for row in rows).most_common()[-1][1] == 2
 
 
 def labels(**spec):
-    return {row.prompt: row.chosen for row in read_pairs([{"path": "one.jsonl", **spec}]).rows}
+    return {row.prompt: row.chosen for row in read_sources(PAIRS, [{"path": "one.jsonl", **spec}]).rows}
 
 
 def test_flips_are_that_share_and_grow_with_it():
-    plain, flipped = read_pairs([{"path": "one.jsonl"}]).rows, read_pairs([{"path": "one.jsonl", "flip": 0.2}]).rows
+    plain, flipped = (
+        read_sources(PAIRS, [{"path": "one.jsonl"}]).rows,
+        read_sources(PAIRS, [{"path": "one.jsonl", "flip": 0.2}]).rows,
+    )
     assert [(row.prompt, row.where) for row in plain] == [(row.prompt, row.where) for row in flipped]
     wrong = [n for n, row in enumerate(flipped) if (row.chosen, row.rejected) == ("r", "c")]
     assert 50 < len(wrong) < 110
@@ -72,7 +75,7 @@ def test_flips_are_that_share_and_grow_with_it():
 
 def test_labelled_completions_are_flipped_with_their_pair():
     def good(**spec):
-        found = read_unpaired([{"path": "one.jsonl", "unpair": True, **spec}], mismatched=False).rows
+        found = read_sources(UNPAIRED, [{"path": "one.jsonl", "unpair": True, **spec}]).rows
         return {(row.prompt, row.completion): row.desirable for row in found}
 
     flipped = good(flip=0.3)
@@ -88,12 +91,12 @@ def test_a_share_is_a_share(share):
 
 def test_texts_have_no_label_to_flip():
     with pytest.raises(UserError, match="unknown key 'flip'"):
-        read_completions([{"path": "one.jsonl", "flip": 0.1}])
+        read_sources(COMPLETIONS, [{"path": "one.jsonl", "flip": 0.1}])
 
 
 def test_a_bad_row_counts_once_whatever_the_weight():
     Path("bad.jsonl").write_text('{"prompt": "p", "chosen": "c", "rejected": "r"}\n[]\n[]')
-    assert read_pairs([{"path": "bad.jsonl", "weight": 3}], on_error="skip").skipped == {"not an object": 2}
+    assert read_sources(PAIRS, [{"path": "bad.jsonl", "weight": 3}], on_error="skip").skipped == {"not an object": 2}
 
 
 def test_rows_come_one_by_one():

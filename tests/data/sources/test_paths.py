@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data.sources import read_pairs, read_unpaired
+from dpo_jax.data.sources import PAIRS, UNPAIRED, read_sources
 from dpo_jax.errors import UserError
 from tests.contracts.test_sources import FILES
 
@@ -21,7 +21,7 @@ def _in_a_folder_of_its_own(tmp_path, monkeypatch):
 def test_places_are_lines_or_rows():
     for name, made in FILES.items():
         Path(name).write_bytes(made(ROWS))
-    places = {name: [row.where for row in read_pairs([{"path": name}]).rows] for name in FILES}
+    places = {name: [row.where for row in read_sources(PAIRS, [{"path": name}]).rows] for name in FILES}
     assert places["a.jsonl"] == ["a.jsonl:1", "a.jsonl:2", "a.jsonl:3"]
     assert places["lines.json"] == ["lines.json:1", "lines.json:2", "lines.json:3"]
     assert places["a.csv"] == ["a.csv:3", "a.csv:4", "a.csv:5"]  # the line on which a row ends
@@ -32,16 +32,16 @@ def test_places_are_lines_or_rows():
 def test_parquet_is_not_compressed_once_more():
     Path("a.parquet.gz").write_bytes(b"")
     with pytest.raises(UserError, match="no suffix that says how to read it"):
-        read_pairs([{"path": "a.parquet.gz"}])
+        read_sources(PAIRS, [{"path": "a.parquet.gz"}])
 
 
 def test_csv_has_numbers_in_the_columns_of_numbers_only():
     Path("a.csv").write_text("prompt,chosen,rejected,margin,soft\n1,true,2.5,0.5,\n3,4,null,,0.25\n")
-    rows, _ = read_pairs([{"path": "a.csv", "columns": {"soft_label": "soft"}}])
+    rows, _ = read_sources(PAIRS, [{"path": "a.csv", "columns": {"soft_label": "soft"}}])
     assert [row.prompt for row in rows] == ["1", "3"] and rows[0].responses == ("true", "2.5")
     assert [(row.margin, row.soft_label) for row in rows] == [(0.5, None), (None, 0.25)]
     Path("b.csv").write_text("prompt,completion,label\np,c,True\np,d,0\np,e,yes\n")
-    labelled, skipped = read_unpaired([{"path": "b.csv"}], on_error="skip", mismatched=False)
+    labelled, skipped = read_sources(UNPAIRED, [{"path": "b.csv"}], on_error="skip")
     assert [row.desirable for row in labelled] == [True, False] and skipped == {"not a label": 1}
 
 
@@ -58,7 +58,7 @@ def test_parquet_has_messages_and_nulls_for_what_a_row_lacks():
         for margin in (0.5, None)
     ]
     pq.write_table(pa.Table.from_pylist(pairs), "a.parquet")
-    rows, _ = read_pairs([{"path": "a.parquet"}])
+    rows, _ = read_sources(PAIRS, [{"path": "a.parquet"}])
     assert rows[0].prompt == ({"role": "user", "content": "x"},)
     assert rows[0].chosen == ({"role": "assistant", "content": "a", "name": "b"},)
     assert [row.margin for row in rows] == [0.5, None] and rows[0].tools is None

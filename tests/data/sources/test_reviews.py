@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dpo_jax.data.sources import read_completions, read_labelled, read_pairs, read_unpaired, reviews
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, read_labelled, read_sources, reviews
+from dpo_jax.data.sources.labels import with_mismatched
 from dpo_jax.errors import UserError
 from tests.data.sources.invented import write_package
 
@@ -20,11 +21,11 @@ def source(split: str, **more) -> dict:
 
 
 def pairs_of(spec):
-    return read_pairs([spec]).rows
+    return read_sources(PAIRS, [spec]).rows
 
 
 def completions_of(spec):
-    return read_completions([spec]).rows
+    return read_sources(COMPLETIONS, [spec]).rows
 
 
 def snippet(dice: random.Random, words: int) -> str:
@@ -177,13 +178,13 @@ def test_each_reader_takes_its_own_splits(package):
 
 def test_pairs_are_read_as_labelled_completions_if_asked(package):
     labels = {text: bool(label) for text, label, _ in invented_rows()}
-    rows, _ = read_unpaired([source("heldout", unpair=True)], mismatched=False)
+    rows, _ = read_sources(UNPAIRED, [source("heldout", unpair=True)])
     assert [row.completion for row in rows] == [t for pair in pairs_of(source("heldout")) for t in pair[2:4]]
     assert all(row.desirable == labels[row.completion] for row in rows)
     with pytest.raises(UserError, match=r"a pair\. .* write unpair: true"):
-        read_unpaired([source("heldout")], mismatched=False)
+        read_sources(UNPAIRED, [source("heldout")])
     with pytest.raises(UserError, match=r"12 different rows have 1 different prompt\. .* bco or apo_zero_unpaired"):
-        read_unpaired([source("heldout", unpair=True)], mismatched=True)
+        with_mismatched(read_sources(UNPAIRED, [source("heldout", unpair=True)]).rows)
 
 
 def test_a_missing_package_names_the_command(monkeypatch):

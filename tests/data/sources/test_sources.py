@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from dpo_jax.data.sources import read_completions, read_pairs
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, read_sources
 from dpo_jax.errors import UserError
 
 GOOD = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -35,7 +35,7 @@ def test_the_row_id_is_the_content_and_nothing_else():
     reordered = {"rejected": "r", "chosen": "c", "prompt": "p", "extra": 1}
     swapped = {"prompt": "p", "chosen": "r", "rejected": "c"}
     shifted = {"prompt": "pc", "chosen": "c2", "rejected": "r"}
-    rows, _ = read_pairs([write("a.jsonl", GOOD, reordered, swapped, shifted)])
+    rows, _ = read_sources(PAIRS, [write("a.jsonl", GOOD, reordered, swapped, shifted)])
     ids = [row.row_id for row in rows]
     assert ids[0] == ids[1]
     assert len(set(ids)) == 3
@@ -44,18 +44,18 @@ def test_the_row_id_is_the_content_and_nothing_else():
 
 def test_line_ends_marks_and_blank_last_lines_are_no_rows(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + GOOD_LINE + b"\r\n" + GOOD_LINE + b"\n\n  \n")
-    rows, skipped = read_pairs([{"path": "a.jsonl"}])
+    rows, skipped = read_sources(PAIRS, [{"path": "a.jsonl"}])
     assert [row.where for row in rows] == ["a.jsonl:1", "a.jsonl:2"]
     assert skipped == {}
 
 
 def test_completions_and_chosen_as_completion_only_if_asked():
     spec = write("a.jsonl", {"prompt": "p", "completion": "c"})
-    rows, _ = read_completions([spec])
+    rows, _ = read_sources(COMPLETIONS, [spec])
     assert rows[0][1:4] == ("p", "c", "a.jsonl:1")
     pairs = write("b.jsonl", GOOD)
-    assert "b.jsonl:1: no column 'completion'" in message(read_completions, [pairs])
-    asked, _ = read_completions([{**pairs, "columns": {"completion": "chosen"}}])
+    assert "b.jsonl:1: no column 'completion'" in message(read_sources, COMPLETIONS, [pairs])
+    asked, _ = read_sources(COMPLETIONS, [{**pairs, "columns": {"completion": "chosen"}}])
     assert (asked[0].prompt, asked[0].completion) == ("p", "c")
     assert asked[0].row_id == rows[0].row_id  # the same content, whatever the columns were called
 
@@ -85,10 +85,10 @@ BAD_LINES = {
 def test_a_bad_row_stops_with_its_place_or_is_skipped_and_counted(line):
     reason, words = BAD_LINES[line]
     specs = [write("a.jsonl", GOOD, line, GOOD)]
-    text = message(read_pairs, specs)
+    text = message(read_sources, PAIRS, specs)
     assert text.startswith("a.jsonl:2: ")
     assert all(word in text for word in [*words, "on_error: skip"]), text
-    rows, skipped = read_pairs(specs, on_error="skip")
+    rows, skipped = read_sources(PAIRS, specs, on_error="skip")
     assert [row.where for row in rows] == ["a.jsonl:1", "a.jsonl:3"]
     assert skipped == {reason: 1}
 
@@ -117,14 +117,15 @@ def test_a_bad_file_or_source_is_named_and_never_skipped(tmp_path):
         ("a.jsonl", ["'a.jsonl' is not a mapping", "{path:"]),
     ]
     for spec, words in cases:
-        text = message(read_pairs, [spec], on_error="skip")
+        text = message(read_sources, PAIRS, [spec], on_error="skip")
         assert all(word in text for word in words), text
 
 
 def test_sources_without_a_row_and_unknown_policies_are_refused():
-    assert "hold no rows" in message(read_pairs, [write("empty.jsonl")])
-    assert "hold no rows" in message(read_pairs, [])
+    assert "hold no rows" in message(read_sources, PAIRS, [write("empty.jsonl")])
+    assert "hold no rows" in message(read_sources, PAIRS, [])
     specs = [write("a.jsonl", b"1", b"2", b"x")]
-    text = message(read_pairs, specs, on_error="skip")
+    text = message(read_sources, PAIRS, specs, on_error="skip")
     assert "2 skipped: not an object" in text and "1 skipped: not JSON" in text
-    assert "'ignore'. Allowed: skip, stop." in message(read_pairs, specs, on_error="ignore")
+    with pytest.raises(ValueError, match=r"on_error is 'ignore'. Allowed: skip, stop\."):
+        read_sources(PAIRS, specs, on_error="ignore")

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpo_jax.data.sources import read_completions, read_pairs, read_unpaired
-from dpo_jax.data.sources.labels import labelled
-from dpo_jax.data.sources.mismatched import with_mismatched
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, read_sources
+from dpo_jax.data.sources.labels import labelled, with_mismatched
 from dpo_jax.errors import UserError
 
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -38,9 +37,13 @@ def message(call, *args, **kwargs) -> str:
     return str(error.value)
 
 
+def mismatched_rows(specs):
+    return with_mismatched(read_sources(UNPAIRED, specs).rows)
+
+
 def test_a_label_is_true_or_false_or_one_or_zero():
     spec = write("a.jsonl", *(line("p", str(n), label) for n, label in enumerate([True, False, 1, 0, 1.0, 0.0])))
-    rows, skipped = read_unpaired([spec], mismatched=False)
+    rows, skipped = read_sources(UNPAIRED, [spec])
     assert [row[1:6] for row in rows] == [
         ("p", str(n), label, None, f"a.jsonl:{n + 1}") for n, label in enumerate([True, False] * 3)
     ]
@@ -50,61 +53,61 @@ def test_a_label_is_true_or_false_or_one_or_zero():
 @pytest.mark.parametrize("label", ["true", 2, -1, 0.5, float("nan"), None, [], {}])
 def test_any_other_label_is_a_bad_row(label):
     spec = write("a.jsonl", line("p", "c", True), line("p", "d", label))
-    text = message(read_unpaired, [spec], mismatched=False)
+    text = message(read_sources, UNPAIRED, [spec])
     assert text.startswith("a.jsonl:2: column 'label' is ") and "must be true or false (1 or 0)" in text
-    assert read_unpaired([spec], on_error="skip", mismatched=False).skipped == {"not a label": 1}
+    assert read_sources(UNPAIRED, [spec], on_error="skip").skipped == {"not a label": 1}
 
 
 def test_columns_are_renamed_and_checked_as_elsewhere():
     spec = write("a.jsonl", {"question": "p", "text": "c", "good": 1}, {"question": "p", "text": " ", "good": 1})
     columns = {"prompt": "question", "completion": "text", "label": "good"}
-    rows, skipped = read_unpaired([{**spec, "columns": columns}], on_error="skip", mismatched=False)
+    rows, skipped = read_sources(UNPAIRED, [{**spec, "columns": columns}], on_error="skip")
     assert [row[1:4] for row in rows] == [("p", "c", True)] and skipped == {"empty value": 1}
     without = write("b.jsonl", {"prompt": "p", "completion": "c", "labels": True})
-    assert "b.jsonl:1: no column 'label'. Did you mean 'labels'" in message(read_unpaired, [without], mismatched=False)
+    assert "b.jsonl:1: no column 'label'. Did you mean 'labels'" in message(read_sources, UNPAIRED, [without])
 
 
 def test_a_pair_becomes_two_rows_if_asked():
     spec = write("pairs.jsonl", PAIR, {"prompt": "q", "best": "b", "rejected": "r"})
     asked = {**spec, "unpair": True}
-    rows, skipped = read_unpaired([asked], on_error="skip", mismatched=False)
+    rows, skipped = read_sources(UNPAIRED, [asked], on_error="skip")
     assert [row[1:6] for row in rows] == [
         ("p", "c", True, None, "pairs.jsonl:1"),
         ("p", "r", False, None, "pairs.jsonl:1"),
     ]
     assert skipped == {"missing column": 1}
-    assert "no column 'chosen'" in message(read_unpaired, [asked], mismatched=False)
+    assert "no column 'chosen'" in message(read_sources, UNPAIRED, [asked])
     renamed = write("best.jsonl", {"prompt": "q", "best": "b", "rejected": "r"})
-    rows, _ = read_unpaired([{**renamed, "unpair": True, "columns": {"chosen": "best"}}], mismatched=False)
+    rows, _ = read_sources(UNPAIRED, [{**renamed, "unpair": True, "columns": {"chosen": "best"}}])
     assert [row.completion for row in rows] == ["b", "r"]
 
 
 def test_a_pair_is_not_split_unasked():
     spec = write("pairs.jsonl", PAIR)
     for source in (spec, {**spec, "unpair": False}):
-        text = message(read_unpaired, [source], mismatched=False)
+        text = message(read_sources, UNPAIRED, [source])
         assert text.startswith("pairs.jsonl:1: no column 'completion'") and "write unpair: true" in text
-    skipping = message(read_unpaired, [spec], on_error="skip", mismatched=False)
+    skipping = message(read_sources, UNPAIRED, [spec], on_error="skip")
     assert "1 skipped: a pair, without unpair: true" in skipping
-    assert "unpair is 'yes'. Allowed: false, true" in message(
-        read_unpaired, [{**spec, "unpair": "yes"}], mismatched=False
-    )
+    assert "unpair is 'yes'. Allowed: false, true" in message(read_sources, UNPAIRED, [{**spec, "unpair": "yes"}])
 
 
 def test_unpair_is_a_key_of_labelled_completions_only():
     spec = {**write("pairs.jsonl", PAIR), "unpair": True}
     assert "unknown key 'unpair'. Allowed: columns, flip, format, name, path, rankings, weight." in message(
-        read_pairs, [spec]
+        read_sources, PAIRS, [spec]
     )
-    assert "unknown key 'unpair'. Allowed: columns, format, name, path, weight." in message(read_completions, [spec])
+    assert "unknown key 'unpair'. Allowed: columns, format, name, path, weight." in message(
+        read_sources, COMPLETIONS, [spec]
+    )
     typo = {"path": "pairs.jsonl", "unpiar": True}
-    assert "unknown key 'unpiar'. Did you mean 'unpair'?" in message(read_unpaired, [typo], mismatched=False)
+    assert "unknown key 'unpiar'. Did you mean 'unpair'?" in message(read_sources, UNPAIRED, [typo])
 
 
 def test_the_id_is_of_prompt_completion_label_and_mismatched():
     spec = write("a.jsonl", line("p", "c", True), line("p", "r", 0), line("p", "c", False))
-    rows, _ = read_unpaired([spec], mismatched=False)
-    halves, _ = read_unpaired([{**write("pairs.jsonl", PAIR), "unpair": True}], mismatched=False)
+    rows, _ = read_sources(UNPAIRED, [spec])
+    halves, _ = read_sources(UNPAIRED, [{**write("pairs.jsonl", PAIR), "unpair": True}])
     assert [row.row_id for row in rows[:2]] == [row.row_id for row in halves]  # the same content, from either file
     base = {"prompt": "p", "completion": "c", "desirable": True, "mismatched": "m"}
     others = [{"prompt": "q"}, {"completion": "d"}, {"desirable": False}, {"mismatched": "n"}, {"mismatched": None}]
@@ -115,11 +118,11 @@ def test_the_id_is_of_prompt_completion_label_and_mismatched():
 
 def test_the_mismatched_completion_by_hand():
     rows = [line("p", "c", True), line("p", "d", False), line("q", "e", True), line("r", "c", True)]
-    read, _ = read_unpaired([write("a.jsonl", *rows)], mismatched=True)
+    read = mismatched_rows([write("a.jsonl", *rows)])
     assert read[0].mismatched == "e"  # the only other text of another prompt
     assert read[1].mismatched in "ce" and read[2].mismatched in "cd" and read[3].mismatched in "de"
     assert [row[1:4] for row in read] == [tuple(row.values()) for row in rows]
-    plain, _ = read_unpaired([{"path": "a.jsonl"}], mismatched=False)
+    plain, _ = read_sources(UNPAIRED, [{"path": "a.jsonl"}])
     assert not {row.row_id for row in read} & {row.row_id for row in plain}
     # written down once: a store of scores stays of use
     assert [row.mismatched for row in read] == ["e", "e", "d", "d"]
@@ -171,10 +174,10 @@ def test_many_rows_of_one_prompt_or_one_text_take_no_longer(few):
 
 def test_without_another_prompt_there_is_none_and_it_is_said_what_needs_none():
     spec = write("a.jsonl", line("p", "c", True), line("p", "d", False))
-    text = message(read_unpaired, [spec], mismatched=True)
+    text = message(mismatched_rows, [spec])
     for words in ("at least two different prompts", "2 different rows have 1 different prompt.", "bco", "apo_zero_unp"):
         assert words in text, text
-    assert len(read_unpaired([spec], mismatched=False).rows) == 2
+    assert len(read_sources(UNPAIRED, [spec]).rows) == 2
     same = write("b.jsonl", line("p", "c", True), line("q", "c", False))
-    text = message(read_unpaired, [same], mismatched=True)
+    text = message(mismatched_rows, [same])
     assert "b.jsonl:1" in text and "2 different prompts, and those with another prompt than b.jsonl:1 all have" in text
