@@ -22,7 +22,7 @@ def experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_auto_is_blocks_on_a_cpu(experiment: str, capsys: pytest.CaptureFixture):
     setup = opened()
-    assert setup.model.attention == setup.attention == "blocks" and setup.unpack is None
+    assert setup.model.attention == setup.attention == "blocks" and setup.packing.unpack is None
     assert "attention" not in capsys.readouterr().err
     assert opened("--model.attention", "dense").model.attention == "dense"
 
@@ -36,7 +36,7 @@ def test_what_the_machine_cannot_do_is_refused_where_it_was_asked_for(experiment
 def test_what_auto_falls_back_from_is_said_once(experiment: str, monkeypatch, capsys: pytest.CaptureFixture):
     monkeypatch.setattr(stage, "choose_attention", lambda *_: Choice("blocks", "cudnn attention has no soft cap"))
     setup = opened()
-    _ = setup.model, setup.sft_model, setup.unpack
+    _ = setup.model, setup.sft_model, setup.packing
     said = "".join(capsys.readouterr())
     assert said.count("attention: blocks, because cudnn attention has no soft cap") == 1
 

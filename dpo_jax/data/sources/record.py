@@ -68,13 +68,12 @@ def check_keys(spec: Spec, allowed: Sequence[str]) -> None:
 
 def option(spec: Spec, name: str, allowed: Sequence[Value]) -> Value:
     """Value of an option, of what is allowed; the first of it, which may be None, where the source says nothing."""
-    value: Any = spec.get(name, allowed[0])
-    if not any(value is known or (isinstance(value, str) and value == known) for known in allowed):
-        words = [
-            str(known).lower() if isinstance(known, bool) else str(known) for known in allowed if known is not None
-        ]
-        raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
-    return value
+    value = spec.get(name, allowed[0])
+    for known in allowed:
+        if value is known or (isinstance(value, str) and value == known):
+            return known
+    words = [str(known).lower() if isinstance(known, bool) else str(known) for known in allowed if known is not None]
+    raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
 
 
 def weight_of(spec: Spec) -> float:
