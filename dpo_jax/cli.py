@@ -34,7 +34,7 @@ Every command takes --verbose, which shows the whole traceback of an error."""
 
 @dataclasses.dataclass
 class _Running:
-    """What is told of a crash: the command line, the command, and its working directory once that is known."""
+    """The facts of a crash: the command line, the command, and its working directory once that is known."""
 
     line: str
     command: str = "dpo-jax"

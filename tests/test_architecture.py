@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "dpo_jax", "launch", "configs", "tests"}
 LONGEST_FILE = 400
+MOST_FLOORS = 7
+"""The longest chain of imports within a room."""
+MOST_PARAMETERS = 8
+"""Of a function; the options of a loss do not count."""
+MOST_HOLDERS = 60
+"""Functions that take a whole experiment."""
 
 # Room -> the rooms of ours it may import, besides itself and `errors`.
 MAY_IMPORT: dict[str, set[str]] = {
@@ -145,6 +152,75 @@ def long_files(root: Path) -> list[str]:
     return [f"{file.relative_to(root).as_posix()}: {n} lines" for file, n in lengths.items() if n > LONGEST_FILE]
 
 
+def deep_rooms(root: Path) -> list[str]:
+    """Rooms in which a chain of imports is too long."""
+    graph: dict[Path, set[Path]] = {}
+    for arrow in arrows(root):
+        target = module_file(root, arrow.module)
+        inside = target is not None and room(root, target) == room(root, arrow.file) and target.name != "__init__.py"
+        if target is not None and inside and target != arrow.file and arrow.file.name != "__init__.py":
+            graph.setdefault(arrow.file, set()).add(target)
+    floors: dict[Path, int] = {}
+    for file in graphlib.TopologicalSorter(graph).static_order():
+        floors[file] = 1 + max((floors[target] for target in graph.get(file, ())), default=0)
+    deepest: dict[str, int] = {}
+    for file, floor in floors.items():
+        deepest[room(root, file)] = max(floor, deepest.get(room(root, file), 0))
+    return [f"{name}: {floor} floors" for name, floor in sorted(deepest.items()) if floor > MOST_FLOORS]
+
+
+class Taken(NamedTuple):
+    """A function, the number of its parameters, and how it uses a whole experiment that it takes."""
+
+    where: str
+    parameters: int
+    attributes: int | None  # of the experiment; None where it takes none
+    uses: int
+
+
+def functions(root: Path) -> Iterator[Taken]:
+    """Every function of dpo_jax."""
+    for file in sorted((root / "dpo_jax").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf8"), str(file))):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            parameters = [each for each in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            own = [each for each in parameters if each.arg not in ("self", "cls")]
+            attributes, uses = None, 0
+            for each in own:
+                kind = ast.unparse(each.annotation) if each.annotation else ""
+                if each.arg == "experiment" or (
+                    not kind.startswith("Callable") and re.search(r"\b(\w*Experiment|\w*Steps)\b", kind)
+                ):
+                    names = [x for x in ast.walk(node) if isinstance(x, ast.Name) and x.id == each.arg]
+                    read = [x for x in ast.walk(node) if isinstance(x, ast.Attribute) and x.value in names]
+                    attributes, uses = len(read), len(names)
+            where = f"{file.relative_to(root).as_posix()}:{node.lineno} {node.name}"
+            yield Taken(where, len(own), attributes, uses)
+
+
+def greedy_functions(root: Path) -> list[str]:
+    """Functions with too many parameters, or that take a whole experiment only to hand it on."""
+    losses = "dpo_jax/losses/"
+    return [
+        *(
+            f"{each.where}: {each.parameters} parameters"
+            for each in functions(root)
+            if each.parameters > MOST_PARAMETERS and not each.where.startswith(losses)
+        ),
+        *(f"{each.where}: hands an experiment on" for each in functions(root) if each.attributes == 0 and each.uses),
+    ]
+
+
+def test_no_deep_room():
+    assert not deep_rooms(ROOT)
+
+
+def test_no_greedy_function():
+    assert not greedy_functions(ROOT)
+    assert sum(each.attributes is not None for each in functions(ROOT)) <= MOST_HOLDERS
+
+
 def test_no_illegal_arrow():
     assert not unknown_rooms(ROOT), "name the room in MAY_IMPORT, and in the design, or move the file"
     assert not illegal_arrows(ROOT)
@@ -229,6 +305,17 @@ def test_planted_room_and_long_file_are_named(house: Path):
     _append(house / "dpo_jax/utils.py", "x = 1\n" * LONGEST_FILE)
     assert unknown_rooms(house) == {"utils"}
     assert long_files(house) == [f"dpo_jax/utils.py: {LONGEST_FILE + 1} lines"]
+
+
+def test_planted_depth_and_greed_are_named(house: Path):
+    for number in range(MOST_FLOORS + 1):
+        line = f"from dpo_jax.runs import planted_{number + 1}" if number < MOST_FLOORS else ""
+        _append(house / f"dpo_jax/runs/planted_{number}.py", line)
+    assert deep_rooms(house) == [f"runs: {MOST_FLOORS + 1} floors"]
+    _append(house / "dpo_jax/runs/planted_0.py", "def hand(experiment: Steps):\n    return other(experiment)")
+    _append(house / "dpo_jax/runs/planted_0.py", "def take(a, b, c, d, e, f, g, h, *, i):\n    return experiment.mesh")
+    hands, takes = sorted(greedy_functions(house), key=lambda each: "parameters" in each)
+    assert "planted_0.py:2 hand: hands an experiment on" in hands and "take: 9 parameters" in takes
 
 
 def _append(file: Path, text: str) -> None:

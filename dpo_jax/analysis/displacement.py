@@ -21,7 +21,7 @@ from dpo_jax.types import PairBatch, Params
 
 
 class Pulls(NamedTuple):
-    """What moves the log-probs of one pair, [P] each.
+    """The pulls on the log-probs of one pair, [P] each.
 
     `first_order` is <grad y, change> of the change that was made, nats. The others are of plain gradient descent, nats
     by unit of its learning rate: what comes through each response of the same pair, and from the other pairs.
@@ -79,12 +79,12 @@ def by_similarity(similarity_n: np.ndarray, log_ratios_nP: np.ndarray, *, bins: 
 
     A tie may lie on both sides of a border.
     """
-    found = []
+    parts = []
     for picks in np.array_split(np.argsort(similarity_n, kind="stable"), min(bins, len(similarity_n))):
         own_n, (chosen, rejected) = similarity_n[picks], log_ratios_nP[picks].mean(axis=0)
         fell = int((log_ratios_nP[picks, 0] < 0).sum())
-        found.append(Bin(float(own_n[0]), float(own_n[-1]), len(picks), fell, float(chosen), float(rejected)))
-    return found
+        parts.append(Bin(float(own_n[0]), float(own_n[-1]), len(picks), fell, float(chosen), float(rejected)))
+    return parts
 
 
 def edit_similarity(one: np.ndarray, other: np.ndarray) -> float:

@@ -121,7 +121,7 @@ def flow(
 
 
 def directions(loss: PairLoss, logps_N2: Any, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
-    """Where steepest descent in these coordinates moves log-probs, as unit vectors [N, 2]; NaN where nothing pulls.
+    """Directions of steepest descent in these coordinates, as unit vectors [N, 2]; NaN where nothing pulls.
 
     Other than the speed itself, they are known also where probabilities are too small for a float.
     """

@@ -30,17 +30,17 @@ def field_of(loss: PairLoss, reference: PairLogps, places_N2: np.ndarray) -> dic
     starts_N2 = np.array([[0.0, 0.0], *((low_2[0], b) for b in sides[1]), *((a, high_2[1]) for a in sides[0][1:])])
     frozen_2 = np.array([reference.chosen, reference.rejected])
     slope_N2 = gradient(loss, grid_N2 + frozen_2, coordinates="logp", reference=reference)
-    found: dict[str, Any] = {"low": low_2.tolist(), "high": high_2.tolist(), "grid": _rounded(grid_N2)}
-    found["slope"] = _rounded(np.linalg.norm(slope_N2, axis=1))
+    field: dict[str, Any] = {"low": low_2.tolist(), "high": high_2.tolist(), "grid": _rounded(grid_N2)}
+    field["slope"] = _rounded(np.linalg.norm(slope_N2, axis=1))
     for coordinates in get_args(Coordinates):
         asked: Any = {"coordinates": coordinates, "reference": reference}
         length = float(np.linalg.norm(high_2 - low_2))
         lines_SN2 = np.asarray(flow_lines(loss, starts_N2 + frozen_2, length=length, steps=120, **asked)) - frozen_2
-        found[coordinates] = {
+        field[coordinates] = {
             "arrows": _rounded(directions(loss, grid_N2 + frozen_2, **asked)),
             "lines": _rounded(lines_SN2[::3].swapaxes(0, 1)),
         }
-    return found
+    return field
 
 
 def _extent(places_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -51,17 +51,17 @@ def _extent(places_N2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def halves(moved_2: np.ndarray, loss: PairLoss | None, reference: PairLogps) -> dict[str, Any]:
-    """How far both halves moved, and how far the field would have moved them to the same margin from the reference on.
+    """Distances that both halves moved, and that the field would have moved them from the reference to the same margin.
 
     None in place of a prediction: descent in these coordinates never comes to that margin.
     """
     chosen, rejected = moved_2.tolist()
     faster = "rejected" if abs(rejected) > abs(chosen) else "chosen"
-    found: dict[str, Any] = {"measured": {"chosen": chosen, "rejected": rejected, "faster": faster}, "predicted": {}}
+    both: dict[str, Any] = {"measured": {"chosen": chosen, "rejected": rejected, "faster": faster}, "predicted": {}}
     if loss:
         for coordinates in get_args(Coordinates):
-            found["predicted"][coordinates] = _at_margin(loss, reference, chosen - rejected, coordinates)
-    return found
+            both["predicted"][coordinates] = _at_margin(loss, reference, chosen - rejected, coordinates)
+    return both
 
 
 def _at_margin(

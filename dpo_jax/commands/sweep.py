@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 import time
@@ -42,7 +43,8 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     for number, settings in enumerate(points, 1):
         label = label_of(settings, points)
         say("sweep", f"{number} of {len(points)}: {label}")
-        trials.append(_trial(experiment, label, settings, compiled, lean=lean))
+        opened = functools.partial(point_of, experiment, label, settings)
+        trials.append(_trial(opened, label, settings, compiled, lean=lean))
         write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
         _write_tables(experiment, trials, [])
     left_out = [trial for trial in trials if trial.failed is not None]
@@ -71,10 +73,12 @@ def _best_of(experiment: Steps, points: Sequence[Settings]) -> Sequence[BestOf]:
     return experiment.shared_best_of()
 
 
-def _trial(base: Steps, label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool) -> Trial:
+def _trial(
+    opened: Callable[[], Steps], label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool
+) -> Trial:
     """A point of the sweep, run; or, with the reason, one that could not be run."""
     try:
-        point = point_of(base, label, settings)
+        point = opened()
         kept = point.run.point
         if kept.exists():
             done = Trial.from_json({"label": label, "settings": settings, **read_json(kept)}, where=str(kept))
@@ -113,16 +117,16 @@ def _measured(workdir: Path) -> Evaluation:
 
 
 def _moves_the_start(key: str) -> bool:
-    """Whether this setting may change the model that is sampled for the best of n, or what it is asked."""
+    """True if this setting may change the model that is sampled for the best of n, or what it is asked."""
     prompts = key.startswith("data") and not key.startswith("data.train") and not key.endswith(".unpair")
     return prompts or key.startswith(("sft", "model", "scratch"))
 
 
 def _decides(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide what comes of a point; those that are null are as if they were not there."""
-    found = deciding("train", config) | {key: config[key] for key in ("train", "evaluation")}
-    found["analysis"] = config.get("analysis")
-    return {key: value for key, value in found.items() if value is not None}
+    settings = deciding("train", config) | {key: config[key] for key in ("train", "evaluation")}
+    settings["analysis"] = config.get("analysis")
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def point_of(base: Steps, label: str, settings: Settings) -> Steps:
@@ -144,7 +148,7 @@ def point_of(base: Steps, label: str, settings: Settings) -> Steps:
 
 
 def _sft_folder(base: Steps, config: Mapping[str, Any]) -> Path:
-    """Where the fine-tuning of a point lies: points that differ in what decides it have their own."""
+    """Folder of the fine-tuning of a point: points that differ in what decides it have their own."""
     wanted = deciding("sft", config)
     if wanted == deciding("sft", as_mapping(base.config)):
         return base.sft_folder
@@ -164,12 +168,12 @@ def _everything_cached() -> Iterator[None]:
 
 
 def _count_compilations() -> Callable[[], int]:
-    """How many programs were compiled so far, those left out that came from the cache."""
-    found = {"compiled": 0, "cached": 0}
+    """Count programs compiled so far, those left out that came from the cache."""
+    count_of = {"compiled": 0, "cached": 0}
 
     def count(event: str, duration_secs: float, **_: str | int) -> None:
-        found["compiled"] += event.endswith("backend_compile_duration")
-        found["cached"] += event.endswith("cache_retrieval_time_sec")
+        count_of["compiled"] += event.endswith("backend_compile_duration")
+        count_of["cached"] += event.endswith("cache_retrieval_time_sec")
 
     jax.monitoring.register_event_duration_secs_listener(count)
-    return lambda: found["compiled"] - found["cached"]
+    return lambda: count_of["compiled"] - count_of["cached"]

@@ -119,7 +119,7 @@ class OutputsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What is measured: on held-out pairs, on samples of the policy, on a benchmark, or on outputs that are there."""
+    """Measurements: on held-out pairs, on samples of the policy, on a benchmark, or on outputs that are there."""
 
     every: Count = 0  # steps between held-out evaluations during training; 0: only at the end
     watched: Count = 0  # held-out prompts that the policy answers at each of these, into WORKDIR/samples; 0: none

@@ -76,7 +76,7 @@ def _features(policy: Sequence[str], reference: Sequence[str], difficulty_n: np.
 
 
 def _draws(groups: int) -> np.ndarray:
-    """How often each group is in each resample, [S, groups]."""
+    """Count of each group in each resample, [S, groups]."""
     random = np.random.default_rng(0)
     return np.stack([np.bincount(random.integers(0, groups, groups), minlength=groups) for _ in range(_RESAMPLES)])
 

@@ -27,7 +27,7 @@ class Sides(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Record):
-    """How many of some pairs are right."""
+    """Number of pairs that are right."""
 
     pairs: int | None = None
     accuracy: float | None = None
@@ -63,7 +63,7 @@ class CalibrationBin(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
-    """How well preference probabilities are calibrated."""
+    """Calibration of preference probabilities."""
 
     expected_error: float | None = None
     brier: float | None = None
@@ -169,7 +169,7 @@ class JudgedSide(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class WinRate(Record):
-    """How often the policy wins, a tie being half a win."""
+    """Share of wins of the policy, a tie being half a win."""
 
     samples: int | None = None
     win_rate: float | None = None
@@ -191,7 +191,7 @@ class LengthControlled(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OrderEffect(Record):
-    """What the order of two responses does to a judge, as `order_effect` has it."""
+    """Effect of the order of two responses on a judge, as `order_effect` has it."""
 
     flipped: float | None = None
     first_preferred: float | None = None
@@ -203,7 +203,7 @@ class OrderEffect(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Usage(Record):
-    """What a judge behind an endpoint was asked, and what that cost."""
+    """Questions to a judge behind an endpoint, and their cost."""
 
     requests: int | None = None
     retries: int | None = None
@@ -218,7 +218,7 @@ class Usage(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Judged(Record):
-    """What a judge says of the policy's samples against the reference's."""
+    """Judgement of the policy's samples against the reference's."""
 
     judge: str | None = None
     policy: JudgedSide = JudgedSide()
@@ -240,7 +240,7 @@ class Judged(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Record):
-    """What both models answered to a prompt, and the scores or the verdict: how likely the policy's is better."""
+    """Answers of both models to a prompt, and the scores or the verdict: how likely the policy's is better."""
 
     prompt: str
     reference: str
@@ -321,7 +321,7 @@ class Seen(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Classes(Record):
-    """How often the class that was asked for is seen; `real` is the classifier's accuracy on real samples."""
+    """Share of samples in which the class asked for is seen; `real` is the classifier's accuracy on real samples."""
 
     real: float | None = None
     policy: Seen = Seen()
@@ -341,7 +341,7 @@ class Place(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Halves(Record):
-    """Where training brought both halves of a pair, and where the field of its loss would have; None: never."""
+    """Distance that training moved both halves of a pair, and that the field of its loss would have; None: never."""
 
     measured: Place = Place()
     predicted: Mapping[str, Place | None] = field(default_factory=dict)
@@ -375,7 +375,7 @@ class Evaluation(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted(Record):
-    """How likely chosen responses were where a training began: their perplexity a token, and before fine-tuning."""
+    """Fit of a policy to chosen responses where a training began: their perplexity a token, and before fine-tuning."""
 
     responses: int | None = None
     perplexity: float | None = None

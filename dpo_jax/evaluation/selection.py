@@ -40,15 +40,15 @@ def select_pairs(
     scores_NS = np.asarray(scores_NS, np.float64)
     if scores_NS.ndim != 2 or [len(row) for row in responses_NS] != [scores_NS.shape[1]] * len(scores_NS):
         raise ValueError(f"scores {scores_NS.shape} do not fit {len(responses_NS)} prompts with as many responses each")
-    found: list[tuple[int, int, int]] = []
+    pairs: list[tuple[int, int, int]] = []
     for prompt, (scores_S, texts) in enumerate(zip(scores_NS, responses_NS, strict=True)):
         written = np.array([place for place, text in enumerate(texts) if text.strip()], np.int64)
         places = SELECTIONS[select](scores_S[written]) if len(written) > 1 else []
         for first, second in ((int(written[a]), int(written[b])) for a, b in places):
             chosen, rejected = (first, second) if scores_S[first] > scores_S[second] else (second, first)
             if scores_S[chosen] - scores_S[rejected] > min_gap and texts[chosen].strip() != texts[rejected].strip():
-                found.append((prompt, chosen, rejected))
-    table = np.array(found, np.int64).reshape(-1, 3)
+                pairs.append((prompt, chosen, rejected))
+    table = np.array(pairs, np.int64).reshape(-1, 3)
     return Selected(*table.T, without=len(scores_NS) - len(np.unique(table[:, 0])))
 
 
@@ -65,7 +65,7 @@ SELECTIONS: dict[str, Callable[[np.ndarray], list[tuple[int, int]]]] = {"extreme
 
 
 def win_shares(verdicts: np.ndarray, *, prompts: int, samples: int) -> np.ndarray:
-    """How good each response is by comparisons: the mean verdict against the others to its prompt, float [N, S].
+    """Quality of each response by comparisons: the mean verdict against the others to its prompt, float [N, S].
 
     Args:
         verdicts: how likely the first of two is better, of all pairs in the order of `comparisons`.

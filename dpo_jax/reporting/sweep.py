@@ -51,7 +51,7 @@ class Line(Protocol):
 
     @property
     def runs(self) -> int:
-        """How many they are."""
+        """Their number."""
         ...
 
     @property
@@ -130,7 +130,7 @@ class Frontier(NamedTuple):
 
 
 def draw(lines: Sequence[Line]) -> Frontier | None:
-    """What was gained against what it cost, a curve for each loss; None where no two measures were taken everywhere."""
+    """Gains against their cost, a curve for each loss; None where no two measures were taken everywhere."""
     gained, cost = (_first(names, lines) for names in (_GAINED, _COST))
     if not lines or gained is None or cost is None:
         return None
@@ -175,7 +175,7 @@ def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:
 
 
 def _bars(members: Sequence[Line], measure: str) -> list[list[float]] | None:
-    """How far the intervals reach below and above."""
+    """Reach of the intervals below and above."""
     figures = [line.measures[measure] for line in members]
     if any(bounds is None for _, bounds in figures):
         return None

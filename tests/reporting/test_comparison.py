@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpo_jax.reporting.alike import differences
-from dpo_jax.reporting.comparison import Comparison, render_comparison
+from dpo_jax.reporting.comparison import Comparison, differences, render_comparison
 from dpo_jax.reporting.plots import COMPARED_PLOTS, overlay, style_of
 from dpo_jax.reporting.report import RunReport
 from tests.reporting.made_up import CONFIG, WHOLE, made_up_run, measured, preference_rows

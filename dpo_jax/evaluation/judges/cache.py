@@ -17,7 +17,7 @@ def key_of(*parts: Any) -> str:
 
 
 class Cache:
-    """What is known by its key; threads may share it. Without a path it is forgotten with the process.
+    """Known answers by their key; threads may share it. Without a path it is forgotten with the process.
 
     A last line that a crash cut short is left out. Processes that write at the same time add lines of their own.
     """
@@ -42,7 +42,7 @@ class Cache:
                 continue
 
     def get(self, key: str) -> Any:
-        """What is known, or None."""
+        """The known answer, or None."""
         return self._known.get(key)
 
     def put(self, key: str, value: Any) -> None:

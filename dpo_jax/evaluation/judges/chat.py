@@ -24,7 +24,7 @@ _PASSING_CODES = (408, 409, 425, 429)  # and all from 500 on
 
 
 class Answer(NamedTuple):
-    """What the model said; its tokens are None where the endpoint does not count them."""
+    """An answer of the model; its tokens are None where the endpoint does not count them."""
 
     text: str
     prompt_tokens: int | None

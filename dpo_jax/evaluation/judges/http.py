@@ -107,7 +107,7 @@ def _all(
 
 
 class _Counts:
-    """What was asked and answered; threads may share it."""
+    """Questions and answers so far; threads may share it."""
 
     def __init__(self, input_price: float | None, output_price: float | None):
         self._prices = input_price, output_price

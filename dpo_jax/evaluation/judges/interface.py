@@ -106,7 +106,7 @@ class Comparing:
 
 
 def _numbers(name: str, raw: Any, count: int) -> np.ndarray:
-    """What a judge said as finite numbers, float [count]."""
+    """Answers of a judge as finite numbers, float [count]."""
     try:
         numbers = np.asarray(raw, np.float64)
     except (TypeError, ValueError):

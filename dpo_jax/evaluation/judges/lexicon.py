@@ -56,7 +56,7 @@ def read_weights(path: Path) -> dict[str, float]:
         lines = path.read_text(encoding="utf8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: the list of words cannot be read: {error}") from None
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for number, line in enumerate(lines, 1):
         words = line.partition("#")[0].replace(",", " ").split()
         if not words:
@@ -68,9 +68,9 @@ def read_weights(path: Path) -> dict[str, float]:
             weight = math.nan
         if not math.isfinite(weight) or not _WORD.fullmatch(word):
             raise UserError(f"{path}:{number}: {line.strip()!r} is not a word and its weight, such as `lovely 1.5`.")
-        if word in found:
+        if word in weights:
             raise UserError(f"{path}:{number}: the word {word!r} is there twice.")
-        found[word] = weight
-    if not found:
+        weights[word] = weight
+    if not weights:
         raise UserError(f"{path}: the list holds no word.")
-    return found
+    return weights
