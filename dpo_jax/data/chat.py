@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+import resource
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
-from dpo_jax.data.bounded import bounded, endless
 from dpo_jax.data.sources.record import LONGEST_ROW, BadRow
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Message, Text
@@ -17,9 +21,13 @@ if TYPE_CHECKING:
 
 Span = tuple[int, int]
 
+SECONDS = 20.0  # a chat template is a program that came with the weights: so much time and memory it may take
+_MORE_BYTES = 2 * 2**30
+_STATM = Path("/proc/self/statm")
+
 
 class Asked(Protocol):
-    """What a template needs of a row, or of a prompt alone."""
+    """A row, or a prompt alone, as a template reads it."""
 
     @property
     def prompt(self) -> Text: ...  # noqa: D102
@@ -28,7 +36,7 @@ class Asked(Protocol):
     @property
     def tools(self) -> tuple[Message, ...] | None: ...  # noqa: D102
     @property
-    def chat_template_kwargs(self) -> Any: ...  # noqa: D102
+    def chat_template_kwargs(self) -> Mapping[str, Any] | None: ...  # noqa: D102
 
 
 class Template(NamedTuple):
@@ -45,13 +53,13 @@ class Template(NamedTuple):
 
 
 def find_template(name: str, chat_template: str | None = None) -> Template:
-    """The template of this name; `chat_template` takes the place of the tokenizer's own.
+    """Return the template of this name; `chat_template` takes the place of the tokenizer's own.
 
     Raises:
-        UserError: there is none.
+        ValueError: there is none.
     """
     if name not in TEMPLATES:
-        raise UserError(f"data.template is {name!r}. {nearest(str(name), TEMPLATES)}")
+        raise ValueError(f"template is {name!r}. {nearest(str(name), TEMPLATES)}")
     return TEMPLATES[name] if chat_template is None else _of_messages(lambda tokenizer: chat_template)
 
 
@@ -70,8 +78,8 @@ def _plain_text(text: Text, where: str) -> str:
     raise BadRow(
         where,
         "messages without a chat template",
-        "the row is of messages, and template: plain is for texts. Set data.template: tokenizer, whose chat template "
-        "formats messages, or hh, or name one in data.chat_template.",
+        "the row is of messages, and template: plain is for texts.",
+        "Set {template}: tokenizer, whose chat template formats messages, or hh, or name one in {chat_template}.",
     )
 
 
@@ -108,8 +116,8 @@ def _of_messages(source: Source, *, special_tokens: bool = False) -> Template:
     return Template(prompt, conversation, spans, source, special_tokens)
 
 
-def _ended_once(text: str, eos: Any) -> str:
-    """Without the EOS that a message had already, where the template writes one too."""
+def _ended_once(text: str, eos: object) -> str:
+    """Leave out the EOS that a message had already, where the template writes one too."""
     body = text.rstrip()
     if not isinstance(eos, str) or not body.endswith(2 * eos):
         return text
@@ -125,7 +133,7 @@ def _render(
 ) -> str:
     template = source(tokenizer)
     try:
-        with bounded(row.where):
+        with _bounded(row.where):
             _variables(template)  # a template that cannot be read is no fault of the row
             text = tokenizer.apply_chat_template(
                 turns,  # type: ignore[arg-type]
@@ -138,22 +146,58 @@ def _render(
         raise
     except Exception as error:  # a template is a program, and may fail as one
         said = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
-        found = f"the tokenizer's chat template refuses a message or is broken: {said}"
-        raise BadRow(row.where, "refused by the chat template", found.rstrip(".") + ".") from error
+        detail = f"the tokenizer's chat template refuses a message or is broken: {said}"
+        raise BadRow(row.where, "refused by the chat template", detail.rstrip(".") + ".") from error
     if len(text) > LONGEST_ROW:  # more than the row itself can hold
-        raise endless(row.where, f"{len(text):,} characters")
+        raise _endless(row.where, f"{len(text):,} characters")
     return str(text)
 
 
 def _arguments(template: str, row: Asked) -> dict[str, Any]:
-    """What the row brings for the template, which has to read all of it."""
+    """Arguments that the row brings for the template, which has to read all of them."""
     given = {**(row.chat_template_kwargs or {}), **({"tools": list(row.tools)} if row.tools else {})}
     for name in given:
         if name in _RESERVED or name not in _variables(template):
             what = "tools" if name == "tools" else f"chat_template_kwargs.{name}"
-            found = f"the row has {what}, which the chat template does not read."
-            raise BadRow(row.where, "unread by the chat template", found)
+            raise BadRow(
+                row.where, "unread by the chat template", f"the row has {what}, which the chat template does not read."
+            )
     return given
+
+
+def _endless(where: str, took: str) -> UserError:
+    """The error of a template that takes too much for a row."""
+    return UserError(f"{where}: the chat template takes {took} for this row. Name another chat_template.")
+
+
+@contextmanager
+def _bounded(where: str) -> Iterator[None]:
+    """Raise UserError where rendering a row takes more than 20 s, or 2 GiB more memory than there is now.
+
+    Only in the main thread, which alone hears of signals; the memory only where the system tells its size (Linux).
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: object) -> None:
+        raise _endless(where, f"more than {SECONDS:g} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS, 0.5)  # again: where jinja computes constants, it catches all
+    try:
+        if _STATM.exists():
+            wanted = int(_STATM.read_text().split()[0]) * resource.getpagesize() + _MORE_BYTES
+            limits = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
+            resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
+        yield
+    except MemoryError:
+        raise _endless(where, f"more than {_MORE_BYTES >> 30} GiB of memory") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+        signal.signal(signal.SIGALRM, before)
 
 
 _RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize")
@@ -167,7 +211,7 @@ def _variables(template: str) -> frozenset[str]:
     from jinja2 import meta, nodes
 
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    other = "Mend it, or name another in data.chat_template."
+    other = "Mend it, or name another chat_template."
     try:
         parsed = environment.parse(_MARKER.sub("", template))
         if power := parsed.find(nodes.Pow):  # which nothing can interrupt
@@ -184,12 +228,11 @@ def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns
     from transformers.utils.chat_template_utils import render_jinja_template
 
     arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
-    with bounded(row.where):
-        _, found = render_jinja_template(
+    with _bounded(row.where):
+        _, spans = render_jinja_template(
             [[dict(turn) for turn in turns]], chat_template=template, return_assistant_tokens_mask=True, **arguments
         )
-    spans: Any = found[0]  # annotated as text there
-    return [(start, end) for start, end in spans]
+    return [(start, end) for start, end in cast(list[list[Span]], spans)[0]]  # annotated as text there
 
 
 def _differences(
@@ -207,9 +250,9 @@ def _differences(
             raise BadRow(
                 row.where,
                 "turns of the assistant not found",
-                "data.score: assistant needs to know what the assistant says, but the chat template has no "
-                "{% generation %} markers, and writes a turn otherwise once others follow it. Put markers into a "
-                "template of your own (data.chat_template), or set data.score: completion.",
+                "score: assistant needs to know what the assistant says, but the chat template has no "
+                "{% generation %} markers, and writes a turn otherwise once others follow it.",
+                "Put markers into a template of your own ({chat_template}), or set {score}: completion.",
             )
         spans.append((len(before), len(after)))
     return spans

@@ -25,7 +25,7 @@ _ODD = 0x9E3779B97F4A7C15
 
 
 class Findings(NamedTuple):
-    """What was found in the rows of one split; counts are of rows, of responses where it says so."""
+    """Findings in the rows of one split; counts are of rows, of responses where it says so."""
 
     rows: int
     lengths: Mapping[str, Sequence[int]]  # prompt, chosen, rejected (completion) -> token counts at PERCENTILES
@@ -46,7 +46,7 @@ class Split(NamedTuple):
 
 
 class Overlap(NamedTuple):
-    """What stands in two splits."""
+    """Number of different rows, and prompts, that stand in two splits."""
 
     rows: int
     prompts: int
@@ -55,7 +55,7 @@ class Overlap(NamedTuple):
 def check_rows(
     rows: Sequence[TokenRow], *, eos: int | None, bos: int | None, desirable: np.ndarray | None = None
 ) -> Split:
-    """Goes through the rows of one split.
+    """Look through the rows of one split.
 
     Args:
         eos: the token that ends a response.
@@ -65,13 +65,13 @@ def check_rows(
     sizes = sizes_of(rows)
     names = ("prompt", "completion") if desirable is not None else ("prompt", "chosen", "rejected")
     counts = np.column_stack([sizes.prompt, sizes.responses])[:, : len(names)]
-    found: Counter[str] = Counter()
+    odd: Counter[str] = Counter()
     texts, labels, prompts = array("Q"), array("Q"), array("Q")  # what is compared, how it is labelled
     for number, row in enumerate(rows):
         responses = row.responses[: len(names) - 1]
-        found["without eos"] += sum(eos not in response[-2:] for response in responses)
-        found["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
-        found["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
+        odd["without eos"] += sum(eos not in response[-2:] for response in responses)
+        odd["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
+        odd["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
         prompts.append(xxhash.xxh3_64_intdigest(row.prompt.tobytes()))
         digests = [_digest(response, prompts[-1]) for response in responses]
         texts.append(sum(digests) % 2**64)  # the same in either order
@@ -80,9 +80,9 @@ def check_rows(
     findings = Findings(
         rows=len(counts),
         lengths={name: _percentiles(column) for name, column in zip(names, counts.T, strict=True)},
-        nearly_identical=found["near"],
-        responses_without_eos=found["without eos"],
-        prompts_with_two_bos=found["two bos"],
+        nearly_identical=odd["near"],
+        responses_without_eos=odd["without eos"],
+        prompts_with_two_bos=odd["two bos"],
         repeated=len(counts) - len(labelled),
         both_orders=len(labelled) - len(different),
         longer_chosen=_longer(*counts.T[1:]) if desirable is None else None,
@@ -91,7 +91,7 @@ def check_rows(
 
 
 def overlap(one: Split, other: Split) -> Overlap:
-    """How many different rows, and prompts, stand in both."""
+    """Count the different rows, and prompts, that stand in both."""
     return Overlap(*(len(np.intersect1d(*both, assume_unique=True)) for both in zip(one[1:], other[1:], strict=True)))
 
 
@@ -101,8 +101,8 @@ def _digest(response: np.ndarray, prompt: int) -> int:
 
 def _different(digests: array[int], labels: array[int] | None = None) -> np.ndarray:
     """Each digest once, or with labels each that stands for a digest with its label."""
-    found = np.frombuffer(digests, np.uint64)
-    return np.unique(found if labels is None else found ^ np.frombuffer(labels, np.uint64) * np.uint64(_ODD))
+    values = np.frombuffer(digests, np.uint64)
+    return np.unique(values if labels is None else values ^ np.frombuffer(labels, np.uint64) * np.uint64(_ODD))
 
 
 def _percentiles(counts: np.ndarray) -> list[int]:

@@ -1,21 +1,83 @@
-"""Texts to ids, and what is cut, compared and refused there; knows nothing of rows but their texts."""
+"""Texts to ids: the rules, a fingerprint of all that decides the ids, and the encoder; of rows it knows the texts."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import json
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dpo_jax import files
+from dpo_jax.data.chat import Template, find_template
 from dpo_jax.data.sources.record import BadRow
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _LONGEST_TEXT = 1 << 24  # characters
 _BATCH_CHARACTERS = 1 << 22
+
+_CHOICES = {
+    "score": ("completion", "assistant"),
+    "special_tokens": ("text", "refuse", "allow"),
+    "truncation": ("keep", "drop"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rules:
+    """The settings that decide how text becomes tokens.
+
+    Raises:
+        ValueError: one is not among those that there are.
+    """
+
+    template: str = "plain"  # of `TEMPLATES`
+    chat_template: str | None = None  # jinja, in place of the tokenizer's own
+    score: str = "completion"  # of a response of several turns: all of it, or what the assistant says
+    special_tokens: str = "text"  # in the text of a row: read as text, the row refused, or allowed as tokens
+    truncation: str = "keep"  # of a row that is too long: keep a part, or drop it
+    max_prompt_tokens: int = 512
+    max_tokens: int = 1024
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}. {nearest(str(value), allowed)}")
+        _ = self.form
+
+    @property
+    def form(self) -> Template:
+        """The template, with the jinja that is given."""
+        return find_template(self.template, self.chat_template)
+
+
+def tokenization_fingerprint(tokenizer: PreTrainedTokenizerFast, rules: Rules) -> dict[str, str]:
+    """Return all that decides the ids of a row, as text by field."""
+    source = rules.form.source(tokenizer)
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{type(tokenizer).__name__} has no tokenizer.json; only tokenizers that have one are supported."
+        )
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    backend = {key: value for key, value in backend.items() if key not in ("truncation", "padding")}
+    prompt, total = rules.max_prompt_tokens, rules.max_tokens
+    kept = f"prompt keeps BOS and its end at {prompt}, pair keeps its start at {total}"
+    return {
+        "tokenizer": files.digest(json.dumps(backend, sort_keys=True).encode()),
+        "vocabulary": str(len(tokenizer)),
+        "eos": f"{tokenizer.eos_token} ({tokenizer.eos_token_id})",
+        "bos": f"{tokenizer.bos_token} ({tokenizer.bos_token_id})",
+        "template": f"{rules.template} {files.digest(source.encode())}",
+        "truncation": kept if rules.truncation == "keep" else f"none: prompt to {prompt}, pair to {total}, or dropped",
+        "scored": rules.score,
+        **({"special tokens of rows": "allowed"} if rules.special_tokens == "allow" else {}),
+    }
 
 
 class Encoded(NamedTuple):
@@ -25,13 +87,13 @@ class Encoded(NamedTuple):
     offsets: np.ndarray | None
 
     def touches(self, spans: Sequence[tuple[int, int]]) -> np.ndarray:
-        """Which tokens hold a character of these spans, bool [tokens]."""
+        """Mark the tokens that hold a character of these spans, bool [tokens]."""
         assert self.offsets is not None
         starts, ends = self.offsets[:, 0], self.offsets[:, 1]
-        found = np.zeros(len(self.ids), bool)
+        touched = np.zeros(len(self.ids), bool)
         for start, end in spans:
-            found |= (starts < end) & (ends > start)
-        return found
+            touched |= (starts < end) & (ends > start)
+        return touched
 
 
 def encode(
@@ -39,17 +101,17 @@ def encode(
     tokenizer: PreTrainedTokenizerFast,
     special_tokens: bool,
     *,
-    bos: Any,
+    bos: object,
     offsets: bool = False,
 ) -> list[Encoded]:
-    """Each text, without what the tokenizer adds behind it: the template says how a response ends.
+    """Encode each text, without what the tokenizer adds behind it: the template says how a response ends.
 
     A BOS that a text begins with is not added a second time.
     """
     return [
-        found
+        encoded
         for batch in _batches(texts)
-        for found in _encode(batch, tokenizer, special_tokens=special_tokens, bos=bos, offsets=offsets)
+        for encoded in _encode(batch, tokenizer, special_tokens=special_tokens, bos=bos, offsets=offsets)
     ]
 
 
@@ -61,7 +123,7 @@ def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _encode(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, special_tokens: bool, bos: Any, offsets: bool
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, special_tokens: bool, bos: object, offsets: bool
 ) -> list[Encoded]:
     encoded = tokenizer(
         texts,
@@ -73,7 +135,7 @@ def _encode(
         verbose=False,
     )
     every = encoded["offset_mapping"] if offsets else itertools.repeat(None)
-    found = []
+    texts_encoded = []
     for ids, added, places in zip(encoded["input_ids"], encoded["special_tokens_mask"], every, strict=False):
         start, end = 0, len(ids)
         while end and added[end - 1]:
@@ -81,12 +143,12 @@ def _encode(
         if end > 1 and added[0] and ids[0] == ids[1] == bos:
             start = 1
         of_tokens = None if places is None else np.asarray(places[start:end], np.int32).reshape(-1, 2)
-        found.append(Encoded(np.asarray(ids[start:end], np.int32), of_tokens))
-    return found
+        texts_encoded.append(Encoded(np.asarray(ids[start:end], np.int32), of_tokens))
+    return texts_encoded
 
 
 def check_length(text: str, where: str) -> None:
-    """Raises BadRow for a text that would take gigabytes to encode, more than any model reads."""
+    """Raise BadRow for a text that would take gigabytes to encode, more than any model reads."""
     if len(text) > _LONGEST_TEXT:
         raise BadRow(
             where, "too long to encode", f"it has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read."
@@ -94,20 +156,20 @@ def check_length(text: str, where: str) -> None:
 
 
 def check_end(wholes: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, where: str) -> None:
-    """Raises UserError unless all end with EOS."""
+    """Raise UserError unless all end with EOS."""
     if any(whole.ids[-1] != tokenizer.eos_token_id for whole in wholes):
         raise UserError(f"{where}: the tokenizer does not encode its eos_token {tokenizer.eos_token!r} as one token.")
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
-    """How many ids both begin with."""
+    """Number of ids that both begin with."""
     shorter = min(len(a), len(b))
     differ = np.flatnonzero(a[:shorter] != b[:shorter])
     return int(differ[0]) if differ.size else shorter
 
 
-def keep_end(prompt: np.ndarray, bos: Any, max_prompt_tokens: int) -> np.ndarray:
-    """The end of a prompt. A leading BOS stays: models that were trained with one are lost without it."""
+def keep_end(prompt: np.ndarray, bos: object, max_prompt_tokens: int) -> np.ndarray:
+    """Return the end of a prompt. A leading BOS stays: models that were trained with one are lost without it."""
     if len(prompt) <= max_prompt_tokens:
         return prompt
     if prompt[0] == bos and max_prompt_tokens > 1:

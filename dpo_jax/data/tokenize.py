@@ -5,29 +5,25 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple
 
 import numpy as np
 
 from dpo_jax.data import encoding
 from dpo_jax.data.chat import TEMPLATES, Span, Template
-from dpo_jax.data.encoding import Encoded
-from dpo_jax.data.formatted import find_specials, formatted, prompt_text
-from dpo_jax.data.rules import Rules, checked
+from dpo_jax.data.encoding import Encoded, Rules
 from dpo_jax.data.sources.record import BadRow
-from dpo_jax.data.specials import AsText, Specials
-from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow, UnpairedCompletion
+from dpo_jax.data.specials import AsText, Row, Specials, find_specials, formatted, prompt_text
+from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion)
 
 _CHUNK_ROWS = 1024  # an encoding holds far more than its ids, so not all of them are alive at once
 
 
 class Counts(NamedTuple):
-    """What tokenization changed, in rows (in responses for `responses_truncated`)."""
+    """Changes by tokenization, in rows (in responses for `responses_truncated`)."""
 
     prompts_truncated: int = 0
     responses_truncated: int = 0
@@ -56,7 +52,7 @@ class Chunk(NamedTuple, Generic[Row]):
 def tokenize_chunks(
     rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, rules: Rules, *, on_error: str = "stop"
 ) -> Iterator[Chunk[Row]]:
-    """Encodes each prompt alone and before each of its responses; a response begins where any of these diverge.
+    """Encode each prompt alone and before each of its responses; a response begins where any of these diverge.
 
     A prompt keeps its last `max_prompt_tokens` (and the BOS it began with), a response its start, up to `max_tokens`
     with its prompt; or rows that are longer are dropped. Only one chunk of rows is in memory.
@@ -64,8 +60,7 @@ def tokenize_chunks(
     Raises:
         UserError: a row cannot be used (with on_error "stop"), or the tokenizer cannot do what the template asks.
     """
-    form = checked(rules)
-    specials = find_specials(tokenizer, rules)
+    form, specials = rules.form, find_specials(tokenizer, rules)
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _CHUNK_ROWS)):
         skipped: Counter[str] = Counter()
@@ -90,26 +85,24 @@ def tokenize_chunks(
         yield Chunk(kept, tokens, Counts(*totals.tolist()), dict(skipped))
 
 
-def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, **rules: Any) -> Tokenized:
-    """All rows at once, as `tokenize_chunks` does it; `rules` are the fields of `Rules`. Stops at a bad row."""
-    found: list[TokenRow] = []
+def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, rules: Rules) -> Tokenized:
+    """Tokenize all rows at once, as `tokenize_chunks` does it. Stops at a bad row."""
+    tokens: list[TokenRow] = []
     totals = np.zeros(len(Counts()), int)
-    for chunk in tokenize_chunks(rows, tokenizer, Rules(**rules)):
-        found += chunk.tokens
+    for chunk in tokenize_chunks(rows, tokenizer, rules):
+        tokens += chunk.tokens
         totals += chunk.counts
-    return Tokenized(found, Counts(*totals.tolist()))
+    return Tokenized(tokens, Counts(*totals.tolist()))
 
 
 def tokenize_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, **rules: Any
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerFast, rules: Rules
 ) -> tuple[list[np.ndarray], int]:
-    """Prompts alone, formatted and truncated as `tokenize` does it, int32 [tokens]: what sampling begins with.
+    """Tokenize prompts alone, formatted and truncated as by `tokenize`, int32 [tokens]: what sampling begins with.
 
     The number is that of the prompts that were truncated, which they are under `truncation: drop` too.
     """
-    settings = Rules(**rules)
-    form, limit = checked(settings), settings.max_prompt_tokens
-    specials = find_specials(tokenizer, settings)
+    form, specials, limit = rules.form, find_specials(tokenizer, rules), rules.max_prompt_tokens
     texts = [prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
     encoded = list(_ids(texts, tokenizer, form, specials))
     kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
@@ -124,13 +117,12 @@ def _ids(
     *,
     offsets: bool = False,
 ) -> Iterator[Encoded]:
-    """Each text, encoded; it comes with whether special tokens in it are text, which another encoder knows."""
-    settings = {"bos": tokenizer.bos_token_id, "offsets": offsets}
-    encoded = {}
+    """Encode texts; each comes with True if special tokens in it are text, which another encoder knows."""
+    encoded, bos = {}, tokenizer.bos_token_id
     for as_text in dict.fromkeys(flag for _, flag in texts):
         encoder = specials.encoder if as_text and isinstance(specials, AsText) else tokenizer
         chosen = [text for text, flag in texts if flag is as_text]
-        encoded[as_text] = iter(encoding.encode(chosen, encoder, form.special_tokens, **settings))
+        encoded[as_text] = iter(encoding.encode(chosen, encoder, form.special_tokens, bos=bos, offsets=offsets))
     return (next(encoded[flag]) for _, flag in texts)
 
 
@@ -167,12 +159,12 @@ def _encoded(
             yield row, _Whole(prompt, wholes, one.spans, one.as_text)
 
 
-def _is_text(row: Any) -> bool:
-    """Whether it is text without a prompt, which no template formats."""
+def _is_text(row: Row) -> bool:
+    """Return True for text without a prompt, which no template formats."""
     return isinstance(row, Completion) and row.prompt == ""
 
 
-def _cut(row: Any, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rules) -> tuple[TokenRow, Counts]:
+def _cut(row: Row, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rules) -> tuple[TokenRow, Counts]:
     """The row as tokens within its limits, and what that changed; raises BadRow."""
     boundary = min(encoding.common_prefix(whole.prompt.ids, one.ids) for one in whole.wholes)
     moved = boundary < len(whole.prompt.ids)
@@ -194,7 +186,7 @@ def _cut(row: Any, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rul
 
 
 def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | None:
-    """Which tokens of each response touch its spans; None where all do."""
+    """Mark the tokens of each response that touch its spans; None where all do."""
     if not any(spans is not None for spans in whole.spans):
         return None
     masks = tuple(
@@ -204,7 +196,7 @@ def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | 
     return None if all(mask.all() for mask in masks) else masks
 
 
-def _check_boundary(row: Any, boundary: int) -> None:
+def _check_boundary(row: Row, boundary: int) -> None:
     if boundary == 0:
         raise BadRow(
             row.where,
@@ -214,14 +206,14 @@ def _check_boundary(row: Any, boundary: int) -> None:
         )
 
 
-def _check_room(row: Any, cut: TokenRow, rules: Rules) -> None:
+def _check_room(row: Row, cut: TokenRow, rules: Rules) -> None:
     if not all(map(len, cut.responses)):
         raise BadRow(
             row.where,
             "no room for a response",
             f"no token of a response is left: its prompt takes {len(cut.prompt)} tokens, and max_tokens is "
-            f"{rules.max_tokens}. Raise data.max_tokens or lower data.max_prompt_tokens (now "
-            f"{rules.max_prompt_tokens}).",
+            f"{rules.max_tokens}.",
+            f"Raise {{max_tokens}} or lower {{max_prompt_tokens}} (now {rules.max_prompt_tokens}).",
         )
     if cut.masks and not all(mask.any() for mask in cut.masks):
         raise BadRow(row.where, "nothing to score", "no token of the assistant is left in a response.")

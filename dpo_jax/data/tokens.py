@@ -29,7 +29,7 @@ class Sizes(NamedTuple):
     scored: np.ndarray
 
     def of(self, picks: np.ndarray, slots: slice = slice(None)) -> Sizes:
-        """Those of some rows and slots."""
+        """Return those of some rows and slots."""
         return Sizes(self.prompt[picks], self.responses[picks, slots], self.scored[picks, slots])
 
 
@@ -52,20 +52,20 @@ class TokenTable(Sequence[TokenRow]):
             return self.take(np.arange(len(self))[index])
         prompt_tokens, responses, scored = (sizes[index] for sizes in self.sizes)
         starts = self._starts[index] + np.cumsum([0, prompt_tokens, *responses])
-        prompt, *found = (self._tokens[start:end] for start, end in pairwise(starts))
+        prompt, *parts = (self._tokens[start:end] for start, end in pairwise(starts))
         row_id = self.row_ids[index].tobytes().hex()
         if np.array_equal(scored, responses):
-            return TokenRow(row_id, prompt, tuple(found))
-        masks = tuple(tokens >= 0 for tokens in found)
-        return TokenRow(row_id, prompt, tuple(np.where(tokens < 0, ~tokens, tokens) for tokens in found), masks)
+            return TokenRow(row_id, prompt, tuple(parts))
+        masks = tuple(tokens >= 0 for tokens in parts)
+        return TokenRow(row_id, prompt, tuple(np.where(tokens < 0, ~tokens, tokens) for tokens in parts), masks)
 
     def take(self, picks: np.ndarray) -> TokenTable:
-        """Some of the rows, in this order; no token is read."""
+        """Return some of the rows, in this order; no token is read."""
         return TokenTable(self._tokens, self._starts[picks], self.row_ids[picks], self.sizes.of(picks))
 
 
 def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
-    """Writes rows as they come to a file in `folder` that vanishes with the table.
+    """Write rows as they come to a file in `folder` that vanishes with the table.
 
     Raises:
         UserError: the folder cannot be written.
@@ -112,7 +112,7 @@ def _scored(row: TokenRow) -> list[int]:
 
 
 def sizes_of(rows: Sequence[TokenRow]) -> Sizes:
-    """The token counts of rows."""
+    """Return the token counts of rows."""
     if isinstance(rows, TokenTable):
         return rows.sizes
     responses = np.array([[len(response) for response in row.responses] for row in rows])
@@ -120,10 +120,10 @@ def sizes_of(rows: Sequence[TokenRow]) -> Sizes:
 
 
 def row_ids_of(rows: Sequence[TokenRow]) -> np.ndarray | list[str]:
-    """The ids of rows: of a table uint8 [n, 16], else as texts."""
+    """Return the ids of rows: of a table uint8 [n, 16], else as texts."""
     return rows.row_ids if isinstance(rows, TokenTable) else [row.row_id for row in rows]
 
 
 def take(rows: Sequence[TokenRow], picks: np.ndarray) -> Sequence[TokenRow]:
-    """Some of the rows, in this order."""
+    """Return some of the rows, in this order."""
     return rows.take(picks) if isinstance(rows, TokenTable) else [rows[pick] for pick in picks]

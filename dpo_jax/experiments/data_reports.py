@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows, overlap
-from dpo_jax.experiments.rows import DataRows
+from dpo_jax.data.rows import DataRows
 from dpo_jax.files import write_json
 from dpo_jax.reporting.data import Example, Piece, SplitReport
 from dpo_jax.runs.run import Run

@@ -217,7 +217,7 @@ class PictureExperiment(Experiment[PictureConfig]):
                 reference_errors=errors_nKP,
             )
         except UnevenLabels as error:
-            raise mistake("train.batch_pairs", self.origins, f"train: {error}") from None
+            raise mistake("train.batch_pairs", self.origins, str(error)) from None
 
     @cached_property
     def score(self) -> ErrorScore:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from dpo_jax.data.rows import DataRows
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.planned import Planned
-from dpo_jax.experiments.rows import DataRows
 from dpo_jax.planning.outcomes import Alternative, Outcome
 from dpo_jax.runtime.progress import say
 

@@ -16,9 +16,10 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType
 
 from dpo_jax.config import Config
+from dpo_jax.data.rows import DataRows
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
-from dpo_jax.experiments.rows import DataRows, read_rows
+from dpo_jax.experiments.rows import read_rows
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 
 from dpo_jax.config import SamplingConfig
+from dpo_jax.data.encoding import Rules
 from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.files import digest
 from dpo_jax.models.decoder import Model
@@ -41,19 +42,16 @@ def make_sampling(
     prompts: Sequence[Prompt],
     drawing: SamplingConfig,
     *,
-    rules: Mapping[str, Any],
+    rules: Rules,
     stop_tokens: tuple[int, ...],
     row_multiple: int,
 ) -> Sampler:
     """The sampler of responses to these prompts, each formatted and cut as `rules` say; compiled once."""
     at_once = min(drawing.batch_rows, len(prompts) * drawing.samples)
     at_once += -at_once % row_multiple  # else every device would sample all rows
-    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, **rules)
+    prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, rules)
     if truncated:
-        say(
-            "samples",
-            f"{truncated} of {len(prompts)} prompts keep only their last {rules['max_prompt_tokens']} tokens",
-        )
+        say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {rules.max_prompt_tokens} tokens")
     sampler = make_sampler(model, max_new_tokens=drawing.max_new_tokens, stop_tokens=stop_tokens)
 
     @sized_by("evaluation.batch_rows (of `dpo-jax sample` and `pairs`: sampling.batch_rows)")

@@ -73,7 +73,8 @@ class RewardExperiment(TextExperiment):
     ) -> np.ndarray:
         """The rewards of responses [n], whatever is in them, formatted and cut as rows are."""
         rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
-        tokens = tokenize(rows, self.tokenizer, **{**rules_of(self.config), "special_tokens": "allow"}).rows
+        rules = dataclasses.replace(rules_of(self.config), special_tokens="allow")
+        tokens = tokenize(rows, self.tokenizer, rules).rows
         return self.score_rewards(model, params, tokens)[:, 0]
 
     def other(self, config: Config) -> RewardExperiment:

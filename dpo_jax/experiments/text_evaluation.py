@@ -233,7 +233,8 @@ def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
 
 def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
     """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
-    tokens = tokenize(pairs, experiment.tokenizer, **{**rules_of(experiment.config), "truncation": "keep"}).rows
+    rules = dataclasses.replace(rules_of(experiment.config), truncation="keep")
+    tokens = tokenize(pairs, experiment.tokenizer, rules).rows
     margins: list[dict[str, float]] = []
     for params in (policy, frozen):
         row_ids, scores = experiment.scorer(params, tokens)

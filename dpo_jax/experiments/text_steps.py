@@ -6,7 +6,6 @@ Dimension key: n rows, P slot in the pair.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,7 +17,6 @@ import numpy as np
 
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.config.resume import deciding
-from dpo_jax.data.sources import COMPLETIONS, stream
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation
@@ -26,7 +24,7 @@ from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evalu
 from dpo_jax.experiments.budget import steer_alpha
 from dpo_jax.experiments.heldout import say_how_fitted, values_of
 from dpo_jax.experiments.losses import is_unpaired, read_term
-from dpo_jax.experiments.rows import as_tokens
+from dpo_jax.experiments.rows import read_completions
 from dpo_jax.experiments.scoring import RewardExperiment
 from dpo_jax.experiments.step_zero import check_losses
 from dpo_jax.experiments.steps import Callback, Start, Steps
@@ -87,10 +85,7 @@ class TextSteps(RewardExperiment, Steps):
         config, section = self.config, self.config.sft
         assert section is not None
         seed = config.seed if section.seed is None else section.seed
-        skipped: Counter[str] = Counter()
-        sources = section.data.train
-        completions = stream(COMPLETIONS, sources, on_error=config.data.on_error, seed=seed, skipped=skipped)
-        data = as_tokens(config, self.tokenizer, "sft.data.train", sources, completions, skipped)
+        data = read_completions(config, self.tokenizer, "sft.data.train", section.data.train, seed=seed)
         model, weights = self.sft_model, present(loss_weight_B=data.weight_B)
         return make_training(
             section,

@@ -14,14 +14,14 @@ import numpy as np
 
 from dpo_jax.config import Config, LoraConfig, SamplingConfig, TrainConfig
 from dpo_jax.data.batches import Batches, evaluation_batches
+from dpo_jax.data.encoding import tokenization_fingerprint
 from dpo_jax.data.order import UnevenLabels
-from dpo_jax.data.rules import tokenization_fingerprint
+from dpo_jax.data.rows import DataRows
 from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
-from dpo_jax.experiments.positions import check_new_tokens, check_rows, check_samples
-from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
+from dpo_jax.experiments.rows import check_new_tokens, check_rows, check_samples, read_rows, rules_of
 from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
@@ -216,7 +216,7 @@ class TextExperiment(Experiment[Config]):
 
     def scoring_facts(self) -> dict[str, str]:
         """Named facts that decide how text becomes tokens."""
-        return tokenization_fingerprint(self.tokenizer, **rules_of(self.config))
+        return tokenization_fingerprint(self.tokenizer, rules_of(self.config))
 
     @property
     def packing(self) -> Packing:
@@ -278,7 +278,7 @@ class TextExperiment(Experiment[Config]):
                 **more,
             )
         except UnevenLabels as error:
-            raise mistake("train.batch_pairs", self.origins, f"train: {error}") from None
+            raise mistake("train.batch_pairs", self.origins, str(error)) from None
 
     def objective(self, data: DataRows) -> Objective:
         """The objective of a preference training; of several sources each has metrics of its own."""

@@ -11,10 +11,10 @@ import pytest
 
 from dpo_jax.config import LossConfig
 from dpo_jax.data.batches import evaluation_batches
+from dpo_jax.data.rows import DataRows
 from dpo_jax.evaluation.records import Heldout
 from dpo_jax.experiments.heldout import heldout, known_loss, loss_of_rows, values_of
 from dpo_jax.experiments.losses import read_terms
-from dpo_jax.experiments.rows import DataRows
 from dpo_jax.losses import AlphaDPOState, PairLogps, alpha_dpo, bco, bco_pair, dpo, implicit_rewards, kto
 from dpo_jax.objectives.terms import Term, as_pair
 from dpo_jax.reference.score import Scorer

@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from dpo_jax import cli
+from dpo_jax.data.rows import DataRows
 from dpo_jax.experiments.heldout import say_how_fitted
-from dpo_jax.experiments.rows import DataRows
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import TokenRow
 from tests.tiny import LINES

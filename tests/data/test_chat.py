@@ -8,7 +8,7 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from dpo_jax.data.chat import TEMPLATES, find_template
-from dpo_jax.data.rules import Rules, tokenization_fingerprint
+from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import Counts, tokenize, tokenize_chunks, tokenize_prompts
 from dpo_jax.errors import UserError
@@ -60,7 +60,7 @@ LONG = pair(turns("u:the lamp"), turns("a:was warm", "u:and?", "a:quiet"), turns
 
 
 def one(row, tokenizer, **rules) -> TokenRow:
-    [tokens], _ = tokenize([row], tokenizer, **{"template": "tokenizer", **rules})
+    [tokens], _ = tokenize([row], tokenizer, Rules(**{"template": "tokenizer", **rules}))
     return tokens
 
 
@@ -93,7 +93,7 @@ def test_tools_and_arguments_reach_the_template_or_are_refused(tokenizer):
     row = one(TALK._replace(tools=tools, chat_template_kwargs={"loud": True}), reading)
     assert texts(row, reading)[0].startswith('[{"name": "get"}]\nLOUD\n<|im_start|>user\n')
     prompts, _ = tokenize_prompts(
-        [Prompt(TALK.prompt, None, "f:1", tools, {"loud": True})], reading, template="tokenizer"
+        [Prompt(TALK.prompt, None, "f:1", tools, {"loud": True})], reading, Rules(template="tokenizer")
     )
     assert prompts[0].tolist() == row.prompt.tolist()
     for more, words in (
@@ -119,7 +119,8 @@ def test_a_template_of_the_configuration_takes_the_place_of_the_tokenizers_own(t
     bare = make_tokenizer(chat=None)
     assert one(TALK, bare, chat_template=own).prompt.tolist() == row.prompt.tolist()
     prints = [
-        tokenization_fingerprint(tokenizer, template="tokenizer", chat_template=t) for t in (None, own, own + " ")
+        tokenization_fingerprint(tokenizer, Rules(template="tokenizer", chat_template=t))
+        for t in (None, own, own + " ")
     ]
     assert len({found["template"] for found in prints}) == 3
 
@@ -164,7 +165,7 @@ def test_text_alone_is_scored_from_the_first_token_that_has_one_before_it():
         assert texts(one(row, bare, template=template), bare) == ("the", [" lamp was warm<|im_end|>"])
         assert texts(one(row, adding, template=template), adding) == ("<|im_start|>", ["the lamp was warm<|im_end|>"])
     mixed = [TALK._replace(row_id=f"{n}") for n in range(2)] + [row, TALK._replace(row_id="3")]
-    found, counts = tokenize(mixed, bare, template="tokenizer")
+    found, counts = tokenize(mixed, bare, Rules(template="tokenizer"))
     assert [tokens.row_id for tokens in found] == ["0", "1", "id", "3"] and counts == Counts()
     assert found[2].prompt.tolist() == bare("the")["input_ids"]
 
@@ -194,7 +195,7 @@ def test_markers_of_the_template_say_what_the_assistant_says():
 
 def test_turns_that_cannot_be_told_apart_are_refused():
     tokenizer = make_tokenizer(chat=FORGETFUL)
-    with pytest.raises(BadRow, match=r"f:1: .*generation.*data\.score: completion"):
+    with pytest.raises(BadRow, match=r"f:1: .*generation.*set score: completion"):
         one(LONG, tokenizer, score="assistant")
     assert one(LONG, tokenizer).masks is None
     assert one(TALK, tokenizer, score="assistant").masks is None
@@ -228,7 +229,7 @@ def test_special_tokens_in_a_text_are_refused_wherever_they_stand(tokenizer):
     with pytest.raises(BadRow, match="chosen holds '<tool>'"):
         one(TALK._replace(chosen=turns("a:a <tool> b")), added, **refuse)
     with pytest.raises(BadRow, match="prompt holds"):
-        tokenize_prompts([Prompt("x<|im_end|>", None, "f:1")], tokenizer, template="plain", **refuse)
+        tokenize_prompts([Prompt("x<|im_end|>", None, "f:1")], tokenizer, Rules(template="plain", **refuse))
     closed = one(
         pair("the", " lamp<|im_end|>", " plot"), tokenizer, template="plain", **refuse
     )  # as TRL's users may have it
@@ -238,15 +239,17 @@ def test_special_tokens_in_a_text_are_refused_wherever_they_stand(tokenizer):
 def test_long_rows_are_cut_or_dropped_and_counted_either_way(tokenizer):
     rows = [TALK, TALK._replace(row_id="long", chosen=turns("a:" + "was warm " * 20)), TALK._replace(row_id="last")]
     limits = {"template": "tokenizer", "max_prompt_tokens": 30, "max_tokens": 50}
-    found, counts = tokenize(rows, tokenizer, **limits)
+    found, counts = tokenize(rows, tokenizer, Rules(**limits))
     assert [row.row_id for row in found] == ["id", "long", "last"] and counts == Counts(responses_truncated=1)
-    found, counts = tokenize(rows, tokenizer, **limits, truncation="drop")
+    found, counts = tokenize(rows, tokenizer, Rules(**limits, truncation="drop"))
     assert [row.row_id for row in found] == ["id", "last"] and counts == Counts(long_rows_dropped=1)
-    found, counts = tokenize(rows, tokenizer, **{**limits, "max_prompt_tokens": 5}, truncation="drop")
+    found, counts = tokenize(rows, tokenizer, Rules(**{**limits, "max_prompt_tokens": 5}, truncation="drop"))
     assert not found and counts == Counts(long_rows_dropped=3)
     just = len(one(TALK, tokenizer).prompt)
-    assert tokenize([TALK], tokenizer, **{**limits, "max_prompt_tokens": just}, truncation="drop").rows
-    prints = [tokenization_fingerprint(tokenizer, **limits, truncation=how)["truncation"] for how in ("keep", "drop")]
+    assert tokenize([TALK], tokenizer, Rules(**{**limits, "max_prompt_tokens": just}, truncation="drop")).rows
+    prints = [
+        tokenization_fingerprint(tokenizer, Rules(**limits, truncation=how))["truncation"] for how in ("keep", "drop")
+    ]
     assert prints[0] != prints[1]
 
 
@@ -280,15 +283,17 @@ def test_a_template_that_fails_as_a_program_is_a_bad_row(tokenizer):
 
 
 def test_a_template_that_cannot_be_read_is_no_bad_row(tokenizer):
-    with pytest.raises(UserError, match=r"the chat template, line 2: .*data\.chat_template") as caught:
+    with pytest.raises(UserError, match=r"the chat template, line 2: .*name another chat_template") as caught:
         one(TALK, tokenizer, chat_template="x\n{% for")
     assert not isinstance(caught.value, BadRow)
 
 
 def test_rules_that_there_are_not_are_refused(tokenizer):
+    with pytest.raises(ValueError, match=r"^template is 'plan'. Did you mean 'plain'\? Allowed: hh, plain, tokenizer"):
+        Rules(template="plan")
     for rule in ("score", "special_tokens", "truncation"):
-        with pytest.raises(UserError, match=f"data.{rule} is 'x'. Allowed: "):
-            tokenize([TALK], tokenizer, **{rule: "x"})
-    prints = [tokenization_fingerprint(tokenizer, score=how) for how in ("completion", "assistant")]
+        with pytest.raises(ValueError, match=f"^{rule} is 'x'. Allowed: "):
+            tokenize([TALK], tokenizer, Rules(**{rule: "x"}))
+    prints = [tokenization_fingerprint(tokenizer, Rules(score=how)) for how in ("completion", "assistant")]
     assert {name for name in prints[0] if prints[0][name] != prints[1][name]} == {"scored"}
     assert json.dumps(prints[0]) and find_template("hh").special_tokens

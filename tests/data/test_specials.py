@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.data import specials
-from dpo_jax.data.rules import tokenization_fingerprint
+from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize, tokenize_prompts
 from dpo_jax.errors import UserError
@@ -44,7 +44,7 @@ def letters(tokenizer: Any, text: str) -> list[int]:
 
 
 def one(row: PreferencePair, tokenizer: Any, **rules: Any) -> Any:
-    found = tokenize([row], tokenizer, **{"template": "tokenizer", "special_tokens": "text", **rules})
+    found = tokenize([row], tokenizer, Rules(**{"template": "tokenizer", "special_tokens": "text", **rules}))
     return found.rows[0], found.counts
 
 
@@ -56,7 +56,7 @@ def test_a_template_keeps_its_own(tokenizer: Any):
     assert row.prompt.tolist() == asked and counts.special_tokens_as_text == 1
     assert row.responses[0].tolist() == [*letters(tokenizer, INJECTED), end, *letters(tokenizer, "\n")]
     (prompt,), _ = tokenize_prompts(
-        [Prompt(talk(INJECTED).prompt, None, "f:1")], tokenizer, template="tokenizer", special_tokens="text"
+        [Prompt(talk(INJECTED).prompt, None, "f:1")], tokenizer, Rules(template="tokenizer", special_tokens="text")
     )
     assert prompt.tolist() == asked
 
@@ -127,7 +127,9 @@ def test_a_template_that_changes_them_is_refused(tokenizer: Any, change: str):
 
 
 def test_the_fingerprint_names_it(tokenizer: Any):
-    prints = {how: tokenization_fingerprint(tokenizer, special_tokens=how) for how in ("refuse", "text", "allow")}
+    prints = {
+        how: tokenization_fingerprint(tokenizer, Rules(special_tokens=how)) for how in ("refuse", "text", "allow")
+    }
     assert prints["refuse"] == prints["text"]  # the rows that both keep have the same tokens
     assert prints["allow"].items() - prints["text"].items() == {("special tokens of rows", "allowed")}
 
@@ -139,7 +141,7 @@ def test_an_ordinary_row_never_meets_the_copy(tokenizer: Any, monkeypatch):
         raise UserError("the special tokens of this tokenizer cannot be told from text")
 
     rows = [talk("the lamp"), talk(INJECTED), talk("naïve 12\n")]
-    every = tokenize(rows, tokenizer, template="tokenizer")
+    every = tokenize(rows, tokenizer, Rules(template="tokenizer"))
     for row, found in zip(rows, every.rows, strict=True):
         alone, _ = one(row, tokenizer)
         np.testing.assert_array_equal(found.prompt, alone.prompt)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dpo_jax.config import Config, DataConfig, LossConfig, ModelConfig
+from dpo_jax.config.training import TrainConfig
+from dpo_jax.data.rows import DataRows
+from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.rows import DataRows, read_rows, rules_of
+from dpo_jax.experiments.rows import read_rows, rules_of
 from dpo_jax.experiments.texts import TextExperiment
 from tests.data.test_chat import make_tokenizer
 
@@ -91,7 +96,7 @@ def test_a_chat_template_is_a_file_or_the_template_itself():
     def template(given: str) -> Any:
         data = DataConfig(train=(), template="tokenizer", chat_template=given)
         config = Config(workdir="run", model=ModelConfig(weights="none"), data=data, loss=(LossConfig(name="dpo"),))
-        return rules_of(config)["chat_template"]
+        return rules_of(config).chat_template
 
     Path("own.jinja").write_text("{{ messages }} ü", encoding="utf8")
     assert template("own.jinja") == "{{ messages }} ü" and template("{{ messages }}") == "{{ messages }}"
@@ -122,6 +127,21 @@ def test_what_was_done_to_the_rows_is_said(capsys: pytest.CaptureFixture[str]):
     read([PAIR, {**PAIR, "prompt": "the lamp " * 20}, {}], on_error="skip", max_prompt_tokens=16, max_tokens=32)
     told = " ".join(capsys.readouterr().err.split())
     assert "data.train: 2 rows, 1 skipped (missing column), 1 prompts truncated" in told
+
+
+def test_labels_that_no_batch_could_hold_both_of_are_told_with_the_place():
+    labelled = [{"prompt": f"the lamp {n}", "completion": " is cold", "label": n == 0} for n in range(5)]
+    data = read(labelled, loss="bco")
+    config = SimpleNamespace(data=DataConfig(train=()))
+    experiment: Any = SimpleNamespace(config=config, packing=Packing(), origins={"train.batch_pairs": "e.yaml:7"})
+    train, labels = TrainConfig(batch_pairs=4), data.desirable
+    with pytest.raises(
+        UserError, match=r"^e\.yaml:7: train\.batch_pairs: batch_pairs is 4, and .* 1 desirable and 4 .*to 5 or more"
+    ):
+        TextExperiment.batches_of(experiment, train, data.rows, seed=0, desirable=labels)
+    TextExperiment.batches_of(
+        experiment, dataclasses.replace(train, batch_pairs=5), data.rows, seed=0, desirable=labels
+    )
 
 
 def test_no_sources_are_no_rows():

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from dpo_jax.config import load
-from dpo_jax.data import bounded
+from dpo_jax.data import chat
+from dpo_jax.data.encoding import Rules
 from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
@@ -42,10 +43,10 @@ def render(tokenizer: Any, template: str, *, own: bool = False) -> Any:
     row = PreferencePair("r", (asked,), (said,), ({**other, "content": "c"},), "f:1")
     rules: dict[str, Any] = {"template": "tokenizer"}
     if not own:
-        return tokenize([row], tokenizer, chat_template=template, **rules).rows
+        return tokenize([row], tokenizer, Rules(chat_template=template, **rules)).rows
     before, tokenizer.chat_template = tokenizer.chat_template, template
     try:
-        return tokenize([row], tokenizer, **rules).rows
+        return tokenize([row], tokenizer, Rules(**rules)).rows
     finally:
         tokenizer.chat_template = before
 
@@ -80,8 +81,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_chat_template_without_end(name: str, tokenizer: Any, monkeypatch, held):
-    monkeypatch.setattr(bounded, "SECONDS", 1.0)
-    monkeypatch.setattr(bounded, "_MORE_BYTES", 2**29)
+    monkeypatch.setattr(chat, "SECONDS", 1.0)
+    monkeypatch.setattr(chat, "_MORE_BYTES", 2**29)
     limits = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     with within(10, 600), pytest.raises(UserError, match=r"the chat template") as stop:
         render(tokenizer, ENDLESS[name])

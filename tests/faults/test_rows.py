@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from dpo_jax.data.rules import Rules
+from dpo_jax.data.encoding import Rules
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, stream, tables
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_chunks
@@ -61,7 +61,7 @@ def test_the_table(tmp_path: Path, tokenizer: Any, held):
             assert (found, skipped) == (2, {bad.reason: 1}), bad
             with pytest.raises(BadRow) as stop:
                 read(path, bad.kind, tokenizer, bad.data, bad.spec, "stop")
-            said = str(stop.value)
+            said = str(stop.value.in_section("data"))  # as a configuration would have it
             assert said.startswith(f"{path}:2: ") and "on_error: skip" in said and len(said) < 1000
             assert all(words in said for words in bad.words.split("|")), said
     held(len(TABLE), "refused with file and line, or skipped and counted")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dpo_jax.data.encoding import Rules
 from dpo_jax.data.sources import PAIRS, read_sources
 from dpo_jax.data.tokenize import tokenize
 from tests.data.test_chat import TOOLS, make_tokenizer, turns
@@ -60,6 +61,6 @@ def test_a_layout_becomes_the_same_tokens(name: str, adds: str, tmp_path: Path):
     tokenizer, rows = make_tokenizer(adds=adds, chat=TOOLS), CASES[name]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
     read = read_sources(PAIRS, [{"path": str(tmp_path / "a.jsonl")}]).rows
-    ours, _ = tokenize(read, tokenizer, template="plain" if "texts" in name else "tokenizer")
+    ours, _ = tokenize(read, tokenizer, Rules(template="plain" if "texts" in name else "tokenizer"))
     expected = of_trl(rows, tokenizer)
     assert [(row.prompt.tolist(), *(ids.tolist() for ids in row.responses)) for row in ours] == expected

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -26,13 +27,21 @@ class Record(NamedTuple):
 
 
 class BadRow(UserError):
-    """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it."""
+    """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it.
 
-    def __init__(self, where: str, reason: str, detail: str):
+    `advice` names settings in braces, {score}; `in_section` says which section of a configuration they stand in.
+    """
+
+    def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
+        named = re.sub(r"\{(\w+)\}", rf"{section}\1", advice and f" {advice}")
         super().__init__(
-            f"{where}: {_shown(detail)} Mend the row, or set on_error: skip to leave such rows out, counted."
+            f"{where}: {_shown(detail)}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
         )
-        self.reason = reason
+        self.reason, self._parts = reason, (where, reason, detail, advice)
+
+    def in_section(self, section: str) -> BadRow:
+        """Return the same error with each setting named as `section.setting`."""
+        return BadRow(*self._parts, section=f"{section}.")
 
 
 def _shown(text: str) -> str:
