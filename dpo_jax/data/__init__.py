@@ -1,1 +1,1 @@
-"""From rows of text to batches of token ids: sources, chat formats, tokenization, batches. All of it numpy."""
+"""From rows of text, pictures or clips to batches: sources, chat formats, tokenization, batches. All of it numpy."""

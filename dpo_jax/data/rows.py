@@ -53,7 +53,7 @@ class DataRows(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What was left out and changed on the way, for messages."""
+        """Counts of the rows that were left out and changed on the way, for messages."""
         left_out = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
         return left_out + [f"{n} {field.replace('_', ' ')}" for field, n in self.counts._asdict().items() if n]
 

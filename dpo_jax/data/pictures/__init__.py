@@ -16,12 +16,11 @@ from typing import NamedTuple
 
 from dpo_jax import files
 from dpo_jax.data.pictures import folders, packages
-from dpo_jax.data.pictures.folders import Held
 from dpo_jax.data.pictures.layouts import LAYOUTS, UNPAIRED, Layout, Shown
-from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
-from dpo_jax.data.sources import ON_ERROR
+from dpo_jax.data.pictures.samples import Held, Sample, Shape, sample_of
 from dpo_jax.data.sources.labels import row_id_of
 from dpo_jax.data.sources.record import (
+    ON_ERROR,
     BadRow,
     Spec,
     check_keys,

@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.data.pictures.folders import Held
-from dpo_jax.data.pictures.samples import Shape
+from dpo_jax.data.pictures.samples import Held, Shape
 from dpo_jax.data.sources.record import Record, Spec, option
 from dpo_jax.errors import UserError
 

@@ -14,23 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from dpo_jax.data.pictures.decoding import CLIPS, PICTURES
-from dpo_jax.data.pictures.samples import Shape
+from dpo_jax.data.pictures.samples import Held, Shape
 from dpo_jax.data.sources import hub, paths
 from dpo_jax.data.sources.record import BadRow, Record, Spec
 from dpo_jax.errors import UserError, nearest
 
 _IN_FOLDERS = (".parquet", ".jsonl")
 _TABLES = (*_IN_FOLDERS, ".ndjson", ".json")
-
-
-class Held(NamedTuple):
-    """A record, and the folder at which paths in its cells start."""
-
-    record: Record | BadRow
-    root: Path | None
 
 
 def read_images(spec: Spec, shape: Shape) -> Iterator[Held]:

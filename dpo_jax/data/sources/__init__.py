@@ -24,6 +24,7 @@ from typing import Generic, NamedTuple, TypeVar
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.record import (
+    ON_ERROR,
     BadRow,
     Record,
     Records,
@@ -41,7 +42,6 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
 Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt)
-ON_ERROR = ("stop", "skip")
 
 
 class Rows(NamedTuple, Generic[Row]):

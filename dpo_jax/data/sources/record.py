@@ -52,6 +52,9 @@ def _shown(text: str) -> str:
 
 _LONGEST = 600
 
+ON_ERROR = ("stop", "skip")
+"""What may be done at a bad row; one that is skipped is counted."""
+
 Records = Iterator[Record | BadRow]
 
 
