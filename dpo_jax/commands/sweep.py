@@ -141,18 +141,14 @@ def point_of(base: Steps, label: str, settings: Settings) -> Steps:
     overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
     config, origins = changed(base.config, base.origins, [*own, *overrides])
     point = type(base)(config, origins, command=base.command)
-    point.sft_folder = _sft_folder(base, as_mapping(config))
-    if deciding("pairs", as_mapping(base.config)) == deciding("pairs", as_mapping(config)):
+    ours, theirs = as_mapping(base.config), as_mapping(config)
+    wanted = deciding("sft", theirs)
+    point.sft_folder = base.sft_folder
+    if wanted != deciding("sft", ours):  # points that differ in what decides it have their own
+        point.sft_folder = base.workdir / f"sft-{digest(json.dumps(wanted, sort_keys=True).encode())[:8]}"
+    if deciding("pairs", ours) == deciding("pairs", theirs):
         point.pairs_folder = base.pairs_folder
     return point
-
-
-def _sft_folder(base: Steps, config: Mapping[str, Any]) -> Path:
-    """Folder of the fine-tuning of a point: points that differ in what decides it have their own."""
-    wanted = deciding("sft", config)
-    if wanted == deciding("sft", as_mapping(base.config)):
-        return base.sft_folder
-    return base.workdir / f"sft-{digest(json.dumps(wanted, sort_keys=True).encode())[:8]}"
 
 
 @contextlib.contextmanager
