@@ -13,7 +13,7 @@ import pytest
 from dpo_jax import cli
 from dpo_jax.files import read_sealed, write_sealed
 from tests.commands.pictures.digits import CLIPS, adapted, opened, weights_of, written
-from tests.tiny_experiment import metrics, refused
+from tests.tiny_experiment import metrics, read_lines, refused
 
 
 def series(name: str, workdir: str) -> list[float]:
@@ -61,8 +61,16 @@ def test_stored_errors_are_those_of_the_reference_beside_it(
     (folder,) = Path("stores").iterdir()
     manifest = read_sealed(folder / "manifest.json")
     assert [(shard["rows"], shard["slots"]) for shard in manifest["shards"]] == [(16, 4)]
-    cli.main(["reference", *flags, "--seed", "1"])
+    capsys.readouterr()
+    cli.main(["reference", *flags, "--seed", "1", "--jsonl", "errors.jsonl", "--verify", "4"])
     assert len(list(Path("stores").iterdir())) == 2  # stores of other draws lie beside each other
+    assert "4 rows scored again: the largest difference is 0.00e+00" in capsys.readouterr().err
+    setup = opened(*flags, "--seed", "1")
+    with jax.set_mesh(setup.mesh):
+        row_ids, scores = setup.scorer(setup.start_params(), setup.train_data.rows)
+    lines = read_lines("errors.jsonl")
+    assert [line["row_id"] for line in lines] == row_ids
+    np.testing.assert_array_equal([line["errors"] for line in lines], scores.errors_nP.reshape(16, 2, 2))
     manifest["fingerprint"]["weights"] = "0" * 64
     write_sealed(folder / "manifest.json", manifest)
     assert "weights: the store has" in refused(capsys, "train", *flags)
