@@ -37,6 +37,14 @@ def test_the_first_step_is_where_policy_and_reference_are_one(policy: str) -> No
     assert metrics()[-1]["loss"] < first["loss"]
 
 
+def test_damaged_held_out_rows_are_told_before_the_training(
+    experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/demo/heldout.parquet").write_bytes(b"no parquet")
+    assert "heldout.parquet" in refused(capsys, "train", experiment)
+    assert not Path("runs/demo/checkpoints").exists() and not Path("runs/demo/metrics.jsonl").exists()
+
+
 @pytest.mark.parametrize("stage", ["train", "sft"])
 def test_resumed_is_unbroken(stage: str, policy: str) -> None:
     folder = Path("runs/demo" if stage == "train" else "runs/demo/sft")
