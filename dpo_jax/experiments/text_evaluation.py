@@ -110,7 +110,7 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
         f"sequence KL {measured.kl.exact:.2f} nats, 95 % interval {low:.2f} to {high:.2f}; by log-ratios alone "
         f"{measured.kl.sequence_kl:.2f}; entropy {measured.entropy.token:.2f} nats a token",
     )
-    names = {"policy": experiment.workdir.name or str(experiment.workdir), "reference": "reference"}
+    names = {"policy": experiment.run.name, "reference": "reference"}
     outputs = {
         side: [Output(prompt.text, text, name, None) for prompt, text in zip(prompts, sampled[side].texts, strict=True)]
         for side, name in names.items()

@@ -30,7 +30,7 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
     params = experiment.start_params() if reference else experiment.trained_params()
     responses = experiment.sample("sample", asked, params, f"the {name}")
     tokens = sum(len(row.responses[0]) for row in responses.rows)
-    generator = name if reference else experiment.workdir.name or str(experiment.workdir)
+    generator = name if reference else experiment.run.name
     objects = _objects(asked, responses.texts, generator, samples)
     if path.suffix == ".json":
         write_json(path, objects)

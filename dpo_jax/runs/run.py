@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import overload
 
 from dpo_jax import __version__
-from dpo_jax.files import Json, read_json, sealed_steps, write_json
+from dpo_jax.files import Json, read_json, write_json
 
 
 class Place:
@@ -86,11 +86,6 @@ class Run:
     def name(self) -> str:
         """The last part of the folder, for titles."""
         return self.folder.name or str(self.folder)
-
-    @property
-    def newest_step(self) -> int | None:
-        """The step of the newest whole checkpoint; None without one."""
-        return max(sealed_steps(self.checkpoints), default=None)
 
     @property
     def exists(self) -> bool:

@@ -21,16 +21,6 @@ def test_no_name_is_given_twice():
     assert not {"sft", "reward"} & set(names)
 
 
-def test_only_a_sealed_step_counts(tmp_path: Path):
-    run = Run(tmp_path)
-    assert run.newest_step is None
-    for name in ("4", "12", "20"):
-        (run.checkpoints / name).mkdir(parents=True)
-    for name in ("4.json", "12.json", "notes.json"):  # 20 was not finished
-        (run.checkpoints / name).touch()
-    assert run.newest_step == 12
-
-
 def test_a_folder_becomes_a_run_and_then_a_trained_one(tmp_path: Path):
     run = Run(tmp_path)
     (tmp_path / "config.json").touch()  # as in a folder of weights
