@@ -28,7 +28,9 @@ os.environ |= {
 }
 # Most of the suite's time goes to XLA, which compiles programs that run once: without optimisations that takes 40 % of
 # the time. DPO_JAX_TEST_COMPILER=full compiles as a user's process does.
-if os.environ.get("DPO_JAX_TEST_COMPILER") != "full":
+if os.environ.get("DPO_JAX_TEST_COMPILER") == "full":
+    os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="  # as `import dpo_jax` does
+else:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
     if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at this flag
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"

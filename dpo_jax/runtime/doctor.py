@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from dpo_jax import XLA_CPU_FLAG
 from dpo_jax.errors import Finding, UserError
 from dpo_jax.files import Json
 from dpo_jax.masking import mask
@@ -72,8 +73,19 @@ def _devices(environment: Mapping[str, str]) -> Iterator[Finding]:
     wrong = [str(device.id) for device in local if not _multiplies(device)]
     if wrong:
         yield Finding("bad", "matmul", f"device {', '.join(wrong)} multiplies wrongly. Take it out of use.")
+    elif _miscompiled():
+        how = f"Set XLA_FLAGS={XLA_CPU_FLAG}" if first.platform == "cpu" else "Use another version of jaxlib"
+        yield Finding("bad", "compiler", f"XLA computes the program of jax-ml/jax#39103 wrong. {how}.")
     else:
         yield Finding("good", "matmul", f"right to the bit on all; {_speed(first):,.2f} TFLOP/s on the first")
+
+
+def _miscompiled() -> bool:
+    """Compile the program of jax-ml/jax#39103 for the first device, and compare its last row with the right value."""
+    rows = np.zeros((32_769, 3), np.float32)
+    rows[:, 0] = np.arange(len(rows))
+    norms = jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)
+    return float(norms[-1]) != float(len(rows) - 1) ** 2
 
 
 def _unseen() -> tuple[str, str] | None:

@@ -1,4 +1,4 @@
-"""Settings of XLA on GPUs and TPUs: one table, each with its reason, applied before jax is imported.
+"""Settings of XLA on each kind of device: one table, each with its reason, applied before jax is imported.
 
 python -m dpo_jax.runtime.xla_flags gpu      # lines for a shell, which `eval` takes
 python -m dpo_jax.runtime.xla_flags table    # the table of launch/README.md
@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from dpo_jax import XLA_CPU_FLAG, miscompiles
 from dpo_jax.errors import UserError, nearest
 
 
@@ -27,6 +28,14 @@ class Setting(NamedTuple):
 # XLA ends the process at a flag that it does not know. These are known to jaxlib 0.10.2 and 0.12 (a test asks the one
 # installed), those of libtpu to 0.0.42 and 0.0.50. What each does: openxla.org/xla/flags_guidance and effort_levels.
 SETTINGS: dict[str, tuple[Setting, ...]] = {
+    "cpu": (
+        Setting(
+            "XLA_FLAGS",
+            XLA_CPU_FLAG,
+            "jaxlib 0.10.2 computes some programs wrong and 0.11.0 crashes with YNNPACK (jax-ml/jax#39103, #40412): "
+            "without it. `import dpo_jax` sets this for those two, whatever `DPO_JAX_XLA_FLAGS` says",
+        ),
+    ),
     "gpu": (
         Setting(
             "JAX_OPTIMIZATION_LEVEL",
@@ -99,12 +108,17 @@ def apply(environment: MutableMapping[str, str], *, devices: Path = Path("/dev")
     """Add the settings of this machine's accelerator to `environment`, unless DPO_JAX_XLA_FLAGS is `off`.
 
     Raises:
-        UserError: that variable says something else than on or off.
+        UserError: that variable says something else than on or off, or XLA would compute wrong values on this CPU.
     """
     switch = environment.get(SWITCH, "on")
     if switch not in ("on", "off"):
         raise UserError(f"{SWITCH}={switch} is not understood. {nearest(switch, ('on', 'off'))}")
     platform = find_platform(environment, devices=devices)
+    if platform is None and miscompiles(environment):
+        raise UserError(
+            f"XLA_FLAGS={environment.get('XLA_FLAGS', '')}: with that, this jaxlib computes some programs wrong on "
+            f"CPUs (jax-ml/jax#39103). Take {XLA_CPU_FLAG} with its value out of it."
+        )
     if platform and switch == "on":
         environment.update(additions(platform, environment))
 

@@ -109,6 +109,13 @@ def test_a_device_that_multiplies_wrongly(monkeypatch):
     assert "device 2 multiplies wrongly" in states(doctor._devices({}), "bad")
 
 
+def test_a_compiler_that_is_wrong(monkeypatch):
+    right = doctor.jnp.sum
+    monkeypatch.setattr(doctor.jnp, "sum", lambda values: right(values) * 0.992)
+    said = states(doctor._devices({}), "bad")
+    assert "jax-ml/jax#39103 wrong. Set XLA_FLAGS=--xla_cpu_experimental_ynn_fusion_type=." in said
+
+
 def test_no_devices(monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: (_ for _ in ()).throw(RuntimeError("no backend\nmore")))
     assert "JAX finds none: no backend" in states(doctor._devices({}), "bad")

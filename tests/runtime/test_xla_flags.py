@@ -1,4 +1,4 @@
-"""The settings for GPUs and TPUs: the user's own stay, jaxlib knows the flags, and the page shows the table."""
+"""The settings of each kind of device: the user's own stay, jaxlib knows the flags, and the page shows the table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dpo_jax import XLA_CPU_FLAG, miscompiles
 from dpo_jax.errors import UserError
 from dpo_jax.runtime import xla_flags
 
@@ -55,6 +56,7 @@ def test_which_machine_this_is(tmp_path: Path, environment: dict[str, str], file
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     assert xla_flags.find_platform(environment, devices=tmp_path) == platform
+    environment |= {"XLA_FLAGS": XLA_CPU_FLAG}
     applied = dict(environment)
     xla_flags.apply(applied, devices=tmp_path)
     assert applied == environment | (xla_flags.additions(platform, environment) if platform else {})
@@ -66,6 +68,35 @@ def test_which_machine_this_is(tmp_path: Path, environment: dict[str, str], file
 def test_the_switch_is_on_or_off():
     with pytest.raises(UserError, match=r"DPO_JAX_XLA_FLAGS=of is not understood. Did you mean 'off'"):
         xla_flags.apply({xla_flags.SWITCH: "of"})
+
+
+SQUARED_NORMS = """
+import jax, jax.numpy as jnp
+rows = jnp.zeros((32_769, 3)).at[:, 0].set(jnp.arange(32_769))
+print(int(jax.jit(jax.vmap(lambda row: jnp.sum((jnp.eye(3) @ row) ** 2)))(rows)[-1]))
+"""
+
+
+def test_xla_computes_right_on_a_cpu_once_dpo_jax_is_imported():
+    done = python(f"import dpo_jax.losses, dpo_jax\n{SQUARED_NORMS}", XLA_FLAGS="", JAX_PLATFORMS="cpu")
+    assert (done.stdout.split(), done.stderr) == ([str(32_768**2)], "")
+    # where JAX has started it cannot be helped, and is said; so this test can fail
+    done = python(f"{SQUARED_NORMS}\nimport dpo_jax\n{SQUARED_NORMS}", XLA_FLAGS="", JAX_PLATFORMS="cpu")
+    if done.stdout.split() == [str(32_768**2)] * 2:
+        assert not miscompiles({}) and done.stderr == ""
+    else:
+        assert miscompiles({}) and "RuntimeWarning: JAX has started already" in done.stderr
+
+
+@pytest.mark.skipif(not miscompiles({}), reason="this jaxlib computes right without the flag")
+def test_a_user_who_turns_the_wrong_programs_on_is_refused(tmp_path: Path):
+    assert not miscompiles({"XLA_FLAGS": f"--xla_a=b {XLA_CPU_FLAG}"})
+    own = {"XLA_FLAGS": f"{XLA_CPU_FLAG} {XLA_CPU_FLAG}dot,reduce"}  # XLA takes the last
+    with pytest.raises(UserError, match=r"XLA_FLAGS=.*dot,reduce: with that, this jaxlib computes some programs wrong"):
+        xla_flags.apply(own, devices=tmp_path)
+    xla_flags.apply(own | {"JAX_PLATFORMS": "cuda"}, devices=tmp_path)
+    done = python("import os, dpo_jax; print(os.environ['XLA_FLAGS'])", **own)
+    assert done.stdout.strip() == own["XLA_FLAGS"]
 
 
 def test_jaxlib_knows_the_settings_for_gpus():
@@ -80,12 +111,13 @@ def test_jaxlib_knows_the_settings_for_gpus():
 def test_the_command_prints_lines_for_a_shell():
     command = [sys.executable, "-m", "dpo_jax.runtime.xla_flags"]
     script = f'eval "$({shlex.join([*command, "gpu"])})" && printf "%s\n" "$XLA_FLAGS"'
-    environment = {**os.environ, "XLA_FLAGS": "--xla_dump_to=a --xla_b=c"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_dump_to=a {XLA_CPU_FLAG}"}
     done = subprocess.run(["bash", "-euc", script], env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "--xla_dump_to=a --xla_b=c --xla_gpu_enable_latency_hiding_scheduler=true\n", done.stderr
+    both = f"{environment['XLA_FLAGS']} --xla_gpu_enable_latency_hiding_scheduler=true\n"
+    assert done.stdout == both, done.stderr
     done = subprocess.run([*command, "gpus"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "xla_flags: give one word. Did you mean 'gpu'? Allowed: gpu, table, tpu.\n"
+    assert done.stderr == "xla_flags: give one word. Did you mean 'gpu'? Allowed: cpu, gpu, table, tpu.\n"
 
 
 def test_it_loads_nothing_heavy():
