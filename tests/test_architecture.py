@@ -33,12 +33,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reading": set(),
     "masking": set(),
     "mesh": set(),
+    "networks": {"types", "mesh"},
     "planning": set(),
     "losses": {"types"},
     "logprobs": {"types", "mesh"},
-    "models": {"types", "mesh"},
-    "diffusion": {"types", "mesh"},
-    "scorers": {"types", "mesh", "diffusion"},
+    "models": {"types", "mesh", "networks"},
+    "diffusion": {"types", "mesh", "networks"},
+    "scorers": {"types", "mesh", "networks"},
     "objectives": {"types", "losses", "logprobs", "diffusion", "scorers"},
     "weights": {"types", "mesh", "models", "diffusion", "files"},
     "data": {"types", "files"},
@@ -62,7 +63,7 @@ MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 ONLY_IN: dict[str, tuple[str, ...]] = {
     "jax.experimental.topologies": ("planning/topologies.py",),
     "orbax": ("training/checkpoint.py", "reference/store.py"),
-    "flax": ("models/", "diffusion/", "scorers/"),
+    "flax": ("networks.py", "models/", "diffusion/", "scorers/"),
 }
 
 
@@ -266,7 +267,7 @@ def house(tmp_path: Path) -> Path:
         ("__init__.py", "from dpo_jax.losses import dpo", "dpo_jax may not import losses"),
         ("commands/planted.py", "import orbax.checkpoint", "orbax may be imported only in training/checkpoint.py"),
         ("training/planted.py", "def late():\n    from orbax import checkpoint", "orbax may be imported only in"),
-        ("training/planted.py", "from flax import nnx", "flax may be imported only in models/, diffusion/, scorers/"),
+        ("training/planted.py", "from flax import nnx", "flax may be imported only in networks.py, models/"),
         (
             "commands/planted.py",
             "from jax.experimental import topologies",

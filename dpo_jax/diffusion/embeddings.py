@@ -14,9 +14,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dpo_jax.diffusion.layers import Linear, matrix, zeros
 from dpo_jax.diffusion.schedules import STEPS
 from dpo_jax.mesh import constrain
+from dpo_jax.networks import Linear, matrix, zeros
 
 NORM_EPSILON = 1e-6
 _WAVES = 128
@@ -70,8 +70,8 @@ class TimeEmbedding(nnx.Module):
     """Time as waves, then two linear maps: [B] to [B, D]."""
 
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec):
-        self.first = Linear(rngs, {None: 2 * _WAVES}, {"mlp": spec.width}, deviation=0.02)
-        self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width}, deviation=0.02)
+        self.first = Linear(rngs, {None: 2 * _WAVES}, {"mlp": spec.width})
+        self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width})
 
     def __call__(self, time_B: jax.Array, dtype: DTypeLike) -> jax.Array:
         # Published models count their steps from 0.
@@ -87,7 +87,7 @@ class ClassEmbedding(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec):
         self.classes = spec.classes
-        self.table = matrix(rngs, (spec.classes + 1, spec.width), (None, "embed"), deviation=0.02)
+        self.table = matrix(rngs, (spec.classes + 1, spec.width), (None, "embed"))
 
     def __call__(self, condition: Condition, dtype: DTypeLike) -> jax.Array:
         # Gathered over fsdp once; looking up in a split table makes XLA recompute everything.
@@ -101,8 +101,8 @@ class TextEmbedding(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec):
         self.nothing = zeros((spec.text_width,), (None,))
-        self.first = Linear(rngs, {None: spec.text_width}, {"mlp": spec.width}, deviation=0.02)
-        self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width}, deviation=0.02)
+        self.first = Linear(rngs, {None: spec.text_width}, {"mlp": spec.width})
+        self.second = Linear(rngs, {"mlp": spec.width}, {"embed": spec.width})
 
     def __call__(self, condition: Condition, dtype: DTypeLike) -> jax.Array:
         nothing = self.nothing[...][None]

@@ -11,6 +11,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal
 
@@ -27,9 +28,9 @@ from dpo_jax.diffusion.embeddings import (
     TimeEmbedding,
     TransformerSpec,
 )
-from dpo_jax.diffusion.layers import Here, Linear, Sizes, normed, scan_blocks
 from dpo_jax.diffusion.positions import from_patches, grid_of, positions, to_patches
 from dpo_jax.mesh import constrain
+from dpo_jax.networks import Here, Linear, Sizes, scan_layers
 
 Kernel = Literal["xla", "cudnn"]
 """What computes attention: XLA, anywhere, or cuDNN's kernel, on NVIDIA GPUs in half precision."""
@@ -52,8 +53,9 @@ class Attention(nnx.Module):
         self.kernel: Kernel = kernel
         embed: Sizes = {"embed": spec.width}
         heads: Sizes = {"heads": spec.heads, "head_size": spec.head_size}
-        self.query, self.key, self.value = (Linear(rngs, embed, heads, layers=spec.layers) for _ in range(3))
-        self.output = Linear(rngs, heads, embed, layers=spec.layers)
+        linear = functools.partial(Linear, rngs, layers=spec.layers, deviation=None)
+        self.query, self.key, self.value = (linear(embed, heads) for _ in range(3))
+        self.output = linear(heads, embed)
 
     @jax.named_scope("attention")
     def __call__(self, x_BND: jax.Array, here: Here) -> jax.Array:
@@ -67,10 +69,9 @@ class MLP(nnx.Module):
     """Two linear maps with a GELU between them."""
 
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec):
-        embed: Sizes = {"embed": spec.width}
-        mlp: Sizes = {"mlp": spec.mlp_width}
-        self.up = Linear(rngs, embed, mlp, layers=spec.layers)
-        self.down = Linear(rngs, mlp, embed, layers=spec.layers)
+        linear = functools.partial(Linear, rngs, layers=spec.layers, deviation=None)
+        self.up = linear({"embed": spec.width}, {"mlp": spec.mlp_width})
+        self.down = linear({"mlp": spec.mlp_width}, {"embed": spec.width})
 
     @jax.named_scope("mlp")
     def __call__(self, x_BND: jax.Array, here: Here) -> jax.Array:
@@ -84,7 +85,7 @@ class Block(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec, kernel: Kernel):
         self.mlp_epsilon = spec.mlp_epsilon
         parts = {None: 6, "mlp": spec.width}
-        self.modulation = Linear(rngs, {"embed": spec.width}, parts, layers=spec.layers, from_zero=True)
+        self.modulation = Linear(rngs, {"embed": spec.width}, parts, layers=spec.layers, deviation=0.0)
         self.attention, self.mlp = Attention(rngs, spec, kernel), MLP(rngs, spec)
 
     def __call__(self, x_BND: jax.Array, steer_B1D: jax.Array, here: Here) -> jax.Array:
@@ -94,6 +95,13 @@ class Block(nnx.Module):
         x_BND = x_BND + gate * mixed
         bent = self.mlp(_steered(x_BND, mlp_shift, mlp_scale, epsilon=self.mlp_epsilon), here)
         return constrain(x_BND + mlp_gate * bent, "rows", "length", None)
+
+
+def normed(x: jax.Array, *, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis without parameters; computed and returned at least in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    return wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
 
 
 def _steered(x_BND: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array, *, epsilon: float) -> jax.Array:
@@ -107,13 +115,13 @@ class DiffusionTransformer(nnx.Module):
     def __init__(self, spec: TransformerSpec, rngs: nnx.Rngs, *, dtype: DTypeLike, remat: str, kernel: Kernel):
         self.spec, self.dtype, self.remat = spec, dtype, remat
         pixels = spec.frame_patch * spec.patch**2
-        self.patches = Linear(rngs, {None: spec.channels * pixels}, {"embed": spec.width})
+        self.patches = Linear(rngs, {None: spec.channels * pixels}, {"embed": spec.width}, deviation=None)
         self.time = TimeEmbedding(rngs, spec)
         if spec.classes or spec.text_width:
             self.condition = (ClassEmbedding if spec.classes else TextEmbedding)(rngs, spec)
         self.layers = Block(rngs, spec, kernel)
-        self.final_modulation = Linear(rngs, {"embed": spec.width}, {None: 2, "mlp": spec.width}, from_zero=True)
-        self.output = Linear(rngs, {"embed": spec.width}, {None: pixels * spec.outputs}, from_zero=True)
+        self.final_modulation = Linear(rngs, {"embed": spec.width}, {None: 2, "mlp": spec.width}, deviation=0.0)
+        self.output = Linear(rngs, {"embed": spec.width}, {None: pixels * spec.outputs}, deviation=0.0)
 
     def __call__(
         self, noisy_BFHWC: jax.Array, time_B: jax.Array, condition: Condition | None, key: jax.Array | None
@@ -132,6 +140,6 @@ class DiffusionTransformer(nnx.Module):
         def step(block: Block, x_BND: jax.Array, layer: jax.Array) -> jax.Array:
             return block(x_BND, steer_B1D, Here(layer, key))
 
-        x_BND = scan_blocks(self.layers, step, x_BND, layers=spec.layers, remat=self.remat)
+        x_BND = scan_layers(self.layers, step, x_BND, layers=spec.layers, remat=self.remat)
         shift, scale = jnp.moveaxis(self.final_modulation(steer_B1D), 2, 0)
         return from_patches(self.output(_steered(x_BND, shift, scale, epsilon=NORM_EPSILON)), grid, **cut)

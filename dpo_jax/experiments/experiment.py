@@ -21,7 +21,7 @@ from dpo_jax.config import AnyConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
 from dpo_jax.mesh import make_mesh, named_sharding, place, splits
-from dpo_jax.models.lora import merge
+from dpo_jax.networks import merge
 from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.fingerprint import Fingerprint

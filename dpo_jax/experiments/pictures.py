@@ -28,7 +28,6 @@ from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_scores import ErrorScore, make_error_score, score_pictures
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import named_sharding
-from dpo_jax.models.lora import attach
 from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate, mistake
@@ -139,7 +138,7 @@ class PictureExperiment(Experiment[PictureConfig]):
 
     def _make_model(self, lora: Lora | None) -> Diffuser:
         options = self.config.model
-        return make_diffuser(self.spec, dtype=options.dtype, remat=options.remat, lora=lora, attach=attach)
+        return make_diffuser(self.spec, dtype=options.dtype, remat=options.remat, lora=lora)
 
     def pretrained(self, *, held: bool = False) -> Params:
         """The weights of the folder, or random ones, on the mesh."""

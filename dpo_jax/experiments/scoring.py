@@ -20,7 +20,7 @@ from dpo_jax.experiments.rows import rules_of
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
-from dpo_jax.models.lora import merge
+from dpo_jax.networks import merge
 from dpo_jax.reading import typed
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.translate import sized_by

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import Config, ScratchConfig
 from dpo_jax.data.sources import COMPLETIONS, read_sources
 from dpo_jax.errors import UserError
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.reading import Origins, locate
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings

@@ -26,7 +26,7 @@ from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS, choose_attention
-from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.preference import Refresh, preference_objective
 from dpo_jax.objectives.terms import Term

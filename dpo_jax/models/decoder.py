@@ -1,30 +1,146 @@
-"""The decoder, tokens to hidden states, and models of every kind as pure functions.
+"""A decoder of the Llama kind, tokens to hidden states, its layers stacked.
 
-Dimension key: R rows, T tokens, S cached tokens, V vocabulary, D width.
+Dimension key: L layers, R rows, T tokens, S cached tokens, V vocabulary, D width, H query heads, G key/value heads,
+K head size, F MLP width.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Protocol
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dpo_jax.errors import UserError
 from dpo_jax.mesh import constrain
-from dpo_jax.models.attention import AttentionMask, Cache
-from dpo_jax.models.attention.unpack import unpacking_of
-from dpo_jax.models.gpt2 import Gpt2
-from dpo_jax.models.layers import Block, Norm, View, rotary_angles
-from dpo_jax.models.lora import attach
-from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, Spec
-from dpo_jax.models.stack import Here, matrix, scan_layers
-from dpo_jax.types import Lora, Params, Tree, Unembedding, adapter_of
+from dpo_jax.models.attention import AttentionMask, Cache, attend
+from dpo_jax.models.spec import DecoderSpec
+from dpo_jax.networks import Here, Linear, Sizes, matrix, scan_layers
+from dpo_jax.types import Unembedding
+
+
+class View(NamedTuple):
+    """Description of the rows for a block: rotary angles, and the mask of attention.
+
+    Where layers are of several kinds, angles have a leading axis of kinds; `of_kind` takes one.
+    """
+
+    sine_RTK: jax.Array  # K here is half of what is turned of a head
+    cosine_RTK: jax.Array
+    mask: AttentionMask
+
+    def of_kind(self, kind: jax.Array) -> View:
+        """The view of a layer of this kind."""
+        return View(self.sine_RTK[kind], self.cosine_RTK[kind], self.mask._replace(kind=kind))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Norm(nnx.Module):
+    """RMSNorm over the last axis, computed in float32; the scale is the parameter plus `offset` (Gemma's 1)."""
+
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], *, epsilon: float, offset: float = 0.0):
+        self.scale = nnx.Param(jnp.full(shape, 1.0 - offset, jnp.float32), axes=axes)
+        self.epsilon, self.offset = epsilon, offset
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        scale = self.scale[...] + self.offset
+        return (wide * scale.reshape((1,) * (x.ndim - 1) + scale.shape)).astype(x.dtype)
+
+
+def rotary_angles(positions_RT: jax.Array, frequency_K: np.ndarray) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine of the rotary angles, float32 [R, T, K]."""
+    angle_RTK = positions_RT[..., None].astype(jnp.float32) * jnp.asarray(frequency_K)[None, None]
+    return jnp.sin(angle_RTK), jnp.cos(angle_RTK)
+
+
+def rotate(x_RTHK: jax.Array, view: View) -> jax.Array:
+    """Rotary position embedding on (first half, second half) pairs, in float32; what is behind them stays as it is."""
+    half = view.sine_RTK.shape[-1]
+    first, second, rest = jnp.split(x_RTHK.astype(jnp.float32), (half, 2 * half), axis=-1)
+    sine, cosine = view.sine_RTK[:, :, None], view.cosine_RTK[:, :, None]
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine, rest], axis=-1)
+    return turned.astype(x_RTHK.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec):
+        self.spec = spec
+        embed: Sizes = {"embed": spec.width}
+        heads: Sizes = {"heads": spec.heads, "head_size": spec.head_size}
+        kv_heads: Sizes = {"heads": spec.kv_heads, "head_size": spec.head_size}
+        linear = functools.partial(Linear, rngs, layers=spec.layers)
+        self.query = linear(embed, heads, with_bias=spec.qkv_bias)
+        self.key = linear(embed, kv_heads, with_bias=spec.qkv_bias)
+        self.value = linear(embed, kv_heads, with_bias=spec.qkv_bias)
+        self.output = linear(heads, embed, with_bias=False)
+        if spec.qk_norm:
+            shape, norm = (spec.layers, spec.head_size), {"epsilon": spec.norm_epsilon, "offset": spec.norm_offset}
+            self.query_norm = Norm(shape, ("layers", "head_size"), **norm)
+            self.key_norm = Norm(shape, ("layers", "head_size"), **norm)
+
+    @jax.named_scope("attention")
+    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, here: Here) -> tuple:
+        query, key, value = self.query(x_RTD, here), self.key(x_RTD, here), self.value(x_RTD, here)
+        if self.spec.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, view), rotate(key, view)
+        if cache is not None:
+            cache = cache.write(here.layer, view.mask.positions_RT, key, value)
+            key, value = cache.key[here.layer], cache.value[here.layer]
+        query = constrain(query, "rows", "length", "heads", None)
+        scale, soft_cap = self.spec.query_scale, self.spec.attention_soft_cap
+        mixed = attend(query, key, value, view.mask, scale=scale, soft_cap=soft_cap)
+        return self.output(mixed, here), cache
+
+
+class MLP(nnx.Module):
+    """A gated MLP: SwiGLU, or with another activation."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec):
+        linear = functools.partial(Linear, rngs, layers=spec.layers, with_bias=False)
+        self.gate, self.up = (linear({"embed": spec.width}, {"mlp": spec.mlp_width}) for _ in range(2))
+        self.down = linear({"mlp": spec.mlp_width}, {"embed": spec.width})
+        self.activation = ACTIVATIONS[spec.activation]
+
+    @jax.named_scope("mlp")
+    def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
+        gated_RTF = self.activation(self.gate(x_RTD, here)) * self.up(x_RTD, here)
+        return self.down(constrain(gated_RTF, "rows", "length", "mlp"), here)
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and MLP with residual sums; with `sandwich_norms` what they give is normed as well."""
+
+    def __init__(self, rngs: nnx.Rngs, spec: DecoderSpec):
+        def norm() -> Norm:
+            shape = (spec.layers, spec.width)
+            return Norm(shape, ("layers", "embed"), epsilon=spec.norm_epsilon, offset=spec.norm_offset)
+
+        self.attention_norm, self.attention = norm(), Attention(rngs, spec)
+        self.mlp_norm, self.mlp = norm(), MLP(rngs, spec)
+        self.sandwich = spec.sandwich_norms
+        if self.sandwich:
+            self.attention_out_norm, self.mlp_out_norm = norm(), norm()
+
+    def __call__(self, x_RTD: jax.Array, view: View, cache: Cache | None, here: Here) -> tuple:
+        mixed, cache = self.attention(self.attention_norm(x_RTD), view, cache, here)
+        x_RTD = x_RTD + (self.attention_out_norm(mixed) if self.sandwich else mixed)
+        bent = self.mlp(self.mlp_norm(x_RTD), here)
+        x_RTD = x_RTD + (self.mlp_out_norm(bent) if self.sandwich else bent)
+        return constrain(x_RTD, "rows", "length", None), cache
 
 
 class Decoder(nnx.Module):
@@ -32,11 +148,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, spec: DecoderSpec, rngs: nnx.Rngs, *, dtype: DTypeLike = jnp.float32, remat: str = "none"):
         self.spec, self.dtype, self.remat = spec, dtype, remat
-        self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
+        self.embedding = matrix(rngs, (spec.vocabulary, spec.width), ("vocab", "embed"))
         self.layers = Block(rngs, spec)
-        self.final_norm = Norm((spec.width,), "embed", epsilon=spec.norm_epsilon, offset=spec.norm_offset)
+        self.final_norm = Norm((spec.width,), ("embed",), epsilon=spec.norm_epsilon, offset=spec.norm_offset)
         if not spec.tied:
-            self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
+            self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), ("vocab", "embed"))
 
     def __call__(
         self,
@@ -77,159 +193,3 @@ class Decoder(nnx.Module):
         """The matrix that turns hidden states into logits, in the compute dtype."""
         weight = self.embedding if self.spec.tied else self.unembedding
         return Unembedding(weight[...].astype(self.dtype), self.spec.vocabulary, soft_cap=self.spec.logit_soft_cap)
-
-
-Build = Callable[[nnx.Rngs], nnx.Module]
-
-MODULES: dict[type[Spec], Callable[..., nnx.Module]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
-"""Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
-
-
-class Described(Protocol):
-    """Description of a model for training, checkpoints and files; see `Model`."""
-
-    @property
-    def spec(self) -> Spec: ...
-    @property
-    def lora(self) -> Lora | None: ...
-    @property
-    def tree(self) -> Tree: ...
-    @property
-    def trained(self) -> Tree: ...
-    @property
-    def shapes(self) -> Params: ...
-    @property
-    def axes(self) -> Params: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model as pure functions of its parameters, a plain nested dict; where that has an adapter, it is used."""
-
-    spec: Spec
-    graphdef: nnx.GraphDef
-    tree: Tree
-    dtype: jnp.dtype
-    build: Build  # its adapter included
-    attention: str = "blocks"  # a name of `attention.BACKENDS`
-    lora: Lora | None = None
-    adapted: nnx.GraphDef | None = None  # with the adapter
-    adapter: Tree | None = None
-
-    @property
-    def shapes(self) -> Params:
-        """The shape and dtype of each parameter, the adapter's left out."""
-        return self.tree.shapes
-
-    @property
-    def axes(self) -> Params:
-        """The logical axis names of each parameter, the adapter's left out."""
-        return self.tree.axes
-
-    @property
-    def trained(self) -> Tree:
-        """The parameters that training changes: the adapter if there is one, else all."""
-        return self.adapter or self.tree
-
-    def _module(self, params: Params) -> Decoder | Gpt2:
-        graphdef = self.adapted if adapter_of(params) else self.graphdef
-        assert graphdef is not None
-        return nnx.merge(graphdef, params)
-
-    def apply(
-        self,
-        params: Params,
-        tokens_RT: jax.Array,
-        positions_RT: jax.Array,
-        segments_RT: jax.Array,
-        key: jax.Array | None = None,
-        *,
-        sequences: Sequence[jax.Array] | None = None,
-    ) -> tuple[jax.Array, Unembedding]:
-        """Hidden states [R, T, D] of whole rows, and the unembedding. `key` draws dropout; None drops nothing.
-
-        `sequences` are those of the batch, which some forms of attention need.
-        """
-        chex.assert_equal_shape([tokens_RT, positions_RT, segments_RT])
-        module = self._module(params)
-        rows, length = tokens_RT.shape
-        unpacking = None if sequences is None else unpacking_of(sequences, rows=rows, length=length)
-        mask = self._mask(positions_RT, segments_RT)._replace(unpacking=unpacking)
-        hidden_RTD, _ = module(tokens_RT, mask, key=key)
-        return hidden_RTD, module.unembed()
-
-    def extend(
-        self, params: Params, tokens_RT: jax.Array, positions_RT: jax.Array, cache: Cache
-    ) -> tuple[jax.Array, Unembedding, Cache]:
-        """Hidden states of the next tokens of rows whose past is in the cache; each sees positions up to its own."""
-        module = self._module(params)
-        hidden_RTD, extended = module(tokens_RT, self._mask(positions_RT, None), cache)
-        assert extended is not None
-        return hidden_RTD, module.unembed(), extended
-
-    def _mask(self, positions_RT: jax.Array, segments_RT: jax.Array | None) -> AttentionMask:
-        return AttentionMask(positions_RT, segments_RT, self.attention, self.spec.windows)
-
-    def empty_cache(self, rows: int, length: int) -> Cache:
-        """A cache for `rows` rows of at most `length` tokens.
-
-        Raises:
-            UserError: the model has no positions for so many.
-        """
-        spec = self.spec
-        if spec.max_positions is not None and length > spec.max_positions:
-            raise UserError(
-                f"prompt and response may have {length} tokens together, but the model has learned only "
-                f"{spec.max_positions} positions. Ask for fewer new tokens, or cut the prompts."
-            )
-        zeros = jnp.zeros((spec.layers, rows, length, spec.kv_heads, spec.head_size), self.dtype)
-        return Cache(zeros, zeros)
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters (a model made here, not loaded), the adapter's left out."""
-        rngs = nnx.Rngs(params=key)
-        return nnx.to_pure_dict(nnx.split(MODULES[type(self.spec)](self.spec, rngs))[1])
-
-    def init_adapter(self, key: jax.Array) -> Params:
-        """The adapter before the first step: with it the model computes what it computes without.
-
-        It is meant to be jitted: then what is not the adapter's is never made.
-        """
-        return adapter_of(nnx.to_pure_dict(nnx.split(self.build(nnx.Rngs(params=key)))[1]))
-
-    def held_dtypes(self) -> Params:
-        """Dtype of each frozen parameter: that in which it is used, float32 in norms."""
-        return jax.tree.map_with_path(
-            lambda path, leaf: leaf.dtype if "norm" in jax.tree_util.keystr(path) else self.dtype, self.shapes
-        )
-
-
-def make_model(
-    spec: Spec,
-    *,
-    dtype: DTypeLike = jnp.float32,
-    remat: str = "none",
-    attention: str = "blocks",
-    lora: Lora | None = None,
-) -> Model:
-    """Describe a model without allocating anything."""
-
-    def plain(rngs: nnx.Rngs) -> nnx.Module:
-        return MODULES[type(spec)](spec, rngs, dtype=dtype, remat=remat)
-
-    graphdef, tree = _describe(plain)
-    if lora is None:
-        return Model(spec, graphdef, tree, jnp.dtype(dtype), plain, attention)
-
-    def with_adapter(rngs: nnx.Rngs) -> nnx.Module:
-        return attach(plain(rngs), rngs, lora)
-
-    adapted, whole = _describe(with_adapter)
-    adapter = Tree(*map(adapter_of, whole))
-    return Model(spec, graphdef, tree, jnp.dtype(dtype), with_adapter, attention, lora, adapted, adapter)
-
-
-def _describe(build: Build) -> tuple[nnx.GraphDef, Tree]:
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(params=0))))
-    axes = nnx.to_pure_dict(jax.tree.map(lambda v: v.axes, state, is_leaf=lambda v: isinstance(v, nnx.Variable)))
-    return graphdef, Tree(nnx.to_pure_dict(state), axes)

@@ -13,16 +13,16 @@ from jax.typing import DTypeLike
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import AttentionMask, Cache, attend
 from dpo_jax.models.spec import Gpt2Spec
-from dpo_jax.models.stack import Here, Linear, bias, matrix, scan_layers
+from dpo_jax.networks import Here, Linear, Sizes, matrix, scan_layers, zeros
 from dpo_jax.types import Unembedding
 
 
 class LayerNorm(nnx.Module):
     """LayerNorm over the last axis, computed in float32."""
 
-    def __init__(self, shape: tuple[int, ...], axes: str, *, epsilon: float):
-        self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=tuple(axes.split()))
-        self.bias = bias(shape, axes)
+    def __init__(self, shape: tuple[int, ...], axes: tuple[str, ...], *, epsilon: float):
+        self.scale = nnx.Param(jnp.ones(shape, jnp.float32), axes=axes)
+        self.bias = zeros(shape, axes)
         self.epsilon = epsilon
 
     def __call__(self, x_RTD: jax.Array) -> jax.Array:
@@ -36,9 +36,10 @@ class Attention(nnx.Module):
     """Attention whose query, key and value are one parameter."""
 
     def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
-        embed, heads = {"embed": spec.width}, {"heads": spec.heads, "head_size": spec.head_size}
-        self.qkv = Linear(rngs, spec.layers, embed, {"qkv": 3, **heads}, with_bias=True)
-        self.output = Linear(rngs, spec.layers, heads, embed, with_bias=True)
+        embed: Sizes = {"embed": spec.width}
+        heads: Sizes = {"heads": spec.heads, "head_size": spec.head_size}
+        self.qkv = Linear(rngs, embed, {"qkv": 3, **heads}, layers=spec.layers)
+        self.output = Linear(rngs, heads, embed, layers=spec.layers)
 
     @jax.named_scope("attention")
     def __call__(self, x_RTD: jax.Array, mask: AttentionMask, cache: Cache | None, here: Here) -> tuple:
@@ -54,9 +55,8 @@ class MLP(nnx.Module):
     """Two linear maps with a GELU between them."""
 
     def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
-        embed, mlp = {"embed": spec.width}, {"mlp": spec.mlp_width}
-        self.up = Linear(rngs, spec.layers, embed, mlp, with_bias=True)
-        self.down = Linear(rngs, spec.layers, mlp, embed, with_bias=True)
+        self.up = Linear(rngs, {"embed": spec.width}, {"mlp": spec.mlp_width}, layers=spec.layers)
+        self.down = Linear(rngs, {"mlp": spec.mlp_width}, {"embed": spec.width}, layers=spec.layers)
 
     @jax.named_scope("mlp")
     def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
@@ -69,9 +69,9 @@ class Block(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
         shape = (spec.layers, spec.width)
-        self.attention_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
+        self.attention_norm = LayerNorm(shape, ("layers", "embed"), epsilon=spec.norm_epsilon)
         self.attention = Attention(rngs, spec)
-        self.mlp_norm = LayerNorm(shape, "layers embed", epsilon=spec.norm_epsilon)
+        self.mlp_norm = LayerNorm(shape, ("layers", "embed"), epsilon=spec.norm_epsilon)
         self.mlp = MLP(rngs, spec)
 
     def __call__(self, x_RTD: jax.Array, mask: AttentionMask, cache: Cache | None, here: Here) -> tuple:
@@ -86,12 +86,12 @@ class Gpt2(nnx.Module):
 
     def __init__(self, spec: Gpt2Spec, rngs: nnx.Rngs, *, dtype: DTypeLike = jnp.float32, remat: str = "none"):
         self.spec, self.dtype, self.remat = spec, dtype, remat
-        self.embedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
-        self.positions = matrix(rngs, (spec.positions, spec.width), "positions embed")
+        self.embedding = matrix(rngs, (spec.vocabulary, spec.width), ("vocab", "embed"))
+        self.positions = matrix(rngs, (spec.positions, spec.width), ("positions", "embed"))
         self.layers = Block(rngs, spec)
-        self.final_norm = LayerNorm((spec.width,), "embed", epsilon=spec.norm_epsilon)
+        self.final_norm = LayerNorm((spec.width,), ("embed",), epsilon=spec.norm_epsilon)
         if not spec.tied:
-            self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), "vocab embed")
+            self.unembedding = matrix(rngs, (spec.vocabulary, spec.width), ("vocab", "embed"))
 
     def __call__(
         self,

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.mesh import constrain
-from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.spec import Spec
 from dpo_jax.types import SEGMENT_PARTS, Lora, PairBatch, Params, Tree
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import Cache
-from dpo_jax.models.decoder import Model
+from dpo_jax.models.model import Model
 from dpo_jax.models.truncation import least_drawn
 from dpo_jax.types import Params, Unembedding
 

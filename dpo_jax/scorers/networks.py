@@ -18,9 +18,9 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
-from dpo_jax.diffusion.layers import Build, Linear, describe, initial, matrix, zeros
 from dpo_jax.mesh import constrain
-from dpo_jax.types import Params, Tree
+from dpo_jax.networks import Linear, Network, describe, matrix, zeros
+from dpo_jax.types import Params
 
 _KERNEL = 3
 
@@ -72,7 +72,7 @@ class ScorerNetwork(nnx.Module):
         near, far = spec.widths
         self.first = ConvPool(rngs, spec.axes, spec.channels, near)
         self.second = ConvPool(rngs, spec.axes, near, far)
-        self.hidden = Linear(rngs, {"embed": far}, {"mlp": spec.head_width})
+        self.hidden = Linear(rngs, {"embed": far}, {"mlp": spec.head_width}, deviation=None)
         self.score = Linear(rngs, {"mlp": spec.head_width}, {None: 1}, deviation=0.01)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,30 +83,17 @@ class ScorerNetwork(nnx.Module):
         return self.score(jax.nn.relu(self.hidden(pooled)).astype(wide))[:, 0]
 
 
-@dataclasses.dataclass(frozen=True)
-class Scorer:
-    """A scorer as pure functions of its parameters, a plain nested dict."""
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scorer(Network):
+    """A scorer as pure functions of its parameters, a plain nested dict. It has no adapter."""
 
     spec: ScorerSpec
-    build: Build
-    graphdef: nnx.GraphDef
-    tree: Tree
-    lora: None = None  # it has no adapter
-
-    @property
-    def trained(self) -> Tree:
-        """The parameters that training changes: all."""
-        return self.tree
-
-    def init(self, key: jax.Array) -> Params:
-        """Random parameters."""
-        return initial(self.build, key)
 
     def scores(self, params: Params, samples: jax.Array) -> jax.Array:
         """The score of each image [B, H, W, C] or clip [B, F, H, W, C], at least float32 [B]."""
         chex.assert_rank(samples, 2 + self.spec.axes)
         chex.assert_axis_dimension(samples, -1, self.spec.channels)
-        return nnx.merge(self.graphdef, params)(samples)
+        return self.module(params)(samples)
 
 
 def make_scorer(spec: ScorerSpec, *, dtype: DTypeLike = jnp.float32) -> Scorer:
@@ -115,4 +102,4 @@ def make_scorer(spec: ScorerSpec, *, dtype: DTypeLike = jnp.float32) -> Scorer:
     def build(rngs: nnx.Rngs) -> nnx.Module:
         return ScorerNetwork(spec, rngs, dtype=jnp.dtype(dtype))
 
-    return Scorer(spec, build, *describe(build))
+    return Scorer(spec=spec, dtype=jnp.dtype(dtype), **describe(build))

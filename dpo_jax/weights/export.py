@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, write_atomic, write_json
 from dpo_jax.mesh import meet
-from dpo_jax.models.decoder import Described
 from dpo_jax.models.families import TensorRule
+from dpo_jax.models.model import Described
 from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
 from dpo_jax.weights.load import is_stacked, leaf, tensor_names

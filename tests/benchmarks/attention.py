@@ -19,7 +19,7 @@ import numpy as np
 from work import keep, machine, parse
 
 from dpo_jax.models.attention import AttentionMask, attend
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec
 
 LENGTHS = (256, 512, 1024, 2048)

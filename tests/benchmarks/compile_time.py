@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind, Spec
 from dpo_jax.types import Params
 

@@ -73,7 +73,7 @@ def run_command(python: str, *arguments: str) -> None:
 def flops_of(folder: Path, lengths: list[tuple[int, int, int]], *, shared: bool) -> float:
     """Operations of a step for a pair of these lengths, on average."""
     from dpo_jax.models.costs import matmul_parameters, pair_flops
-    from dpo_jax.models.decoder import make_model as describe
+    from dpo_jax.models.model import make_model as describe
     from dpo_jax.weights.opening import open_weights
     from dpo_jax.weights.resolve import resolve_spec
 

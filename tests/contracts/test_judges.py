@@ -21,8 +21,8 @@ from dpo_jax.experiments import judging
 from dpo_jax.experiments.text_evaluation import judge_context
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
+from dpo_jax.models.model import make_model
 from dpo_jax.reading import typed
 from dpo_jax.types import Prompt
 from dpo_jax.weights.load import load_params

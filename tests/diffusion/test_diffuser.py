@@ -16,7 +16,7 @@ from dpo_jax.diffusion.embeddings import TransformerSpec, present
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import diffusion_dpo
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.models.lora import attach, merge
+from dpo_jax.networks import merge
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import Lora, join, row_words
 from tests.diffusion.tiny import (
@@ -163,7 +163,7 @@ LORA = Lora(rank=2, alpha=4.0, dropout=0.3, paths=(*MAPS, ("layers", "mlp", "up"
 def test_adapters_of_language_models_fit():
     """A fresh one adds nothing; a trained one is what the merged weights compute; the base alone is the reference."""
     plain, base = made()
-    policy = make_diffuser(CLASSES, lora=LORA, attach=attach)
+    policy = make_diffuser(CLASSES, lora=LORA)
     adapter = jax.jit(policy.init_adapter)(jax.random.key(2))
     assert len(jax.tree.leaves(adapter)) == 2 * len(LORA.paths)
     assert jax.tree.map(lambda x: x.shape, adapter) == jax.tree.map(lambda x: x.shape, policy.trained.shapes)

@@ -18,7 +18,7 @@ from dpo_jax.data.shapes import Packing
 from dpo_jax.logprobs import batch_scores
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.attention import BACKENDS, kernels
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind, Spec
 from dpo_jax.types import PairBatch, Params, TokenRow
 

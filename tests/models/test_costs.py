@@ -16,7 +16,7 @@ from dpo_jax.data.tokens import sizes_of
 from dpo_jax.logprobs import batch_logps
 from dpo_jax.models.attention.mask import Places, sees
 from dpo_jax.models.costs import MicroBatch, activation_bytes, forward_flops, matmul_parameters, pair_flops
-from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, LayerKind
 from dpo_jax.types import Lora, PairBatch, TokenRow
 from tests.processes import evaluate

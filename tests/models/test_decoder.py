@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec
-from dpo_jax.models.stack import REMAT_POLICIES
+from dpo_jax.networks import REMAT_POLICIES
 from dpo_jax.training.state import param_shardings
 
 SIZES = {"vocabulary": 48, "width": 16, "layers": 3, "heads": 4, "mlp_width": 24, "norm_epsilon": 1e-5}

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from dpo_jax.errors import UserError
-from dpo_jax.models.decoder import make_model
 from dpo_jax.models.gpt2 import LayerNorm
+from dpo_jax.models.model import make_model
 from dpo_jax.models.sampling import generate, make_sampler
 from tests.models.test_decoder import POSITIONS, SPECS, TOKENS, hidden, made
 

@@ -10,10 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.lora import Adapter, merge
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec
-from dpo_jax.models.stack import Here, Linear
+from dpo_jax.networks import Adapter, Here, Linear, merge
 from dpo_jax.types import Lora, Params, adapter_of, join
 
 SIZES = {"vocabulary": 40, "width": 16, "layers": 3, "heads": 4, "head_size": 4, "mlp_width": 24, "norm_epsilon": 1e-5}
@@ -85,8 +84,8 @@ def test_the_formula_by_hand(family: str):
     for name in path:
         one, thin = one[name], thin[name]
     layer = 1
-    linear = Linear(nnx.Rngs(params=0), 3, {"embed": 16}, {"heads": 4}, with_bias=True)
-    assert isinstance(model.build(nnx.Rngs(params=0)).layers.attention.output.adapter, Adapter)
+    linear = Linear(nnx.Rngs(params=0), {"embed": 16}, {"heads": 4}, layers=3)
+    assert isinstance(model.module(join(base, adapter)).layers.attention.output.adapter, Adapter)
     a, b = thin["adapter"]["a"][layer], thin["adapter"]["b"][layer].reshape(3, -1)
     x = np.random.default_rng(1).standard_normal((1, 2, 16)).astype(np.float32)
     state = {"weight": one["weight"][layer].reshape(16, -1), "bias": one["bias"][layer].reshape(-1)}
@@ -104,7 +103,7 @@ def test_dropout_is_drawn_by_the_key_for_each_layer_and_map():
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).max() > 0.01 and np.abs(one - none).max() > 0.01
 
-    linear = Linear(nnx.Rngs(params=0), 1, {"embed": 1000}, {"mlp": 1000})
+    linear = Linear(nnx.Rngs(params=0), {"embed": 1000}, {"mlp": 1000}, layers=1, with_bias=False)
     x = jnp.ones((1, 4, 1000))
 
     def dropped(number: int, layer: int) -> np.ndarray:

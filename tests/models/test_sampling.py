@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.mesh import make_mesh, named_sharding, place
-from dpo_jax.models.decoder import Model, make_model
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.sampling import compile_ahead, draw, generate, make_sampler, next_logits
 from dpo_jax.models.spec import DecoderSpec, LayerKind
 from dpo_jax.types import Unembedding
@@ -90,7 +90,7 @@ class CountingModel(Model):
 
 
 def test_the_loop_ends_when_every_row_is_done(params):
-    model = CountingModel(MODEL.spec, MODEL.graphdef, MODEL.tree, MODEL.dtype, MODEL.build)
+    model = CountingModel(**vars(MODEL))
     sampler = make_sampler(model, max_new_tokens=50, stop_tokens=tuple(range(300)))
     assert [len(row) for row in generate(sampler, params, PROMPTS, key=KEY, batch_rows=4)] == [1] * 4
     jax.effects_barrier()

@@ -12,8 +12,8 @@ import numpy as np
 
 from dpo_jax.logprobs import token_logps
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import Model, make_model
 from dpo_jax.models.families import TensorRule
+from dpo_jax.models.model import Model, make_model
 from dpo_jax.types import Params
 from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.load import load_params

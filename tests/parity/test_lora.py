@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.types import Lora, Params, join
 from dpo_jax.weights.adapter import adapted_paths, export_adapter
 from tests.contracts.families import ids, write_folder

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest_folder, read_json
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.weights import export
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights

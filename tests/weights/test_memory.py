@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import mesh
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.weights import memory
 from dpo_jax.weights.load import Loaded, load_params
@@ -29,7 +29,7 @@ CHILD = """
 import json, sys, threading
 import jax
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.models.spec import DecoderSpec
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.weights.opening import Published, open_outline, published
 from dpo_jax.weights.resolve import resolve_spec
 from tests.tiny import make_hf_folder

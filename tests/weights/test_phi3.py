@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dpo_jax import mesh
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
+from dpo_jax.models.model import make_model
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.load import load_params

@@ -12,8 +12,8 @@ import pytest
 from dpo_jax.errors import UserError
 from dpo_jax.files import read_json
 from dpo_jax.mesh import make_mesh
-from dpo_jax.models.decoder import make_model
 from dpo_jax.models.heads import make_reward_model, trunk_of
+from dpo_jax.models.model import make_model
 from dpo_jax.weights.export import Files
 from dpo_jax.weights.load import load_params
 from dpo_jax.weights.opening import open_weights

@@ -18,7 +18,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from dpo_jax.models.attention.mask import AttentionMask, Places, Window, sees
-from dpo_jax.models.stack import SAVED
+from dpo_jax.networks import SAVED
 
 _LEAST_BLOCK = 128
 _MOST_BLOCKS = 8

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from dpo_jax.models.attention.mask import AttentionMask
 from dpo_jax.models.attention.unpack import attend_unpacked
-from dpo_jax.models.stack import SAVED
+from dpo_jax.networks import SAVED
 
 CUDNN_IMPLEMENTATION = "cudnn"
 SPLASH_INTERPRET = False

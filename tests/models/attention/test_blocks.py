@@ -12,8 +12,8 @@ import pytest
 
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.attention import AttentionMask, blocks
-from dpo_jax.models.decoder import Model, make_model
-from dpo_jax.models.stack import REMAT_POLICIES
+from dpo_jax.models.model import Model, make_model
+from dpo_jax.networks import REMAT_POLICIES
 from dpo_jax.types import Params
 from tests.models.attention.cases import LENGTH, assert_like_dense, heads, make_rows, mixed_and_gradients
 from tests.models.test_decoder import SPEC
