@@ -1,1 +1,1 @@
-"""The commands, one file each, and their table."""
+"""The commands and their table."""

@@ -24,7 +24,7 @@ _MOST_RUNS = 12
 
 
 def run(experiment: Steps, others: Sequence[str]) -> None:
-    """Writes WORKDIR/comparison.html: the run of the configuration beside others, working directories or experiments.
+    """Write WORKDIR/comparison.html: the run of the configuration beside others, working directories or experiments.
 
     Raises:
         UserError: one is no run, or has not been evaluated; they are too many, or of pictures.

@@ -1,4 +1,4 @@
-"""The report of a run, from what is on disk."""
+"""The page of a run, from what is on disk, and that of its data."""
 
 from __future__ import annotations
 
@@ -11,20 +11,31 @@ import numpy as np
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Evaluation, Fitted, Trial
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
+from dpo_jax.experiments.data_reports import keep
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import read_json, read_json_lines, write_atomic
 from dpo_jax.reading import read_yaml
-from dpo_jax.reporting.data import SplitReport
+from dpo_jax.reporting.data import SplitReport, as_html, as_text
 from dpo_jax.reporting.report import RunReport, render
 from dpo_jax.runs.run import Run, read_history, session
 from dpo_jax.runtime.progress import say
 
 
 def run(experiment: Steps) -> None:
-    """Writes WORKDIR/report.html."""
+    """Write WORKDIR/report.html."""
     path = experiment.run.report
     write_atomic(path, render(gather(experiment)))
     say("report", f"wrote {path}")
+
+
+def check_data(experiment: Steps) -> None:
+    """Say what is in the rows of each split and what is odd about it, and write WORKDIR/data.html and data.json."""
+    reports = experiment.data_reports()
+    keep(experiment.workdir, reports)
+    print("\n".join(as_text(reports)))
+    path = experiment.run.data_page
+    write_atomic(path, as_html(f"Data of {experiment.workdir.name}", reports))
+    say("data", f"wrote {path}")
 
 
 def gather(experiment: Steps) -> RunReport:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from dpo_jax.commands import analyse, evaluate, export, report, reward, train
+from dpo_jax.commands import report, results, training
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.runtime.progress import say
 
 
 def run(experiment: Steps) -> None:
-    """Trains all that is asked for, measures it, and writes the exported model and the report."""
+    """Train all that is asked for, measure it, and write the exported model and the report."""
     train_and_measure(experiment)
     if reason := experiment.why_no_export():
         say("export", f"left out: {reason}")
     else:
-        export.run(experiment)
+        results.export(experiment)
     report.run(experiment)
 
 
 def train_and_measure(experiment: Steps) -> None:
-    """Trains all that the configuration asks for, and measures it."""
+    """Train all that the configuration asks for, and measure it."""
     experiment.prepare()
     if experiment.config.reward:
         experiment.reward_term()  # now, rather than after hours of training
     if experiment.analyses:
         experiment.check_analysis()
-    train.run(experiment)
+    training.train(experiment)
     if experiment.config.reward:
-        reward.run(experiment)
+        training.reward(experiment)
     if experiment.has_evaluation:
-        evaluate.run(experiment)
+        results.evaluate(experiment)
     else:
         say("evaluate", "left out: the configuration asks for no samples and names no held-out rows (data.eval)")
     if experiment.analyses:
-        analyse.run(experiment)
+        results.analyse(experiment)

@@ -14,8 +14,9 @@ from typing import Any
 
 import jax
 
-from dpo_jax.commands import reference, report
+from dpo_jax.commands import report
 from dpo_jax.commands.run import train_and_measure
+from dpo_jax.commands.training import prepare_start
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
@@ -30,7 +31,7 @@ from dpo_jax.runtime.progress import say
 
 
 def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
-    """Writes WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
+    """Write WORKDIR/sweep.json, sweep.md and sweep.html, anew after each point; points that are done are kept.
 
     `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
     is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
@@ -69,7 +70,7 @@ def _best_of(experiment: Steps, points: Sequence[Settings]) -> Sequence[BestOf]:
     if any(_moves_the_start(key) for point in points for key in point):
         say("sweep", "no best of n: the grid varies what decides where the points start")
         return []
-    reference.prepare(experiment)  # the points of other seeds have their own
+    prepare_start(experiment)  # the points of other seeds have their own
     return experiment.shared_best_of()
 
 
@@ -153,7 +154,7 @@ def point_of(base: Steps, label: str, settings: Settings) -> Steps:
 
 @contextlib.contextmanager
 def _everything_cached() -> Iterator[None]:
-    """Keeps small programs in the compile cache too: every point asks for them again."""
+    """Keep small programs in the compile cache too: every point asks for them again."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)
     jax.config.update(name, 0.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import NamedTuple
 
 Runner = Callable[..., None]
@@ -31,56 +32,20 @@ _TEXTS = frozenset({"texts"})
 
 
 # The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
+def _training() -> ModuleType:
+    from dpo_jax.commands import training
+
+    return training
+
+
+def _results() -> ModuleType:
+    from dpo_jax.commands import results
+
+    return results
+
+
 def _run() -> Runner:
     from dpo_jax.commands.run import run
-
-    return run
-
-
-def _sft() -> Runner:
-    from dpo_jax.commands.sft import run
-
-    return run
-
-
-def _check_data() -> Runner:
-    from dpo_jax.commands.check_data import run
-
-    return run
-
-
-def _reference() -> Runner:
-    from dpo_jax.commands.reference import run
-
-    return run
-
-
-def _train() -> Runner:
-    from dpo_jax.commands.train import run
-
-    return run
-
-
-def _reward() -> Runner:
-    from dpo_jax.commands.reward import run
-
-    return run
-
-
-def _evaluate() -> Runner:
-    from dpo_jax.commands.evaluate import run
-
-    return run
-
-
-def _analyse() -> Runner:
-    from dpo_jax.commands.analyse import run
-
-    return run
-
-
-def _sample() -> Runner:
-    from dpo_jax.commands.sample import run
 
     return run
 
@@ -97,10 +62,10 @@ def _plan() -> Runner:
     return run
 
 
-def _export() -> Runner:
-    from dpo_jax.commands.export import run
+def _check_data() -> Runner:
+    from dpo_jax.commands.report import check_data
 
-    return run
+    return check_data
 
 
 def _report() -> Runner:
@@ -109,38 +74,38 @@ def _report() -> Runner:
     return lambda experiment, compare: comparison.run(experiment, compare) if compare else report.run(experiment)
 
 
-def _scratch() -> Runner:
-    return lambda experiment: experiment.make_scratch()
-
-
-def _pairs() -> Runner:
-    return lambda experiment, output: experiment.write_pairs(output)
-
-
 COMMANDS: dict[str, Command] = {
     "run": Command("all that the configuration asks for, in order", _run),
     "scratch": Command(
-        "make a small model from nothing, a tokenizer and random weights, at model.weights", _scratch, kinds=_TEXTS
+        "make a small model from nothing, a tokenizer and random weights, at model.weights",
+        lambda: lambda experiment: experiment.make_scratch(),
+        kinds=_TEXTS,
     ),
-    "sft": Command("supervised fine-tuning, the start of the policy and the reference", _sft),
+    "sft": Command("supervised fine-tuning, the start of the policy and the reference", lambda: _training().sft),
     "check-data": Command("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
     "reference": Command(
         "score every row with the frozen reference, into the store",
-        _reference,
+        lambda: _training().reference,
         {
             "jsonl": "also write the scores, one object per data row, to this file",
             "verify": "score so many rows of the store once more and say by how much they differ",
         },
     ),
-    "train": Command("train on preferences (with what must come before, if it is missing)", _train),
-    "reward": Command("train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", _reward),
-    "evaluate": Command("held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", _evaluate),
+    "train": Command("train on preferences (with what must come before, if it is missing)", lambda: _training().train),
+    "reward": Command(
+        "train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", lambda: _training().reward
+    ),
+    "evaluate": Command(
+        "held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", lambda: _results().evaluate
+    ),
     "analyse": Command(
-        "why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json", _analyse, kinds=_TEXTS
+        "why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json",
+        lambda: _results().analyse,
+        kinds=_TEXTS,
     ),
     "sample": Command(
         "answer prompts with the trained model, in the format that AlpacaEval reads",
-        _sample,
+        lambda: _results().sample,
         {
             "prompts": "JSON Lines with a column `prompt` or `instruction`; default: the prompts of data.eval",
             "output": "the file to write, .jsonl or, for AlpacaEval, .json; default: WORKDIR/samples.jsonl",
@@ -149,12 +114,12 @@ COMMANDS: dict[str, Command] = {
     ),
     "pairs": Command(
         "answer prompts several times, judge the answers, and write the better and the worse ones as new pairs",
-        _pairs,
+        lambda: lambda experiment, output: experiment.write_pairs(output),
         {"output": "the file to write; default: WORKDIR/pairs.jsonl"},
     ),
     "export": Command(
         "write the trained model as a Hugging Face folder, WORKDIR/export",
-        _export,
+        lambda: _results().export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
         switches={"fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export"},
     ),
@@ -186,4 +151,4 @@ COMMANDS: dict[str, Command] = {
         lists={"compare": "the WORKDIR or the configuration of a run to show beside this one; once for each"},
     ),
 }
-"""Name on the command line -> command. To add one: its file, a function above, and its line here."""
+"""Name on the command line -> command. To add one: its function, and its line here."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import train
+from dpo_jax.commands import training
 from dpo_jax.experiments import text_steps
 from tests.tiny_experiment import make_experiment, write_lines
 
@@ -64,7 +64,7 @@ def test_it_counts_what_is_odd_and_shows_rows_as_they_are_scored(experiment: Pat
 
 
 def test_training_says_the_odd_part(experiment: Path, capsys, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(train, "fit", lambda *_: None)
+    monkeypatch.setattr(training, "fit", lambda *_: None)
     monkeypatch.setattr(text_steps, "say_how_fitted", lambda *_, **__: None)
     cli.main(["train", "e.yaml", "--loss.name", "simpo"])  # which needs no reference: no model runs
     said = capsys.readouterr().err

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import train
+from dpo_jax.commands import training
 from dpo_jax.config import load
 from dpo_jax.experiments import fit, plan
 from dpo_jax.experiments.planned import Planned, _largest
@@ -172,7 +172,7 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
         patched.setattr(fit, "train_loop", instead)
         patched.setattr(TextExperiment, "score", property(watched))
-        train.run(setup)
+        training.train(setup)
     ours = planned(*overrides)
     data = ours.find_lengths().data
     calls = {"train": ours.train_call(data)} | ({} if overrides else {"reference": ours.reference_call(data)})

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from dpo_jax import cli
-from dpo_jax.commands import analyse, evaluate, export, report, reward, train
+from dpo_jax.commands import report, results, training
 from dpo_jax.experiments.text_steps import TextSteps
 from tests.tiny_experiment import refused
 
@@ -26,8 +26,10 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the commands that were run."""
     monkeypatch.chdir(tmp_path)
     names = list[str]()
-    for stage in (analyse, evaluate, export, report, reward, train):
-        monkeypatch.setattr(stage, "run", lambda setup, name=stage.__name__: names.append(name.rpartition(".")[2]))
+    for module, commands in ((training, ("train", "reward")), (results, ("evaluate", "analyse", "export"))):
+        for name in commands:
+            monkeypatch.setattr(module, name, lambda experiment, name=name: names.append(name))
+    monkeypatch.setattr(report, "run", lambda experiment: names.append("report"))
     monkeypatch.setattr(TextSteps, "prepare", lambda self: None)
     return names
 

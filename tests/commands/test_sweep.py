@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import analyse, evaluate, report, train
+from dpo_jax.commands import report, results, training
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import text_evaluation
 from dpo_jax.experiments.grid import label_of, read_points
@@ -44,9 +44,9 @@ def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[TextExp
     def run_analyse(point: TextExperiment) -> None:
         (point.workdir / "analysis.json").write_text(json.dumps({"halves": HALVES}))
 
-    monkeypatch.setattr(train, "run", run_train)
-    monkeypatch.setattr(evaluate, "run", run_evaluate)
-    monkeypatch.setattr(analyse, "run", run_analyse)
+    monkeypatch.setattr(training, "train", run_train)
+    monkeypatch.setattr(results, "evaluate", run_evaluate)
+    monkeypatch.setattr(results, "analyse", run_analyse)
     monkeypatch.setattr(report, "run", lambda point: None)
     return points
 
@@ -84,7 +84,7 @@ def test_every_combination_over_one_store(
     assert losses_of(f"runs/demo/sweep/{labels[1]}") == losses_of("runs/alone")
     assert losses_of(f"runs/demo/sweep/{labels[0]}") != losses_of("runs/alone")
 
-    monkeypatch.setattr(train, "run", lambda setup: pytest.fail(f"{setup.workdir} is trained again"))
+    monkeypatch.setattr(training, "train", lambda setup: pytest.fail(f"{setup.workdir} is trained again"))
     capfd.readouterr()
     assert run("loss.name=dpo", betas, more=few) == found[:2]
     assert capfd.readouterr().err.count("is done already") == 2

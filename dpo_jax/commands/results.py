@@ -1,0 +1,45 @@
+"""The commands that measure what was trained, or write it out."""
+
+from __future__ import annotations
+
+from dpo_jax.commands.report import gather
+from dpo_jax.errors import UserError, nearest
+from dpo_jax.experiments.steps import Steps
+from dpo_jax.files import write_json
+from dpo_jax.reporting.card import model_card
+from dpo_jax.runtime.progress import say
+
+_MODELS = ("policy", "reference")
+
+
+def evaluate(experiment: Steps) -> None:
+    """Write WORKDIR/evaluation.json for the newest checkpoint, or for the outputs that the configuration names."""
+    if not experiment.has_evaluation:
+        raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
+    path = experiment.run.evaluation
+    write_json(path, experiment.evaluate().to_json())
+    say("evaluate", f"wrote {path}")
+
+
+def analyse(experiment: Steps) -> None:
+    """Write WORKDIR/analysis.json for the newest checkpoint."""
+    experiment.check_analysis()
+    path = experiment.run.analysis
+    write_json(path, experiment.analyse())
+    say("analyse", f"wrote {path}")
+
+
+def sample(
+    experiment: Steps, *, prompts: str | None = None, output: str | None = None, model: str | None = None
+) -> None:
+    """Write samples of the newest checkpoint, or, as `model` asks, of where the training started."""
+    if model is not None and model not in _MODELS:
+        raise UserError(f"command line: --model {model!r} is unknown. {nearest(model, _MODELS)}")
+    experiment.write_samples(prompts=prompts, output=output, reference=model == "reference")
+
+
+def export(experiment: Steps, *, fine_tuned: bool = False) -> None:
+    """Write WORKDIR/export from the newest checkpoint; with `fine_tuned` the result of `sft`, WORKDIR/sft/export."""
+    if fine_tuned and experiment.config.sft is None:
+        raise UserError("command line: export --fine-tuned: the configuration has no `sft:` section.")
+    experiment.export(fine_tuned=fine_tuned, card=lambda: model_card(gather(experiment)))

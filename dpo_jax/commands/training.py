@@ -1,0 +1,91 @@
+"""The commands that train, each after what must come before it: fine-tuning, reference pass, policy, reward model."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from functools import cache
+from pathlib import Path
+
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.intervals import in_words
+from dpo_jax.evaluation.records import Evaluation
+from dpo_jax.evaluation.rewards import reward_metrics
+from dpo_jax.experiments.fit import fit
+from dpo_jax.experiments.sinks import check_sinks
+from dpo_jax.experiments.steps import Start, Steps
+from dpo_jax.experiments.stores import complete_store, score_again
+from dpo_jax.files import write_atomic, write_json
+from dpo_jax.runtime.progress import say
+
+
+def sft(experiment: Steps) -> None:
+    """Fine-tune, or pre-train, into WORKDIR/sft; do nothing where that is done."""
+    if experiment.config.sft is None:
+        raise UserError("sft: the configuration has no `sft:` section, which would say what to train on first.")
+    check_sinks(experiment.config.logging, experiment.origins)
+    experiment.prepare()
+    fit(experiment, experiment.sft_training())
+
+
+def prepare_start(experiment: Steps) -> None:
+    """Fine-tune and make pairs, where the configuration asks for that and it is not done: the start of all else."""
+    if experiment.config.sft:
+        experiment.before_sft()
+        sft(experiment)
+    experiment.make_missing_pairs()
+
+
+def reference(experiment: Steps, *, jsonl: str | None = None, verify: str | None = None) -> None:
+    """Complete the store; with `jsonl`, also write the scores of the training rows, in data order.
+
+    `verify` is how many rows, drawn by the seed, are scored once more and compared.
+    """
+    if verify is not None and not (verify.isdecimal() and int(verify)):
+        raise UserError(f"command line: --verify {verify!r}: give the number of rows to score again, such as 100.")
+    if reason := experiment.why_no_store():
+        raise UserError(f"reference: nothing to store: {reason}.")
+    prepare_start(experiment)
+    params = cache(experiment.start_params)
+    store = complete_store(experiment, params)
+    if jsonl:
+        lines = experiment.score_lines(store)
+        write_atomic(Path(jsonl), "".join(json.dumps(line) + "\n" for line in lines))
+        say("reference", f"wrote {len(lines)} rows to {jsonl}")
+    if verify:
+        score_again(experiment, store, params(), int(verify))
+
+
+def train(experiment: Steps) -> None:
+    """Train the policy into WORKDIR, after fine-tuning, pairs and reference pass where they are missing."""
+    experiment.prepare()
+    check_sinks(experiment.config.logging, experiment.origins)
+    experiment.check()
+    prepare_start(experiment)
+    _ = experiment.train_data, experiment.eval_data  # a bad row is told before hours of scoring and training
+    start = Start(experiment.start_params)
+    store = complete_store(experiment, start) if experiment.reads_store else None
+    experiment.warn_of_data()
+    fit(experiment, experiment.training(store, start))
+
+
+def reward(experiment: Steps) -> None:
+    """Train into WORKDIR/reward, say how often it is right on held-out pairs, and export it."""
+    term = experiment.reward_term()
+    check_sinks(experiment.config.logging, experiment.origins)
+    if experiment.reward_needs_start:
+        prepare_start(experiment)
+    fit(experiment, experiment.reward_training(term))
+    if experiment.has_heldout:
+        rewards_nP, losses_n = experiment.heldout_rewards(term)
+        heldout = dataclasses.replace(reward_metrics(rewards_nP), loss=float(losses_n.mean()))
+        path = experiment.run.reward.evaluation
+        write_json(path, Evaluation(heldout=heldout).to_json())
+        say(
+            "reward",
+            f"{heldout.pairs} held-out pairs: accuracy {heldout.accuracy:.3f} "
+            f"({in_words(heldout.accuracy_interval, '.3f')}), margin {heldout.margin:.3f}; wrote {path}",
+        )
+    else:
+        say("reward", "no held-out accuracy: the configuration names no held-out pairs (data.eval)")
+    experiment.export_reward()
