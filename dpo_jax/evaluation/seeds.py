@@ -14,30 +14,38 @@ from dpo_jax.evaluation.records import BestOf, Evaluation, Place, Quality, Setti
 
 Figure = tuple[float | None, Interval | None]
 
-MEASURES: dict[str, Callable[[Evaluation], Figure]] = {
-    "positive before": lambda of: (of.judged.reference.positive, of.judged.reference.interval),
-    "judged positive": lambda of: (of.judged.policy.positive, of.judged.policy.interval),
-    "mean score": lambda of: (of.judged.policy.score, of.judged.policy.score_interval),
-    "reward before": lambda of: (of.judged.reference.reward, of.judged.reference.interval),
-    "mean reward": lambda of: (of.judged.policy.reward, of.judged.policy.interval),
-    "win rate": lambda of: (of.judged.win_rate, of.judged.win_rate_interval),
-    "sequence KL": lambda of: (of.kl.exact, of.kl.exact_interval),
-    "held-out accuracy": lambda of: (of.heldout.accuracy, of.heldout.accuracy_interval),
-    "held-out margin": lambda of: (of.heldout.margin, of.heldout.margin_interval),
-    "chosen moved": lambda of: (of.heldout.moved.chosen.mean, of.heldout.moved.chosen.interval),
-    "rejected moved": lambda of: (of.heldout.moved.rejected.mean, of.heldout.moved.rejected.interval),
-    "chosen perplexity": lambda of: (of.heldout.perplexity.policy, None),
-    "class seen before": lambda of: (of.classes.reference.share, of.classes.reference.interval),
-    "class seen": lambda of: (of.classes.policy.share, of.classes.policy.interval),
-    "flicker before": lambda of: (of.metrics.get("flicker", Quality()).reference, None),
-    "flicker": lambda of: (of.metrics.get("flicker", Quality()).policy, None),
-    "denoising error": lambda of: (of.heldout.errors.policy, None),
-    "chosen in training": lambda of: (of.halves.measured.chosen, None),
-    "rejected in training": lambda of: (of.halves.measured.rejected, None),
-    "rejected by the field of log-probs": lambda of: (_predicted(of, "logp").rejected, None),
-    "rejected by the field of probabilities": lambda of: (_predicted(of, "probability").rejected, None),
+
+class Measure(NamedTuple):
+    """One figure of an evaluation, None where it was not measured, with its interval."""
+
+    unit: str  # share, nats, or none
+    read: Callable[[Evaluation], Figure]
+
+
+MEASURES: dict[str, Measure] = {
+    "positive before": Measure("share", lambda of: (of.judged.reference.positive, of.judged.reference.interval)),
+    "judged positive": Measure("share", lambda of: (of.judged.policy.positive, of.judged.policy.interval)),
+    "mean score": Measure("", lambda of: (of.judged.policy.score, of.judged.policy.score_interval)),
+    "reward before": Measure("", lambda of: (of.judged.reference.reward, of.judged.reference.interval)),
+    "mean reward": Measure("", lambda of: (of.judged.policy.reward, of.judged.policy.interval)),
+    "win rate": Measure("share", lambda of: (of.judged.win_rate, of.judged.win_rate_interval)),
+    "sequence KL": Measure("nats", lambda of: (of.kl.exact, of.kl.exact_interval)),
+    "held-out accuracy": Measure("share", lambda of: (of.heldout.accuracy, of.heldout.accuracy_interval)),
+    "held-out margin": Measure("nats", lambda of: (of.heldout.margin, of.heldout.margin_interval)),
+    "chosen moved": Measure("nats", lambda of: (of.heldout.moved.chosen.mean, of.heldout.moved.chosen.interval)),
+    "rejected moved": Measure("nats", lambda of: (of.heldout.moved.rejected.mean, of.heldout.moved.rejected.interval)),
+    "chosen perplexity": Measure("", lambda of: (of.heldout.perplexity.policy, None)),
+    "class seen before": Measure("share", lambda of: (of.classes.reference.share, of.classes.reference.interval)),
+    "class seen": Measure("share", lambda of: (of.classes.policy.share, of.classes.policy.interval)),
+    "flicker before": Measure("", lambda of: (of.metrics.get("flicker", Quality()).reference, None)),
+    "flicker": Measure("", lambda of: (of.metrics.get("flicker", Quality()).policy, None)),
+    "denoising error": Measure("", lambda of: (of.heldout.errors.policy, None)),
+    "chosen in training": Measure("nats", lambda of: (of.halves.measured.chosen, None)),
+    "rejected in training": Measure("nats", lambda of: (of.halves.measured.rejected, None)),
+    "rejected by the field of log-probs": Measure("nats", lambda of: (_by_field(of, "logp").rejected, None)),
+    "rejected by the field of probabilities": Measure("nats", lambda of: (_by_field(of, "probability").rejected, None)),
 }
-"""Name -> its value in an evaluation, None where it was not measured, and its interval."""
+"""Name -> measure; in this order they are columns."""
 
 
 class Line(NamedTuple):
@@ -117,12 +125,12 @@ def _measures(evaluations: Sequence[Evaluation]) -> dict[str, tuple[float, Inter
     """A single run has the interval of its own samples or pairs, several that of their spread."""
     measures: dict[str, tuple[float, Interval | None]] = {}
     for name, measure in MEASURES.items():
-        figures = [measure(evaluation) for evaluation in evaluations]
+        figures = [measure.read(evaluation) for evaluation in evaluations]
         values = [value for value, _ in figures if value is not None]
         if len(values) == len(figures):
             measures[name] = (values[0], figures[0][1]) if len(values) == 1 else across_seeds(values)
     return measures
 
 
-def _predicted(evaluation: Evaluation, coordinates: str) -> Place:
+def _by_field(evaluation: Evaluation, coordinates: str) -> Place:
     return evaluation.halves.predicted.get(coordinates) or Place()

@@ -14,7 +14,7 @@ from dpo_jax.analysis.field import PairLoss, pair_loss, unsuited, weighted_sum
 from dpo_jax.errors import UserError
 from dpo_jax.losses import RunningMean
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reporting.series import Rows, ends, series
+from dpo_jax.reporting.plots import Rows, ends, series
 
 
 class Trajectory(NamedTuple):

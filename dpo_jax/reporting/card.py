@@ -8,7 +8,7 @@ from typing import Any
 
 from dpo_jax.reporting.numbers import GAP
 from dpo_jax.reporting.report import RunReport, training_summary
-from dpo_jax.reporting.results import result_rows
+from dpo_jax.reporting.tables import result_rows
 from dpo_jax.reporting.verdict import verdict
 
 # A card is published: only what is named here leaves the configuration, and neither command nor environment does.

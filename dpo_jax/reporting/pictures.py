@@ -8,12 +8,15 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dpo_jax.reporting.numbers import plain
-from dpo_jax.reporting.plots import STYLE, Curve, as_svg, style_of
+from dpo_jax.reporting.plots import Curve, as_svg, style_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _FRAME_SECONDS = 0.12
 Arrays = Mapping[str, np.ndarray]
@@ -52,40 +55,33 @@ def data_url(sample_X: np.ndarray) -> str:
     """A picture as PNG, a clip as an animation that repeats itself."""
     from PIL import Image
 
-    frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in _clip(sample_X)]
+    clip = sample_X if sample_X.ndim == 4 else sample_X[None]
+    frames = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in clip]
     sink = io.BytesIO()
     if len(frames) == 1:
-        frames[0].save(sink, "PNG")
-        return f"data:image/png;base64,{base64.b64encode(sink.getvalue()).decode()}"
-    duration = round(1000 * _FRAME_SECONDS)
-    colours = [frame.convert("RGB") for frame in frames]
-    colours[0].save(sink, "WEBP", save_all=True, append_images=colours[1:], duration=duration, loop=0, lossless=True)
-    return f"data:image/webp;base64,{base64.b64encode(sink.getvalue()).decode()}"
-
-
-def _clip(sample_X: np.ndarray) -> np.ndarray:
-    return sample_X if sample_X.ndim == 4 else sample_X[None]
+        kind = "png"
+        frames[0].save(sink, kind)
+    else:
+        kind, duration = "webp", round(1000 * _FRAME_SECONDS)
+        first, *others = (frame.convert("RGB") for frame in frames)
+        first.save(sink, kind, save_all=True, append_images=others, duration=duration, loop=0, lossless=True)
+    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 def histograms(samples: Arrays) -> list[Curve]:
     """The histogram of the judge's scores, before and after; none where nobody judged."""
     if "policy_scores" not in samples:
         return []
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     sides = {"before": samples["reference_scores"], "after": samples["policy_scores"]}
-    everything = np.concatenate(list(sides.values()))
-    edges = np.histogram_bin_edges(everything, bins=24).tolist()
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.1, 2.2), layout="constrained")
-        axes = figure.add_subplot()
+    edges = np.histogram_bin_edges(np.concatenate(list(sides.values())), bins=24).tolist()
+
+    def paint(axes: Axes) -> None:
         for number, values in enumerate(sides.values()):
             colour, dash = style_of(number)
             axes.hist(values, bins=edges, histtype="stepfilled", color=colour, alpha=0.25)
             axes.hist(values, bins=edges, histtype="step", color=colour, linestyle=dash, linewidth=1.4)
         axes.set_ylabel("samples")
-        svg = as_svg(figure, "scores")
+
     means = "; ".join(f"{name} on average {plain(values.mean())}" for name, values in sides.items())
     title = "Scores of samples"
-    return [Curve(title, "", svg, f"{title}: {means}.", list(sides))]
+    return [Curve(title, "", as_svg(paint, "scores"), f"{title}: {means}.", list(sides))]

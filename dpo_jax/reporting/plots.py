@@ -1,20 +1,24 @@
-"""Curves as inline SVG: no file, no font, no colour of their own; the page's style sheet colours both themes."""
+"""Columns of metrics.jsonl, and their curves as inline SVG.
+
+A curve has no file, no font and no colour of its own; the page's style sheet colours both themes.
+"""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dpo_jax.reporting.numbers import plain
-from dpo_jax.reporting.series import Rows, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+
+Rows = Sequence[Mapping[str, float]]
+"""Rows of metrics.jsonl."""
 
 # Colours that matplotlib draws and the page replaces: hex -> CSS.
 INK, _WARNING = "#00000a", "#00000b"
@@ -23,7 +27,7 @@ _CSS = {INK: "currentColor", _WARNING: "var(--bad)"}
 _CSS |= {colour: f"var(--line-{number})" for number, colour in enumerate(LINES, 1)}
 DASHES = ("-", (0, (4, 1.5)))
 SMOOTH_FROM_ROWS = 20
-STYLE: dict[Any, Any] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dpo_jax",
     "font.size": 8.5,
@@ -99,6 +103,29 @@ PICTURE_PLOTS = (
 PRETRAINING_PLOTS = (Plot("Denoising error", "", (("loss", "loss"),)),)
 
 
+def series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric, over the rows that hold it; both may be empty."""
+    pairs = [(row["step"], row[name]) for row in rows if name in row]
+    table = np.array(pairs, dtype=float).reshape(-1, 2)
+    return table[:, 0], table[:, 1]
+
+
+def ends(values: np.ndarray) -> tuple[float, float]:
+    """Means of the finite values in the first and in the last tenth; NaN where there are none."""
+    tenth = max(1, len(values) // 10)
+    return _finite_mean(values[:tenth]), _finite_mean(values[-tenth:])
+
+
+def broken_steps(rows: Rows) -> list[int]:
+    """The steps at which any metric is NaN or infinite."""
+    return [int(row["step"]) for row in rows if not np.isfinite([float(value) for value in row.values()]).all()]
+
+
+def _finite_mean(values: np.ndarray) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if len(finite) else float("nan")
+
+
 def draw(plots: tuple[Plot, ...], rows: Rows, *, prefix: str) -> list[Curve]:
     """The plots for which `rows` hold values. `prefix` keeps the ids of several drawings on one page apart."""
     known = {name for row in rows for name in row}
@@ -123,25 +150,20 @@ def overlay(plots: tuple[Plot, ...], runs: Mapping[str, Rows], *, prefix: str) -
 
 
 def _draw(plot: Plot, lines: Sequence[Line], prefix: str) -> Curve:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.1, 2.2), layout="constrained")
-        axes = figure.add_subplot()
+    def paint(axes: Axes) -> None:
         for number, (_, steps, values) in enumerate(lines):
-            colour, dash = style_of(number)
-            _line(axes, steps, values, colour, dash, smooth=plot.smooth)
+            _line(axes, steps, values, *style_of(number), smooth=plot.smooth)
         if plot.unit == "%":
             axes.set_ylim(0, 1.02)
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
         axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.5)
-        svg = as_svg(figure, prefix)
+
     legend = [label for label, *_ in lines] if len(lines) > 1 else []
-    return Curve(plot.title, plot.unit, svg, _describe(plot, lines), legend)
+    return Curve(plot.title, plot.unit, as_svg(paint, prefix), _describe(plot, lines), legend)
 
 
 def style_of(number: int) -> tuple[str, Any]:
@@ -149,11 +171,17 @@ def style_of(number: int) -> tuple[str, Any]:
     return LINES[number % len(LINES)], DASHES[(number + number // len(LINES)) % 2]
 
 
-def as_svg(figure: Figure, prefix: str) -> str:
-    """A figure drawn in `STYLE`, to stand in a page; `prefix` keeps its ids apart from those of others there."""
+def as_svg(paint: Callable[[Axes], None], prefix: str, *, size: tuple[float, float] = (4.1, 2.2)) -> str:
+    """SVG of what `paint` draws, for a page; `prefix` keeps its ids apart from those of others there."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
     buffer = io.StringIO()
-    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        paint(figure.add_subplot())
+        metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     return _inline(buffer.getvalue(), prefix)
 
 
@@ -163,11 +191,17 @@ def _line(axes: Axes, steps: np.ndarray, values: np.ndarray, colour: str, dash: 
     for step in steps[~finite]:
         axes.axvline(step, color=_WARNING, linewidth=1)
     values = np.where(finite, values, np.nan)
-    window = len(values) // 10 if smooth and len(values) >= SMOOTH_FROM_ROWS else 1
-    if window > 1:
+    means = smoothed(steps, values) if smooth else None
+    if means:
         axes.plot(steps, values, color=colour, alpha=0.35, linewidth=0.7)
-        steps, values = (np.convolve(column, np.full(window, 1 / window), mode="valid") for column in (steps, values))
+        steps, values = means
     axes.plot(steps, values, color=colour, linestyle=dash, linewidth=1.4, marker="o" if len(values) == 1 else None)
+
+
+def smoothed(*columns: np.ndarray) -> list[np.ndarray] | None:
+    """The running means of columns over a tenth of the rows; None of too few rows."""
+    window = len(columns[0]) // 10 if len(columns[0]) >= SMOOTH_FROM_ROWS else 1
+    return [np.convolve(each, np.full(window, 1 / window), mode="valid") for each in columns] if window > 1 else None
 
 
 def _describe(plot: Plot, lines: Sequence[Line]) -> str:

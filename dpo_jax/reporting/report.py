@@ -13,13 +13,18 @@ from dpo_jax.reporting.analysis import analysis_section
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.page import page
 from dpo_jax.reporting.pictures import Arrays, histograms, shown_samples
-from dpo_jax.reporting.plots import SMOOTH_FROM_ROWS, Plot
-from dpo_jax.reporting.results import result_rows
+from dpo_jax.reporting.plots import SMOOTH_FROM_ROWS, Plot, Rows, broken_steps, series
 from dpo_jax.reporting.samples import before_and_after
-from dpo_jax.reporting.series import Rows, broken_steps, series
 from dpo_jax.reporting.sweep import Line
 from dpo_jax.reporting.sweep import draw as draw_frontier
-from dpo_jax.reporting.tables import benchmark_table, data_table, heldout_table, judged_table, samples_table
+from dpo_jax.reporting.tables import (
+    benchmark_table,
+    data_table,
+    heldout_table,
+    judged_table,
+    result_rows,
+    samples_table,
+)
 from dpo_jax.reporting.verdict import verdict
 
 SHOWN_SAMPLES = 6

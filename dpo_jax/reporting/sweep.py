@@ -3,66 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from dpo_jax.evaluation.seeds import MEASURES, Line
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
 from dpo_jax.reporting.page import page
-from dpo_jax.reporting.plots import INK, LINES, STYLE, as_svg
+from dpo_jax.reporting.plots import INK, LINES, as_svg
 
-FORMATS: dict[str, Format] = {
-    "positive before": percent,
-    "judged positive": percent,
-    "mean score": plain,
-    "reward before": plain,
-    "mean reward": plain,
-    "win rate": percent,
-    "sequence KL": nats,
-    "held-out accuracy": percent,
-    "held-out margin": nats,
-    "chosen moved": nats,
-    "rejected moved": nats,
-    "chosen perplexity": plain,
-    "class seen before": percent,
-    "class seen": percent,
-    "flicker before": plain,
-    "flicker": plain,
-    "denoising error": plain,
-    "chosen in training": nats,
-    "rejected in training": nats,
-    "rejected by the field of log-probs": nats,
-    "rejected by the field of probabilities": nats,
-}
-"""Measure -> how its numbers are written; in this order they are columns."""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
+_FORMS: dict[str, Format] = {"share": percent, "nats": nats, "": plain}
 _OF_THE_START = "positive before"
 
 _GAINED = ("mean score", "mean reward", "win rate", "held-out accuracy")
 _COST = ("sequence KL", "held-out margin")
 _MARKS = "os^DvPX*"
-
-
-class Line(Protocol):
-    """Runs that differ by their seed alone."""
-
-    @property
-    def settings(self) -> Mapping[str, object]:
-        """Dotted key -> value."""
-        ...
-
-    @property
-    def runs(self) -> int:
-        """Their number."""
-        ...
-
-    @property
-    def curve(self) -> str:
-        """The name of the curve on which it lies."""
-        ...
-
-    @property
-    def measures(self) -> Mapping[str, tuple[float, tuple[float, float] | None]]:
-        """Name -> value and 95 % interval."""
-        ...
 
 
 class Table(NamedTuple):
@@ -76,7 +32,7 @@ class Table(NamedTuple):
 def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Table:
     """The table of the measures of each point."""
     keys = list(dict.fromkeys(key for line in lines for key in line.settings))
-    measures = [name for name in FORMATS if any(name in line.measures for line in lines)]
+    measures = [name for name in MEASURES if any(name in line.measures for line in lines)]
     starts = {line.measures[_OF_THE_START] for line in lines if _OF_THE_START in line.measures}
     if len(starts) == 1:  # all from the same start
         measures.remove(_OF_THE_START)
@@ -87,7 +43,7 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
         cells += [(str(line.runs), "")] if several else []
         for name in measures:
             value, bounds = line.measures.get(name, (None, None))
-            form = FORMATS[name]
+            form = _FORMS[MEASURES[name].unit]
             cells.append(("", "") if value is None else (form(value), interval(bounds, form) if bounds else ""))
         rows.append(cells)
     last = [key.rpartition(".")[2] for key in keys]
@@ -134,40 +90,26 @@ def draw(lines: Sequence[Line]) -> Frontier | None:
     gained, cost = (_first(names, lines) for names in (_GAINED, _COST))
     if not lines or gained is None or cost is None:
         return None
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     series: dict[str, list[Line]] = {}
     for line in lines:
         series.setdefault(line.curve, []).append(line)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6, 3.4), layout="constrained")
-        axes = figure.add_subplot()
+
+    def paint(axes: Axes) -> None:
         for number, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda line: line.measures[cost][0])
             x, y = ([line.measures[measure][0] for line in members] for measure in (cost, gained))
             colour, mark = LINES[number % len(LINES)], _MARKS[number % len(_MARKS)]
             dash = "-" if number < len(LINES) else "--"
-            axes.errorbar(
-                x,
-                y,
-                xerr=_bars(members, cost),
-                yerr=_bars(members, gained),
-                color=colour,
-                marker=mark,
-                linestyle=dash,
-                linewidth=1.0,
-                elinewidth=0.5,
-                markersize=5,
-                label=name or None,
-            )
-        axes.set_xlabel(cost + (", nats" if FORMATS[cost] is nats else ""))
+            bars = {"xerr": _bars(members, cost), "yerr": _bars(members, gained), "elinewidth": 0.5}
+            look: dict[str, Any] = {"color": colour, "marker": mark, "linestyle": dash, "linewidth": 1.0}
+            axes.errorbar(x, y, **bars, **look, markersize=5, label=name or None)
+        axes.set_xlabel(f"{cost}, {MEASURES[cost].unit}")
         axes.set_ylabel(gained)
         axes.grid(color=INK, alpha=0.12, linewidth=0.5)
         if len(series) > 1:
             axes.legend(frameon=False, labelcolor=INK)
-        svg = as_svg(figure, "frontier")
-    return Frontier(svg, gained, cost, list(series))
+
+    return Frontier(as_svg(paint, "frontier", size=(4.6, 3.4)), gained, cost, list(series))
 
 
 def _first(names: Sequence[str], lines: Sequence[Line]) -> str | None:

@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dpo_jax.evaluation.records import Evaluation, Fitted
-from dpo_jax.reporting.concerns import (
-    data_concerns,
-    heldout_concerns,
-    judgement_concerns,
-    sample_concerns,
-    training_concerns,
-)
 from dpo_jax.reporting.data import SplitReport
-from dpo_jax.reporting.numbers import GAP, interval, nats, percent, points
-from dpo_jax.reporting.series import Rows
+from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain, points
+from dpo_jax.reporting.plots import Rows, broken_steps, ends, series
+
+FAR_KL_NATS = 8.0
+FALLEN_LOGPS_NATS = 1.0
+MEMORISED_LOSS = 0.05
+LONGER = 1.25  # times the words of the reference; or shorter by as much
+REPEATED = 0.05  # more of the groups of words than of the reference's
+EMPTY = 0.05  # more of the responses than of the reference's
+WORSE_ERROR = 1.5  # times the denoising error of the reference
+BY_LENGTH = 0.05  # of the win rate, gone or won at equal lengths
+FLIPPED = 0.2  # of the verdicts, with the order
 
 _OPENINGS = {
     "better": "The policy is judged better than the reference",
@@ -79,3 +82,115 @@ def _distance(evaluation: Evaluation) -> str:
     value, bounds = kl
     spread = f" (95{GAP}% interval {interval(bounds, nats)})" if bounds else ""
     return f" Its sequence KL to the reference is {nats(value)}{spread}."
+
+
+def judgement_concerns(evaluation: Evaluation) -> list[str]:
+    """Concerns that the difference is none, or the judge's liking for length, for what comes first, for its own."""
+    concerns, judged = [], evaluation.judged
+    if judged.difference is not None and not _clear(judged.difference_interval, 0.0):
+        concerns.append("The interval of the difference is not clear of zero: judge more samples before believing it.")
+    if judged.win_rate_interval and not _clear(judged.win_rate_interval, 0.5):
+        concerns.append("The interval of the win rate is not clear of one half: judge more samples before believing.")
+    raw, equal = judged.win_rate, judged.length_controlled.win_rate
+    if raw is not None and equal is not None and not abs(raw - equal) <= BY_LENGTH:
+        share = "part of it is length" if raw > equal else "shorter responses hide part of it"
+        concerns.append(f"The win rate is {percent(raw)}, and at equal lengths {percent(equal)}: {share}.")
+    flipped = judged.order.flipped
+    if flipped is not None and not flipped <= FLIPPED:
+        concerns.append(f"The judge is unsure: in {percent(flipped)} of the comparisons the order decided who won.")
+    if lost := judged.usage.not_understood:
+        concerns.append(f"{lost} answers of the judge were not understood, and count as ties.")
+    if (judged.judge or "").startswith("scorer"):
+        concerns.append("The judge learned from preferences like those of the training: its scores may flatter.")
+    return concerns
+
+
+def sample_concerns(evaluation: Evaluation) -> list[str]:
+    """Concerns about how far the policy went, and what its samples became: long, short, empty, repetitive, other."""
+    concerns = []
+    kl = evaluation.kl.best
+    if kl is not None and not kl[0] <= FAR_KL_NATS:
+        concerns.append(
+            f"The sequence KL is {nats(kl[0])}, not within {nats(FAR_KL_NATS)}: look for overshoot in the samples."
+        )
+    after, before = evaluation.texts.policy, evaluation.texts.reference
+    words, usual = after.words, before.words
+    if words is not None and usual is not None and not usual / LONGER <= words <= usual * LONGER:
+        became = "longer" if words > usual else "shorter"
+        concerns.append(f"Responses became {became}: {plain(words)} words against {plain(usual)} before.")
+    if _above(after.repeated, before.repeated, REPEATED):
+        concerns.append(
+            f"Samples repeat themselves: {_percent(after.repeated)} of their groups of four words were there before in "
+            f"the same response, {_percent(before.repeated)} in the reference's."
+        )
+    if _above(after.empty, before.empty, EMPTY):
+        concerns.append(
+            f"{_percent(after.empty)} of the samples are empty, {_percent(before.empty)} of the reference's."
+        )
+    classes = evaluation.classes
+    if classes.difference is not None and classes.difference_interval and classes.difference_interval[1] < 0:
+        concerns.append(
+            f"Fewer of its samples show the class that was asked for, by {points(classes.difference)} "
+            f"(95{GAP}% interval {interval(classes.difference_interval, points)})."
+        )
+    return concerns
+
+
+def heldout_concerns(evaluation: Evaluation) -> list[str]:
+    """Concerns that it does not prefer what it never saw, or denoises it worse."""
+    concerns = []
+    bounds, errors = evaluation.heldout.accuracy_interval, evaluation.heldout.errors
+    if bounds and not bounds[0] > 0.5:
+        concerns.append(f"Held-out accuracy is not clear of chance: its interval is {interval(bounds, percent)}.")
+    if errors.policy is not None and errors.reference is not None and errors.policy > WORSE_ERROR * errors.reference:
+        concerns.append(
+            f"It denoises held-out samples worse than before, error {plain(errors.policy)} against "
+            f"{plain(errors.reference)}: it has moved far."
+        )
+    return concerns
+
+
+def training_concerns(rows: Rows, fitted: Fitted) -> list[str]:
+    """Concerns about the course of the training, and about where it began."""
+    concerns = []
+    if broken := broken_steps(rows):
+        count = f"{len(broken)} of {len(rows)} logged steps"
+        concerns.append(f"NaN or infinite values at {count}, first at step {broken[0]}.")
+    if skipped := int(rows[-1].get("skipped_steps", 0)) if rows else 0:
+        concerns.append(f"Steps skipped because their loss or gradient was not finite: {skipped}.")
+    # Log-ratios are free of how long each batch's responses happen to be; log-probs are not.
+    _, ratio = ends(series(rows, "log_ratios/chosen")[1])
+    before, after = ends(series(rows, "logps/chosen")[1])
+    if ratio < -FALLEN_LOGPS_NATS:
+        concerns.append(f"Chosen responses fell {nats(-ratio)} below the reference: likelihood is being displaced.")
+    elif math.isnan(ratio) and after - before < -FALLEN_LOGPS_NATS:
+        fall = nats(before - after)
+        concerns.append(f"Chosen responses lost {fall} of log-probability in training: likelihood is being displaced.")
+    loss = ends(series(rows, "loss")[1])[1]
+    if loss < MEMORISED_LOSS:
+        concerns.append(f"The training loss ends at {plain(loss)}: the pairs are all but memorised.")
+    if fitted.fitted is False and fitted.perplexity is not None and fitted.before_fine_tuning is not None:
+        concerns.append(
+            "Fine-tuning had not fitted the policy to the chosen responses: their perplexity was "
+            f"{plain(fitted.perplexity)} a token, and {plain(fitted.before_fine_tuning)} before it."
+        )
+    return concerns
+
+
+def data_concerns(splits: Sequence[SplitReport]) -> list[str]:
+    """Facts that `check-data` called odd, one concern for each split."""
+    odd = {split.name: [f"{count} {what}" for what, count, is_odd in split.facts if is_odd] for split in splits}
+    return [f"Odd in {name}: {'; '.join(facts)}." for name, facts in odd.items() if facts]
+
+
+def _clear(bounds: Sequence[float] | None, value: float) -> bool:
+    return bounds is not None and (bounds[0] > value or bounds[1] < value)
+
+
+def _above(after: float | None, before: float | None, more: float) -> bool:
+    """True if it rose by more than that, or to NaN."""
+    return after is not None and before is not None and not after <= before + more
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else percent(share)

@@ -14,8 +14,7 @@ import pytest
 from dpo_jax.analysis.field import pair_loss
 from dpo_jax.analysis.trajectory import field_of
 from dpo_jax.losses import PairLogps
-from dpo_jax.reporting.analysis import analysis_section
-from dpo_jax.reporting.field import draw_field
+from dpo_jax.reporting.analysis import analysis_section, draw_field
 from dpo_jax.reporting.report import render
 from tests.reporting.made_up import made_up_run
 from tests.reporting.test_report import EVIL, Page

@@ -14,7 +14,7 @@ from PIL import Image
 from dpo_jax.evaluation.records import Heldout
 from dpo_jax.reporting.pictures import shown_samples
 from dpo_jax.reporting.report import PICTURES, RunReport, render
-from dpo_jax.reporting.results import result_rows
+from dpo_jax.reporting.tables import result_rows
 from tests.reporting.made_up import measured, supervised_rows
 
 EVALUATION: dict[str, Any] = {

@@ -9,8 +9,8 @@ import pytest
 
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.reporting.numbers import GAP, MINUS
-from dpo_jax.reporting.results import result_rows
-from dpo_jax.reporting.series import ends, series
+from dpo_jax.reporting.plots import ends, series
+from dpo_jax.reporting.tables import result_rows
 from dpo_jax.reporting.verdict import verdict
 from tests.reporting.made_up import EVALUATION, measured, preference_rows
 
