@@ -8,9 +8,9 @@ from functools import cache
 from pathlib import Path
 
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.heldout import reward_metrics
 from dpo_jax.evaluation.intervals import in_words
 from dpo_jax.evaluation.records import Evaluation
-from dpo_jax.evaluation.rewards import reward_metrics
 from dpo_jax.experiments.fit import fit
 from dpo_jax.experiments.sinks import check_sinks
 from dpo_jax.experiments.steps import Start, Steps

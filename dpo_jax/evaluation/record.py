@@ -10,17 +10,21 @@ import functools
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
 from dpo_jax.errors import UserError
 
 
+@dataclass_transform(frozen_default=True, kw_only_default=True)
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Fields with a JSON form; the order of the fields is that of the file."""
+    """Fields with a JSON form; the order of the fields is that of the file. Every subclass is such a dataclass."""
 
     always: ClassVar[tuple[str, ...]] = ()
     """The fields that a record which has any is written with, be they empty."""
+
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
     def __bool__(self) -> bool:
         return bool(self.to_json())

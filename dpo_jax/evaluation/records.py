@@ -7,7 +7,7 @@ judged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
 from dpo_jax.evaluation.intervals import Interval
@@ -17,7 +17,6 @@ Settings = Mapping[str, object]
 """Plain data of a configuration: key, or dotted key, -> value."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sides(Record):
     """One figure of policy and reference."""
 
@@ -25,7 +24,6 @@ class Sides(Record):
     reference: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Accuracy(Record):
     """Number of pairs that are right."""
 
@@ -34,7 +32,6 @@ class Accuracy(Record):
     accuracy_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Moved(Record):
     """The log-ratios of one slot: their mean, nats, and the share below 0."""
 
@@ -43,7 +40,6 @@ class Moved(Record):
     fell: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class BothMoved(Record):
     """The log-ratios of both slots."""
 
@@ -51,7 +47,6 @@ class BothMoved(Record):
     rejected: Moved = Moved()
 
 
-@dataclass(frozen=True, kw_only=True)
 class CalibrationBin(Record):
     """The pairs whose confidence lies in a bin that begins at `from_`."""
 
@@ -61,7 +56,6 @@ class CalibrationBin(Record):
     accuracy: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Calibration(Record):
     """Calibration of preference probabilities."""
 
@@ -72,7 +66,6 @@ class Calibration(Record):
     bins: Sequence[CalibrationBin] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heldout(Record):
     """Held-out rows: how often a policy, a reward model or a scorer is right on them, and by how much.
 
@@ -100,7 +93,6 @@ class Heldout(Record):
     loss: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Divergence(Record):
     """Estimates of KL(policy || reference), nats a response, over samples of the policy; `sequence_kl` is k1."""
 
@@ -124,7 +116,6 @@ class Divergence(Record):
         return None if self.sequence_kl is None else (self.sequence_kl, self.interval)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Entropy(Record):
     """The entropy of the policy, nats: a token, and a response."""
 
@@ -133,7 +124,6 @@ class Entropy(Record):
     sequence_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Texts(Record):
     """Lengths and repetition of sampled texts, as `describe_texts` has them."""
 
@@ -148,7 +138,6 @@ class Texts(Record):
     repeated: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class BothTexts(Record):
     """The sampled texts of policy and reference."""
 
@@ -156,7 +145,6 @@ class BothTexts(Record):
     reference: Texts = Texts()
 
 
-@dataclass(frozen=True, kw_only=True)
 class JudgedSide(Record):
     """One model's mean score: a `reward`, or a `score` with the share above the judge's neutral value."""
 
@@ -167,7 +155,6 @@ class JudgedSide(Record):
     interval: Interval | None = None  # of the reward, or of the share
 
 
-@dataclass(frozen=True, kw_only=True)
 class WinRate(Record):
     """Share of wins of the policy, a tie being half a win."""
 
@@ -179,7 +166,6 @@ class WinRate(Record):
     losses: int | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class LengthControlled(Record):
     """The win rate at equal lengths, and how often the policy's response is the longer one."""
 
@@ -189,7 +175,6 @@ class LengthControlled(Record):
     longer: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class OrderEffect(Record):
     """Effect of the order of two responses on a judge, as `order_effect` has it."""
 
@@ -201,7 +186,6 @@ class OrderEffect(Record):
     policy_second_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Usage(Record):
     """Questions to a judge behind an endpoint, and their cost."""
 
@@ -216,7 +200,6 @@ class Usage(Record):
     cost: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Judged(Record):
     """Judgement of the policy's samples against the reference's."""
 
@@ -238,7 +221,6 @@ class Judged(Record):
     length_controlled: LengthControlled = LengthControlled()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Sample(Record):
     """Answers of both models to a prompt, and the scores or the verdict: how likely the policy's is better."""
 
@@ -250,7 +232,6 @@ class Sample(Record):
     verdict: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class BestOf(Record):
     """The best of n responses, or with `beta` a softer choice: the mean score, and its KL or a bound on it, nats."""
 
@@ -261,7 +242,6 @@ class BestOf(Record):
     kl: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Share(Record):
     """Accuracy on some rows of a benchmark."""
 
@@ -270,7 +250,6 @@ class Share(Record):
     accuracy_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Section(Record):
     """Accuracy on a section of a benchmark, and the subsets that were not there."""
 
@@ -278,7 +257,6 @@ class Section(Record):
     lacks: Sequence[str] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Benchmark(Record):
     """Accuracy as RewardBench counts it; `name` is the judge's, `score` is there where every section is whole."""
 
@@ -293,7 +271,6 @@ class Benchmark(Record):
     score: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Benchmarks(Record):
     """RewardBench of the policy's implicit rewards, and of the judge."""
 
@@ -301,7 +278,6 @@ class Benchmarks(Record):
     judge: Benchmark = Benchmark()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Quality(Record):
     """Means of a quality measure of pictures, and of the difference from the same noise."""
 
@@ -311,7 +287,6 @@ class Quality(Record):
     difference_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Seen(Record):
     """The share of samples in which a classifier sees the class that was asked for."""
 
@@ -319,7 +294,6 @@ class Seen(Record):
     interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Classes(Record):
     """Share of samples in which the class asked for is seen; `real` is the classifier's accuracy on real samples."""
 
@@ -330,7 +304,6 @@ class Classes(Record):
     difference_interval: Interval | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Place(Record):
     """Log-ratios of chosen and rejected, nats, and the half that moved more."""
 
@@ -339,7 +312,6 @@ class Place(Record):
     faster: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Halves(Record):
     """Distance that training moved both halves of a pair, and that the field of its loss would have; None: never."""
 
@@ -347,7 +319,6 @@ class Halves(Record):
     predicted: Mapping[str, Place | None] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Evaluation(Record):
     """All that was measured of a policy.
 
@@ -373,7 +344,6 @@ class Evaluation(Record):
     halves: Halves = Halves()
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fitted(Record):
     """Fit of a policy to chosen responses where a training began: their perplexity a token, and before fine-tuning."""
 
@@ -383,7 +353,6 @@ class Fitted(Record):
     fitted: bool | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
 class Trial(Record):
     """One point of a sweep: its settings by dotted keys, and what came of it, or why it failed."""
 

@@ -1,6 +1,6 @@
-"""The win rate of the policy's responses, and the effect of the order of the two on a judge.
+"""The win rate of the policy's responses by verdicts or by rewards, and the effect of their order on a judge.
 
-Dimension key: n comparisons.
+Dimension key: n comparisons or samples.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, share_interval
 from dpo_jax.evaluation.judges import Orders
-from dpo_jax.evaluation.records import OrderEffect, WinRate
+from dpo_jax.evaluation.records import Judged, JudgedSide, OrderEffect, WinRate
 
 
 def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> WinRate:
@@ -36,6 +36,35 @@ def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> WinRate:
         wins=int(np.sum(verdicts_n > 0.5)),
         ties=int(np.sum(verdicts_n == 0.5)),
         losses=int(np.sum(verdicts_n < 0.5)),
+    )
+
+
+def compare_rewards(
+    policy_n: np.ndarray, reference_n: np.ndarray, prompts: Sequence[str], *, judge: str | None = None
+) -> Judged:
+    """Mean rewards, their difference, and how often the policy's response has the higher one; a tie is half a win.
+
+    Sample i of both models answers prompt i. Answers to one prompt are not independent: intervals are bootstrapped over
+    the prompts.
+
+    Raises:
+        ValueError: the samples are not as many as the prompts, or there are none.
+    """
+    policy_n, reference_n = np.asarray(policy_n, np.float64), np.asarray(reference_n, np.float64)
+    if not policy_n.shape == reference_n.shape == (len(prompts),) or not len(prompts):
+        raise ValueError(f"rewards {policy_n.shape} and {reference_n.shape} of {len(prompts)} prompts: need one each")
+    differences_n, groups_n = policy_n - reference_n, groups_of(prompts)
+    policy, reference = (
+        JudgedSide(reward=float(rewards_n.mean()), interval=bootstrap_interval(rewards_n, groups_n))
+        for rewards_n in (policy_n, reference_n)
+    )
+    return Judged(
+        judge=judge,
+        policy=policy,
+        reference=reference,
+        reward_difference=float(differences_n.mean()),
+        reward_difference_interval=bootstrap_interval(differences_n, groups_n),
+        **vars(win_rate((1 + np.sign(differences_n)) / 2, prompts)),
     )
 
 

@@ -16,8 +16,14 @@ import numpy as np
 
 from dpo_jax.data.rows import DataRows
 from dpo_jax.data.tokens import row_ids_of, take
-from dpo_jax.evaluation.calibration import accuracy_by_length, accuracy_by_source, calibration
-from dpo_jax.evaluation.preference import perplexity, preference_metrics, unpaired_metrics
+from dpo_jax.evaluation.heldout import (
+    accuracy_by_length,
+    accuracy_by_source,
+    calibration,
+    perplexity,
+    preference_metrics,
+    unpaired_metrics,
+)
 from dpo_jax.evaluation.records import Fitted, Heldout, Sides
 from dpo_jax.files import write_json
 from dpo_jax.losses import LossInputs, PairLogps, mismatched_kl

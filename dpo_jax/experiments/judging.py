@@ -29,19 +29,21 @@ from dpo_jax.data.sources import read_labelled
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
 from dpo_jax.evaluation.judges import Comparing, Scoring
-from dpo_jax.evaluation.judges.cache import Cache
 from dpo_jax.evaluation.judges.chat import Chat
-from dpo_jax.evaluation.judges.classifier import classifier
-from dpo_jax.evaluation.judges.command import comparing_command, scoring_command
-from dpo_jax.evaluation.judges.function import comparing_function, load_function, scoring_function
-from dpo_jax.evaluation.judges.http import http_judge
+from dpo_jax.evaluation.judges.http import Cache, http_judge
 from dpo_jax.evaluation.judges.interface import Score
-from dpo_jax.evaluation.judges.lexicon import lexicon, read_weights, vader
+from dpo_jax.evaluation.judges.programs import (
+    comparing_command,
+    comparing_function,
+    load_function,
+    scoring_command,
+    scoring_function,
+)
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE
+from dpo_jax.evaluation.judges.words import classifier, lexicon, read_weights, vader
 from dpo_jax.evaluation.length_controlled import length_controlled
 from dpo_jax.evaluation.records import Judged, JudgedSide
-from dpo_jax.evaluation.rewards import compare_rewards
-from dpo_jax.evaluation.winrate import order_effect, win_rate
+from dpo_jax.evaluation.winrate import compare_rewards, order_effect, win_rate
 from dpo_jax.reading import Origins, locate
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts

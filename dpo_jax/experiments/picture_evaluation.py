@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dpo_jax.evaluation.heldout import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.intervals import bootstrap_interval, in_words, share_interval
-from dpo_jax.evaluation.preference import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.records import Classes, Evaluation, Heldout, Judged, Quality, Seen, Sides
-from dpo_jax.evaluation.rewards import compare_rewards
+from dpo_jax.evaluation.winrate import compare_rewards
 from dpo_jax.experiments.picture_judging import judge_context, members, metrics_of, open_judge
 from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment

@@ -8,21 +8,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.evaluation.intervals import bootstrap_interval, mean_interval, share_interval
-from dpo_jax.evaluation.rewards import compare_rewards, reward_metrics
-
-
-def test_pairs_by_hand():
-    found = reward_metrics(np.array([[2.0, 1.0], [0.5, 0.5], [3.0, -1.0], [0.0, 1.0]]))
-    assert found.pairs == 4 and found.accuracy == 0.5  # a tie is wrong
-    assert found.accuracy_interval == share_interval(2, 4)
-    assert found.margin == 1.0 and found.margin_interval == mean_interval([1.0, 0.0, 4.0, -1.0])
-    assert found.chosen == 1.375 and found.rejected == 0.375
-
-
-@pytest.mark.parametrize("rewards", [np.zeros((0, 2)), np.zeros((3, 1)), np.zeros(4)])
-def test_no_pairs_are_refused(rewards: np.ndarray):
-    with pytest.raises(ValueError, match="rewards of pairs"):
-        reward_metrics(rewards)
+from dpo_jax.evaluation.winrate import compare_rewards
 
 
 def test_samples_by_hand():

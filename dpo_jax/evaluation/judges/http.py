@@ -1,13 +1,16 @@
-"""A language model behind an OpenAI-compatible endpoint as a judge."""
+"""A language model behind an OpenAI-compatible endpoint as a judge, and its verdicts on disk."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
 
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.judges.cache import Cache, key_of
 from dpo_jax.evaluation.judges.chat import Answer, Chat, Stopped
 from dpo_jax.evaluation.judges.interface import Comparing
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template, fill, understand
@@ -15,6 +18,45 @@ from dpo_jax.evaluation.records import Usage
 from dpo_jax.types import Prompt
 
 _MUCH_NONSENSE = 0.5
+
+
+class Cache:
+    """Verdicts by their key, so that none is paid for twice; threads may share it.
+
+    On disk it is JSON Lines, a line for each, added as it comes; without a path it is forgotten with the process. A
+    last line that a crash cut short is left out. Processes that write at the same time add lines of their own.
+    """
+
+    def __init__(self, path: Path | None):
+        self._path, self._known, self._lock = path, dict[str, Any](), threading.Lock()
+        if path is None:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = path.read_bytes().splitlines() if path.exists() else []
+            with path.open("ab") as file:
+                if lines and not path.read_bytes().endswith(b"\n"):
+                    file.write(b"\n")
+        except OSError as error:
+            raise UserError(f"judge http: the cache {path} cannot be used: {error.strerror}.") from None
+        for line in lines:
+            try:
+                row = json.loads(line)
+                self._known[row["key"]] = row["value"]
+            except (ValueError, LookupError, TypeError):
+                continue
+
+    def get(self, key: str) -> Any:
+        """The known answer, or None."""
+        return self._known.get(key)
+
+    def put(self, key: str, value: Any) -> None:
+        """Keeps a value, on disk before this returns."""
+        with self._lock:
+            self._known[key] = value
+            if self._path is not None:
+                with self._path.open("a", encoding="utf8") as file:
+                    file.write(json.dumps({"key": key, "value": value}) + "\n")
 
 
 def http_judge(
@@ -47,7 +89,7 @@ def http_judge(
 
     def compare(prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
         texts = [_texts(*shown) for shown in zip(prompts, a, b, strict=True)]
-        keys = [key_of(chat.url, chat.model, chat.settings, template, text) for text in texts]
+        keys = [_key_of(chat.url, chat.model, chat.settings, template, text) for text in texts]
         questions = dict(zip(keys, (fill(template, **text) for text in texts), strict=True))
         wanted = {key: question for key, question in questions.items() if cache.get(key) is None}
         counts.add(cached=len(questions) - len(wanted))
@@ -67,6 +109,11 @@ def http_judge(
         return [verdicts[key] if key in verdicts else cache.get(key) for key in keys]
 
     return Comparing("http", compare, usage=lambda: counts.summary(chat))
+
+
+def _key_of(*parts: Any) -> str:
+    """A digest of all that a verdict depends on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _texts(prompt: Prompt, a: str, b: str) -> dict[str, str]:

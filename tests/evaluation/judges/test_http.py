@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.judges.cache import Cache
 from dpo_jax.evaluation.judges.chat import Chat
-from dpo_jax.evaluation.judges.http import http_judge
+from dpo_jax.evaluation.judges.http import Cache, http_judge
 from dpo_jax.evaluation.judges.interface import Comparing
 from dpo_jax.types import Prompt
 from tests.evaluation.judges.endpoint import Endpoint, Reply, longer_wins, said, serve

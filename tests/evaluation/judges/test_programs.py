@@ -9,8 +9,13 @@ from pathlib import Path
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.judges.command import comparing_command, scoring_command
-from dpo_jax.evaluation.judges.function import comparing_function, load_function, scoring_function
+from dpo_jax.evaluation.judges.programs import (
+    comparing_command,
+    comparing_function,
+    load_function,
+    scoring_command,
+    scoring_function,
+)
 from dpo_jax.types import Prompt
 
 PROMPTS = [Prompt("a \u2028 question", None, "here"), Prompt(({"role": "user", "content": "hello"},), None, "here")]
