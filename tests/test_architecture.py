@@ -9,6 +9,7 @@ import ast
 import graphlib
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +21,8 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "dpo_jax", "launch", "con
 LONGEST_FILE = 400
 MOST_FLOORS = 7
 """The longest chain of imports within a room."""
+MOST_ARROWS: dict[str, int] = {"experiments": 60}
+"""Imports between the files of a room."""
 MOST_PARAMETERS = 8
 """Of a function; the options of a loss do not count."""
 MOST_HOLDERS = 60
@@ -153,14 +156,28 @@ def long_files(root: Path) -> list[str]:
     return [f"{file.relative_to(root).as_posix()}: {n} lines" for file, n in lengths.items() if n > LONGEST_FILE]
 
 
-def deep_rooms(root: Path) -> list[str]:
-    """Rooms in which a chain of imports is too long."""
+def inner_arrows(root: Path) -> dict[Path, set[Path]]:
+    """Each file of a room that imports others of it -> those files."""
     graph: dict[Path, set[Path]] = {}
     for arrow in arrows(root):
         target = module_file(root, arrow.module)
         inside = target is not None and room(root, target) == room(root, arrow.file) and target.name != "__init__.py"
         if target is not None and inside and target != arrow.file and arrow.file.name != "__init__.py":
             graph.setdefault(arrow.file, set()).add(target)
+    return graph
+
+
+def tangled_rooms(root: Path) -> list[str]:
+    """Rooms in which too many files import each other."""
+    counts = Counter[str]()
+    for file, targets in inner_arrows(root).items():
+        counts[room(root, file)] += len(targets)
+    return [f"{name}: {counts[name]} arrows" for name, most in MOST_ARROWS.items() if counts[name] > most]
+
+
+def deep_rooms(root: Path) -> list[str]:
+    """Rooms in which a chain of imports is too long."""
+    graph = inner_arrows(root)
     floors: dict[Path, int] = {}
     for file in graphlib.TopologicalSorter(graph).static_order():
         floors[file] = 1 + max((floors[target] for target in graph.get(file, ())), default=0)
@@ -215,6 +232,10 @@ def greedy_functions(root: Path) -> list[str]:
 
 def test_no_deep_room():
     assert not deep_rooms(ROOT)
+
+
+def test_no_tangled_room():
+    assert not tangled_rooms(ROOT)
 
 
 def test_no_greedy_function():
@@ -317,6 +338,18 @@ def test_planted_depth_and_greed_are_named(house: Path):
     _append(house / "dpo_jax/runs/planted_0.py", "def take(a, b, c, d, e, f, g, h, *, i):\n    return experiment.mesh")
     hands, takes = sorted(greedy_functions(house), key=lambda each: "parameters" in each)
     assert "planted_0.py:2 hand: hands an experiment on" in hands and "take: 9 parameters" in takes
+
+
+def test_planted_tangle_is_named(house: Path):
+    most = MOST_ARROWS["experiments"]
+    lines = [f"from dpo_jax.experiments import planted_{number}" for number in range(most + 1)]
+    for number in range(most + 1):
+        _append(house / f"dpo_jax/experiments/planted_{number}.py", "")
+    planted = house / "dpo_jax/experiments/planted.py"
+    _append(planted, "\n".join([*lines[:-1], lines[0]]))
+    assert not tangled_rooms(house)
+    _append(planted, lines[-1])
+    assert tangled_rooms(house) == [f"experiments: {most + 1} arrows"]
 
 
 def _append(file: Path, text: str) -> None:

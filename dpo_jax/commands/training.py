@@ -11,10 +11,9 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.heldout import reward_metrics
 from dpo_jax.evaluation.intervals import in_words
 from dpo_jax.evaluation.records import Evaluation
-from dpo_jax.experiments.fit import fit
-from dpo_jax.experiments.sinks import check_sinks
 from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.stores import complete_store, score_again
+from dpo_jax.experiments.training import check_sinks, fit
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.runtime.progress import say
 

@@ -125,7 +125,7 @@ class ScorerJudge:
 
 
 PictureJudgeConfig = QualityJudge | ScorerJudge
-"""One of the judges of pictures. To add one: its dataclass, its name here, its line in experiments/picture_judging."""
+"""One of the judges of pictures. To add one: its dataclass, its name here, its line in `PICTURE_JUDGES`."""
 
 
 @dataclass(frozen=True, kw_only=True)

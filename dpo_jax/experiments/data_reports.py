@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -10,25 +11,36 @@ from typing import Any
 import numpy as np
 
 from dpo_jax.data.check import PERCENTILES, Findings, Overlap, Split, check_rows, overlap
+from dpo_jax.data.pictures import Pictures
 from dpo_jax.data.rows import DataRows
+from dpo_jax.experiments.picture_evaluation import members, metrics_of
 from dpo_jax.files import write_json
 from dpo_jax.reporting.data import Example, Piece, SplitReport
+from dpo_jax.reporting.pictures import data_url
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
-from dpo_jax.types import TokenRow
+from dpo_jax.types import PictureRow, TokenRow
 
 _EXAMPLES = 3
 _BIASED = 0.1
 """How far from even the share of pairs with the longer one chosen may be before it is called odd."""
+_SHOWN = 24
+_MEASURED = 512
+"""Rows whose members are compared by quality metrics."""
+_SHORTCUT = 0.9
+"""From which share on a metric alone tells chosen from rejected."""
+
+Fact = tuple[str, str, bool]
+"""What is counted, the count in words, and whether it is odd."""
 
 
-def reports_of(tokenizer: Any, train: DataRows, held_out: DataRows | None) -> list[SplitReport]:
+def reports_of_texts(tokenizer: Any, train: DataRows, held_out: DataRows | None) -> list[SplitReport]:
     """One report for each split."""
     own = _split(tokenizer, train)
-    reports = [_report(tokenizer, "data.train", train, own.findings, None)]
+    reports = [_text_report(tokenizer, "data.train", train, own.findings, None)]
     if held_out is not None:
         other = _split(tokenizer, held_out)
-        reports.append(_report(tokenizer, "data.eval", held_out, other.findings, overlap(own, other)))
+        reports.append(_text_report(tokenizer, "data.eval", held_out, other.findings, overlap(own, other)))
     return reports
 
 
@@ -46,13 +58,20 @@ def warn(reports: Sequence[SplitReport]) -> None:
         say("data", "`dpo-jax check-data` shows these and the rest, with examples")
 
 
+def _rows_read(name: str, count: int, skipped: Mapping[str, int]) -> list[Fact]:
+    """How many rows were kept and, by reason, left out."""
+    return [
+        (name, f"{count:,}", False),
+        *((f"rows left out: {reason}", f"{left:,}", True) for reason, left in skipped.items()),
+    ]
+
+
 def _split(tokenizer: Any, data: DataRows) -> Split:
     return check_rows(data.rows, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, desirable=data.desirable)
 
 
-def _report(tokenizer: Any, name: str, data: DataRows, findings: Findings, shared: Overlap | None) -> SplitReport:
-    facts = [("rows kept", f"{findings.rows:,}", False)]
-    facts += [(f"rows left out: {reason}", f"{count:,}", True) for reason, count in data.skipped.items()]
+def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, shared: Overlap | None) -> SplitReport:
+    facts = _rows_read("rows kept", findings.rows, data.skipped)
     counted = {
         "prompts truncated, their end kept": data.counts.prompts_truncated,
         "responses truncated, their start kept": data.counts.responses_truncated,
@@ -88,3 +107,52 @@ def _example(decode: Callable[[Any], str], row: TokenRow, names: tuple[str, ...]
             pieces.append(Piece(decode(response[start:end]), "scored" if scored[start] else "unscored"))
         responses.append((name, pieces))
     return Example(row.row_id, responses)
+
+
+def reports_of_pictures(splits: Mapping[str, Pictures]) -> list[SplitReport]:
+    """One report for each split, by its name in the configuration."""
+    known = {row.row_id for row in splits["data.train"].rows} if "data.train" in splits else set()
+    return [_picture_report(name, data, known if name == "data.eval" else set()) for name, data in splits.items()]
+
+
+def _picture_report(name: str, data: Pictures, known: set[str]) -> SplitReport:
+    rows, counts = data.rows, Counter(row.row_id for row in data.rows)
+    facts = _rows_read(f"rows ({len(rows[0].samples)} in each)", len(rows), data.skipped)
+    facts += [("ties left out", f"{data.ties:,}", False)] if data.ties else []
+    if repeated := len(rows) - len(counts):
+        facts.append(("rows that are there before, pixel for pixel", f"{repeated:,}", True))
+    if shared := len(known & counts.keys()):
+        facts.append(("rows that are training rows too", f"{shared:,}", True))
+    facts += _of_labels(rows)
+    if len(rows[0].samples) == 2:
+        facts += _of_metrics(rows[:_MEASURED])
+    pictures = [(_label(row), [data_url(sample()) for sample in row.samples]) for row in rows[:_SHOWN]]
+    return SplitReport(name, facts, (), {}, (), pictures)
+
+
+def _of_labels(rows: Sequence[PictureRow]) -> list[Fact]:
+    classes = Counter(row.shown for row in rows if isinstance(row.shown, int))
+    good = sum(bool(row.desirable) for row in rows)
+    facts = [(f"show class {label}", f"{count:,}", False) for label, count in sorted(classes.items())]
+    if rows[0].desirable is not None:
+        facts.append(("desirable", f"{good:,}", False))
+    return facts
+
+
+def _of_metrics(rows: Sequence[PictureRow]) -> list[Fact]:
+    """In how many pairs the chosen member has more of each quality metric."""
+    chosen, rejected = (metrics_of(members(rows, slot)) for slot in (0, 1))
+    shares = {name: float(np.mean(chosen[name] > rejected[name])) for name in chosen}
+    return [
+        (f"of {len(rows):,} chosen members have more {name.replace('_', ' ')}", f"{share:.0%}", _tells(share))
+        for name, share in shares.items()
+    ]
+
+
+def _tells(share: float) -> bool:
+    return not 1.0 - _SHORTCUT < share < _SHORTCUT
+
+
+def _label(row: PictureRow) -> str:
+    named = f"class {row.shown}" if isinstance(row.shown, int) else ""
+    return named if row.desirable is None else f"{named} {'desirable' if row.desirable else 'undesirable'}".strip()

@@ -70,6 +70,12 @@ class Experiment(abc.ABC, Generic[C]):
         """The parameters before any training, on the mesh: float32, or as they are held where they are not trained."""
 
     @property
+    def sft_seed(self) -> int:
+        """The seed of `sft`, which is that of the experiment unless it has its own."""
+        own = self.config.sft and self.config.sft.seed
+        return self.config.seed if own is None else own
+
+    @property
     @abc.abstractmethod
     def spec(self) -> object:
         """The sizes of the model; their text is part of a store's fingerprint."""
@@ -93,6 +99,11 @@ class Experiment(abc.ABC, Generic[C]):
     @abc.abstractmethod
     def has_heldout(self) -> bool:
         """True if there are held-out rows, or will be."""
+
+    @property
+    @abc.abstractmethod
+    def is_labelled(self) -> bool:
+        """True if the losses read labelled rows, not pairs."""
 
     @abc.abstractmethod
     def batches(self, train: TrainConfig, data: Any, *, seed: int, scores: Any = None) -> Batches:

@@ -16,6 +16,7 @@ import numpy as np
 
 from dpo_jax.data.rows import DataRows
 from dpo_jax.data.tokens import row_ids_of, take
+from dpo_jax.errors import UserError
 from dpo_jax.evaluation.heldout import (
     accuracy_by_length,
     accuracy_by_source,
@@ -25,6 +26,7 @@ from dpo_jax.evaluation.heldout import (
     unpaired_metrics,
 )
 from dpo_jax.evaluation.records import Fitted, Heldout, Sides
+from dpo_jax.experiments.stores import TOLERANCE
 from dpo_jax.files import write_json
 from dpo_jax.losses import LossInputs, PairLogps, mismatched_kl
 from dpo_jax.objectives.terms import Term, TermInputs, as_pair
@@ -128,6 +130,28 @@ def known_loss(term: Term, scores: Scores, desirable: np.ndarray | None) -> floa
     assert term.entry.at_reference is not None
     data = _pairs(scores.logps_nP, scores) if desirable is None else jnp.asarray(desirable)
     return term.entry.at_reference(data, **term.options)
+
+
+def check_losses(
+    terms: Sequence[Term], now: Scores, stored: Scores, desirable: np.ndarray | None, *, where: str, dtype: str
+) -> None:
+    """Checks that each loss of rows has its known value where the policy, which says `now`, is the reference.
+
+    Raises:
+        UserError: one has not.
+    """
+    absolute, relative = TOLERANCE[Scores][dtype]
+    for term in terms:
+        if term.entry.at_reference is None or term.entry.needs_distribution:  # those read what is not scored here
+            continue
+        plain = term._replace(weight=1.0, ld_alpha=None, wpo=False)
+        value = float(jnp.mean(loss_of_rows([plain], now, stored, desirable, None)))
+        known = float(jnp.mean(known_loss(term, now, desirable)))
+        if not abs(value - known) <= absolute + relative * abs(known):
+            raise UserError(
+                f"step 0: the {term.name} loss is {value:.6f}; with policy and reference equal it is {known:.6f}. "
+                f"Check loss.options and {where}."
+            )
 
 
 def _pairs(logps_nP: np.ndarray, scores: Scores) -> PairLogps:

@@ -1,6 +1,6 @@
-"""The judge that a configuration names, opened, and its verdicts on the responses of two models.
+"""The judges of texts that a configuration names, opened, reward models among them.
 
-Dimension key: n comparisons.
+Dimension key: P slot in the pair, n rows or comparisons.
 """
 
 from __future__ import annotations
@@ -8,14 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import jax
 import numpy as np
 
+from dpo_jax.config import Config, ExportConfig
 from dpo_jax.config.evaluation import (
     ClassifierJudge,
     CommandJudge,
@@ -26,8 +28,8 @@ from dpo_jax.config.evaluation import (
     RewardJudge,
 )
 from dpo_jax.data.sources import read_labelled
+from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.judges.chat import Chat
 from dpo_jax.evaluation.judges.http import Cache, http_judge
@@ -41,14 +43,18 @@ from dpo_jax.evaluation.judges.programs import (
 )
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE
 from dpo_jax.evaluation.judges.words import classifier, lexicon, read_weights, vader
-from dpo_jax.evaluation.length_controlled import length_controlled
-from dpo_jax.evaluation.records import Judged, JudgedSide
-from dpo_jax.evaluation.winrate import compare_rewards, order_effect, win_rate
-from dpo_jax.reading import Origins, locate
+from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.mesh import constrain
+from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
+from dpo_jax.networks import merge
+from dpo_jax.reading import Origins, locate, typed
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
-from dpo_jax.types import Prompt
+from dpo_jax.runtime.translate import sized_by
+from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
+from dpo_jax.weights.reward import describe_reward, load_reward
 
 AnyJudge = Scoring | Comparing
 
@@ -57,13 +63,13 @@ AnyJudge = Scoring | Comparing
 class JudgeContext:
     """The surroundings of a judge: the key that names it, the run, and the opener of reward models.
 
-    `rewards(model, key)` opens that of a folder, or, of None, that of the run.
+    `rewards(model)` opens that of a folder, or, of None, that of the run.
     """
 
     key: str
     origins: Origins
     workdir: Path
-    rewards: Callable[[str | None, str], Score]
+    rewards: Callable[[str | None], Score]
 
     def refuse(self, option: str, says: str) -> UserError:
         """The error of one of its options."""
@@ -71,11 +77,16 @@ class JudgeContext:
         return UserError(f"{locate(where, self.origins)}: {where}: {says}")
 
 
-def open_judge(options: JudgeConfig, context: JudgeContext) -> AnyJudge:
-    """A judge; what it lacks is told now, before anything is sampled.
+def open_judge(options: JudgeConfig, experiment: TextExperiment, key: str) -> AnyJudge:
+    """The judge that the configuration names at `key`; what it lacks is told now, before anything is sampled.
 
     Of several processes the first one alone asks a judge that is no model of ours, and tells the others.
     """
+
+    def rewards(model: str | None) -> Rewards:
+        return open_rewards(experiment, model, key=f"{key}.model")
+
+    context = JudgeContext(key, experiment.origins, experiment.workdir, rewards)
     judge = JUDGES[options.name](options, context)
     return judge if options.name == "reward" else judge.through(hosts.from_first)
 
@@ -90,7 +101,7 @@ def _fitted(sources: str) -> Scoring:
 
 
 def _reward(options: RewardJudge, context: JudgeContext) -> Scoring:
-    return Scoring("reward", context.rewards(options.model, f"{context.key}.model"))
+    return Scoring("reward", context.rewards(options.model))
 
 
 def _lexicon(options: LexiconJudge, context: JudgeContext) -> Scoring:
@@ -154,83 +165,107 @@ JUDGES: dict[str, Callable[..., AnyJudge]] = {
 """Name in a configuration -> the opener of the judge, from its options and its context."""
 
 
-def judged(
-    judge: AnyJudge,
-    prompts: Sequence[Prompt],
-    policy: Sequence[str],
-    reference: Sequence[str],
-    *,
-    difficulty_n: np.ndarray | None = None,
-) -> tuple[Judged, list[dict[str, float]]]:
-    """The judgement on the policy's responses against the reference's, in all and, by fields of `Sample`, of each.
+Rewards = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
+"""Prompts and responses, one each, to rewards [n]."""
 
-    Win rates, raw and length-controlled, always; of a judge that scores the mean scores, and, where its scores have a
-    neutral value, the shares above it; of one that compares the effect of the order, and its cost. `difficulty_n` is
-    that of `length_controlled`.
+
+class RewardExperiment(TextExperiment):
+    """An experiment on texts with its reward model."""
+
+    @property
+    def reward_folder(self) -> Path:
+        """The folder of the reward model."""
+        return self.run.reward.folder
+
+    @cached_property
+    def reward_model(self) -> RewardModel:
+        """The reward model as pure functions."""
+        options, model = self.config.model, self.model
+        return make_reward_model(model.spec, dtype=options.dtype, remat=options.remat, lora=model.lora)
+
+    def trained_reward(self) -> Params:
+        """The reward model of the newest checkpoint; an adapter is joined to its base."""
+        trained = self.restored(self.reward_folder, "reward", self.reward_model)
+        return join(trunk_of(self.start_params()), trained) if self.model.lora else trained
+
+    def merged_reward(self) -> Params:
+        """The reward model of the newest checkpoint without an adapter, in float32."""
+        trained, lora = self.restored(self.reward_folder, "reward", self.reward_model), self.model.lora
+        if lora is None:
+            return trained
+        return {**merge(trunk_of(self.start_params(held=False)), trained, lora), "head": trained["head"]}
+
+    @sized_by("reference.batch_pairs")
+    def score_rewards(self, model: RewardModel, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
+        """The rewards of rows under a reward model, [n, P], in their order."""
+        score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))
+        rewards: dict[str, np.ndarray] = {}
+        for batch in self.scoring_batches(rows):
+            rewards_BP = jax.device_get(score(params, self.place(batch.arrays)))
+            rewards |= zip(batch.row_ids, rewards_BP, strict=False)  # pairs that only fill the batch have no id
+        return np.stack([rewards[row.row_id] for row in rows])
+
+    def judge_rewards(
+        self, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]
+    ) -> np.ndarray:
+        """The rewards of responses [n], whatever is in them, formatted and cut as rows are."""
+        rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
+        rules = dataclasses.replace(self.rules, special_tokens="allow")
+        tokens = tokenize(rows, self.tokenizer, rules).rows
+        return self.score_rewards(model, params, tokens)[:, 0]
+
+    def other(self, config: Config) -> RewardExperiment:
+        """Another experiment, on the same mesh."""
+        return RewardExperiment(dataclasses.replace(config, mesh=self.config.mesh), {}, command=self.command)
+
+
+def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) -> Rewards:
+    """The reward model of a run (by default of this one), or of a Hugging Face folder.
+
+    That of a run formats and cuts text as in its training, one of a folder as this run does. Whether there is one is
+    looked at now; its parameters are read when it judges.
+
+    Raises:
+        UserError: there is none; it names `key`, the setting.
     """
-    names = [prompt.text for prompt in prompts]
-    if isinstance(judge, Scoring):
-        policy_n, reference_n = np.split(judge.scores([*prompts, *prompts], [*policy, *reference]), 2)
-        verdicts_n = (1 + np.sign(policy_n - reference_n)) / 2
-        total = _of_scores(policy_n, reference_n, judge, names)
-        of_each = [
-            {"reference_score": float(b), "policy_score": float(a)} for a, b in zip(policy_n, reference_n, strict=True)
-        ]
-    else:
-        orders = judge.orders(prompts, policy, reference)
-        verdicts_n = orders.verdicts
-        rate = vars(win_rate(verdicts_n, names))
-        total = Judged(judge=judge.name, order=order_effect(orders, names), usage=judge.usage(), **rate)
-        of_each = [{"verdict": float(verdict)} for verdict in verdicts_n]
-    ours, theirs = ([text.strip() for text in texts] for texts in (policy, reference))
-    equal = length_controlled(verdicts_n, ours, theirs, names, difficulty_n=difficulty_n)
-    return dataclasses.replace(total, length_controlled=equal), of_each
-
-
-def _of_scores(policy_n: np.ndarray, reference_n: np.ndarray, judge: Scoring, prompts: Sequence[str]) -> Judged:
-    rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge.name)
-    if judge.neutral is None:
-        return rewards
-    counts = [(int(np.sum(scores_n > judge.neutral)), len(scores_n)) for scores_n in (policy_n, reference_n)]
-    policy, reference = (
-        JudgedSide(
-            score=side.reward,
-            score_interval=side.interval,
-            positive=above / total,
-            interval=share_interval(above, total),
+    folder = Path(location) if location else experiment.workdir
+    opened = RewardExperiment(experiment.config, experiment.origins, command=experiment.command)
+    if location is None or Run(folder).exists:
+        owner = opened.other(_config_of(folder))
+        if location is None:
+            owner.sft_folder = experiment.sft_folder  # that of a point of a sweep is shared
+        return lambda prompts, responses: owner.judge_rewards(
+            owner.reward_model, owner.trained_reward(), prompts, responses
         )
-        for side, (above, total) in zip((rewards.policy, rewards.reference), counts, strict=True)
-    )
-    return dataclasses.replace(
-        rewards,
-        policy=policy,
-        reference=reference,
-        difference=counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1],
-        difference_interval=difference_interval(*counts),
-    )
+    config = dataclasses.replace(experiment.config.model, weights=location)
+    own = dataclasses.replace(experiment.config, model=config, lora=None, sft=None, export=ExportConfig())
+    owner = opened.other(own)
+    try:
+        _ = owner.model  # has it positions enough?
+        model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)
+    except UserError as error:
+        raise UserError(f"{experiment.at(key)}: {key}: {error}") from None
+
+    def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
+        params = load_reward(owner.source, owner.resolved, model, owner.mesh)
+        return owner.judge_rewards(model, params, prompts, responses)
+
+    return judge
 
 
-def tell_judged(judged: Judged) -> None:
-    """The same for the console."""
-    equal, order, usage = judged.length_controlled, judged.order, judged.usage
-    wins = f"the policy wins {judged.win_rate:.1%} ({in_words(judged.win_rate_interval, '.1%')}; {judged.ties} ties)"
-    low, high = equal.win_rate_interval or (math.nan, math.nan)
-    lines = [f"{wins}, at equal lengths {equal.win_rate:.1%} ({low:.1%} to {high:.1%})"]
-    if judged.difference is not None:
-        lines.append(
-            f"judged positive: {judged.reference.positive:.1%} before, {judged.policy.positive:.1%} after, "
-            f"difference {judged.difference:+.1%} ({in_words(judged.difference_interval, '+.1%')})"
+def _answered(number: str, prompt: Prompt, response: str) -> Completion:
+    """A prompt and a sampled response to it, in the form of the prompt."""
+    answer: Text = response if isinstance(prompt.prompt, str) else ({"role": "assistant", "content": response},)
+    return Completion(number, prompt.prompt, answer, f"sample {number}", prompt.tools, prompt.chat_template_kwargs)
+
+
+def _config_of(folder: Path) -> Config:
+    """The configuration of the run in a folder, as it was when its reward model was trained."""
+    checkpoints = Checkpoints(Run(folder).reward.checkpoints)
+    step = checkpoints.latest()
+    if step is None:
+        raise UserError(
+            f"{folder / 'reward' / 'checkpoints'}: no reward model yet; run `dpo-jax reward` with the configuration of "
+            "that run first."
         )
-    elif judged.policy.reward is not None:
-        lines.append(f"mean reward {judged.reference.reward:.3f} before, {judged.policy.reward:.3f} after")
-    if order:
-        lines.append(f"the winner changed with the order in {order.flipped:.1%} of the comparisons")
-    if usage:
-        cost = "" if usage.cost is None else f", cost {usage.cost:.4f}"
-        lines.append(
-            f"{usage.requests} requests ({usage.retries} again), {usage.cached} verdicts known, "
-            f"{usage.not_understood} answers not understood, {usage.prompt_tokens} + "
-            f"{usage.completion_tokens} tokens{cost}"
-        )
-    for line in lines:
-        say("evaluate", line)
+    return dataclasses.replace(typed(Config, checkpoints.record(step)["config"], {}), workdir=str(folder))

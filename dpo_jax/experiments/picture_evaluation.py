@@ -1,6 +1,6 @@
-"""The evaluation of a diffusion model: held-out preferences, and samples of both models from the same noise.
+"""The evaluation of a diffusion model, and its judges: a sum of quality metrics, or a scorer trained on preferences.
 
-Dimension key: n rows or samples, K draws, P members of a row; X stands for all axes of a sample.
+Dimension key: n rows or samples, K draws, P members of a row, M metrics; X stands for all axes of a sample.
 """
 
 from __future__ import annotations
@@ -9,19 +9,32 @@ import dataclasses
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from dpo_jax.config import load
+from dpo_jax.config.pictures import (
+    PictureConfig,
+    PictureJudgeConfig,
+    PicturesConfig,
+    QualityJudge,
+    ScorerJudge,
+)
+from dpo_jax.errors import UserError, nearest
 from dpo_jax.evaluation.heldout import preference_metrics, unpaired_metrics
 from dpo_jax.evaluation.intervals import bootstrap_interval, in_words, share_interval
 from dpo_jax.evaluation.records import Classes, Evaluation, Heldout, Judged, Quality, Seen, Sides
 from dpo_jax.evaluation.winrate import compare_rewards
-from dpo_jax.experiments.picture_judging import judge_context, members, metrics_of, open_judge
-from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
 from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.files import write_atomic
+from dpo_jax.files import read_json, write_atomic
+from dpo_jax.objectives.diffusion import pixels
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.scorers.quality import METRICS, OF_IMAGES, fit_weights, measured, quality_scores
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params, PictureRow
 
@@ -76,7 +89,7 @@ def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> Hel
 
 def _draw(experiment: PictureExperiment, policy: Params, base: Params) -> Drawn:
     count = experiment.config.evaluation.samples
-    shown, sample = what_to_show(experiment, count), make_sampling(experiment, seed=experiment.config.seed)
+    shown, sample = experiment.what_to_show(count), experiment.sampler(seed=experiment.config.seed)
     with Progress("evaluate", 2 * count, unit="samples") as progress:
         ours = sample(policy, shown, count, "evaluation", progress.update)
         theirs = sample(base, shown, count, "evaluation", lambda done: progress.update(count + done))
@@ -89,7 +102,7 @@ def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
     if drawn.shown is not None:
         arrays["shown"] = drawn.shown
     if options.judge:
-        judge = open_judge(options.judge, judge_context(experiment, "evaluation.judge"))
+        judge = open_judge(options.judge, experiment, "evaluation.judge")
         scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in drawn.sides.items()}
         judgement = compare_rewards(scores["policy"], scores["reference"], numbers, judge=judge.name)
         arrays |= {f"{name}_scores": values for name, values in scores.items()}
@@ -171,3 +184,133 @@ def _aligned(clip_FHWC: np.ndarray) -> np.ndarray:
     centres_F2 = np.einsum("fhw,hwx->fx", light_FHW, places) / light_FHW.sum(axis=(1, 2))[:, None]
     moves_F2 = np.rint(size_2 // 2 - centres_F2).astype(int)
     return np.mean([np.roll(frame, move, axis=(0, 1)) for frame, move in zip(clip_FHWC, moves_F2, strict=True)], axis=0)
+
+
+_AT_ONCE = 256
+
+
+class PictureJudge(NamedTuple):
+    """Its name for people, and scores [n] of uint8 samples [n, X], higher for what is preferred."""
+
+    name: str
+    scores: Callable[[np.ndarray], np.ndarray]
+
+
+class JudgeContext(NamedTuple):
+    """The surroundings of a judge: its place in the configuration, pictures, training rows, and runs with a scorer."""
+
+    at: str  # file, line and key
+    pictures: PicturesConfig
+    train_rows: Callable[[], Sequence[PictureRow]]
+    owner: Callable[[str | None], PictureExperiment]  # of the scorer in a WORKDIR, by default of this one
+
+
+def open_judge(config: PictureJudgeConfig, experiment: PictureExperiment, key: str) -> PictureJudge:
+    """The judge that the configuration names at `key`.
+
+    Raises:
+        UserError: an unknown metric, one that pictures do not have, or there is no scorer yet.
+    """
+
+    def owner(model: str | None) -> PictureExperiment:
+        return experiment if model is None else _other(experiment, model)
+
+    at, pictures = f"{experiment.at(key)}: {key}", experiment.config.pictures
+    context = JudgeContext(at, pictures, lambda: experiment.train_data.rows, owner)
+    return PICTURE_JUDGES[config.name](config, context)
+
+
+def _quality(config: QualityJudge, context: JudgeContext) -> PictureJudge:
+    for name in (*config.weights, *config.metrics):
+        allowed = METRICS if (context.pictures.frames or 1) > 1 else OF_IMAGES
+        if name not in allowed:
+            raise UserError(f"{context.at}: quality metric {name!r} is unknown here. {nearest(name, allowed)}")
+    weights = {name: float(weight) for name, weight in config.weights.items()}
+    weights = weights or _fitted(context.train_rows(), config.metrics)
+    told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
+
+    @jax.jit
+    def scores(samples_nX: jax.Array) -> jax.Array:
+        return quality_scores(samples_nX.astype(jnp.float32) / 255.0, weights)
+
+    return PictureJudge(f"quality, {told}", lambda samples: in_parts(scores, samples))
+
+
+def metrics_of(samples_nX: np.ndarray) -> dict[str, np.ndarray]:
+    """Every quality metric that says something of samples of this shape, [n] each."""
+    names = list(METRICS if samples_nX.ndim == 5 and samples_nX.shape[1] > 2 else OF_IMAGES)
+    silent = {"sharpness": min(samples_nX.shape[-3:-1]) < 3, "saturation": samples_nX.shape[-1] == 1}
+    names = [name for name in names if not silent.get(name)]
+
+    @jax.jit
+    def of(samples: jax.Array) -> jax.Array:
+        return measured(samples.astype(jnp.float32) / 255.0, names)
+
+    return dict(zip(names, in_parts(of, samples_nX).T, strict=True))
+
+
+def in_parts(function: Callable[[np.ndarray], jax.Array], samples_nX: np.ndarray) -> np.ndarray:
+    """A function of samples, a few at a time, the last ones filled up so that it is compiled once."""
+    values = []
+    for start in range(0, len(samples_nX), _AT_ONCE):
+        part = samples_nX[start : start + _AT_ONCE]
+        whole = np.concatenate([part, np.repeat(part[-1:], _AT_ONCE - len(part), axis=0)])
+        values.append(np.asarray(function(whole))[: len(part)])
+    return np.concatenate(values)
+
+
+def members(rows: Sequence[PictureRow], slot: int) -> np.ndarray:
+    """The decoded samples of a slot of all rows, uint8 [n, X]."""
+    return np.stack([row.samples[slot]() for row in rows])
+
+
+def _fitted(rows: Sequence[PictureRow], metrics: Sequence[str]) -> dict[str, float]:
+    """Weights under which the preferences of the training rows are likeliest."""
+    if len(rows[0].samples) < 2:
+        raise UserError("quality metrics are fitted to pairs, and data.train has labelled samples; give weights.")
+    sides = [
+        in_parts(lambda samples: measured(samples / jnp.float32(255), metrics), members(rows, slot)) for slot in (0, 1)
+    ]
+    weights_M = np.asarray(fit_weights(jnp.asarray(sides[0]), jnp.asarray(sides[1])))
+    weights = {name: float(weight) for name, weight in zip(metrics, weights_M, strict=True)}
+    told = ", ".join(f"{name} {weight:.4g}" for name, weight in weights.items())
+    say("quality", f"weights fitted to {len(rows)} pairs: {told}")
+    return weights
+
+
+def _other(experiment: PictureExperiment, model: str) -> PictureExperiment:
+    """The experiment whose scorer lies in the WORKDIR `model`."""
+    path = Run(Path(model)).reward.config
+    if not path.exists():
+        raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
+    config, origins = load(str(path))
+    assert isinstance(config, PictureConfig)
+    theirs, ours = config.pictures, experiment.config.pictures
+    if (theirs.channels, theirs.frames is None) != (ours.channels, ours.frames is None):
+        raise UserError(f"{model}: its scorer is of other samples: {theirs}, not {ours}.")
+    owner = PictureExperiment(config, origins, command=experiment.command)
+    owner.workdir = Path(model)
+    return owner
+
+
+def reward_scores(experiment: PictureExperiment) -> Callable[[np.ndarray], np.ndarray]:
+    """The trained scorer of an experiment: samples [n, X] to scores [n]."""
+    model = experiment.reward_model
+    params = experiment.restored(experiment.run.reward.folder, "reward", model)
+    score = jax.jit(lambda samples_nX: model.scores(params, pixels(samples_nX)))
+    return lambda samples_nX: in_parts(score, samples_nX)
+
+
+def _scorer(config: ScorerJudge, context: JudgeContext) -> PictureJudge:
+    """The scorer of this run, or of another one's WORKDIR."""
+    owner = context.owner(config.model)
+    scores = reward_scores(owner)
+    path = owner.run.reward.evaluation
+    measured = Evaluation.from_json(read_json(path), where=str(path)) if path.exists() else Evaluation()
+    accuracy = measured.heldout.accuracy
+    told = "" if accuracy is None else f", right on {accuracy:.1%} of held-out pairs"
+    return PictureJudge(f"scorer {owner.workdir}{told}", scores)
+
+
+PICTURE_JUDGES: dict[str, Callable[..., PictureJudge]] = {"quality": _quality, "scorer": _scorer}
+"""Name in a configuration -> the opener of the judge."""

@@ -1,85 +1,143 @@
-"""Samples of a diffusion model, each a function of (seed, its number): two models start from the same noise.
+"""Pictures that a model writes: samples as files, and preference pairs of groups that show the same, judged.
 
-Dimension key: n samples, B of them drawn at once; X stands for all axes of a sample.
+Dimension key: G groups, S samples in a group; X stands for all axes of a sample.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+import io
+import json
+from pathlib import Path
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.diffusion.draws import row_keys
-from dpo_jax.diffusion.embeddings import Condition, present
-from dpo_jax.diffusion.sampling import make_sampler
+from dpo_jax.config import as_mapping
+from dpo_jax.config.pictures import PicturePairsConfig
+from dpo_jax.config.resume import deciding
+from dpo_jax.errors import UserError
+from dpo_jax.evaluation.selection import select_pairs
+from dpo_jax.experiments.picture_evaluation import PictureJudge, open_judge
 from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.mesh import constrain, place
-from dpo_jax.runtime.translate import sized_by
-from dpo_jax.types import Params, row_words
+from dpo_jax.files import read_json, write_atomic, write_json
+from dpo_jax.mesh import meet
+from dpo_jax.runtime.progress import Progress, say
+from dpo_jax.types import Params
 
-Sample = Callable[..., np.ndarray]
-"""`sample(params, shown_n, count, purpose, told) -> uint8 [n, X]`; `told(done)` is called now and then."""
+_RECORD = "pairs.json"
+"""What decided the pairs that lie beside it."""
 
 
-def make_sampling(experiment: PictureExperiment, *, seed: int) -> Sample:
-    """The sampler that `sampling` of the configuration describes; `shown_n` is None where nothing is to be shown.
+def write(experiment: PictureExperiment, *, output: str | None, reference: bool) -> None:
+    """Writes evaluation.samples pictures (PNG) or clips (.npy) into WORKDIR/samples, or the folder `output`."""
+    count = experiment.config.evaluation.samples
+    if not count:
+        raise UserError(f"{experiment.at('evaluation.samples')}: evaluation.samples is 0; it says how many to draw.")
+    params = experiment.start_params() if reference else experiment.trained_params()
+    shown, sample = experiment.what_to_show(count), experiment.sampler(seed=experiment.config.seed)
+    with Progress("sample", count, unit="samples") as progress:
+        samples = sample(params, shown, count, "samples", progress.update)
+    folder = Path(output) if output else experiment.run.samples_folder
+    classes = shown if shown is not None and shown.ndim == 1 else None
+    for number, each in enumerate(samples):
+        at = folder if classes is None else folder / str(classes[number])
+        at.mkdir(parents=True, exist_ok=True)
+        write_atomic(at / f"{number:05d}.{'npy' if samples.ndim == 5 else 'png'}", encoded(np.asarray(each)))
+    say("sample", f"wrote {count} files to {folder}" + ("" if classes is None else ", by class"))
 
-    Samples of one seed and `purpose`, a word, begin with the same noise for every model.
-    """
-    options, shape_X = experiment.config.sampling, experiment.shape_X
-    own = {"eta": options.eta} if options.sampler == "ddim" else {}
-    clip = 1.0 if options.clip else None
-    draw = make_sampler(
-        experiment.model.apply,
-        shape_X,
-        sampler=options.sampler,
-        steps=options.steps,
-        clip=clip,
-        **own,
-        **experiment.noise,
+
+def make_missing(experiment: PictureExperiment) -> None:
+    """Makes the pairs where they are asked for and are not there."""
+    options = experiment.config.pairs
+    if options is None:
+        return
+    wanted, record = (
+        [experiment.pairs_file, *([experiment.heldout_file] if options.heldout else [])],
+        experiment.pairs_folder / _RECORD,
     )
-
-    @jax.jit
-    def finished(params: Params, words_BW: jax.Array, condition: Condition | None) -> jax.Array:
-        keys_B = row_keys(words_BW, seed=seed, epoch=0)
-        found_BX = draw(params, keys_B, condition, options.guidance)
-        bytes_BX = jnp.round((jnp.clip(found_BX, -1.0, 1.0) + 1.0) * 127.5).astype(jnp.uint8)
-        return constrain(bytes_BX, *[None] * bytes_BX.ndim)  # every host reads them
-
-    @sized_by("sampling.batch_rows")
-    def sample(
-        params: Params, shown_n: np.ndarray | None, count: int, purpose: str, told: Callable[[int], None]
-    ) -> np.ndarray:
-        words_nW = row_words([_row_id(purpose, number) for number in range(count)])
-        size = -(-min(options.batch_rows, count) // experiment.row_multiple) * experiment.row_multiple
-        parts = []
-        for start in range(0, count, size):
-            picks = np.minimum(np.arange(start, start + size), count - 1)  # the last batch is filled up
-            words_BW = place(experiment.row_sharding(words_nW[picks]), words_nW[picks])
-            condition = (
-                None if shown_n is None else present(place(experiment.row_sharding(shown_n[picks]), shown_n[picks]))
-            )
-            parts.append(jax.device_get(finished(params, words_BW, condition))[: count - start])
-            told(min(start + size, count))
-        return np.concatenate(parts)
-
-    return sample
+    if not record.exists() or not all(file.exists() for file in wanted):
+        make(experiment, experiment.start_params())
+        return
+    old, new = read_json(record), _settings(as_mapping(experiment.config))
+    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+        raise UserError(
+            f"{experiment.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the "
+            "pairs anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
+        )
 
 
-def _row_id(purpose: str, number: int) -> str:
-    return hashlib.blake2b(f"{purpose} {number}".encode(), digest_size=16).hexdigest()
+def _settings(config: dict[str, Any]) -> dict[str, Any]:
+    """The settings that decide which pairs are made."""
+    judge = config["pairs"]["judge"] or config["evaluation"]["judge"]
+    return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
 
 
-def what_to_show(experiment: PictureExperiment, count: int, *, group: int = 1) -> np.ndarray | None:
-    """Classes in turn, int32 [count], each `group` times; the texts of held-out or training rows; None: nothing."""
-    pictures = experiment.config.pictures
-    places = np.arange(count) // group
-    if pictures.classes:
-        return (places % pictures.classes).astype(np.int32)
-    if not pictures.text_width:
-        return None
-    texts: Sequence = experiment.prompts_E
-    return np.stack([texts[place % len(texts)] for place in places]).astype(np.float32)
+def make(experiment: PictureExperiment, params: Params) -> None:
+    """Writes pairs.parquet and heldout.parquet anew, from samples under `params`."""
+    options = experiment.config.pairs
+    assert options is not None
+    asked = options.judge or experiment.config.evaluation.judge
+    assert asked is not None
+    judge = open_judge(asked, experiment, "pairs.judge" if options.judge else "evaluation.judge")
+    seed = experiment.config.seed if options.seed is None else options.seed
+    sample = experiment.sampler(seed=seed)
+    if jax.process_index() == 0:
+        (experiment.pairs_folder / _RECORD).unlink(missing_ok=True)  # the pairs count when all of them are there
+    for file, groups, purpose in (
+        (experiment.pairs_file, options.groups, "pairs"),
+        (experiment.heldout_file, options.heldout, "held-out pairs"),
+    ):
+        if groups:
+            shown = experiment.what_to_show(groups * options.samples, group=options.samples)
+            with Progress("pairs", groups * options.samples, unit="samples") as progress:
+                samples = sample(params, shown, groups * options.samples, purpose, progress.update)
+            _write(file, options, judge, samples, shown)
+    write_json(experiment.pairs_folder / _RECORD, _settings(as_mapping(experiment.config)))
+    meet("pairs written")
+
+
+def _write(
+    file: Path, options: PicturePairsConfig, judge: PictureJudge, samples: np.ndarray, shown: np.ndarray | None
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    total = len(samples)
+    scores_GS = np.asarray(judge.scores(samples), np.float64).reshape(-1, options.samples)
+    # Equal samples are no pair, as equal texts are none.
+    names = [hashlib.blake2b(each.tobytes(), digest_size=16).hexdigest() for each in samples]
+    names_GS = [names[start : start + options.samples] for start in range(0, total, options.samples)]
+    picked = select_pairs(scores_GS, names_GS, select=options.select, min_gap=options.min_gap)
+    if not len(picked.prompts):
+        raise UserError(f"pairs: {judge.name} finds no sample better than another of its group; nothing written.")
+    rows: list[dict[str, Any]] = []
+    for group, chosen, rejected in zip(picked.prompts, picked.chosen, picked.rejected, strict=True):
+        first = group * options.samples
+        row: dict[str, Any] = {
+            "chosen": encoded(samples[first + chosen]),
+            "rejected": encoded(samples[first + rejected]),
+            "chosen_score": float(scores_GS[group, chosen]),
+            "rejected_score": float(scores_GS[group, rejected]),
+        }
+        if shown is not None:
+            row |= {"class": int(shown[first])} if shown.ndim == 1 else {"embedding": shown[first].tolist()}
+        rows.append(row)
+    sink = io.BytesIO()
+    parquet.write_table(pa.Table.from_pylist(rows), sink)
+    write_atomic(file, sink.getvalue())
+    without = f"; {picked.without} groups gave none" if picked.without else ""
+    say("pairs", f"wrote {len(rows)} pairs to {file}{without}; mean score of all samples {scores_GS.mean():.4g}")
+
+
+def encoded(sample_X: np.ndarray) -> bytes:
+    """A picture as PNG, a clip as an array of numpy; both without loss."""
+    sink = io.BytesIO()
+    if sample_X.ndim == 4:
+        np.save(sink, sample_X, allow_pickle=False)
+    else:
+        from PIL import Image
+
+        Image.fromarray(sample_X[..., 0] if sample_X.shape[-1] == 1 else sample_X).save(sink, "PNG")
+    return sink.getvalue()

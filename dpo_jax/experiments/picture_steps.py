@@ -6,7 +6,6 @@ Dimension key: n rows, P members of a row.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,23 +15,17 @@ import numpy as np
 from dpo_jax.data.pictures import Pictures
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Evaluation
-from dpo_jax.experiments import picture_evaluation, picture_pairs, picture_reports
-from dpo_jax.experiments.fit import fit
-from dpo_jax.experiments.losses import read_term
-from dpo_jax.experiments.picture_judging import in_parts, members, scorer_of
-from dpo_jax.experiments.picture_samples import make_sampling, what_to_show
+from dpo_jax.experiments import data_reports, picture_evaluation, picture_samples
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.experiments.steps import Steps
-from dpo_jax.experiments.training import make_training
-from dpo_jax.files import write_atomic
-from dpo_jax.losses import Loss, preference_score
-from dpo_jax.objectives.diffusion import denoising_objective, pixels, scoring_objective
+from dpo_jax.experiments.training import fit, make_training
+from dpo_jax.losses import preference_score
+from dpo_jax.objectives.diffusion import denoising_objective, scoring_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Errors, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import PICTURES
-from dpo_jax.runtime.progress import Progress, say
-from dpo_jax.scorers.networks import Scorer
+from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Training
 from dpo_jax.weights.dit import export_dit
@@ -43,6 +36,8 @@ class PictureSteps(PictureExperiment, Steps):
     """An experiment on pictures or clips."""
 
     kind = "pictures"
+    report_kind = PICTURES
+    reward_loss = staticmethod(preference_score)
 
     def check(self) -> None:
         """Refuses a loss that cannot be, and says that the reference runs in every step."""
@@ -52,13 +47,13 @@ class PictureSteps(PictureExperiment, Steps):
 
     def make_missing_pairs(self) -> None:
         """Makes the pairs of the model's own samples, where they are missing."""
-        picture_pairs.make_missing(self)
+        picture_samples.make_missing(self)
 
     def sft_training(self) -> Training:
         """Pre-training on samples alone."""
-        config, section, model = self.config, self.config.sft, self.sft_model
+        section, model, seed = self.config.sft, self.sft_model, self.sft_seed
         assert section is not None
-        seed, average = config.seed if section.seed is None else section.seed, section.average
+        average = section.average
         data = self.read("sft.data.train", section.data.train, "samples", seed=seed)
         return make_training(
             section,
@@ -85,38 +80,14 @@ class PictureSteps(PictureExperiment, Steps):
         """True if there are held-out rows, or samples are asked for."""
         return self.has_heldout or bool(self.config.evaluation.samples)
 
-    def reward_term(self) -> Term:
-        """The loss of the scorer with the options of `reward`."""
-        config = self.config.reward
-        if config is None:
-            raise UserError(
-                "reward: the configuration has no `reward:` section, which would say how to train a scorer; "
-                "`reward: {train: {epochs: 10}}` is enough."
-            )
-        if self.is_labelled:
-            raise UserError(
-                f"{self.at('loss')}: reward: a scorer learns from pairs, and the loss reads labelled samples."
-            )
-        return read_term(
-            "preference_score",
-            Loss(preference_score),
-            config.options,
-            lambda name: f"{self.at(f'reward.options.{name}')}: reward",
-        )
-
     @property
     def reward_needs_start(self) -> bool:
         """True if the scorer learns from the model's own samples."""
         return self.config.pairs is not None
 
-    @property
-    def _scorer(self) -> Scorer:
-        assert self.config.reward is not None
-        return scorer_of(self.config.pictures, self.config.reward)
-
     def reward_training(self, term: Term) -> Training:
         """A scorer's training, from random parameters."""
-        section, model, seed = self.config.reward, self._scorer, self.config.seed
+        section, model, seed = self.config.reward, self.reward_model, self.config.seed
         assert section is not None
         init = jax.jit(model.init, out_shardings=param_shardings(self.mesh, model.tree))
         return make_training(
@@ -133,10 +104,8 @@ class PictureSteps(PictureExperiment, Steps):
 
     def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
         """Scores [n, P] of the held-out pairs, and their losses [n]."""
-        model, rows = self._scorer, self.eval_data.rows
-        params = self.restored(self.run.reward.folder, "reward", model)
-        score = jax.jit(lambda samples: model.scores(params, pixels(samples)))
-        scores_nP = np.stack([in_parts(score, members(rows, slot)) for slot in (0, 1)], axis=1)
+        score, rows = picture_evaluation.reward_scores(self), self.eval_data.rows
+        scores_nP = np.stack([score(picture_evaluation.members(rows, slot)) for slot in (0, 1)], axis=1)
         return scores_nP, np.asarray(preference_score(*jnp.asarray(scores_nP.T), **term.knobs(0)))
 
     def data_reports(self) -> list[SplitReport]:
@@ -149,7 +118,7 @@ class PictureSteps(PictureExperiment, Steps):
             splits["data.train"] = self.train_data
             if self.has_heldout:
                 splits["data.eval"] = self.eval_data
-        return picture_reports.reports_of(splits)
+        return data_reports.reports_of_pictures(splits)
 
     def write_pairs(self, output: str | None) -> None:
         """Writes WORKDIR/pairs.parquet and heldout.parquet anew, after the pre-training where it is missing."""
@@ -161,26 +130,13 @@ class PictureSteps(PictureExperiment, Steps):
             )
         if self.config.sft:
             fit(self, self.sft_training())
-        picture_pairs.make(self, self.start_params())
+        picture_samples.make(self, self.start_params())
 
     def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
-        """Writes evaluation.samples pictures (PNG) or clips (.npy) into WORKDIR/samples, or the folder `output`."""
+        """Writes pictures or clips into WORKDIR/samples, or the folder `output`."""
         if prompts is not None:
             raise UserError("command line: --prompts is of experiments on texts; classes are shown in turn.")
-        count = self.config.evaluation.samples
-        if not count:
-            raise UserError(f"{self.at('evaluation.samples')}: evaluation.samples is 0; it says how many to draw.")
-        params = self.start_params() if reference else self.trained_params()
-        shown, sample = what_to_show(self, count), make_sampling(self, seed=self.config.seed)
-        with Progress("sample", count, unit="samples") as progress:
-            samples = sample(params, shown, count, "samples", progress.update)
-        folder, suffix = Path(output) if output else self.run.samples_folder, "npy" if samples.ndim == 5 else "png"
-        by_class = shown is not None and shown.ndim == 1
-        for number, each in enumerate(samples):
-            at = folder / str(shown[number]) if shown is not None and by_class else folder
-            at.mkdir(parents=True, exist_ok=True)
-            write_atomic(at / f"{number:05d}.{suffix}", picture_pairs.encoded(np.asarray(each)))
-        say("sample", f"wrote {count} files to {folder}" + (", by class" if by_class else ""))
+        picture_samples.write(self, output=output, reference=reference)
 
     def why_no_export(self) -> str | None:
         """The reason for which Diffusers has no class for this model; None if it has."""
@@ -197,8 +153,6 @@ class PictureSteps(PictureExperiment, Steps):
         dtype = self.config.export.dtype
         export_dit(folder, params, self.model, dtype=dtype)
         say("export", f"wrote {folder} ({dtype}, for Diffusers' DiTTransformer2DModel)")
-
-    report_kind = PICTURES
 
     @property
     def shown_samples(self) -> int:

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 
 import jax
 import numpy as np
-from jax.sharding import NamedSharding
 
 from dpo_jax.config import Source, TrainConfig
 from dpo_jax.config.pictures import PictureConfig
@@ -25,9 +24,9 @@ from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
-from dpo_jax.experiments.picture_scores import ErrorScore, make_error_score, score_pictures
+from dpo_jax.experiments.picture_model import ErrorScore, Sample, make_error_score, make_sampling, score_pictures
 from dpo_jax.losses import LOSSES
-from dpo_jax.mesh import named_sharding
+from dpo_jax.mesh import place
 from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate, mistake
@@ -36,6 +35,7 @@ from dpo_jax.reference.store import Errors
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.runtime.translate import sized_by
+from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import Knobs, Lora, Objective, Params, PictureRow
 from dpo_jax.weights.adapter import adapted_paths
@@ -73,10 +73,6 @@ class PictureExperiment(Experiment[PictureConfig]):
         shape = self.shape
         frames = () if shape.frames is None else (shape.frames,)
         return (*frames, shape.height, shape.width, shape.channels)
-
-    def row_sharding(self, array: np.ndarray) -> NamedSharding:
-        """Sharding of an array whose first axis are rows."""
-        return named_sharding(self.mesh, ("rows", *[None] * (array.ndim - 1)), array.shape)
 
     @property
     def noise(self) -> Noise:
@@ -151,9 +147,8 @@ class PictureExperiment(Experiment[PictureConfig]):
                 f"{locate('model', self.origins)}: model: there are no weights; name a folder in model.weights, or "
                 "pre-train: add `sft:`. Without them there is `dpo-jax reward` alone."
             )
-        seed = config.seed if config.sft.seed is None else config.sft.seed
         born = jax.jit(model.init, out_shardings=param_shardings(self.mesh, model.tree))
-        return born(jax.random.key(seed))
+        return born(jax.random.key(self.sft_seed))
 
     def fine_tuned(self) -> Params:
         """The result of the pre-training: the moving average of its parameters, if it keeps one."""
@@ -237,6 +232,48 @@ class PictureExperiment(Experiment[PictureConfig]):
             batches = evaluation_batches(rows, pairs=self.config.reference.batch_pairs)
             return score_pictures(self.score, params, batches, draws=count, place=self.place, progress=progress)
 
+    def sampler(self, *, seed: int) -> Sample:
+        """The sampler that `sampling` of the configuration describes."""
+        return make_sampling(
+            self.model.apply,
+            self.noise,
+            self.config.sampling,
+            self.shape_X,
+            seed=seed,
+            row_multiple=self.row_multiple,
+            place=lambda array: place(self._sharding(("rows",), array), array),
+        )
+
+    def what_to_show(self, count: int, *, group: int = 1) -> np.ndarray | None:
+        """Classes in turn, int32 [count], each `group` times, or text embeddings; None: nothing.
+
+        The texts are those of held-out rows, of those for training, or of pre-training.
+        """
+        config, places = self.config, np.arange(count) // group
+        if config.pictures.classes:
+            return (places % config.pictures.classes).astype(np.int32)
+        if not config.pictures.text_width:
+            return None
+        if config.data.train:
+            rows = (self.eval_data if self.has_heldout else self.train_data).rows
+        else:
+            assert config.sft is not None
+            rows = self.read("sft.data.train", config.sft.data.train, "samples").rows
+        return np.stack([np.asarray(rows[place % len(rows)].shown) for place in places]).astype(np.float32)
+
+    @cached_property
+    def reward_model(self) -> Scorer:
+        """The scorer that `reward` describes."""
+        pictures, reward = self.config.pictures, self.config.reward
+        assert reward is not None
+        spec = ScorerSpec(
+            channels=pictures.channels,
+            clips=pictures.frames is not None,
+            widths=(reward.first_width, reward.second_width),
+            head_width=reward.head_width,
+        )
+        return make_scorer(spec, dtype=reward.dtype)
+
     def why_no_store(self) -> str | None:
         """The reason for which training cannot read the reference's errors from a store; None if it can."""
         if self.config.reference.draws:
@@ -266,7 +303,7 @@ class PictureExperiment(Experiment[PictureConfig]):
 
     @property
     def is_labelled(self) -> bool:
-        """True if the loss reads labelled samples, not pairs."""
+        """True if the loss reads labelled samples."""
         return self.term.entry.reads_labels
 
     @property
@@ -313,17 +350,6 @@ class PictureExperiment(Experiment[PictureConfig]):
         """True if there are held-out rows, or will be."""
         config = self.config
         return bool(config.data.eval or (config.pairs and config.pairs.heldout))
-
-    @cached_property
-    def prompts_E(self) -> list[np.ndarray]:
-        """The text embeddings that samples are to show: of held-out rows, of those for training, or of pre-training."""
-        config = self.config
-        if config.data.train:
-            rows = (self.eval_data if self.has_heldout else self.train_data).rows
-        else:
-            assert config.sft is not None
-            rows = self.read("sft.data.train", config.sft.data.train, "samples").rows
-        return [np.asarray(row.shown) for row in rows]
 
     def _own(self, file: Path) -> tuple[Source, ...]:
         kind = "images" if self.config.pictures.frames is None else "videos"

@@ -18,8 +18,6 @@ from jax.sharding import AbstractMesh, AxisType
 from dpo_jax.config import Config
 from dpo_jax.data.rows import DataRows
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
-from dpo_jax.experiments.rows import read_rows
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training
 from dpo_jax.mesh import MESH_AXES, make_mesh, mesh_sizes
@@ -95,8 +93,7 @@ class Planned(TextExperiment):
     def find_lengths(self) -> Lengths:
         """The first rows of the data if they can be read here, else the longest that the settings allow."""
         try:
-            sources = self.config.data.train
-            data = read_rows(self.config, self.tokenizer, "data.train", sources, limit=_ROWS_READ)
+            data = self.read("data.train", self.config.data.train, limit=_ROWS_READ)
             return Lengths(data, f"the first {len(data.rows):,} rows of data.train")
         except (UserError, OSError) as error:
             longest, why = self.config.data.max_tokens, str(error).splitlines()[0].rstrip(".")
@@ -108,12 +105,12 @@ class Planned(TextExperiment):
 
     def largest_rows(self) -> DataRows:
         """As many rows as a batch holds, all their tokens in the responses: in no layout do others need more memory."""
-        losses, longest = self.config.loss, self.config.data.max_tokens
-        slots = 2 if needs_mismatched(losses) or not is_unpaired(losses) else 1
+        longest = self.config.data.max_tokens
+        slots = 2 if any(term.entry.mismatched for term in self.terms) or not self.is_labelled else 1
         prompt, response = np.zeros(1, np.int32), np.zeros(longest - 1, np.int32)
         count = max(self.config.train.batch_pairs, self.config.reference.batch_pairs)
         rows = [TokenRow(f"{n}", prompt, (response,) * slots) for n in range(count)]
-        labels = np.arange(count) % 2 == 0 if is_unpaired(losses) else None
+        labels = np.arange(count) % 2 == 0 if self.is_labelled else None
         return DataRows(rows, [], desirable=labels)
 
     def reference_call(self, data: DataRows) -> Call:

@@ -13,24 +13,25 @@ from typing import Any, ClassVar
 import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of
+from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments.experiment import Experiment
-from dpo_jax.experiments.step_zero import check_scores
-from dpo_jax.experiments.stores import UNITS
+from dpo_jax.experiments.losses import read_term
+from dpo_jax.experiments.stores import UNITS, check_scores
 from dpo_jax.experiments.training import preference_training
+from dpo_jax.losses import Loss
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import Kind
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.loop import After
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
 
 _CHECKED_ROWS = 4
-
-Callback = Callable[[int, TrainState], tuple[TrainState, dict[str, float]]]
 
 
 class Start:
@@ -93,7 +94,7 @@ class Steps(Experiment):
     def say_how_fitted(self, store: Store | None, start: Start) -> None:
         """Says how well the start of the policy knows the chosen responses."""
 
-    def callback(self, steps: int, store: Store | None) -> Callback | None:
+    def callback(self, steps: int, store: Store | None) -> After | None:
         """The callback after each of `steps` steps: measurements, and losses that are steered by them."""
         return None
 
@@ -154,13 +155,28 @@ class Steps(Experiment):
         """Scores of the best of n samples of the start, which all points of a sweep share."""
         return []
 
-    @abc.abstractmethod
+    reward_loss: ClassVar[Callable[..., Any]]
+    """The loss of the reward model."""
+
     def reward_term(self) -> Term:
-        """The loss of the reward model, its options checked.
+        """The loss of the reward model with the options of `reward`.
 
         Raises:
             UserError: the configuration asks for no reward model, or for one that cannot be.
         """
+        config, loss = self.config.reward, self.reward_loss
+        if config is None:
+            raise UserError(
+                "reward: the configuration has no `reward:` section, which would say how to train a reward model; "
+                "`reward: {train: {epochs: 1}}` is enough."
+            )
+        if self.is_labelled:
+            raise UserError(
+                f"{self.at('loss')}: reward: a reward model learns from pairs, but with loss "
+                f"{self.config.loss[0].name} the rows are labelled. Name a loss on pairs."
+            )
+        where = lambda name: f"{self.at(f'reward.options.{name}')}: reward"  # noqa: E731
+        return read_term(loss.__name__, Loss(loss), config.options, where)
 
     @property
     def reward_needs_start(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +26,8 @@ TOLERANCE: dict[type, dict[str, tuple[float, float]]] = {  # absolute, relative;
     Errors: {"float32": (1e-4, 0.0), "bfloat16": (2e-2, 0.0)},
 }
 
+Kind = TypeVar("Kind", Scores, Errors)
+
 SCORED: dict[type, str] = {Scores: "log-probs", Errors: "errors"}
 UNITS: dict[type, str] = {Scores: " nats", Errors: ""}
 """Words for what a store holds, for messages."""
@@ -42,6 +44,22 @@ def agree(now: Scores | Errors, stored: Scores | Errors, dtype: str) -> np.ndarr
             near_nP = np.abs(now_nP - stored_nP) <= absolute + relative * np.abs(stored[0])
         agree_n &= near_nP.all(axis=1)
     return agree_n
+
+
+def check_scores(row_ids: Sequence[str], now: Kind, stored: Kind, *, where: str, dtype: str) -> None:
+    """Checks that the policy says of rows what the reference says; `where` says where that comes from.
+
+    Raises:
+        UserError: it does not; the message says what to check.
+    """
+    same = agree(now, stored, dtype)
+    if not same.all():
+        row = int(np.argmin(same))
+        raise UserError(
+            f"step 0: row {row_ids[row]} has {SCORED[type(now)]} {now[0][row].tolist()} under the policy, but "
+            f"{stored[0][row].tolist()} in {where}. Before the first step they are the same model: check that the "
+            "weights did not change since `dpo-jax reference`, or delete the store and score again."
+        )
 
 
 def heldout_store(experiment: Experiment, params: Callable[[], Params]) -> Store:

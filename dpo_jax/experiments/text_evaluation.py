@@ -22,16 +22,27 @@ from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
+from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
 from dpo_jax.evaluation.judges import Scoring
-from dpo_jax.evaluation.records import Benchmark, Benchmarks, BestOf, BothTexts, Evaluation, Heldout, Sample
+from dpo_jax.evaluation.length_controlled import length_controlled
+from dpo_jax.evaluation.records import (
+    Benchmark,
+    Benchmarks,
+    BestOf,
+    BothTexts,
+    Evaluation,
+    Heldout,
+    Judged,
+    JudgedSide,
+    Sample,
+)
 from dpo_jax.evaluation.rewardbench import rewardbench
 from dpo_jax.evaluation.texts import describe_texts
+from dpo_jax.evaluation.winrate import compare_rewards, order_effect, win_rate
 from dpo_jax.experiments.heldout import heldout
-from dpo_jax.experiments.judging import AnyJudge, JudgeContext, judged, open_judge, tell_judged
+from dpo_jax.experiments.judging import AnyJudge, open_judge
 from dpo_jax.experiments.outputs import Matched, Output, read_matched, write_outputs
-from dpo_jax.experiments.rows import rules_of
 from dpo_jax.experiments.samples import Samples
-from dpo_jax.experiments.scoring import Rewards, open_rewards
 from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
@@ -71,16 +82,7 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
 def judge_of(experiment: TextExperiment) -> AnyJudge | None:
     """The judge of the evaluation, opened; None where nobody judges."""
     options = experiment.config.evaluation.judge
-    return options and open_judge(options, judge_context(experiment, "evaluation.judge"))
-
-
-def judge_context(experiment: TextExperiment, key: str) -> JudgeContext:
-    """The surroundings of the judge that the configuration names there."""
-
-    def rewards(location: str | None, key: str) -> Rewards:
-        return open_rewards(experiment, location, key=key)
-
-    return JudgeContext(key, experiment.origins, experiment.workdir, rewards)
+    return options and open_judge(options, experiment, "evaluation.judge")
 
 
 def _heldout(experiment: TextExperiment, policy: Params, frozen: Params) -> Heldout:
@@ -145,6 +147,88 @@ def compare(
     tell_judged(judgement)
     samples = [dataclasses.replace(sample, **own) for sample, own in zip(samples, of_each, strict=True)]
     return Evaluation(texts=described, judged=judgement, samples=samples)
+
+
+def judged(
+    judge: AnyJudge,
+    prompts: Sequence[Prompt],
+    policy: Sequence[str],
+    reference: Sequence[str],
+    *,
+    difficulty_n: np.ndarray | None = None,
+) -> tuple[Judged, list[dict[str, float]]]:
+    """The judgement on the policy's responses against the reference's, in all and, by fields of `Sample`, of each.
+
+    Win rates, raw and length-controlled, always; of a judge that scores the mean scores, and, where its scores have a
+    neutral value, the shares above it; of one that compares the effect of the order, and its cost. `difficulty_n` is
+    that of `length_controlled`.
+    """
+    names = [prompt.text for prompt in prompts]
+    if isinstance(judge, Scoring):
+        policy_n, reference_n = np.split(judge.scores([*prompts, *prompts], [*policy, *reference]), 2)
+        verdicts_n = (1 + np.sign(policy_n - reference_n)) / 2
+        total = _of_scores(policy_n, reference_n, judge, names)
+        of_each = [
+            {"reference_score": float(b), "policy_score": float(a)} for a, b in zip(policy_n, reference_n, strict=True)
+        ]
+    else:
+        orders = judge.orders(prompts, policy, reference)
+        verdicts_n = orders.verdicts
+        rate = vars(win_rate(verdicts_n, names))
+        total = Judged(judge=judge.name, order=order_effect(orders, names), usage=judge.usage(), **rate)
+        of_each = [{"verdict": float(verdict)} for verdict in verdicts_n]
+    ours, theirs = ([text.strip() for text in texts] for texts in (policy, reference))
+    equal = length_controlled(verdicts_n, ours, theirs, names, difficulty_n=difficulty_n)
+    return dataclasses.replace(total, length_controlled=equal), of_each
+
+
+def _of_scores(policy_n: np.ndarray, reference_n: np.ndarray, judge: Scoring, prompts: Sequence[str]) -> Judged:
+    rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge.name)
+    if judge.neutral is None:
+        return rewards
+    counts = [(int(np.sum(scores_n > judge.neutral)), len(scores_n)) for scores_n in (policy_n, reference_n)]
+    policy, reference = (
+        JudgedSide(
+            score=side.reward,
+            score_interval=side.interval,
+            positive=above / total,
+            interval=share_interval(above, total),
+        )
+        for side, (above, total) in zip((rewards.policy, rewards.reference), counts, strict=True)
+    )
+    return dataclasses.replace(
+        rewards,
+        policy=policy,
+        reference=reference,
+        difference=counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1],
+        difference_interval=difference_interval(*counts),
+    )
+
+
+def tell_judged(judged: Judged) -> None:
+    """The same for the console."""
+    equal, order, usage = judged.length_controlled, judged.order, judged.usage
+    wins = f"the policy wins {judged.win_rate:.1%} ({in_words(judged.win_rate_interval, '.1%')}; {judged.ties} ties)"
+    low, high = equal.win_rate_interval or (math.nan, math.nan)
+    lines = [f"{wins}, at equal lengths {equal.win_rate:.1%} ({low:.1%} to {high:.1%})"]
+    if judged.difference is not None:
+        lines.append(
+            f"judged positive: {judged.reference.positive:.1%} before, {judged.policy.positive:.1%} after, "
+            f"difference {judged.difference:+.1%} ({in_words(judged.difference_interval, '+.1%')})"
+        )
+    elif judged.policy.reward is not None:
+        lines.append(f"mean reward {judged.reference.reward:.3f} before, {judged.policy.reward:.3f} after")
+    if order:
+        lines.append(f"the winner changed with the order in {order.flipped:.1%} of the comparisons")
+    if usage:
+        cost = "" if usage.cost is None else f", cost {usage.cost:.4f}"
+        lines.append(
+            f"{usage.requests} requests ({usage.retries} again), {usage.cached} verdicts known, "
+            f"{usage.not_understood} answers not understood, {usage.prompt_tokens} + "
+            f"{usage.completion_tokens} tokens{cost}"
+        )
+    for line in lines:
+        say("evaluate", line)
 
 
 @sized_by("reference.batch_pairs")
@@ -233,7 +317,7 @@ def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
 
 def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
     """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
-    rules = dataclasses.replace(rules_of(experiment.config), truncation="keep")
+    rules = dataclasses.replace(experiment.rules, truncation="keep")
     tokens = tokenize(pairs, experiment.tokenizer, rules).rows
     margins: list[dict[str, float]] = []
     for params in (policy, frozen):

@@ -1,20 +1,107 @@
-"""Responses of the policy, or of the reference, to prompts, with the keys that AlpacaEval reads."""
+"""Texts that a model writes: samples for AlpacaEval, and preference pairs of which a judge said what is better.
+
+Dimension key: N prompts, S responses to each.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from dpo_jax.config import Config, Source
 from dpo_jax.data.sources import PROMPTS, read_sources
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.judges import Scoring
+from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
+from dpo_jax.experiments.judging import AnyJudge, open_judge
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
+from dpo_jax.reading import locate
 from dpo_jax.runtime.progress import say
+from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Prompt
 
 
-def write(experiment: TextExperiment, *, prompts: str | None, output: str | None, reference: bool) -> None:
+def write_pairs(experiment: TextExperiment, output: str | None) -> None:
+    """Writes pairs as JSON Lines that `data.train` reads: prompt, chosen, rejected, and the score of each response.
+
+    The policy of the newest checkpoint answers, or, before there is one, the model with which training starts.
+    """
+    options = experiment.config.pairs
+    asked = options.judge or experiment.config.evaluation.judge
+    if asked is None:
+        raise UserError(
+            f"{locate('pairs', experiment.origins)}: pairs: nobody says which response is better: name pairs.judge, "
+            "such as {name: lexicon}."
+        )
+    path = Path(output) if output else experiment.run.pairs
+    if path.is_dir():
+        raise UserError(f"command line: --output {path} is a directory; name a file.")
+    if experiment.config.sampling.samples < 2:
+        at = locate("sampling.samples", experiment.origins)
+        raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
+    key = "pairs.judge" if options.judge else "evaluation.judge"
+    judge = open_judge(asked, experiment, key)
+    if options.prompts:
+        prompts = _read(options.prompts, experiment.config, "pairs", "pairs.prompts")
+    else:
+        prompts = experiment.train_data.prompts
+    experiment.check_sampling()
+    if Checkpoints(experiment.run.checkpoints).latest() is None:
+        params, who = experiment.start_params(), "the model with which training starts"
+    else:
+        params, who = experiment.trained_params(), "the trained policy"
+    responses = experiment.sample("pairs", prompts, params, who)
+    end, samples = experiment.tokenizer.eos_token_id, experiment.config.sampling.samples
+    if unended := sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in responses.rows):
+        limit = experiment.config.sampling.max_new_tokens
+        say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {limit}")
+    responses_NS = [responses.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    if empty := sum(not text.strip() for text in responses.written):
+        say("pairs", f"{empty} responses are empty, and in no pair")
+    scores_NS = score(judge, prompts, responses_NS)
+    selected = select_pairs(scores_NS, responses_NS, select=options.select, min_gap=options.min_gap)
+    rows = [
+        _row(prompts[n], responses_NS[n][chosen], responses_NS[n][rejected])
+        | {"chosen_score": float(scores_NS[n, chosen]), "rejected_score": float(scores_NS[n, rejected])}
+        for n, chosen, rejected in zip(selected.prompts, selected.chosen, selected.rejected, strict=True)
+    ]
+    if not rows:
+        raise UserError(
+            f"pairs: {judge.name} finds no response better than another to the same prompt; nothing written."
+        )
+    write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    without = f"; {selected.without} prompts gave none" if selected.without else ""
+    say("pairs", f"wrote {len(rows)} pairs to {path}{without}; mean score of all responses {scores_NS.mean():.3f}")
+
+
+def score(judge: AnyJudge, prompts: list[Prompt], responses_NS: list[list[str]]) -> np.ndarray:
+    """Quality of each response, [N, S]: its own score, or its share of wins over the others to its prompt."""
+    samples = len(responses_NS[0])
+    if isinstance(judge, Scoring):
+        every = [prompt for prompt in prompts for _ in range(samples)]
+        return judge.scores(every, [text for texts in responses_NS for text in texts]).reshape(len(prompts), samples)
+    places = comparisons(samples)
+    every = [prompt for prompt in prompts for _ in places]
+    first, second = ([texts[place[side]] for texts in responses_NS for place in places] for side in (0, 1))
+    return win_shares(judge.verdicts(every, first, second), prompts=len(prompts), samples=samples)
+
+
+def _row(prompt: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+    """A pair with the columns of its prompt; answers to a conversation are messages."""
+    beside = {"tools": prompt.tools, "chat_template_kwargs": prompt.chat_template_kwargs}
+    brings = {name: value for name, value in beside.items() if value is not None}
+    if isinstance(prompt.prompt, str):
+        return {"prompt": prompt.prompt, "chosen": chosen, "rejected": rejected, **brings}
+    chosen_turns, rejected_turns = ([{"role": "assistant", "content": text.strip()}] for text in (chosen, rejected))
+    return {"prompt": list(prompt.prompt), "chosen": chosen_turns, "rejected": rejected_turns, **brings}
+
+
+def write_samples(experiment: TextExperiment, *, prompts: str | None, output: str | None, reference: bool) -> None:
     """Samples from the policy (the newest checkpoint) or the reference (where it started), and writes the file.
 
     One object for each response, in the order of the prompts: instruction (the prompt), output (without white space
@@ -26,7 +113,12 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
         raise UserError(f"command line: --output {path} is a directory; name a file.")
     samples, name = experiment.config.sampling.samples, "reference" if reference else "policy"
     experiment.check_sampling()
-    asked = _read(experiment, prompts)
+    if prompts:
+        asked = _read([{"path": prompts}], experiment.config, "sample", prompts)
+    elif experiment.has_heldout:
+        asked = experiment.eval_data.prompts
+    else:
+        raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
     params = experiment.start_params() if reference else experiment.trained_params()
     responses = experiment.sample("sample", asked, params, f"the {name}")
     tokens = sum(len(row.responses[0]) for row in responses.rows)
@@ -44,15 +136,12 @@ def write(experiment: TextExperiment, *, prompts: str | None, output: str | None
     )
 
 
-def _read(experiment: TextExperiment, path: str | None) -> list[Prompt]:
-    if path:
-        read = read_sources(PROMPTS, [{"path": path}], on_error=experiment.config.data.on_error)
-        for reason, count in read.skipped.items():
-            say("sample", f"{path}: {count} skipped ({reason})")
-        return read.rows
-    if not experiment.config.data.eval:
-        raise UserError("sample: no prompts: give --prompts FILE, or set data.eval, whose prompts are the default.")
-    return experiment.eval_data.prompts
+def _read(sources: Sequence[Source], config: Config, command: str, name: str) -> list[Prompt]:
+    """The prompts of some sources; `command` and `name`, that of the sources, are for messages."""
+    prompts = read_sources(PROMPTS, sources, on_error=config.data.on_error, seed=config.seed)
+    for reason, count in prompts.skipped.items():
+        say(command, f"{name}: {count} skipped ({reason})")
+    return prompts.rows
 
 
 def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: int) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +19,15 @@ from dpo_jax.config.resume import deciding
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation
-from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_pairs, text_samples
-from dpo_jax.experiments.budget import steer_alpha
-from dpo_jax.experiments.heldout import say_how_fitted, values_of
-from dpo_jax.experiments.losses import is_unpaired, read_term
-from dpo_jax.experiments.rows import read_completions
-from dpo_jax.experiments.scoring import RewardExperiment
-from dpo_jax.experiments.step_zero import check_losses
-from dpo_jax.experiments.steps import Callback, Start, Steps
+from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
+from dpo_jax.experiments.heldout import check_losses, say_how_fitted, values_of
+from dpo_jax.experiments.judging import RewardExperiment
+from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.texts import present, several
 from dpo_jax.experiments.training import make_training
-from dpo_jax.experiments.watch import make_watch
+from dpo_jax.experiments.watch import make_callback
 from dpo_jax.files import read_json, write_json
-from dpo_jax.losses import Loss, bradley_terry
+from dpo_jax.losses import bradley_terry
 from dpo_jax.models.heads import trunk_of
 from dpo_jax.objectives.preference import completion_objective
 from dpo_jax.objectives.reward import reward_objective, with_margins
@@ -42,7 +37,8 @@ from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import TEXTS
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
-from dpo_jax.training.state import TrainState, param_shardings
+from dpo_jax.training.loop import After
+from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
 from dpo_jax.weights.adapter import export_adapter
@@ -54,6 +50,8 @@ class TextSteps(RewardExperiment, Steps):
     """An experiment on texts."""
 
     kind = "texts"
+    report_kind = TEXTS
+    reward_loss = staticmethod(bradley_terry)
 
     def prepare(self) -> None:
         """Makes the weights of `scratch:`, where they are missing."""
@@ -82,10 +80,8 @@ class TextSteps(RewardExperiment, Steps):
 
     def sft_training(self) -> Training:
         """Supervised fine-tuning on completions."""
-        config, section = self.config, self.config.sft
+        section, seed, data = self.config.sft, self.sft_seed, self.sft_data
         assert section is not None
-        seed = config.seed if section.seed is None else section.seed
-        data = read_completions(config, self.tokenizer, "sft.data.train", section.data.train, seed=seed)
         model, weights = self.sft_model, present(loss_weight_B=data.weight_B)
         return make_training(
             section,
@@ -104,21 +100,9 @@ class TextSteps(RewardExperiment, Steps):
         base = (lambda: self.pretrained(held=True)) if self.config.sft else None
         say_how_fitted(self.train_data, self.scorer, store, start, base=base, path=self.run.fitted)
 
-    def callback(self, steps: int, store: Store | None) -> Callback | None:
+    def callback(self, steps: int, store: Store | None) -> After | None:
         """Steers alpha by the KL, and measures held-out rows and samples, where the configuration asks for that."""
-        again = cache(self.start_params)
-
-        def reference_of(state: TrainState) -> Params:
-            return state.frozen or {} if self.model.lora else again()
-
-        steer = steer_alpha(self, self.terms, self.policy_of, reference_of, steps)
-        watch = make_watch(self, store, self.policy_of, reference_of)
-
-        def callback(done: int, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-            state, numbers = steer(done, state) if steer else (state, {})
-            return state, numbers | watch(done, state)
-
-        return callback
+        return make_callback(self, store, steps)
 
     def check_known_losses(self, row_ids: Sequence[str], now: Scores, stored: Scores, where: str) -> None:
         """Checks each loss of these rows against its known value where policy and reference are one."""
@@ -131,7 +115,7 @@ class TextSteps(RewardExperiment, Steps):
         rows = self.train_data.rows
         stored = store.lookup(row_ids_of(rows))
         names = ("chosen_logps", "rejected_logps", "chosen_tokens", "rejected_tokens")
-        if is_unpaired(self.config.loss):
+        if self.is_labelled:
             kinds = ("completion", "mismatched")[: stored.logps_nP.shape[1]]
             names = tuple(f"{kind}_{what}" for what in ("logps", "tokens") for kind in kinds)
         columns = np.concatenate([stored.logps_nP.astype(object), stored.tokens_nP.astype(object)], axis=1)
@@ -147,7 +131,7 @@ class TextSteps(RewardExperiment, Steps):
 
     def check_analysis(self) -> None:
         """Refuses losses on labelled completions."""
-        if is_unpaired(self.config.loss):
+        if self.is_labelled:
             raise UserError(
                 f"analyse: {self.config.loss[0].name} is trained on labelled completions; what is analysed are pairs "
                 "of a chosen and a rejected response."
@@ -183,26 +167,6 @@ class TextSteps(RewardExperiment, Steps):
         table = text_evaluation.measure_best_of(self, self.start_params(), text_evaluation.judge_of(self))
         write_json(path, Evaluation(settings=wanted, best_of=table).to_json())
         return table
-
-    def reward_term(self) -> Term:
-        """The Bradley-Terry loss with the options of `reward`."""
-        config = self.config.reward
-        if config is None:
-            raise UserError(
-                "reward: the configuration has no `reward:` section, which would say how to train a reward model; "
-                "`reward: {train: {epochs: 1}}` is enough."
-            )
-        if is_unpaired(self.config.loss):
-            raise UserError(
-                f"{self.at('loss')}: reward: a reward model learns from pairs, but with loss "
-                f"{self.config.loss[0].name} the rows are labelled completions. Name a loss on pairs."
-            )
-        return read_term(
-            "bradley_terry",
-            Loss(bradley_terry),
-            config.options,
-            lambda name: f"{self.at(f'reward.options.{name}')}: reward",
-        )
 
     def reward_training(self, term: Term) -> Training:
         """A reward model's training, from where the policy starts."""
@@ -257,7 +221,7 @@ class TextSteps(RewardExperiment, Steps):
     def data_reports(self) -> list[SplitReport]:
         """Reports of each split: rows read, cut and left out, and what is odd about the rest."""
         held_out = self.eval_data if self.has_heldout else None
-        return data_reports.reports_of(self.tokenizer, self.train_data, held_out)
+        return data_reports.reports_of_texts(self.tokenizer, self.train_data, held_out)
 
     def warn_of_data(self) -> None:
         """Says what is odd about the rows, and keeps all that was counted in WORKDIR/data.json."""
@@ -267,11 +231,11 @@ class TextSteps(RewardExperiment, Steps):
 
     def write_pairs(self, output: str | None) -> None:
         """Writes pairs of the model's own responses as JSON Lines that `data.train` reads."""
-        text_pairs.write(self, output)
+        text_samples.write_pairs(self, output)
 
     def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
         """Writes responses to prompts, with the keys that AlpacaEval reads."""
-        text_samples.write(self, prompts=prompts, output=output, reference=reference)
+        text_samples.write_samples(self, prompts=prompts, output=output, reference=reference)
 
     def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
         """Writes a Hugging Face folder of weights, or an adapter.
@@ -307,8 +271,6 @@ class TextSteps(RewardExperiment, Steps):
             card=card,
         )
         say("export", f"wrote {folder} ({options.dtype})")
-
-    report_kind = TEXTS
 
     def evaluate(self) -> Evaluation:
         """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""

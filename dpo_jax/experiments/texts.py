@@ -12,16 +12,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from dpo_jax.config import Config, LoraConfig, SamplingConfig, TrainConfig
+from dpo_jax.config import Config, LoraConfig, SamplingConfig, Source, TrainConfig
 from dpo_jax.data.batches import Batches, evaluation_batches
-from dpo_jax.data.encoding import tokenization_fingerprint
+from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.order import UnevenLabels
 from dpo_jax.data.rows import DataRows
 from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
-from dpo_jax.experiments.rows import check_new_tokens, check_rows, check_samples, read_rows, rules_of
+from dpo_jax.experiments.rows import check_new_tokens, check_rows, check_samples, read_completions, read_rows, rules_of
 from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
@@ -155,7 +155,7 @@ class TextExperiment(Experiment[Config]):
             self.tokenizer,
             prompts,
             drawing,
-            rules=rules_of(self.config),
+            rules=self.rules,
             stop_tokens=tuple(int(token) for token in stops if token is not None),
             row_multiple=self.row_multiple,
         )
@@ -194,15 +194,36 @@ class TextExperiment(Experiment[Config]):
         """The losses of the objective, with their options."""
         return read_terms(self.config.loss, self.origins)
 
+    @property
+    def is_labelled(self) -> bool:
+        """True if the losses read labelled completions."""
+        return is_unpaired(self.config.loss)
+
+    @cached_property
+    def rules(self) -> Rules:
+        """The rules by which text becomes tokens."""
+        return rules_of(self.config)
+
+    def read(self, name: str, sources: Sequence[Source], *, limit: int | None = None) -> DataRows:
+        """The rows of some sources, the first `limit` of them; `name` is their key in the configuration."""
+        return read_rows(self.config, self.tokenizer, name, sources, limit=limit)
+
     @cached_property
     def train_data(self) -> DataRows:
         """The training rows, in data order."""
-        return read_rows(self.config, self.tokenizer, "data.train", self.config.data.train)
+        return self.read("data.train", self.config.data.train)
 
     @cached_property
     def eval_data(self) -> DataRows:
         """The held-out rows; may be empty."""
-        return read_rows(self.config, self.tokenizer, "data.eval", self.config.data.eval)
+        return self.read("data.eval", self.config.data.eval)
+
+    @property
+    def sft_data(self) -> DataRows:
+        """The rows of the fine-tuning."""
+        section = self.config.sft
+        assert section is not None
+        return read_completions(self.config, self.tokenizer, "sft.data.train", section.data.train, seed=self.sft_seed)
 
     @property
     def spec(self) -> Spec:
@@ -216,7 +237,7 @@ class TextExperiment(Experiment[Config]):
 
     def scoring_facts(self) -> dict[str, str]:
         """Named facts that decide how text becomes tokens."""
-        return tokenization_fingerprint(self.tokenizer, rules_of(self.config))
+        return tokenization_fingerprint(self.tokenizer, self.rules)
 
     @property
     def packing(self) -> Packing:
@@ -340,7 +361,7 @@ class TextExperiment(Experiment[Config]):
         named: list[Any] = [weights, [dict(source) for source in sources]]
         if any({"weight", "flip"} & source.keys() for source in sources):  # the seed draws the rows
             named.append(config.seed)
-        if is_unpaired(config.loss):  # other rows of the same file
+        if self.is_labelled:  # other rows of the same file
             named.append("mismatched" if needs_mismatched(config.loss) else "unpaired")
         name = Path(weights.removeprefix("package:")).name or "model"
         return root / f"{name}-{digest(json.dumps(named, sort_keys=True).encode())[:12]}"

@@ -61,7 +61,7 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
     from work import write_config
 
     from dpo_jax import cli
-    from dpo_jax.experiments import fit
+    from dpo_jax.experiments import training
 
     compiled = 0
 
@@ -76,7 +76,7 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
         lambda: device.memory_stats()["peak_bytes_in_use"] if on_device else resident_bytes(),
         version=f"jax {jax.__version__}, {device.device_kind}",
     )
-    train_loop = fit.train_loop
+    train_loop = training.train_loop
 
     def gated(*arguments: Any, callbacks: Any, **options: Any) -> Any:
         def after(done: int, state: Any) -> tuple[Any, dict[str, float]]:
@@ -87,7 +87,7 @@ def train_ours(work: dict[str, Any], workdir: Path) -> None:
 
         return train_loop(*arguments, callbacks=dataclasses.replace(callbacks, after=after), **options)
 
-    fit.train_loop = gated
+    training.train_loop = gated
     path = write_config(
         workdir.with_suffix(".yaml"),
         work["model"],

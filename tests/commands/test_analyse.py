@@ -16,8 +16,7 @@ from dpo_jax.analysis.trajectory import field_of, halves
 from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import read_terms
-from dpo_jax.experiments.one_step import take_apart
-from dpo_jax.experiments.trajectory import loss_of_run, read_trajectory
+from dpo_jax.experiments.text_analysis import loss_of_run, read_trajectory, take_apart
 from dpo_jax.losses import PairLogps, RunningMean, bco_pair, dpo, simpo
 from dpo_jax.objectives.preference import preference_objective
 from dpo_jax.reference.score import score_rows

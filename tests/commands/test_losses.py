@@ -11,8 +11,8 @@ import pytest
 
 from dpo_jax import cli
 from dpo_jax.config import LossConfig
-from dpo_jax.experiments.budget import next_alpha
 from dpo_jax.experiments.losses import TRAINED, read_terms
+from dpo_jax.experiments.watch import next_alpha
 from dpo_jax.losses import PAIRWISE, REFERENCE_FREE, STATEFUL, TOKEN_LEVEL, UNPAIRED, Loss
 from dpo_jax.objectives.terms import KlBudget
 from tests.tiny_experiment import forget, make_experiment, read_lines, refused, run

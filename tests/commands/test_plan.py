@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.commands import training
+from dpo_jax.commands.training import train
 from dpo_jax.config import load
-from dpo_jax.experiments import fit, plan
+from dpo_jax.experiments import plan, training
 from dpo_jax.experiments.planned import Planned, _largest
 from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
@@ -170,9 +170,9 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     setup = TextSteps(config, origins, command="")
     setup.begin()
     with monkeypatch.context() as patched, jax.set_mesh(setup.mesh):
-        patched.setattr(fit, "train_loop", instead)
+        patched.setattr(training, "train_loop", instead)
         patched.setattr(TextExperiment, "score", property(watched))
-        training.train(setup)
+        train(setup)
     ours = planned(*overrides)
     data = ours.find_lengths().data
     calls = {"train": ours.train_call(data)} | ({} if overrides else {"reference": ours.reference_call(data)})

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from dpo_jax import cli
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
-from dpo_jax.experiments.scoring import open_rewards
+from dpo_jax.experiments.judging import open_rewards
 from dpo_jax.experiments.text_evaluation import compare_samples, judge_of
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel

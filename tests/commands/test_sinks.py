@@ -12,8 +12,8 @@ import jax
 import pytest
 
 from dpo_jax import cli
-from dpo_jax.experiments import fit
-from dpo_jax.experiments.sinks import open_sinks
+from dpo_jax.experiments import training
+from dpo_jax.experiments.training import open_sinks
 from tests.tiny_experiment import FINE_TUNING, amend, opened, read_lines, refused
 
 
@@ -63,7 +63,7 @@ def test_a_training_that_fails_is_not_called_finished(wandb: Wandb, monkeypatch:
     def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("harmed on purpose")
 
-    monkeypatch.setattr(fit, "train_loop", fail)
+    monkeypatch.setattr(training, "train_loop", fail)
     with pytest.raises(SystemExit):
         cli.main(["train", "e.yaml"])
     assert [run.finished for run in wandb.runs] == [[1]]

@@ -11,8 +11,9 @@ import pytest
 
 from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError
+from dpo_jax.experiments.heldout import check_losses
 from dpo_jax.experiments.losses import read_terms
-from dpo_jax.experiments.step_zero import check_losses, check_scores
+from dpo_jax.experiments.stores import check_scores
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reference.store import Scores
 

@@ -18,7 +18,7 @@ from dpo_jax.config import load
 from dpo_jax.config.evaluation import EvaluationConfig, check_judge
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import judging
-from dpo_jax.experiments.text_evaluation import judge_context
+from dpo_jax.experiments.text_evaluation import judged
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import make_reward_model, trunk_of
@@ -109,7 +109,7 @@ def opened(name: str, **options: Any) -> judging.AnyJudge:
     assert judge
     check_judge(judge, {}, key="evaluation.judge")
     setup = TextExperiment(*load("e.yaml"), command="test")
-    return judging.open_judge(judge, judge_context(setup, "evaluation.judge"))
+    return judging.open_judge(judge, setup, "evaluation.judge")
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_judge(sample: tuple[str, Sample]):
     a, b = [GOOD, BAD, GOOD], [BAD, GOOD, GOOD]
     for first, second, wanted in ((a, b, [1, 0, 0.5]), (b, a, [0, 1, 0.5])):
         np.testing.assert_array_equal(judge.verdicts(PROMPTS, first, second), wanted)
-    found, of_each = judging.judged(judge, PROMPTS, [GOOD] * 3, [BAD] * 3)
+    found, of_each = judged(judge, PROMPTS, [GOOD] * 3, [BAD] * 3)
     assert found.judge == judge.name and found.win_rate == 1 and len(of_each) == 3
     with pytest.raises(UserError, match=words):
         opened(name, **broken).verdicts(PROMPTS, a, b)

@@ -15,8 +15,9 @@ from dpo_jax.config.evaluation import JudgeConfig
 from dpo_jax.config.pictures import PictureJudgeConfig
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.records import Usage
-from dpo_jax.experiments.judging import JUDGES, judged
-from dpo_jax.experiments.picture_judging import PICTURE_JUDGES
+from dpo_jax.experiments.judging import JUDGES
+from dpo_jax.experiments.picture_evaluation import PICTURE_JUDGES
+from dpo_jax.experiments.text_evaluation import judged
 from dpo_jax.types import Prompt
 
 

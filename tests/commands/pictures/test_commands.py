@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax import cli
-from dpo_jax.experiments.picture_pairs import encoded
+from dpo_jax.experiments.picture_samples import encoded
 from tests.commands.pictures.digits import PICTURES, SCORER, opened, written
 from tests.tiny_experiment import metrics, refused
 
