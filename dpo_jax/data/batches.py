@@ -88,7 +88,8 @@ class Batches:
             rows = cut_slots([self._rows[pick] for pick in part], own)
             filled.append(fill(self._shapes.layout, rows, place, shape=shape, pairs=len(part), extra=extra))
         each = len(filled) // len(self._slots)
-        return [_stacked(filled[start : start + each]) for start in range(0, len(filled), each)]
+        batches = (filled[start : start + each] for start in range(0, len(filled), each))
+        return [jax.tree.map(lambda *arrays: np.stack(arrays), *batch) for batch in batches]
 
 
 def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, packing: Packing | None = None) -> Iterator[HostBatch]:
@@ -107,10 +108,6 @@ def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, packing: Packing
         chosen = [rows[pick] for pick in parts[0][0]]
         arrays = fill(shapes.layout, chosen, places, shape=shape, pairs=pairs)
         yield HostBatch(arrays, tuple(row.row_id for row in chosen))
-
-
-def _stacked(batches: Sequence[PairBatch]) -> PairBatch:
-    return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
 
 
 def padded(

@@ -63,13 +63,9 @@ def find_template(name: str, chat_template: str | None = None) -> Template:
     return TEMPLATES[name] if chat_template is None else _of_messages(lambda tokenizer: chat_template)
 
 
-def _plain_prompt(tokenizer: PreTrainedTokenizerFast, row: Asked) -> str:
-    return _plain_text(row.prompt, row.where)
-
-
 def _plain_conversation(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> str:
     text, eos = _plain_text(response, row.where), _eos(tokenizer, "plain")
-    return _plain_prompt(tokenizer, row) + text + ("" if text.endswith(eos) else eos)
+    return _plain_text(row.prompt, row.where) + text + ("" if text.endswith(eos) else eos)
 
 
 def _plain_text(text: Text, where: str) -> str:
@@ -81,10 +77,6 @@ def _plain_text(text: Text, where: str) -> str:
         "the row is of messages, and template: plain is for texts.",
         "Set {template}: tokenizer, whose chat template formats messages, or hh, or name one in {chat_template}.",
     )
-
-
-def _plain_source(tokenizer: PreTrainedTokenizerFast) -> str:
-    return "prompt, response, eos"
 
 
 def _eos(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
@@ -283,7 +275,11 @@ def _hh_source(tokenizer: PreTrainedTokenizerFast) -> str:
 
 TEMPLATES: dict[str, Template] = {
     "plain": Template(
-        _plain_prompt, _plain_conversation, lambda tokenizer, row, response: None, _plain_source, special_tokens=True
+        prompt=lambda tokenizer, row: _plain_text(row.prompt, row.where),
+        conversation=_plain_conversation,
+        spans=lambda tokenizer, row, response: None,
+        source=lambda tokenizer: "prompt, response, eos",
+        special_tokens=True,
     ),
     "tokenizer": _of_messages(_tokenizer_source),
     "hh": _of_messages(_hh_source, special_tokens=True),

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from dpo_jax.data.encoding import common_prefix
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.types import TokenRow
 
 PERCENTILES = (50, 90, 99, 100)
 NEAR = 0.9
 """Two responses of which a longer share of tokens than this is the same at both ends are nearly identical."""
-
 
 _ODD = 0x9E3779B97F4A7C15
 
@@ -73,19 +73,21 @@ def check_rows(
         odd["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
         odd["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
         prompts.append(xxhash.xxh3_64_intdigest(row.prompt.tobytes()))
-        digests = [_digest(response, prompts[-1]) for response in responses]
+        digests = [xxhash.xxh3_64_intdigest(np.ascontiguousarray(each).tobytes(), prompts[-1]) for each in responses]
         texts.append(sum(digests) % 2**64)  # the same in either order
         labels.append(digests[0] if desirable is None else int(desirable[number]))
     different, labelled = _different(texts), _different(texts, labels)
+    percentiles = np.percentile(counts, PERCENTILES, axis=0, method="higher").T.astype(int).tolist()
+    longer = np.empty(0, bool) if desirable is not None else (counts[:, 1] > counts[:, 2])[counts[:, 1] != counts[:, 2]]
     findings = Findings(
         rows=len(counts),
-        lengths={name: _percentiles(column) for name, column in zip(names, counts.T, strict=True)},
+        lengths=dict(zip(names, percentiles, strict=True)),
         nearly_identical=odd["near"],
         responses_without_eos=odd["without eos"],
         prompts_with_two_bos=odd["two bos"],
         repeated=len(counts) - len(labelled),
         both_orders=len(labelled) - len(different),
-        longer_chosen=_longer(*counts.T[1:]) if desirable is None else None,
+        longer_chosen=float(longer.mean()) if longer.size else None,
     )
     return Split(findings, different, _different(prompts))
 
@@ -95,33 +97,15 @@ def overlap(one: Split, other: Split) -> Overlap:
     return Overlap(*(len(np.intersect1d(*both, assume_unique=True)) for both in zip(one[1:], other[1:], strict=True)))
 
 
-def _digest(response: np.ndarray, prompt: int) -> int:
-    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(response).tobytes(), prompt)
-
-
 def _different(digests: array[int], labels: array[int] | None = None) -> np.ndarray:
     """Each digest once, or with labels each that stands for a digest with its label."""
     values = np.frombuffer(digests, np.uint64)
     return np.unique(values if labels is None else values ^ np.frombuffer(labels, np.uint64) * np.uint64(_ODD))
 
 
-def _percentiles(counts: np.ndarray) -> list[int]:
-    return [int(count) for count in np.percentile(counts, PERCENTILES, method="higher")]
-
-
-def _longer(chosen: np.ndarray, rejected: np.ndarray) -> float | None:
-    unequal = chosen != rejected
-    return float((chosen > rejected)[unequal].mean()) if unequal.any() else None
-
-
 def _same_share(a: np.ndarray, b: np.ndarray) -> float:
     """The tokens at the beginning and at the end that two responses share, as a share of the longer one."""
     shorter = min(len(a), len(b))
-    head = _common(a[:shorter], b[:shorter])
-    tail = min(_common(a[::-1][:shorter], b[::-1][:shorter]), shorter - head)
+    head = common_prefix(a, b)
+    tail = min(common_prefix(a[::-1], b[::-1]), shorter - head)
     return (head + tail) / max(len(a), len(b))
-
-
-def _common(a: np.ndarray, b: np.ndarray) -> int:
-    differ = np.flatnonzero(a != b)
-    return int(differ[0]) if differ.size else len(a)

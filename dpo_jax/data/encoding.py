@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -108,22 +108,15 @@ def encode(
 
     A BOS that a text begins with is not added a second time.
     """
-    return [
-        encoded
-        for batch in _batches(texts)
-        for encoded in _encode(batch, tokenizer, special_tokens=special_tokens, bos=bos, offsets=offsets)
-    ]
-
-
-def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Neighbours that are encoded together: each takes some 200 bytes a character until it is an array."""
+    # Not all together: each takes some 200 bytes a character until it is an array.
     ends = np.cumsum([len(text) for text in texts])
-    for _, batch in itertools.groupby(range(len(texts)), key=lambda number: ends[number] // _BATCH_CHARACTERS):
-        yield [texts[number] for number in batch]
+    batches = itertools.groupby(range(len(texts)), key=lambda number: ends[number] // _BATCH_CHARACTERS)
+    every = ([texts[number] for number in batch] for _, batch in batches)
+    return [one for batch in every for one in _encode(batch, tokenizer, special_tokens, bos=bos, offsets=offsets)]
 
 
 def _encode(
-    texts: list[str], tokenizer: PreTrainedTokenizerFast, *, special_tokens: bool, bos: object, offsets: bool
+    texts: list[str], tokenizer: PreTrainedTokenizerFast, special_tokens: bool, *, bos: object, offsets: bool
 ) -> list[Encoded]:
     encoded = tokenizer(
         texts,
@@ -150,9 +143,8 @@ def _encode(
 def check_length(text: str, where: str) -> None:
     """Raise BadRow for a text that would take gigabytes to encode, more than any model reads."""
     if len(text) > _LONGEST_TEXT:
-        raise BadRow(
-            where, "too long to encode", f"it has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read."
-        )
+        says = f"it has {len(text):,} characters; at most {_LONGEST_TEXT:,} are read."
+        raise BadRow(where, "too long to encode", says)
 
 
 def check_end(wholes: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, where: str) -> None:

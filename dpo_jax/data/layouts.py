@@ -8,12 +8,11 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.data.sequences import find_sequences
 from dpo_jax.data.tokens import Sizes, sizes_of
 from dpo_jax.types import SEGMENT_PARTS, PairBatch, TokenRow
 
@@ -83,10 +82,6 @@ def _apart_lengths(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
     return (sizes.prompt[:, None] + sizes.responses).ravel(), sizes.scored.ravel()
 
 
-def _apart_sequences(sizes: Sizes) -> np.ndarray:
-    return _apart_lengths(sizes)[0][:, None]
-
-
 def _shared(rows: Sequence[TokenRow]) -> list[Run]:
     """The prompt once, then its responses: each sees the prompt and itself, and begins where the prompt ends."""
     runs, responses = [], 0
@@ -105,14 +100,6 @@ def _shared(rows: Sequence[TokenRow]) -> list[Run]:
     return runs
 
 
-def _shared_lengths(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    return sizes.prompt + sizes.responses.sum(axis=1), sizes.scored.sum(axis=1)
-
-
-def _shared_sequences(sizes: Sizes) -> np.ndarray:
-    return sizes.prompt[:, None] + sizes.responses
-
-
 def _scored(row: TokenRow, slot: int, start: int, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Sources, targets and response number of the scored tokens of a response that begins at `start` of its run."""
     response = row.responses[slot]
@@ -122,10 +109,16 @@ def _scored(row: TokenRow, slot: int, start: int, number: int) -> tuple[np.ndarr
     return source[kept], response[kept], np.full(len(response), number, np.int32)[kept]
 
 
+_PADDED = Layout(_apart, _apart_lengths, lambda sizes: _apart_lengths(sizes)[0][:, None], packs=False)
 LAYOUTS: dict[str, Layout] = {
-    "padded": Layout(_apart, _apart_lengths, _apart_sequences, packs=False),
-    "packed": Layout(_apart, _apart_lengths, _apart_sequences, packs=True),
-    "shared": Layout(_shared, _shared_lengths, _shared_sequences, packs=True),
+    "padded": _PADDED,
+    "packed": _PADDED._replace(packs=True),
+    "shared": Layout(
+        _shared,
+        lambda sizes: (sizes.prompt + sizes.responses.sum(axis=1), sizes.scored.sum(axis=1)),
+        lambda sizes: sizes.prompt[:, None] + sizes.responses,
+        packs=True,
+    ),
 }
 
 
@@ -192,3 +185,32 @@ def _filled(values: np.ndarray, pairs: int) -> Any:
     filled = np.zeros((pairs, *values.shape[1:]), np.float32)
     filled[: len(values)] = values
     return filled
+
+
+def find_sequences(segments_RT: np.ndarray, shapes: Sequence[tuple[int, int, int]]) -> tuple[np.ndarray, ...]:
+    """Find each sequence of a batch, a prompt and one response, for attention that knows nothing of segments.
+
+    Arrays of these shapes, [U, M, L] as in `shapes`, ascending in L: places of tokens among those of their part, -1
+    where there is none.
+    """
+    arrays = tuple(np.full(shape, -1, np.int32) for shape in shapes)
+    parts, lengths = shapes[0][0], [length for _, _, length in shapes]
+    used = np.zeros((parts, len(shapes)), int)
+    rows_in_part, row_tokens = len(segments_RT) // parts, segments_RT.shape[1]
+    for row, segments_T in enumerate(segments_RT):
+        part, start = row // rows_in_part, row % rows_in_part * row_tokens
+        for places in _sequences_of(segments_T):
+            size = np.searchsorted(lengths, len(places))
+            arrays[size][part, used[part, size], : len(places)] = start + places
+            used[part, size] += 1
+    return arrays
+
+
+def _sequences_of(segments_T: np.ndarray) -> Iterator[np.ndarray]:
+    """The places of each sequence of a row, in order."""
+    segment_T, part_T = np.divmod(segments_T - 1, SEGMENT_PARTS)  # padding is segment -1
+    for segment in range(segment_T.max() + 1):
+        places = np.flatnonzero(segment_T == segment)
+        part = part_T[places]
+        for response in np.unique(part[part > 0]) if part.any() else (0,):
+            yield places[(part == 0) | (part == response)]

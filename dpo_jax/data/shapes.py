@@ -1,6 +1,7 @@
 """The few static shapes that the batches of a data set may have: each one that occurs is compiled.
 
-Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens.
+Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens; of sequences U parts of the rows, M
+sequences in a part, L tokens in a sequence.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import dataclasses
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 
 from dpo_jax.data.layouts import LAYOUTS, Places, Shape, place_runs
-from dpo_jax.data.sequences import Held, SequenceShapes, spread
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import nearest
 from dpo_jax.types import TokenRow
@@ -98,12 +99,12 @@ class Shapes:
         most = max((known.rows for known in self._known), default=self._row_multiple)
         return places, need._replace(rows=round_up(need.rows, most))
 
-    def _held(self, parts: Sequence[Part], places: Sequence[Places], shape: Shape) -> Iterator[Held]:
+    def _held(self, parts: Sequence[Part], places: Sequence[Places], shape: Shape) -> Iterator[Sequences]:
         """The sequences of each part, at these places."""
         for (picks, slots), place in zip(parts, places, strict=True):
             tokens = self.layout.sequences(self.sizes.of(picks, slots))
             of_run = place.row // (shape.rows // self._row_multiple)
-            yield Held(tokens.ravel(), np.repeat(of_run, tokens.shape[1]))
+            yield Sequences(tokens.ravel(), np.repeat(of_run, tokens.shape[1]))
 
     def _places(self, parts: Sequence[Part]) -> Iterator[tuple[list[Places], Shape]]:
         """For each length of rows that is enough: the places, and what they need."""
@@ -119,6 +120,49 @@ class Shapes:
                 rows = max(place.rows * self._pairs // len(picks) for place, (picks, _) in both)
             scored = max(place.scored for place in places)
             yield places, Shape(round_up(rows, self._row_multiple), length, round_up(scored, _MULTIPLE))
+
+
+class Sequences(NamedTuple):
+    """Sequences of a micro-batch: the tokens of each, and the part of the rows that it is in."""
+
+    tokens: np.ndarray
+    part: np.ndarray
+
+
+class SequenceShapes:
+    """Chooses how many sequences, and how long, the parts of a batch are made for.
+
+    L is one of some sizes, as far as any sequence of the data needs them; M what the fullest part of the examples
+    needs, or a multiple.
+
+    Args:
+        tokens: those of all sequences of the data set.
+        sizes: lengths to choose from, ascending; the last holds every sequence.
+    """
+
+    def __init__(self, tokens: np.ndarray, sizes: Sequence[int], *, parts: int, examples: Iterable[Sequences]):
+        needed = np.bincount(np.searchsorted(sizes, tokens), minlength=len(sizes))
+        self._lengths, self._parts = [size for size, count in zip(sizes, needed, strict=True) if count], parts
+        self._most = np.max([self._needed(held) for held in examples] or [np.ones(len(self._lengths), int)], axis=0)
+
+    def of(self, batches: Iterable[Sequences]) -> tuple[tuple[int, int, int], ...]:
+        """Return [U, M, L] of arrays that hold the sequences of any of these."""
+        most = np.maximum(self._most, 1)
+        counts = -(-np.max([self._needed(each) for each in batches], axis=0) // most)
+        chosen = zip(np.maximum(counts, 1) * most, self._lengths, strict=True)
+        return tuple((self._parts, int(count), length) for count, length in chosen)
+
+    def _needed(self, held: Sequences) -> np.ndarray:
+        """Number of sequences in the fullest part, for each length."""
+        size = np.searchsorted(self._lengths, held.tokens)
+        counts = np.zeros((self._parts, len(self._lengths)), int)
+        np.add.at(counts, (held.part, size), 1)
+        return counts.max(axis=0)
+
+
+def spread(row: np.ndarray, *, rows: int, parts: int) -> np.ndarray:
+    """Deal rows out to the parts one by one: side by side those first filled would hold all long sequences."""
+    return row % parts * (rows // parts) + row // parts
 
 
 def _shares(longest: int, count: int) -> tuple[int, ...]:

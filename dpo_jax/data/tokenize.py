@@ -170,7 +170,13 @@ def _cut(row: Row, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rul
     moved = boundary < len(whole.prompt.ids)
     if _is_text(row):
         boundary = max(boundary, 1)
-    _check_boundary(row, boundary)
+    if boundary == 0:
+        raise BadRow(
+            row.where,
+            "no token of the prompt",
+            "no token of the prompt stands before the responses, and the first token of a sequence is never scored. "
+            "Give the row a prompt that ends on a token boundary, a space or a line end for example.",
+        )
     prompt = whole.prompt.ids[:boundary] if not _is_text(row) else whole.wholes[0].ids[:boundary]
     responses = tuple(one.ids[boundary:] for one in whole.wholes)
     longest = len(prompt) + max(map(len, responses))
@@ -194,16 +200,6 @@ def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | 
         for one, spans in zip(whole.wholes, whole.spans, strict=True)
     )
     return None if all(mask.all() for mask in masks) else masks
-
-
-def _check_boundary(row: Row, boundary: int) -> None:
-    if boundary == 0:
-        raise BadRow(
-            row.where,
-            "no token of the prompt",
-            "no token of the prompt stands before the responses, and the first token of a sequence is never scored. "
-            "Give the row a prompt that ends on a token boundary, a space or a line end for example.",
-        )
 
 
 def _check_room(row: Row, cut: TokenRow, rules: Rules) -> None:

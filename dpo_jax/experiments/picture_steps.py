@@ -28,8 +28,7 @@ from dpo_jax.reporting.report import PICTURES
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Training
-from dpo_jax.weights.dit import export_dit
-from dpo_jax.weights.dit_config import dit_config
+from dpo_jax.weights.dit import dit_config, export_dit
 
 
 class PictureSteps(PictureExperiment, Steps):

@@ -39,8 +39,7 @@ from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import Knobs, Lora, Objective, Params, PictureRow
 from dpo_jax.weights.adapter import adapted_paths
-from dpo_jax.weights.dit import dit_rules, load_dit, open_dit
-from dpo_jax.weights.dit_config import dit_spec
+from dpo_jax.weights.dit import dit_rules, dit_spec, load_dit, open_dit
 from dpo_jax.weights.source import WeightsSource
 
 _TEMPORAL_WEIGHT = 0.5

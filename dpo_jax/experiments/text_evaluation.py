@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from dpo_jax.config import as_mapping
-from dpo_jax.data.sources import PAIRS, paths, rows
+from dpo_jax.data.sources import PAIRS, paths
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.data.tokens import row_ids_of
@@ -300,7 +300,7 @@ def run_rewardbench(
 
 def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
     pairs, subsets = list[PreferencePair](), list[str]()
-    columns = rows.column_names({}, PAIRS.columns)
+    columns = {name: name for name in PAIRS.columns}
     for record in paths.read({"path": path}):
         if isinstance(record, BadRow):
             raise record

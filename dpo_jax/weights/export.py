@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import ml_dtypes
@@ -26,9 +26,6 @@ from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
 from dpo_jax.weights.load import is_stacked, leaf, tensor_names
 from dpo_jax.weights.source import WeightsSource
-
-if TYPE_CHECKING:
-    pass
 
 EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
@@ -68,25 +65,30 @@ def export_folder(
     Raises:
         UserError: an unknown `dtype`, or `folder` holds something that is not an export.
     """
-    dtype = files.dtype
-    if dtype not in EXPORT_DTYPES:
-        raise UserError(f"export dtype {dtype!r} is not supported. {nearest(dtype, EXPORT_DTYPES)}")
+    dtype = export_dtype(files.dtype)
     copied = [
         _Tensor(name, (), None, math.prod(shape))
         for name, shape in source.shapes.items()
-        if name.startswith(tuple(skipped))
+        if name.startswith(tuple(skipped))  # which nothing does, where there are none
     ]
-    gather = functools.partial(_gather, params, source, np.dtype(EXPORT_DTYPES[dtype]))
-    tensors = _list_tensors(model, rules) + (copied if skipped else [])
+    gather = functools.partial(_gather, params, source, dtype)
+    tensors = [*_list_tensors(model, rules), *copied]
     with whole_or_absent(folder) as partial:
         if partial:
-            config = {key: value for key, value in source.config.items() if key != "torch_dtype"} | {"dtype": dtype}
-            write_json(partial / "config.json", config)
+            config = {key: value for key, value in source.config.items() if key != "torch_dtype"}
+            write_json(partial / "config.json", {**config, "dtype": files.dtype})
             write_json(partial / "generation_config.json", source.generation_config)
             source.tokenizer().save_pretrained(str(partial))
             if card is not None:
                 write_atomic(partial / "README.md", card)
-        _write_tensors(partial, gather, tensors, np.dtype(EXPORT_DTYPES[dtype]), files.max_shard_bytes)
+        _write_tensors(partial, gather, tensors, dtype, files.max_shard_bytes)
+
+
+def export_dtype(name: str) -> np.dtype:
+    """The dtype of this name in a checkpoint; raises UserError where there is none."""
+    if name not in EXPORT_DTYPES:
+        raise UserError(f"export dtype {name!r} is not supported. {nearest(name, EXPORT_DTYPES)}")
+    return np.dtype(EXPORT_DTYPES[name])
 
 
 @contextlib.contextmanager
@@ -109,7 +111,13 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
     yield partial if writes else None
     if writes:
         write_json(partial / DIGESTS_FILE, digest_folder(partial))
-        _put_in_place(partial, folder)
+        # The earlier export is moved aside first: a crash in between leaves no folder, never a mixed one.
+        old = folder.with_name(f".{folder.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     meet(f"exported {folder}")
 
 
@@ -125,19 +133,6 @@ def _list_tensors(model: Described, rules: Sequence[TensorRule]) -> list[_Tensor
     return tensors
 
 
-def _split(tensors: Sequence[_Tensor], max_elements: int) -> list[list[_Tensor]]:
-    """Consecutive groups of at most this size; a larger tensor is alone in its own."""
-    groups: list[list[_Tensor]] = []
-    room = 0
-    for tensor in tensors:
-        if tensor.size > room:
-            groups.append([])
-            room = max_elements
-        groups[-1].append(tensor)
-        room -= tensor.size
-    return groups
-
-
 def _write_tensors(
     partial: Path | None,
     gather: Callable[[_Tensor], np.ndarray],
@@ -146,10 +141,16 @@ def _write_tensors(
     max_bytes: int,
 ) -> None:
     """Write the files, and their index if there are several; without a folder it only takes part in gathering."""
-    groups = _split(tensors, max_bytes // dtype.itemsize)
+    groups: list[list[_Tensor]] = []  # consecutive; a tensor larger than a file is alone in its own
+    room = 0
+    for tensor in tensors:
+        if tensor.size > room:
+            groups.append([])
+            room = max_bytes // dtype.itemsize
+        groups[-1].append(tensor)
+        room -= tensor.size
     total = len(groups)
-    files = [f"model-{number:05}-of-{total:05}.safetensors" for number in range(1, total + 1)]
-    files = files if total > 1 else [SINGLE_FILE]
+    files = [f"model-{n:05}-of-{total:05}.safetensors" for n in range(1, total + 1)] if total > 1 else [SINGLE_FILE]
     for file, group in zip(files, groups, strict=True):
         # Gathering a sharded array takes every process, writing it only one.
         arrays = {tensor.name: gather(tensor) for tensor in group}
@@ -187,13 +188,3 @@ def on_host(array: jax.Array) -> np.ndarray:
     if not array.is_fully_addressable:
         array = multihost_utils.process_allgather(array, tiled=True)
     return np.asarray(array)
-
-
-def _put_in_place(partial: Path, folder: Path) -> None:
-    """Rename, with the earlier export moved aside first: a crash in between leaves no folder, never a mixed one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    partial.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import math
 import reprlib
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import ml_dtypes
 import numpy as np
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, read_json
-from dpo_jax.weights.mapped import Tensor, map_file
 from dpo_jax.weights.source import JsonObject, WeightsSource, no_tensor, token_ids
 
 if TYPE_CHECKING:
@@ -31,7 +34,13 @@ def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
     Raises:
         UserError: a file is missing, damaged, or differs from the folder's own digests.
     """
-    _check_digests(folder)
+    if (path := folder / DIGESTS_FILE).exists():  # safetensors itself does not notice a flipped byte
+        expected, actual = _read_object(path), digest_folder(folder)
+        if wrong := sorted(name for name in expected if actual.get(name) != expected[name]):
+            raise UserError(
+                f"{folder}: {', '.join(wrong)}: missing, damaged or edited since {DIGESTS_FILE} was written. "
+                f"Export again, or delete {DIGESTS_FILE} if you edited on purpose."
+            )
     source, tensors = open_without_tensors(folder), _map_tensors(folder, stem)
 
     def read(name: str, rows: slice = slice(None), /) -> np.ndarray:
@@ -53,20 +62,6 @@ def open_without_tensors(folder: Path) -> WeightsSource:
         read=no_tensor,
         tokenizer=lambda: _open_tokenizer(folder),
     )
-
-
-def _check_digests(folder: Path) -> None:
-    """Compare a folder that carries digests with them: safetensors itself does not notice a flipped byte."""
-    path = folder / DIGESTS_FILE
-    if not path.exists():
-        return
-    expected, actual = _read_object(path), digest_folder(folder)
-    wrong = sorted(name for name in expected if actual.get(name) != expected[name])
-    if wrong:
-        raise UserError(
-            f"{folder}: {', '.join(wrong)}: missing, damaged or edited since {DIGESTS_FILE} was written. "
-            f"Export again, or delete {DIGESTS_FILE} if you edited on purpose."
-        )
 
 
 def _read_object(path: Path) -> JsonObject:
@@ -91,15 +86,15 @@ def _map_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
     single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     if not (folder / index).exists():
         if not (folder / single).exists():
-            raise UserError(
-                f"{folder}: neither {single} nor {index}. Only safetensors are read, never pickled weights."
-            )
+            raise UserError(f"{folder}: neither {single} nor {index}. Only safetensors, never pickled weights.")
         return map_file(folder / single)
     weight_map = _read_object(folder / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{folder / index}: no weight_map, which says in which file each tensor is. Fetch it again.")
-    for file in weight_map.values():
-        _check_name(folder / index, file)
+    for file in weight_map.values():  # a file of the folder may be a link: in the hub's cache all are
+        if not isinstance(file, str) or "\0" in file or Path(file).name != file or not file.endswith(".safetensors"):
+            says = f"{reprlib.repr(file)} is none of the names of files that this folder may hold."
+            raise UserError(f"{folder / index}: {says}")
     tensors: dict[str, Tensor] = {}
     for file in sorted(set(weight_map.values())):
         listed = {name for name, at in weight_map.items() if at == file}
@@ -109,12 +104,6 @@ def _map_tensors(folder: Path, stem: str) -> dict[str, Tensor]:
             raise UserError(f"{folder / file}: does not hold the tensors that {index} says, see {names}")
         tensors |= held
     return tensors
-
-
-def _check_name(index: Path, file: object) -> None:
-    """Refuse what leads out of the folder. A file of the folder may be a link: in the hub's cache all are."""
-    if not isinstance(file, str) or "\0" in file or Path(file).name != file or not file.endswith(".safetensors"):
-        raise UserError(f"{index}: {reprlib.repr(file)} is none of the names of files that this folder may hold.")
 
 
 def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -136,3 +125,76 @@ def _open_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         raise UserError(
             f"{folder}: tokenizer.json or tokenizer_config.json cannot be read ({type(error).__name__}): {says}"
         ) from error
+
+
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_LONGEST_HEADER = 100_000_000  # bytes, as in safetensors itself
+_LONGEST_NAME = 1000
+_MOST_DIMENSIONS = 32
+
+
+class Tensor(NamedTuple):
+    """One tensor: a view of its mapped file, its dtype and its shape."""
+
+    data: np.ndarray
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def map_file(path: Path) -> dict[str, Tensor]:
+    """Map a file: 8 bytes of header length, a JSON header with offsets, then the data, every byte of one tensor.
+
+    Raises:
+        UserError: it is missing, damaged, or holds what is no weight.
+    """
+    try:
+        if not path.is_file():
+            raise FileNotFoundError  # opened, a pipe would wait for ever
+        mapped = np.memmap(path, np.uint8, mode="r")
+        size = int.from_bytes(mapped[:8].tobytes(), "little")
+        if not 2 <= size <= min(_LONGEST_HEADER, len(mapped) - 8):
+            raise ValueError(f"a header of {size} bytes")
+        header = json.loads(mapped[8 : 8 + size].tobytes(), object_pairs_hook=_each_once)
+        header.pop("__metadata__", None)
+        data = mapped[8 + size :]
+        _check_offsets([entry["data_offsets"] for entry in header.values()], data.nbytes)
+        return {name: _locate(path, name, entry, data) for name, entry in header.items()}
+    except FileNotFoundError:
+        raise UserError(f"{path}: missing, or no file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise UserError(f"{path}: not a safetensors file, or a truncated or damaged one. Fetch it again.") from None
+
+
+def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    members = dict(pairs)
+    if len(members) < len(pairs):
+        raise ValueError("a name is given twice")
+    return members
+
+
+def _check_offsets(offsets: list[list[int]], size: int) -> None:
+    """Raise ValueError unless the tensors lie side by side and fill the data: none shares bytes with another."""
+    if any(type(at) is not int for pair in offsets for at in pair) or any(len(pair) != 2 for pair in offsets):
+        raise ValueError("an offset is no number")
+    ordered = sorted(offsets)
+    ends = [0, *(end for _, end in ordered)]
+    if any(start != end for (start, _), end in zip(ordered, ends, strict=False)) or ends[-1] != size:
+        raise ValueError("the tensors overlap, or do not fill the data")
+    if any(a > b for a, b in pairwise(ends)):
+        raise ValueError("a tensor ends before it begins")
+
+
+def _locate(path: Path, name: str, entry: JsonObject, data: np.ndarray) -> Tensor:
+    kind, shape = entry["dtype"], tuple(entry["shape"])
+    if not isinstance(kind, str) or kind not in _DTYPES:
+        raise UserError(f"{path}: tensor {name!r} has dtype {kind}. {nearest(str(kind), _DTYPES)}")
+    if len(shape) > _MOST_DIMENSIONS or any(type(size) is not int or size < 0 for size in shape):
+        raise ValueError("a size is no number")
+    if len(name) > _LONGEST_NAME:
+        raise ValueError("a name that nobody gave")
+    tensor = Tensor(data[slice(*entry["data_offsets"])], np.dtype(_DTYPES[kind]), shape)
+    if tensor.data.nbytes != math.prod(shape) * tensor.dtype.itemsize:
+        raise ValueError("a tensor is not as long as its shape")
+    return tensor

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 import re
-from collections.abc import Sequence
+import struct
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.weights.gguf_header import check_header
 from dpo_jax.weights.source import JsonObject, WeightsSource, check_sizes, token_ids
 
 if TYPE_CHECKING:
-    from gguf.gguf_reader import ReaderTensor
     from transformers import PreTrainedTokenizerFast
 
 _ARCHITECTURE = "llama"
@@ -54,7 +54,7 @@ _OPTIONAL = {
     "rope.freq_base",
 }
 
-_SPECIAL = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+_TOKEN_ROLES = {"unk_token": "unknown", "bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 _CONTROL, _USER_DEFINED = 3, 4  # token types, as llama.cpp numbers them
 _TOKENIZER = {
     "tokenizer.ggml.model": "gpt2",
@@ -63,7 +63,6 @@ _TOKENIZER = {
     "tokenizer.ggml.add_eos_token": False,
     "tokenizer.ggml.add_space_prefix": False,
 }
-_TOKEN_ROLES = {"unk_token": "unknown", "bos_token": "bos", "eos_token": "eos", "pad_token": "padding"}
 
 
 def open_gguf(path: Path) -> WeightsSource:
@@ -75,10 +74,12 @@ def open_gguf(path: Path) -> WeightsSource:
     from gguf import GGUFReader, dequantize
 
     try:
-        check_header(path)
+        _check_header(path)
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-        _check_apart(reader.tensors)
+        places = sorted((tensor.data_offset, tensor.data_offset + tensor.n_bytes) for tensor in reader.tensors)
+        if any(end > start for (_, end), (start, _) in pairwise(places)):
+            raise ValueError("two tensors share bytes")
     except (ValueError, IndexError, KeyError, OverflowError) as error:
         raise UserError(f"{path}: not a GGUF file, or a damaged one ({error}). Fetch it again.") from None
     tensors = {_hugging_face_name(path, tensor.name): tensor for tensor in reader.tensors}
@@ -103,14 +104,6 @@ def open_gguf(path: Path) -> WeightsSource:
         read=read,
         tokenizer=lambda: make_tokenizer(metadata, where=str(path)),
     )
-
-
-def _check_apart(tensors: Sequence[ReaderTensor]) -> None:
-    """Raise ValueError where two tensors share bytes."""
-    places = sorted((tensor.data_offset, tensor.data_offset + tensor.n_bytes, tensor.name) for tensor in tensors)
-    for (_, end, name), (start, _, other) in pairwise(places):
-        if start < end:
-            raise ValueError(f"{name!r} and {other!r} share bytes")
 
 
 def _hugging_face_name(path: Path, name: str) -> str:
@@ -155,7 +148,6 @@ def _config(path: Path, metadata: JsonObject, *, tied: bool) -> JsonObject:
     for key in ("attention.value_length", "rope.dimension_count"):
         if ours.get(key, head_size) != head_size:
             raise UserError(f"{path}: metadata {prefix}{key} is {ours[key]}, want the head size {head_size}")
-    special = {key: metadata.get(f"tokenizer.ggml.{name}_token_id") for key, name in _SPECIAL.items()}
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -168,8 +160,14 @@ def _config(path: Path, metadata: JsonObject, *, tied: bool) -> JsonObject:
         "attention_bias": False,
         "mlp_bias": False,
         "tie_word_embeddings": tied,
-        **{key: value for key, value in special.items() if value is not None},
+        **{f"{role}_id": value for role, value in _roles(metadata).items() if role != "unk_token"},
     }
+
+
+def _roles(metadata: JsonObject) -> dict[str, int]:
+    """The ids of the special tokens that the metadata names, by their roles in transformers."""
+    ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in _TOKEN_ROLES.items()}
+    return {role: index for role, index in ids.items() if index is not None}
 
 
 def _plain(value: float) -> float:
@@ -211,15 +209,103 @@ def _byte_level(
     kinds = list(zip(tokens, types, strict=True))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _CONTROL])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in kinds if kind == _USER_DEFINED])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_settings(metadata, tokens))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        **{role: tokens[index] for role, index in _roles(metadata).items()},
+        chat_template=metadata.get("tokenizer.chat_template") or None,
+        clean_up_tokenization_spaces=False,
+        model_max_length=metadata["llama.context_length"],
+    )
 
 
-def _settings(metadata: JsonObject, tokens: list[str]) -> JsonObject:
-    ids = {role: metadata.get(f"tokenizer.ggml.{name}_token_id") for role, name in _TOKEN_ROLES.items()}
-    settings = {role: tokens[index] for role, index in ids.items() if index is not None}
-    if template := metadata.get("tokenizer.chat_template"):
-        settings["chat_template"] = template
-    return settings | {
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": metadata["llama.context_length"],
-    }
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Type of a value -> its bytes."""
+_STRING, _ARRAY = 8, 9
+_VERSIONS = (2, 3)
+_MOST_ITEMS = 5_000_000  # of the metadata: a vocabulary of a million tokens with types and merges has fewer
+_MOST_DIMENSIONS = 4
+_MOST_ELEMENTS = 2**48
+
+
+def _check_header(path: Path) -> None:
+    """Raise ValueError unless all counts, lengths and offsets of the head are within the file.
+
+    Nothing is believed before: the reader of `gguf` would count to 2^60 if told to.
+    """
+    if not path.stat().st_size:
+        raise ValueError("it is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        walk = _Walk(data)
+        tensors, fields = walk.begin()
+        for _ in range(fields):
+            walk.string()
+            walk.value(walk.number("I"))
+        for _ in range(tensors):
+            walk.tensor()
+
+
+class _Walk:
+    """A place in a file, moved on by what is read there."""
+
+    def __init__(self, data: mmap.mmap):
+        self._data, self._at, self._order, self._items = data, 0, "<", 0
+
+    def begin(self) -> tuple[int, int]:
+        """The numbers of tensors and of fields of the metadata."""
+        if self._data[:4] != b"GGUF":
+            raise ValueError("it does not begin with GGUF")
+        self._skip(4)
+        version = self.number("I")
+        if version & 0xFFFF == 0:  # written on a machine of the other byte order
+            self._order, version = ">", int.from_bytes(version.to_bytes(4, "little"), "big")
+        if version not in _VERSIONS:
+            raise ValueError(f"version {version}")
+        return self.number("Q"), self.number("Q")
+
+    def number(self, kind: str) -> int:
+        start = self._at
+        self._skip(struct.calcsize(kind))
+        return struct.unpack_from(self._order + kind, self._data, start)[0]
+
+    def string(self) -> None:
+        self._skip(self.number("Q"))
+
+    def value(self, kind: int, *, depth: int = 0) -> None:
+        self._count(1)
+        if kind in _SIZES:
+            self._skip(_SIZES[kind])
+        elif kind == _STRING:
+            self.string()
+        elif kind == _ARRAY:
+            inner, count = self.number("I"), self.number("Q")
+            if depth > 1:
+                raise ValueError("lists of lists of lists in its metadata")
+            if inner in _SIZES:
+                self._skip(count * _SIZES[inner])
+                self._count(count)
+                return
+            for _ in range(count):
+                self.value(inner, depth=depth + 1)
+        else:
+            raise ValueError(f"a value of type {kind}")
+
+    def tensor(self) -> None:
+        self.string()
+        dimensions = self.number("I")
+        if dimensions > _MOST_DIMENSIONS:
+            raise ValueError(f"a tensor of {dimensions} dimensions")
+        if math.prod(self.number("Q") for _ in range(dimensions)) > _MOST_ELEMENTS:
+            raise ValueError("a tensor beyond all memory")
+        self.number("I")
+        if (offset := self.number("Q")) > len(self._data):
+            raise ValueError(f"a tensor at byte {offset}")
+
+    def _count(self, values: int) -> None:
+        self._items += values
+        if self._items > _MOST_ITEMS:
+            raise ValueError(f"more than {_MOST_ITEMS} values in its metadata")
+
+    def _skip(self, size: int) -> None:
+        if size > len(self._data) - self._at:
+            raise ValueError(f"{size} bytes at byte {self._at}, of {len(self._data)} in all")
+        self._at += size

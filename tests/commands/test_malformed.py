@@ -102,7 +102,7 @@ SOURCES: list[tuple[Any, str]] = [
     ({"path": "a.jsonl", "rankings": "some"}, "rankings is 'some'. Allowed: adjacent, all"),
     ({"path": "a.jsonl", "split": "train"}, "unknown key 'split'"),
     ({"path": "a.jsonl", "columns": {"margn": "x"}}, "unknown name 'margn'. Did you mean 'margin'"),
-    ({"hub": "folder", "streaming": "yes"}, "streaming is 'yes', not true or false"),
+    ({"hub": "folder", "streaming": "yes"}, "streaming is 'yes'. Allowed: false, true."),
     ({"hub": "folder", "split": ""}, "split is '', not text"),
     ({"hub": "folder"}, "cannot be read"),
     ({"tfds": "none", "data_dir": "folder"}, "cannot be read"),

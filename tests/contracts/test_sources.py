@@ -17,9 +17,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_jax.data.sources import FORMATS, KINDS, PAIRS, read_sources, reviews
-from dpo_jax.data.sources.corpus import write_corpus
 from dpo_jax.data.sources.labels import row_id_of
 from dpo_jax.data.sources.paths import READERS
+from dpo_jax.data.sources.tfds import write_corpus
 from dpo_jax.errors import UserError
 from dpo_jax.reporting.card import model_card
 from dpo_jax.types import PreferencePair

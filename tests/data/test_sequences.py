@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 
 from dpo_jax.data import shapes
 from dpo_jax.data.batches import Batches, evaluation_batches
-from dpo_jax.data.layouts import LAYOUTS
-from dpo_jax.data.sequences import Held, SequenceShapes, find_sequences, spread
-from dpo_jax.data.shapes import Packing
+from dpo_jax.data.layouts import LAYOUTS, find_sequences
+from dpo_jax.data.shapes import Packing, Sequences, SequenceShapes, spread
 from dpo_jax.types import PairBatch, TokenRow
 from tests.data.test_batches import make_rows
 
@@ -30,10 +29,13 @@ def test_places_by_hand():
 
 def test_shapes_by_hand():
     """The longest of 30 tokens, none of 9 to 16; of up to 8 the fuller part of the fullest example has three."""
-    examples = [Held(np.array([5, 6, 8, 30]), np.array([0, 1, 1, 0])), Held(np.array([8] * 4), np.array([0, 0, 0, 1]))]
+    examples = [
+        Sequences(np.array([5, 6, 8, 30]), np.array([0, 1, 1, 0])),
+        Sequences(np.array([8] * 4), np.array([0, 0, 0, 1])),
+    ]
     found = SequenceShapes(np.array([5, 6, 8, 30]), (8, 16, 32), parts=2, examples=examples)
     assert found.of(examples) == ((2, 3, 8), (2, 1, 32))
-    assert found.of([Held(np.array([5] * 4 + [30, 31]), np.array([0] * 6))]) == ((2, 6, 8), (2, 2, 32))
+    assert found.of([Sequences(np.array([5] * 4 + [30, 31]), np.array([0] * 6))]) == ((2, 6, 8), (2, 2, 32))
 
 
 def test_rows_are_dealt_out():

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dpo_jax.data.encoding import Rules
-from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, stream, tables
+from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, paths, stream
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_chunks
 from dpo_jax.errors import UserError
@@ -136,7 +136,7 @@ def test_a_small_parquet_file_that_holds_much(tmp_path: Path, tokenizer: Any, mo
     import pyarrow as pa
     from pyarrow import parquet
 
-    monkeypatch.setattr(tables, "_MOST_BYTES", 2**24)
+    monkeypatch.setattr(paths, "_MOST_BYTES", 2**24)
     path, count = tmp_path / "rows.parquet", 200
     prompts = pa.DictionaryArray.from_arrays(pa.array([0] * count, pa.int32()), pa.array(["x" * 2**22]))
     answers = {name: pa.array([name] * count) for name in ("chosen", "rejected")}

@@ -15,8 +15,7 @@ from safetensors.numpy import load_file, save_file
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.files import write_json
 from dpo_jax.mesh import make_mesh
-from dpo_jax.weights.dit import load_dit, open_dit
-from dpo_jax.weights.dit_config import dit_spec
+from dpo_jax.weights.dit import dit_spec, load_dit, open_dit
 from dpo_jax.weights.opening import open_weights
 from tests.faults.damaged import REFUSED, Change, config, content, load, refused
 

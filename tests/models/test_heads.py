@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from dpo_jax.data.batches import padded
-from dpo_jax.data.layouts import LAYOUTS, Shape, fill, place_runs
-from dpo_jax.data.sequences import find_sequences
+from dpo_jax.data.layouts import LAYOUTS, Shape, fill, find_sequences, place_runs
 from dpo_jax.data.tokens import sizes_of
 from dpo_jax.models.attention import kernels
 from dpo_jax.models.heads import RewardModel, last_rewards, make_reward_model, trunk_of

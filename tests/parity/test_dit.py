@@ -13,8 +13,7 @@ import pytest
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.embeddings import present
 from dpo_jax.mesh import make_mesh
-from dpo_jax.weights.dit import export_dit, load_dit, open_dit
-from dpo_jax.weights.dit_config import dit_spec
+from dpo_jax.weights.dit import dit_spec, export_dit, load_dit, open_dit
 
 SIZES = {
     "num_attention_heads": 2,

@@ -16,8 +16,7 @@ from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.positions import Grid, positions
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
-from dpo_jax.weights.dit import STEM, export_dit, load_dit, open_dit
-from dpo_jax.weights.dit_config import dit_spec
+from dpo_jax.weights.dit import STEM, dit_spec, export_dit, load_dit, open_dit
 from dpo_jax.weights.folder import DIGESTS_FILE
 from tests.diffusion.tiny import CLASSES, PLAIN, TEXT, made
 

@@ -12,46 +12,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 from dpo_jax.data.pictures.decoding import CLIPS, PICTURES
-from dpo_jax.data.pictures.samples import Held, Shape
+from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources import hub, paths
-from dpo_jax.data.sources.record import BadRow, Record, Spec
+from dpo_jax.data.sources.record import BadRow, Record, Records, Spec, text_of
 from dpo_jax.errors import UserError, nearest
 
 _IN_FOLDERS = (".parquet", ".jsonl")
 _TABLES = (*_IN_FOLDERS, ".ndjson", ".json")
 
 
-def read_images(spec: Spec, shape: Shape) -> Iterator[Held]:
+def read_images(spec: Spec, shape: Shape) -> Records:
     """Pictures on disk; raises UserError where the shape is one of clips."""
     if shape.frames is not None:
         raise UserError(f"data source {dict(spec)} is of pictures, but clips of {shape.frames} frames are wanted.")
-    yield from _read(spec, Path(_text(spec, "images")), PICTURES)
+    return _read(spec, "images", PICTURES)
 
 
-def read_videos(spec: Spec, shape: Shape) -> Iterator[Held]:
+def read_videos(spec: Spec, shape: Shape) -> Records:
     """Clips on disk; raises UserError where the shape is one of pictures."""
     if shape.frames is None:
         raise UserError(f"data source {dict(spec)} is of clips, but pictures are wanted: set the number of frames.")
-    yield from _read(spec, Path(_text(spec, "videos")), CLIPS)
+    return _read(spec, "videos", CLIPS)
 
 
-def read_hub(spec: Spec, shape: Shape) -> Iterator[Held]:
+def read_hub(spec: Spec, shape: Shape) -> Records:
     """Rows of a data set on the hub, pictures or clips as the shape says."""
-    for record in hub.read(spec):
-        yield Held(record, _root(spec, None))
+    return _rooted(hub.read(spec), spec, None)
 
 
-def _read(spec: Spec, path: Path, suffixes: tuple[str, ...]) -> Iterator[Held]:
+def _read(spec: Spec, kind: str, suffixes: tuple[str, ...]) -> Records:
+    path = Path(text_of(spec, kind, "", wanted="the name of a file or folder"))
     if not path.exists():
         raise UserError(f"data source {dict(spec)}: {path} does not exist; paths start at {Path.cwd()}.")
     if hub.is_saved(path):
         split = {"split": spec["split"]} if "split" in spec else {}
-        for record in hub.read({"hub": str(path), **split}):
-            yield Held(record, _root(spec, None))
+        yield from _rooted(hub.read({"hub": str(path), **split}), spec, None)
         return
     if "split" in spec:
         raise UserError(f"data source {dict(spec)}: {path} has no splits, only saved Hugging Face data sets do.")
@@ -59,14 +57,12 @@ def _read(spec: Spec, path: Path, suffixes: tuple[str, ...]) -> Iterator[Held]:
     for table in tables:
         if not set(table.suffixes) & set(_TABLES):
             raise UserError(f"data file {table} is of no known kind. {nearest(table.suffix, _TABLES)}")
-        for record in paths.read({"path": str(table)}):
-            yield Held(record, _root(spec, table.parent))
+        yield from _rooted(paths.read({"path": str(table)}), spec, table.parent)
     if not tables:
-        for record in _files(path, suffixes):
-            yield Held(record, _root(spec, path))
+        yield from _rooted(_files(path, suffixes), spec, path)
 
 
-def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Record | BadRow]:
+def _files(folder: Path, suffixes: tuple[str, ...]) -> Records:
     """A record for each file, in the order of their names; hidden ones are none."""
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     for file in sorted(folder.rglob("*")):
@@ -80,11 +76,8 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Record | BadRow]
         yield Record(str(file), {"image": "/".join(parts), **shown})
 
 
-def _root(spec: Spec, otherwise: Path | None) -> Path | None:
-    return Path(_text(spec, "root")) if "root" in spec else otherwise
-
-
-def _text(spec: Spec, key: str) -> str:
-    if not isinstance(spec[key], str) or not spec[key]:
-        raise UserError(f"data source {dict(spec)}: {key} is {spec[key]!r}, not the name of a file or folder.")
-    return spec[key]
+def _rooted(records: Records, spec: Spec, folder: Path | None) -> Records:
+    """The records with the folder at which paths in their cells start, which is `root` where the source names it."""
+    root = text_of(spec, "root", None, wanted="the name of a folder")
+    for record in records:
+        yield record if isinstance(record, BadRow) else record._replace(root=Path(root) if root else folder)

@@ -7,43 +7,32 @@ the number of the preferred one. A half, and the label "tie", are ties: no rows.
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.data.pictures.samples import Sample
+from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
 from dpo_jax.data.sources import messages
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import BadRow, Layout, Record
 from dpo_jax.data.sources.rows import value_of
 from dpo_jax.types import PictureRow
 
-_INFINITE = float("inf")
 _BESIDE = ("class", "embedding", "weight")
 _PAIR = ("chosen", "rejected", "image_0", "image_1", "label_0", "label")
 _ALSO = {"image_0": ("jpg_0", "video_0"), "image_1": ("jpg_1", "video_1"), "image": ("video",)}
 """Name of a column -> what others call it."""
 
-MakeSample = Callable[[object, str, str], Sample]
-"""(value, column, where) -> a sample; raises BadRow."""
 
+class Wanted(NamedTuple):
+    """The shape of every sample, and what it shows: one of so many classes, or a text embedding so wide; 0: none."""
 
-class Shown(NamedTuple):
-    """Conditions of a model: one of so many classes, or an embedding so wide; 0: none."""
-
+    shape: Shape
     classes: int
     text_width: int
 
 
-class Layout(NamedTuple):
-    """Rows of one form: their columns, and what makes them of a record."""
-
-    columns: tuple[str, ...]
-    make: Callable[[Record, Mapping[str, str], MakeSample, Shown], list[PictureRow]]
-    flipped: Callable[[PictureRow], PictureRow] | None = None  # the row with the wrong label, where it has one
-
-
-def pairs(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+def pairs(record: Record, columns: Mapping[str, str], *, wanted: Wanted) -> list[PictureRow]:
     """The pair of a record, or none where it is a tie; raises BadRow."""
     if _column(record, columns, "image_0") in record.values and columns["chosen"] not in record.values:
         better = _preferred(record, columns)
@@ -52,24 +41,21 @@ def pairs(record: Record, columns: Mapping[str, str], make: MakeSample, shown: S
         names = ("image_0", "image_1") if better == 0 else ("image_1", "image_0")
     else:
         names = ("chosen", "rejected")
-    return [_row(record, columns, [_sample(record, columns, name, make) for name in names], shown)]
+    return [_row(record, columns, names, wanted)]
 
 
-def unpaired(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
-    """The two samples of a pair, the better one desirable; raises BadRow."""
-    return [
-        pair._replace(samples=(sample,), desirable=good)
-        for pair in pairs(record, columns, make, shown)
-        for sample, good in zip(pair.samples, (True, False), strict=True)
-    ]
-
-
-def labelled(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
-    """A sample and whether it is a good one; raises BadRow."""
+def labelled(record: Record, columns: Mapping[str, str], *, wanted: Wanted, unpair: bool = False) -> list[PictureRow]:
+    """A sample and whether it is a good one, or, with `unpair`, the two of a pair; raises BadRow."""
+    if unpair:
+        return [
+            pair._replace(samples=(sample,), desirable=good)
+            for pair in pairs(record, columns, wanted=wanted)
+            for sample, good in zip(pair.samples, (True, False), strict=True)
+        ]
     if columns["image"] not in record.values and {"chosen", "rejected"} <= record.values.keys():
         detail = f"no column {columns['image']!r} but a pair. To read each pair as two rows, write unpair: true."
         raise BadRow(record.where, "a pair, without unpair: true", detail)
-    (row,) = samples(record, columns, make, shown)
+    (row,) = samples(record, columns, wanted=wanted)
     label = value_of(record, columns, "desirable")
     if not isinstance(label, bool | int | float) or label not in (0, 1):
         detail = f"column {columns['desirable']!r} is {reprlib.repr(label)}; it must be true or false (1 or 0)."
@@ -77,31 +63,34 @@ def labelled(record: Record, columns: Mapping[str, str], make: MakeSample, shown
     return [row._replace(desirable=bool(label))]
 
 
-def samples(record: Record, columns: Mapping[str, str], make: MakeSample, shown: Shown) -> list[PictureRow]:
+def samples(record: Record, columns: Mapping[str, str], *, wanted: Wanted) -> list[PictureRow]:
     """A sample alone; raises BadRow."""
-    return [_row(record, columns, [_sample(record, columns, "image", make)], shown)]
+    return [_row(record, columns, ("image",), wanted)]
 
 
-LAYOUTS: dict[str, Layout] = {
-    "pairs": Layout((*_PAIR, *_BESIDE), pairs, lambda row: row._replace(samples=row.samples[::-1])),
+LAYOUTS: dict[str, Layout[PictureRow]] = {
+    "pairs": Layout((*_PAIR, *_BESIDE), pairs, flipped=lambda row: row._replace(samples=row.samples[::-1])),
     "labelled": Layout(
-        ("image", "desirable", *_BESIDE), labelled, lambda row: row._replace(desirable=not row.desirable)
+        ("image", "desirable", *_PAIR, *_BESIDE),  # those of a pair too, for `unpair`
+        labelled,
+        {"unpair": (False, True)},
+        lambda row: row._replace(desirable=not row.desirable),
     ),
     "samples": Layout(("image", *_BESIDE), samples),
 }
-UNPAIRED = LAYOUTS["labelled"]._replace(columns=LAYOUTS["pairs"].columns, make=unpaired)
 
 
-def _row(record: Record, columns: Mapping[str, str], made: list[Sample], shown: Shown) -> PictureRow:
-    column = columns["weight"]
-    weight = record.values.get(column)
-    weight = messages.check_number(weight, f"column {column!r}", record.where, low=0.0, high=_INFINITE)
-    return PictureRow("", tuple(made), record.where, _shown(record, columns, shown), weight=weight)
-
-
-def _sample(record: Record, columns: Mapping[str, str], name: str, make: MakeSample) -> Sample:
-    column = _column(record, columns, name)
-    return make(value_of(record, {name: column}, name), column, record.where)
+def _row(record: Record, columns: Mapping[str, str], names: tuple[str, ...], wanted: Wanted) -> PictureRow:
+    """The row with the samples in the columns of these names."""
+    where, weight = record.where, columns["weight"]
+    made: list[Sample] = []
+    for name in names:
+        column = _column(record, columns, name)
+        value = value_of(record, {name: column}, name)
+        made.append(sample_of(value, column, where, shape=wanted.shape, root=record.root))
+    shown = _shown(record, columns, wanted)
+    number = messages.check_number(record.values.get(weight), f"column {weight!r}", where, low=0.0, high=float("inf"))
+    return PictureRow("", tuple(made), where, shown, weight=number)
 
 
 def _column(record: Record, columns: Mapping[str, str], name: str) -> str:
@@ -129,18 +118,18 @@ def _preferred(record: Record, columns: Mapping[str, str]) -> int | None:
     return int(label)
 
 
-def _shown(record: Record, columns: Mapping[str, str], shown: Shown) -> int | np.ndarray | None:
-    if shown.text_width:
+def _shown(record: Record, columns: Mapping[str, str], wanted: Wanted) -> int | np.ndarray | None:
+    if wanted.text_width:
         value, column = value_of(record, columns, "embedding"), f"column {columns['embedding']!r}"
         numbers = np.asarray(value) if isinstance(value, list | tuple | np.ndarray) else np.empty(())
-        if numbers.shape != (shown.text_width,) or numbers.dtype.kind not in "fi" or not np.isfinite(numbers).all():
-            detail = f"{column} is {reprlib.repr(value)}, not a list of {shown.text_width} finite numbers."
+        if numbers.shape != (wanted.text_width,) or numbers.dtype.kind not in "fi" or not np.isfinite(numbers).all():
+            detail = f"{column} is {reprlib.repr(value)}, not a list of {wanted.text_width} finite numbers."
             raise BadRow(record.where, "not an embedding", detail)
         return numbers.astype(np.float32)
-    if shown.classes:
+    if wanted.classes:
         value, column = value_of(record, columns, "class"), f"column {columns['class']!r}"
-        if type(value) is not int or not 0 <= value < shown.classes:
-            detail = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {shown.classes - 1}."
+        if type(value) is not int or not 0 <= value < wanted.classes:
+            detail = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {wanted.classes - 1}."
             raise BadRow(record.where, "not a class", detail)
         return value
     return None

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpo_jax.data.pictures import decoding
 from dpo_jax.data.pictures.decoding import Undecodable, over_white
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import BadRow
 
 Cell = bytes | Path | Callable[[], np.ndarray]
 """A file's bytes, the file, or what makes the pixels, uint8 [F, H, W, C]."""
@@ -62,13 +62,6 @@ def _frame(pixels_HWC: np.ndarray, shape: Shape) -> np.ndarray:
         middle = picture.crop((left, top, left + kept_width, top + kept_height))
         picture = middle.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
     return np.asarray(picture).reshape(shape[1:])
-
-
-class Held(NamedTuple):
-    """A record, and the folder at which paths in its cells start."""
-
-    record: Record | BadRow
-    root: Path | None
 
 
 class Sample(NamedTuple):

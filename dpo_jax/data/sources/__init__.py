@@ -18,30 +18,26 @@ has those of a smaller one among its own.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Generic, NamedTuple
 
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.record import (
-    ON_ERROR,
     BadRow,
+    Kind,
+    Layout,
     Record,
-    Records,
+    Row,
     Spec,
     check_keys,
-    copies,
-    flip_of,
-    is_drawn,
     kind_of,
-    name_of,
+    no_rows,
     option,
-    weight_of,
+    rows_of,
+    sound,
 )
-from dpo_jax.errors import UserError, nearest
-from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
-
-Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt)
+from dpo_jax.errors import UserError
 
 
 class Rows(NamedTuple, Generic[Row]):
@@ -51,13 +47,6 @@ class Rows(NamedTuple, Generic[Row]):
     skipped: dict[str, int]
 
 
-class Kind(NamedTuple):
-    """One kind of source: what yields its records, and the keys that it has beside those of all."""
-
-    read: Callable[[Spec], Records]
-    keys: tuple[str, ...] = ()
-
-
 KINDS: dict[str, Kind] = {
     "path": Kind(paths.read),
     "hub": Kind(hub.read, ("split", "config", "revision", "streaming")),
@@ -65,15 +54,6 @@ KINDS: dict[str, Kind] = {
     "package": Kind(reviews.read, ("split", "limit")),
 }
 _KEYS = ("columns", "format", "weight", "name")
-
-
-class Layout(NamedTuple, Generic[Row]):
-    """Rows of one form: their columns, what makes them of a record, and options of a source with their values."""
-
-    columns: tuple[str, ...]
-    make: Callable[..., list[Row]]
-    options: Mapping[str, tuple[str | bool, ...]] = {}
-    flipped: Callable[[Row], Row] | None = None  # the row with the wrong label, where it has one
 
 
 PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS}, labels.flipped_pair)
@@ -96,16 +76,9 @@ def stream(
         ValueError: `on_error` is unknown.
         UserError: a source is unknown or cannot be read, or a row cannot be used (with on_error "stop").
     """
-    if on_error not in ON_ERROR:
-        raise ValueError(f"on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
-    for spec in specs:
-        for row in _rows_of(layout, spec, seed):
-            if not isinstance(row, BadRow):
-                yield row
-            elif on_error == "stop":
-                raise row
-            elif skipped is not None:
-                skipped[row.reason] += 1
+    made = (each for spec in specs for each in _rows_of(layout, spec, seed))
+    for rows_made, times in sound(made, on_error, Counter() if skipped is None else skipped):
+        yield from rows_made * times
 
 
 def read_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Row]:
@@ -118,8 +91,7 @@ def read_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = 
     skipped: Counter[str] = Counter()
     read = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped))
     if not read:
-        reasons = "; ".join(f"{count} skipped: {reason}" for reason, count in skipped.items()) or "they are empty"
-        raise UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({reasons}).")
+        raise no_rows(specs, skipped)
     return Rows(read, dict(skipped))
 
 
@@ -139,33 +111,16 @@ def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
     return texts, labels
 
 
-def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[Row | BadRow]:
-    """The rows of one source, each as often as its weight says; a bad one comes as the error it would raise."""
+def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[tuple[list[Row], int] | BadRow]:
+    """The rows of each record of one source, and how often they come."""
     kind = kind_of(spec, KINDS)
-    check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys, *layout.options, *(["flip"] if layout.flipped else [])))
-    columns = rows.column_names(spec, layout.columns)
-    options = {name: option(spec, name, allowed) for name, allowed in layout.options.items()}
-    convert = FORMATS[option(spec, "format", tuple(FORMATS))] if "format" in spec else None
-    weight, flip, name = weight_of(spec), flip_of(spec), name_of(spec, kind)
-    for number, record in enumerate(KINDS[kind].read(spec)):
-        times = copies(weight, f"{seed} {name} {number}")
-        try:
-            made = _made(layout, record, convert, columns, options)
-        except BadRow as bad:
-            yield bad
-            continue
-        if layout.flipped and is_drawn(flip, f"flip {seed} {name} {number}"):
-            made = [layout.flipped(row) for row in made]
-        yield from [row if isinstance(row, Prompt) else row._replace(source=name) for row in made] * times
+    check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys), layout)
+    make = layout.make
+    if "format" in spec:
+        convert = FORMATS[option(spec, "format", tuple(FORMATS))]
 
+        def converted(record: Record, columns: Mapping[str, str], **options: str | bool) -> list[Row]:
+            return make(convert(record), columns, **options)
 
-def _made(
-    layout: Layout[Row],
-    record: Record | BadRow,
-    convert: Callable[[Record], Record] | None,
-    columns: Mapping[str, str],
-    options: Mapping[str, str | bool],
-) -> list[Row]:
-    if isinstance(record, BadRow):
-        raise record
-    return layout.make(convert(record) if convert else record, columns, **options)
+        layout = layout._replace(make=converted)
+    return rows_of(layout, spec, kind, KINDS[kind].read(spec), seed=seed)

@@ -9,13 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpo_jax.data.sources.record import Record, Records, Spec
+from dpo_jax.data.sources.record import Record, Records, Spec, option, text_of
 from dpo_jax.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
-
-    Rows = Dataset | IterableDataset
+    from datasets import Dataset
 
 _MARKS = ("dataset_dict.json", "dataset_info.json", "state.json")  # what save_to_disk leaves in its folder
 
@@ -26,14 +24,22 @@ def read(spec: Spec) -> Records:
     Raises:
         UserError: the data set, its configuration or its split cannot be had; the message is that of `datasets`.
     """
-    for key, kind in (("hub", str), ("split", str), ("config", str), ("revision", str), ("streaming", bool)):
-        if key in spec and (not isinstance(spec[key], kind) or spec[key] == ""):
-            raise UserError(f"data source {dict(spec)}: {key} is {spec[key]!r}, not {_KINDS[kind]}.")
-    split = spec.get("split", "train")
+    import datasets
+
+    name, split = text_of(spec, "hub", ""), text_of(spec, "split", "train")
+    config, revision = text_of(spec, "config", None), text_of(spec, "revision", None)
+    streaming = option(spec, "streaming", (False, True))
     try:
-        rows = _saved(spec, split) if is_saved(Path(spec["hub"])) else _loaded(spec, split)
-        for number, row in enumerate(_undecoded(rows), 1):
-            yield Record(f"{spec['hub']} {split} row {number}", row)
+        if is_saved(Path(name)):
+            rows = _saved(spec, split)
+        else:
+            rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
+        # Pictures and clips stay as they are stored, bytes or a path: one that is damaged is one bad row.
+        for column, feature in (getattr(rows, "features", None) or {}).items():
+            if isinstance(feature, datasets.Image | datasets.Video):
+                rows = rows.cast_column(column, type(feature)(decode=False))
+        for number, row in enumerate(rows, 1):
+            yield Record(f"{name} {split} row {number}", row)
     except UserError:
         raise
     except Exception as error:  # `datasets` raises whatever its reader of files raised
@@ -41,37 +47,12 @@ def read(spec: Spec) -> Records:
         raise UserError(f"data source {dict(spec)}: cannot be read ({type(error).__name__}): {said}") from error
 
 
-_KINDS = {str: "text", bool: "true or false"}
-
-
 def is_saved(folder: Path) -> bool:
     """Return True if `save_to_disk` wrote this folder."""
     return folder.is_dir() and any((folder / mark).is_file() for mark in _MARKS)
 
 
-def _undecoded(rows: Rows) -> Rows:
-    """The same with pictures and clips as they are stored, bytes or a path: one that is damaged is one bad row."""
-    import datasets
-
-    for name, feature in (getattr(rows, "features", None) or {}).items():
-        if isinstance(feature, datasets.Image | datasets.Video):
-            rows = rows.cast_column(name, type(feature)(decode=False))
-    return rows
-
-
-def _loaded(spec: Spec, split: str) -> Rows:
-    import datasets
-
-    return datasets.load_dataset(
-        spec["hub"],
-        spec.get("config"),
-        split=split,
-        revision=spec.get("revision"),
-        streaming=spec.get("streaming", False),
-    )
-
-
-def _saved(spec: Spec, split: str) -> Rows:
+def _saved(spec: Spec, split: str) -> Dataset:
     """A split, or a slice of one, of a folder that `save_to_disk` wrote."""
     import datasets
 

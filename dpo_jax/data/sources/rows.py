@@ -7,13 +7,12 @@ import itertools
 import math
 import re
 import reprlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_jax.data.sources import messages
 from dpo_jax.data.sources.labels import TEMPLATE_COLUMNS, halves, labelled, row_id_of
-from dpo_jax.data.sources.record import BadRow, Record, Spec
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.data.sources.record import BadRow, Record
 from dpo_jax.types import Completion, Message, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "responses", *TEMPLATE_COLUMNS, "weight", "margin", "soft_label")
@@ -26,20 +25,6 @@ _LIKE_A_PROMPT = ("question", "query", "instruction", "input")
 _BOUNDARY = re.compile(r"(?<=\n)|(?=[ \t])")  # behind a line's end; before the space that a token begins with
 _INFINITE = math.inf
 _BOUNDS = {"weight": (0.0, _INFINITE), "margin": (-_INFINITE, _INFINITE), "soft_label": (0.0, 1.0)}
-
-
-def column_names(spec: Spec, wanted: Iterable[str]) -> dict[str, str]:
-    """Map each wanted name to the column of the source: its namesake, unless the spec's `columns` renames it."""
-    names = {name: name for name in wanted}
-    renamed = spec.get("columns") or {}
-    if not isinstance(renamed, Mapping):
-        raise UserError(f"data source: columns is {renamed!r}, not a mapping such as {{completion: chosen}}.")
-    for name, column in renamed.items():
-        if name not in names:
-            raise UserError(f"data source: columns has an unknown name {name!r}. {nearest(str(name), names)}")
-        if not isinstance(column, str):
-            raise UserError(f"data source: columns.{name} is {column!r}, not the name of a column.")
-    return {**names, **renamed}
 
 
 def pairs(record: Record, columns: Mapping[str, str], *, rankings: str = "all") -> list[PreferencePair]:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_jax.data import pictures
-from dpo_jax.data.pictures import read_pictures
+from dpo_jax.data.pictures import decoding, read_pictures
 from dpo_jax.errors import UserError
 from tests.data.pictures.conftest import CLIP, COLOUR, GREY, lines, moving, plain, read, write
 
@@ -185,11 +185,11 @@ def test_weights_of_sources(tmp_path: Path):
 def test_samples_are_decoded_by_several_threads_while_reading(tmp_path: Path, monkeypatch):
     together = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(pictures, "WORKERS", 2)
-    decode = pictures.sample_of.__globals__["decoding"].picture
+    decode = decoding.picture
 
     def waiting(data: bytes) -> np.ndarray:
         together.wait()  # passes when two are here
         return decode(data)
 
-    monkeypatch.setattr(pictures.sample_of.__globals__["decoding"], "picture", waiting)
+    monkeypatch.setattr(decoding, "picture", waiting)
     assert len(read(write(tmp_path, {f"{number}.png": plain(number) for number in range(4)})).rows) == 4

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from dpo_jax.data.sources import rows
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import BadRow, Record, column_names
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "x"), ("assistant", "a"), ("assistant", "b")))
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
@@ -18,7 +18,7 @@ def made(make, values, columns=None, **options):
         rows.completions: rows.COMPLETION_COLUMNS,
         rows.unpaired: rows.UNPAIRED_COLUMNS,
     }
-    known = rows.column_names({"columns": columns or {}}, names.get(make, rows.TEMPLATE_COLUMNS))
+    known = column_names({"columns": columns or {}}, names.get(make, rows.TEMPLATE_COLUMNS))
     return make(Record("f:1", values), known, **options)
 
 

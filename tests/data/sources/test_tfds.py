@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from dpo_jax.data.sources import PAIRS, read_sources
-from dpo_jax.data.sources.corpus import write_corpus
+from dpo_jax.data.sources.tfds import write_corpus
 from dpo_jax.errors import UserError
 from dpo_jax.types import PreferencePair
 
@@ -55,7 +55,7 @@ def test_what_cannot_be_read_or_written_is_said(corpus, tmp_path):
 def test_tensorflow_is_not_imported(corpus, tmp_path):
     code = (
         "import sys\nfrom dpo_jax.data.sources import PAIRS, read_sources\n"
-        "from dpo_jax.data.sources.corpus import write_corpus\n"
+        "from dpo_jax.data.sources.tfds import write_corpus\n"
         f"rows = read_sources(PAIRS, [{corpus!r}]).rows\n"
         f"write_corpus({{'train': rows}}, {str(tmp_path)!r}, name='again')\n"
         "print(len(rows), 'tensorflow' in sys.modules)"

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.data.sequences import find_sequences
+from dpo_jax.data.layouts import find_sequences
 from dpo_jax.models.attention import BACKENDS, AttentionMask, attend
 from dpo_jax.models.attention.unpack import unpacking_of
 from dpo_jax.types import SEGMENT_PARTS
