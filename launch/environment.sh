@@ -3,7 +3,8 @@
 #
 # prepare_environment FOLDER EXTRA    makes or completes the environment; EXTRA is an extra of pyproject.toml, or nothing
 # find_accelerator                    prints the extra that this machine's accelerator needs, or nothing
-# Both read DRY_RUN: with 1 they say what they would do and do nothing.
+# take_dry_run ARGUMENT ...           sets DRY_RUN to 1 if --dry-run is among them, and `arguments` to the others
+# With DRY_RUN=1 prepare_environment says what it would do and does nothing.
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 DRY_RUN="${DRY_RUN:-0}"
@@ -13,6 +14,15 @@ say() { printf '%s\n' "$*" >&2; }
 fail() {
     say "$*"
     exit 2
+}
+
+# Wherever it stands: behind CONFIG too nobody who wrote it is to install, or to pay for a slice.
+take_dry_run() {
+    local argument
+    arguments=()
+    for argument in "$@"; do
+        if [[ "$argument" == --dry-run ]]; then DRY_RUN=1; else arguments+=("$argument"); fi
+    done
 }
 
 # The words as one line that a shell reads back.

@@ -17,10 +17,8 @@ cc1d090a38ace84dfa1aa66e3ada7c336ef481a96936906477e6dd344da56eaa  t10k-images-id
 LIST
 INSTEAD="Elsewhere put its four files there yourself, or use scikit-learn's digits: {package: digits}."
 
-if [[ "${1:-}" == --dry-run ]]; then
-    DRY_RUN=1
-    shift
-fi
+take_dry_run "$@"
+set -- ${arguments[@]+"${arguments[@]}"} # bash before 4.4 takes an empty list for an unset one
 [[ $# -le 1 && "${1:-}" != -* ]] || fail "Usage: bash launch/fashion_mnist.sh [--dry-run] [FOLDER]"
 folder="${1:-$REPO/.data/fashion-mnist}"
 

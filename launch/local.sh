@@ -6,10 +6,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-if [[ "${1:-}" == --dry-run ]]; then
-    DRY_RUN=1
-    shift
-fi
+take_dry_run "$@"
+set -- ${arguments[@]+"${arguments[@]}"} # bash before 4.4 takes an empty list for an unset one
 [[ "$*" == --install || ($# -gt 0 && "$1" != -*) ]] ||
     fail "Usage: bash launch/local.sh [--dry-run] (--install | CONFIG [--key.sub value ...])"
 [[ "$*" == --install || -f "$1" ]] || fail "No such file: $1 (paths start at $PWD)"

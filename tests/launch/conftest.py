@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_SETTINGS = ("PYTHON", "DPO_JAX_VENV", "DPO_JAX_ACCELERATOR")
+_SETTINGS = ("PYTHON", "DPO_JAX_VENV", "DPO_JAX_ACCELERATOR", "DRY_RUN", "HF_TOKEN", "WANDB_API_KEY")
 _HEAD = """\
 #!/bin/bash
 (IFS=$'\\x1f'; printf '%s\\n' "${0##*/}$IFS$*") >>"$FAKES/calls"

@@ -137,6 +137,51 @@ def test_slurm_directives_agree():
     assert all(line.startswith("#") for line in lines[:last])  # Slurm reads no directive behind the first command
 
 
+DRY = {
+    "local.sh": [CONFIG, "--seed", "1"],
+    "slurm.sbatch": [CONFIG],
+    "test.sh": ["-k", "it's"],
+    "parity.sh": ["--everything"],
+    "fashion_mnist.sh": [],
+    "tpu_vm.sh": ["run", "--name", "a", "--zone", "b", "--type", "v6e-8", "--keep", CONFIG],
+}
+"""Scripts that know --dry-run -> their arguments."""
+INSTALLS = ("pip", "venv", "uv", "apt-get", "gcloud", "srun", "sbatch", "dpkg-deb", "docker", "curl")
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", DRY)
+def test_a_dry_run_installs_nothing_wherever_it_is_asked_for(
+    fakes: Fakes, folder: Path, tmp_path: Path, name: str, first: bool
+):
+    for program in INSTALLS:
+        fakes.add(program)
+    # Python is asked what it is; all else that it is told to do would change something.
+    fakes.add("python3", f'case "$1 $2" in "- "* | "-c "*) exec {shlex.quote(sys.executable)} "$@" ;; esac')
+    shutil.copytree(ROOT / "launch", folder / "launch", dirs_exist_ok=True)  # without the pretended environment
+    for needed in (CONFIG, "pyproject.toml"):
+        (folder / needed).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / needed, folder / needed)
+    before = sorted(folder.rglob("*"))
+    dry = ["--dry-run"]
+    arguments = (
+        DRY[name][:1] * (name == "tpu_vm.sh") + dry + DRY[name][name == "tpu_vm.sh" :] if first else DRY[name] + dry
+    )
+    environment = fakes.environment({"PYTHON": "python3", "DPO_JAX_ACCELERATOR": "cpu", "DATASETS": str(tmp_path)})
+    command = ["bash", f"launch/{name}", *arguments]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    asked = [call for call in fakes.calls() if not (call[0] == "python3" and call[1][0] == "-" and call[1] != "-m")]
+    assert asked == [] and sorted(folder.rglob("*")) == before
+    said = done.stdout + done.stderr
+    assert said and "--dry-run" not in said.replace(f"launch/{name} --dry-run", "")
+
+
+def test_the_scripts_with_a_dry_run_are_all_tried():
+    assert {script.name for script in SCRIPTS if "take_dry_run" in script.read_text()} - {"environment.sh"} == {*DRY}
+    assert {script.name for script in SCRIPTS if "--dry-run" in script.read_text()} - {"environment.sh"} == {*DRY}
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)
 def test_scripts_are_strict_and_say_how_they_are_called(script: Path):
     text = script.read_text()
