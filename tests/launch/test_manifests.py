@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import math
+import os
 import re
+import shutil
 import subprocess
 import tomllib
 from typing import Any
@@ -27,6 +30,7 @@ _POD = {
             "image": str,
             "args": [str],
             "env": [{"name": str, "value": str}],
+            "envFrom": [{"secretRef": {"name": str, "optional": bool}}],
             "ports": [{"containerPort": int}],
             "securityContext": {"privileged": bool, "runAsUser": int},
             "resources": {"limits": {str: int}},
@@ -115,6 +119,53 @@ def test_the_header_substitutes_every_placeholder_and_explains_it():
     }
     assert all(re.search(rf"^# {name} +\S", header, re.MULTILINE) for name in placeholders)
     assert "kubectl create --dry-run=server" in header and "xpk workload create" in header
+
+
+def test_the_jobset_refers_to_a_secret_by_name_and_holds_none():
+    (replicated,) = rendered()["spec"]["replicatedJobs"]
+    (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "dpo-jax", "optional": True}}]
+    assert not {"HF_TOKEN", "WANDB_API_KEY"} & {variable["name"] for variable in container["env"]}
+    header = JOBSET.partition("apiVersion")[0]
+    assert "kubectl create secret generic dpo-jax --from-env-file=<(" in header
+
+
+@pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed")
+def test_the_command_that_makes_the_secret_does():
+    (command,) = re.findall(r"^# +(kubectl create secret .*)$", JOBSET, re.MULTILINE)
+    environment = {**os.environ, "HF_TOKEN": "hf_it's one", "OTHER": "no"}
+    environment.pop("WANDB_API_KEY", None)
+    made = subprocess.run(
+        ["bash", "-c", f"{command} --dry-run=client -o yaml"], env=environment, capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    secret = yaml.safe_load(made.stdout)
+    assert secret["metadata"]["name"] == "dpo-jax"
+    assert {name: base64.b64decode(value).decode() for name, value in secret["data"].items()} == {
+        "HF_TOKEN": "hf_it's one"
+    }
+
+
+def test_the_commands_that_look_at_the_jobset_use_its_names():
+    header, _, body = JOBSET.partition("apiVersion")
+    commands = re.findall(r"^# +(kubectl (?:get|logs|delete) .*?)(?: +#.*)?$", header, re.MULTILINE)
+    assert [command.split()[1] for command in commands] == ["get", "get", "logs", "delete"]
+    selectors = [re.search(r" -l (\S+)", command) for command in commands]
+    # The labels that the controllers of JobSet and of Job put on each pod.
+    wanted = "jobset.sigs.k8s.io/jobset-name=$NAME"
+    assert [found and found[1] for found in selectors] == [
+        None,
+        wanted,
+        f"{wanted},batch.kubernetes.io/job-completion-index=0",
+        None,
+    ]
+    assert all("$NAME" in command for command in commands) and "name: ${NAME}" in body
+
+
+@pytest.mark.parametrize("name", ["skypilot.yaml", "Dockerfile", "README.md"])
+def test_every_launcher_says_how_secrets_go_along(name: str):
+    text = (LAUNCH / name).read_text()
+    assert "HF_TOKEN" in text and "WANDB_API_KEY" in text
 
 
 def skypilot() -> dict[str, Any]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import stat
+import subprocess
 import tarfile
 
 import pytest
@@ -15,7 +18,8 @@ next() { head -n1 "$FAKES/$1"; sed -i 1d "$FAKES/$1"; }
 case "$*" in
     *"queued-resources describe"*) next states ;;
     *"tpu-vm describe"*) next nodes ;;
-    *"tpu-vm scp"*) cp "$5" "$FAKES/archive" ;;
+    *"tpu-vm scp"*) cp -p "$5" "$FAKES/$(basename "$5" .tar.gz)" ;;
+    *"detached.sh status"*) next workers ;;
     *"bash launch/local.sh"*) exit "$(next codes)" ;;
 esac
 """
@@ -32,16 +36,21 @@ def cloud(fakes: Fakes) -> Fakes:
     return fakes
 
 
-def answers(cloud: Fakes, *, states: str, codes: str, nodes: str = "") -> None:
+def answers(cloud: Fakes, *, states: str, codes: str, nodes: str = "", workers: str = "") -> None:
     """`-` stands for: there is no such request."""
+    (cloud.folder / "workers").write_text(f"{workers}\n")
     for name, words in (("states", states), ("codes", codes), ("nodes", nodes)):
         lines = [word.replace("-", "") for word in words.split()]
         (cloud.folder / name).write_text("".join(f"{line}\n" for line in lines))
 
 
+def is_question(call: list[str]) -> bool:
+    return "describe" in call or call[-2].endswith("detached.sh status")
+
+
 def changes(cloud: Fakes) -> list[str]:
     """The calls of gcloud that change something, without the questions."""
-    told = [" ".join(call[3:]) for call in cloud.calls() if call[0] == "gcloud" and "describe" not in call]
+    told = [" ".join(call[3:]) for call in cloud.calls() if call[0] == "gcloud" and not is_question(call)]
     assert all(line.endswith("--zone=us-west4-a") for line in told)
     return [line.removesuffix(" --zone=us-west4-a") for line in told]
 
@@ -49,7 +58,7 @@ def changes(cloud: Fakes) -> list[str]:
 def kinds(cloud: Fakes) -> list[str]:
     """The same in a word each."""
     words = {CREATE: "create", DELETE: "delete", "scp": "copy", "tar -x": "unpack", "uv ": "python", "mount": "setup"}
-    words |= {"local.sh": "run"}
+    words |= {"dpo_jax_secrets demo:": "secrets", "local.sh": "run"}
     return [[word for text, word in words.items() if text in line][-1] for line in changes(cloud)]
 
 
@@ -70,7 +79,7 @@ def test_a_run_creates_waits_copies_installs_runs_and_deletes(cloud: Fakes):
     assert "cd dpo_jax && DPO_JAX_ACCELERATOR=tpu PYTHON=$(" in before
     assert shlex.split(arguments) == ["configs/quickstart.yaml", "--workdir", "/runs/it's $x"]
     assert delete == DELETE
-    with tarfile.open(cloud.folder / "archive") as archive:
+    with tarfile.open(cloud.folder / "dpo_jax") as archive:
         assert sorted(archive.getnames()) == ["configs/quickstart.yaml", "launch/local.sh"]
 
 
@@ -119,7 +128,7 @@ def test_a_dry_run_prints_the_very_commands_and_calls_nothing(cloud: Fakes, wher
     printed = [shlex.split(line) for line in dry.stdout.splitlines() if not line.startswith("#")]
     answers(cloud, states="- ACTIVE", codes="0")
     assert cloud.run("tpu_vm.sh", *arguments).returncode == 0
-    called = [call for call in cloud.calls() if call[0] == "gcloud" and "describe" not in call]
+    called = [call for call in cloud.calls() if call[0] == "gcloud" and not is_question(call)]
     without_folder = [[word.rpartition("/")[2] if "tar.gz" in word else word for word in call] for call in called]
     assert [
         [word.rpartition("/")[2] if "tar.gz" in word else word for word in line] for line in printed
@@ -127,10 +136,82 @@ def test_a_dry_run_prints_the_very_commands_and_calls_nothing(cloud: Fakes, wher
     assert all(("--project=mine" in line) == bool(where) for line in printed)
 
 
+SECRETS = {"HF_TOKEN": "hf_s3cr3t-0123456789", "WANDB_API_KEY": "it's $(a) key", "JUDGE_KEY": "sk-0123456789"}
+
+
+def test_secrets_go_in_a_file_that_only_the_user_can_read(cloud: Fakes):
+    answers(cloud, states="- ACTIVE", codes="0")
+    arguments = (*SLICE, *MOUNT, "--secret", "JUDGE_KEY", "configs/quickstart.yaml")
+    done = cloud.run("tpu_vm.sh", "run", *arguments, **SECRETS)
+    assert done.returncode == 0, done.stderr
+    assert kinds(cloud) == ["create", "copy", "unpack", "python", "setup", "secrets", "run", "delete"]
+    file = cloud.folder / ".dpo_jax_secrets"
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    dry = cloud.run("tpu_vm.sh", "run", "--dry-run", *arguments, **SECRETS)
+    for text in (done.stdout, done.stderr, dry.stdout, dry.stderr, (cloud.folder / "calls").read_text()):
+        assert [name for name, value in SECRETS.items() if value in text or shlex.quote(value) in text] == []
+    # What the workers do: read it, delete it, and run.
+    (run,) = [call[-2] for call in cloud.calls() if "local.sh" in call[-2] and call[0] == "gcloud"]
+    (cloud.folder / "dpo_jax").unlink()
+    (cloud.folder / "dpo_jax" / "launch").mkdir(parents=True)
+    script = "; ".join(f'printf "%s\\n" "${name}"' for name in SECRETS)
+    (cloud.folder / "dpo_jax" / "launch" / "local.sh").write_text(script)
+    home = {"PATH": os.environ["PATH"], "HOME": str(cloud.folder)}
+    command = ["bash", "-c", run.removeprefix("--command=")]
+    ran = subprocess.run(command, cwd=cloud.folder, env=home, capture_output=True, text=True)
+    assert ran.stdout.splitlines() == [*SECRETS.values()] and not file.exists(), ran.stderr
+
+
+def test_without_secrets_no_file_is_sent(cloud: Fakes):
+    answers(cloud, states="- ACTIVE", codes="0")
+    cloud.run("tpu_vm.sh", "run", *SLICE, *MOUNT, "configs/quickstart.yaml", HF_TOKEN="")
+    assert "secrets" not in kinds(cloud) and "dpo_jax_secrets" not in "".join(changes(cloud))
+
+
+def test_a_detached_run_is_started_and_its_slice_stays(cloud: Fakes):
+    answers(cloud, states="- ACTIVE", codes="0")
+    done = cloud.run("tpu_vm.sh", "run", *SLICE, "--detach", "configs/quickstart.yaml", "--seed", "1")
+    assert done.returncode == 0 and "status, logs, stop, and at last delete: with --name demo" in done.stderr
+    assert kinds(cloud) == ["create", "copy", "unpack", "python", "run"]
+    assert changes(cloud)[-1].endswith(
+        "bash launch/detached.sh start bash launch/local.sh configs/quickstart.yaml --seed 1"
+    )
+
+
+@pytest.mark.parametrize("how", [(), ("--detach",)])
+def test_a_slice_on_which_a_detached_run_goes_on_is_neither_written_nor_deleted(cloud: Fakes, how: tuple[str, ...]):
+    answers(cloud, states="ACTIVE", codes="0", workers="t1v-0: running (process 12); the end of log:")
+    done = cloud.run("tpu_vm.sh", "run", *SLICE, *MOUNT, *how, "configs/quickstart.yaml")
+    assert done.returncode == 2 and "A detached run goes on there" in done.stderr
+    assert kinds(cloud) == []
+
+
+@pytest.mark.parametrize(("action", "worker"), [("status", "all"), ("logs", "0"), ("stop", "all")])
+def test_a_detached_run_is_looked_at_and_stopped(cloud: Fakes, action: str, worker: str):
+    answers(cloud, states="ACTIVE", codes="", workers="t1v-0: running (process 12); the end of log:")
+    done = cloud.run("tpu_vm.sh", action, *SLICE[:4])
+    assert done.returncode == 0, done.stderr
+    call = cloud.calls()[-1]
+    assert call[1:7] == ["compute", "tpus", "tpu-vm", "ssh", "demo", f"--worker={worker}"]
+    assert call[-2] == f"--command=bash dpo_jax/launch/detached.sh {action}"
+    assert ("t1v-0: running" in done.stdout) == (action == "status")
+
+
+@pytest.mark.parametrize(("state", "says"), [("-", "there is no such slice"), ("SUSPENDED", "SUSPENDED")])
+def test_the_status_of_a_slice_that_is_gone(cloud: Fakes, state: str, says: str):
+    answers(cloud, states=state, codes="")
+    done = cloud.run("tpu_vm.sh", "status", *SLICE[:4])
+    assert (done.returncode, done.stdout) == (3, f"demo: {says}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ([], "Usage: bash launch/tpu_vm.sh"),
+        (["status"], "Give --name and --zone."),
+        (["stop", *SLICE[:4], "configs/quickstart.yaml"], "stop takes no CONFIG: configs/quickstart.yaml"),
+        (["run", "--secret", "hf_abc-1"], "--secret wants the name of a variable, not its value."),
+        (["run", "--secret", "NO_SUCH_KEY"], "--secret NO_SUCH_KEY: the environment has no variable NO_SUCH_KEY"),
         (["start"], "Usage: bash launch/tpu_vm.sh"),
         (["run"], "Give --name and --zone."),
         (["run", "--name"], "--name wants a value."),
