@@ -156,11 +156,11 @@ def _verify(known: argparse.Namespace) -> None:
 
 
 def _doctor(known: argparse.Namespace) -> None:
-    from dpo_jax.runtime import doctor
-
     _quieten()
     asked = dict(os.environ)
-    xla_flags.apply(os.environ)
+    xla_flags.apply(os.environ)  # before jax is imported, which reads some of it then
+    from dpo_jax.runtime import doctor
+
     doctor.run(Path(known.workdir), asked)
 
 

@@ -45,7 +45,7 @@ def run(folder: Path, environment: Mapping[str, str]) -> None:
         findings += [Finding(state, f"{what}, {of}", says) for state, what, says in other["found"] if state != "good"]
     if len(everyone) > 1:
         findings += [*_together(everyone, folder)]
-    if jax.process_index() == 0:
+    if len(everyone) == 1 or jax.process_index() == 0:
         for each in findings:
             print(mask(f"{each.state:>4}  {each.what:<12} {each.says}"), flush=True)
     bad = [each for each in findings if each.state == "bad"]
@@ -123,7 +123,7 @@ def _speed(device: Any) -> float:
 
 def _gather(value: Json) -> list[Json]:
     """The JSON value of each process."""
-    if jax.process_count() == 1:
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:  # without a device nothing can be counted
         return [json.loads(json.dumps(value))]
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(np.array(len(data), np.int32))).ravel()

@@ -6,6 +6,7 @@ python -m dpo_jax.runtime.xla_flags table    # the table of launch/README.md
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import sys
@@ -90,6 +91,15 @@ SETTINGS: dict[str, tuple[Setting, ...]] = {
 
 SWITCH = "DPO_JAX_XLA_FLAGS"
 
+# Of an accelerator that is not here, while its package is: libtpu complains of a TPU that it does not find, and JAX's
+# plug-in shows a traceback of CUDA's libraries. JAX would go on with the CPU in any case.
+_QUIET = {
+    "tpu": {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"},
+    "gpu": {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+}
+_PACKAGES = {"tpu": "libtpu", "gpu": "jax_plugins"}
+_DEVICES = {"tpu": ("accel[0-9]*", "vfio/[0-9]*"), "gpu": ("nvidia[0-9]*", "nvidiactl", "dxg")}
+
 
 def additions(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
     """Variable -> its new value. What is set already stays: a variable, or a flag among the variable's flags."""
@@ -107,6 +117,8 @@ def additions(platform: str, environment: Mapping[str, str]) -> dict[str, str]:
 def apply(environment: MutableMapping[str, str], *, devices: Path = Path("/dev")) -> None:
     """Add the settings of this machine's accelerator to `environment`, unless DPO_JAX_XLA_FLAGS is `off`.
 
+    Packages for an accelerator that this machine lacks are told not to complain of that.
+
     Raises:
         UserError: that variable says something else than on or off, or XLA would compute wrong values on this CPU.
     """
@@ -121,6 +133,20 @@ def apply(environment: MutableMapping[str, str], *, devices: Path = Path("/dev")
         )
     if platform and switch == "on":
         environment.update(additions(platform, environment))
+    for kind, quiet in _QUIET.items():
+        if importlib.util.find_spec(_PACKAGES[kind]) and not _may_be_here(kind, environment, devices):
+            for variable, value in quiet.items():
+                environment.setdefault(variable, value)
+
+
+def _may_be_here(kind: str, environment: Mapping[str, str], devices: Path) -> bool:
+    """Return whether such an accelerator is asked for, or leaves a trace here, so that its complaints matter."""
+    asked = environment.get("JAX_PLATFORMS", "").split(",")
+    if {"tpu": {"tpu"}, "gpu": {"gpu", "cuda"}}[kind] & {*asked}:
+        return True
+    if any(next(devices.glob(pattern), None) for pattern in _DEVICES[kind]):
+        return True
+    return kind == "tpu" and "JAX_FORCE_TPU_INIT" in environment
 
 
 def find_platform(environment: Mapping[str, str], *, devices: Path = Path("/dev")) -> str | None:

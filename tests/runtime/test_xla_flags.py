@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shlex
 import subprocess
@@ -68,6 +69,77 @@ def test_which_machine_this_is(tmp_path: Path, environment: dict[str, str], file
 def test_the_switch_is_on_or_off():
     with pytest.raises(UserError, match=r"DPO_JAX_XLA_FLAGS=of is not understood. Did you mean 'off'"):
         xla_flags.apply({xla_flags.SWITCH: "of"})
+
+
+QUIET_TPU = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+QUIET_GPU = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "files", "added"),
+    [
+        ({}, [], QUIET_TPU | QUIET_GPU),
+        ({"DPO_JAX_XLA_FLAGS": "off"}, [], QUIET_TPU | QUIET_GPU),
+        ({"JAX_PLATFORMS": "cpu"}, [], QUIET_TPU | QUIET_GPU),
+        ({"TPU_WORKER_HOSTNAMES": "mine"}, [], {"TPU_ACCELERATOR_TYPE": "v5litepod-4"} | QUIET_GPU),
+        # A failure where one is asked for, or where there is one, is shown.
+        ({"JAX_PLATFORMS": "tpu,cpu"}, [], QUIET_GPU),
+        ({"JAX_FORCE_TPU_INIT": "1"}, [], QUIET_GPU),
+        ({}, ["accel0"], QUIET_GPU),
+        ({}, ["vfio/0"], QUIET_GPU),
+        ({"JAX_PLATFORMS": "cpu,cuda"}, [], QUIET_TPU),
+        ({}, ["nvidia0"], QUIET_TPU),
+        ({}, ["nvidiactl"], QUIET_TPU),
+        ({}, ["dxg"], QUIET_TPU),  # a GPU under Windows
+    ],
+)
+def test_packages_for_an_accelerator_that_is_not_here_do_not_complain(
+    tmp_path: Path, monkeypatch, environment: dict[str, str], files: list[str], added: dict[str, str]
+):
+    (tmp_path / "packages" / "jax_plugins").mkdir(parents=True)
+    (tmp_path / "packages" / "libtpu").mkdir()
+    devices = tmp_path / "dev"
+    for name in files:
+        (devices / name).parent.mkdir(parents=True, exist_ok=True)
+        (devices / name).touch()
+    environment = environment | {"XLA_FLAGS": XLA_CPU_FLAG}
+    names = {*QUIET_TPU, *QUIET_GPU}
+
+    def applied() -> dict[str, str]:
+        changed = dict(environment)
+        xla_flags.apply(changed, devices=devices)
+        return {name: changed[name] for name in names & changed.keys() if name not in environment}
+
+    assert applied() == {}  # nothing is said without the packages
+    monkeypatch.syspath_prepend(tmp_path / "packages")
+    assert applied() == added
+
+
+def test_libtpu_on_a_machine_without_a_tpu_is_silent(tmp_path: Path):
+    """As `doctor` starts it, where libtpu is installed; whoever has it not sees the same of a pretended one."""
+    if not importlib.util.find_spec("libtpu"):
+        (tmp_path / "libtpu.py").write_text(PRETENDED_LIBTPU)
+    command = [sys.executable, "-m", "dpo_jax.cli", "doctor", "--workdir", str(tmp_path)]
+    mine = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_PLATFORMS", "TPU_"))}
+    path = os.pathsep.join([str(ROOT), str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    environment = mine | {"PYTHONPATH": path, "XLA_FLAGS": ""}
+    if xla_flags.find_platform(environment):
+        pytest.skip("there is an accelerator here")
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    asked = {"JAX_PLATFORMS": "tpu,cpu"}  # whoever asks for a TPU hears of it
+    done = subprocess.run(command, env=environment | asked, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and "JAX finds none: Unable to initialize backend 'tpu'" in done.stdout
+
+
+PRETENDED_LIBTPU = """
+import os, sys
+
+def get_library_path():
+    if os.environ.get("TPU_ACCELERATOR_TYPE") is None or os.environ.get("TPU_WORKER_HOSTNAMES") is None:
+        print("could not determine TPU accelerator type", file=sys.stderr)
+    return "/nowhere/libtpu.so"
+"""
 
 
 SQUARED_NORMS = """
