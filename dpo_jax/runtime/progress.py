@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import threading
 import time
@@ -65,10 +67,16 @@ class Progress:
 
 
 def tell_briefly() -> None:
-    """Shorten what other libraries say of failed threads, from now on and in the whole process."""
+    """Shorten what other libraries say of failed threads, from now on and in the whole process.
+
+    Of a disk that takes nothing more every thread and task of a write would speak: once is enough, for the main thread
+    ends with the sentence on it.
+    """
 
     def tell(failed: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
-        say("beside", f"{getattr(failed.exc_type, '__name__', failed.exc_type)}: {_first_line(str(failed.exc_value))}")
+        if _is_news(str(failed.exc_value)):
+            name = getattr(failed.exc_type, "__name__", failed.exc_type)
+            say("beside", f"{name}: {_first_line(str(failed.exc_value))}")
 
     threading.excepthook = tell
     sys.unraisablehook = tell
@@ -76,24 +84,42 @@ def tell_briefly() -> None:
     logging.getLogger("asyncio").addFilter(_first_of_its_kind)  # and leaves behind a task for each array
 
 
+# What a write that failed leaves behind: tasks and files whose loop has ended, and a count of what failed.
+_FOLLOWS = ("Event loop is closed", "handle is closed", "Handler Commit operations")
+_DISK_ERRORS = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
+
+
+def _is_news(text: str) -> bool:
+    if any(words in text for words in _FOLLOWS):
+        return False
+    error = next((words for words in _DISK_ERRORS if words in text), None)
+    return error is None or _is_first(error)
+
+
+def _is_first(kind: object) -> bool:
+    first = kind not in _told
+    _told.add(kind)
+    return first
+
+
 def _first_of_its_kind(record: logging.LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if error is None:
         return _shortened(record)
-    if type(error) in _told:
+    if not _is_first(type(error)):
         return False
-    _told.add(type(error))
     record.msg, record.args = f"{type(error).__name__}: {error}", ()
     return _shortened(record)
 
 
 def _shortened(record: logging.LogRecord) -> bool:
-    record.msg, record.args = mask(_first_line(record.getMessage())), ()
+    text = record.getMessage()
+    record.msg, record.args = mask(_first_line(text)), ()
     record.exc_info = record.exc_text = record.stack_info = None
-    return True
+    return _is_news(text)
 
 
-_told: set[type[BaseException]] = set()
+_told: set[object] = set()
 
 
 def _first_line(text: str) -> str:

@@ -28,6 +28,16 @@ def dies():
 
 asyncio.run(forgets())
 gc.collect()
+class Left:  # as a task whose loop has ended
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+Left()
+logging.getLogger("absl").error("[process=0] Failed to run 2 Handler Commit operations or the Commit callback")
+for number in range(2):  # a full disk, of which each array and thread speaks
+    logging.getLogger("absl").error("array %d: %s\\nNo space left on device", number, "x" * 900)
+    logging.getLogger("asyncio").error("task %d: No space left on device", number)
+logging.getLogger("absl").error("another disk: Read-only file system")
 logging.getLogger("asyncio").error("slow\\nand a page")
 try:
     dies()
@@ -43,6 +53,8 @@ def test_a_line_each():
     said = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True).stderr
     assert [line.strip() for line in said.splitlines()] == [
         "ERROR:asyncio:Lost: task 0",
+        f"ERROR:absl:array 0: {'x' * 291}",
+        "ERROR:absl:another disk: Read-only file system",
         "ERROR:asyncio:slow",
         "ERROR:absl:Orbax says this",
         "beside  OSError: the disk",
