@@ -32,6 +32,10 @@ _HARMFUL = {
     "JAX_DEBUG_NANS": "waits for every result: slow",
 }
 _OFF = ("", "0", "false", "no", "off")
+_CGROUP_FILES = {  # by version: the limit, the use, and the parts of it that are files
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file")),
+    2: ("memory.max", "memory.current", ("inactive_file", "active_file")),
+}
 _LEAST_FREE_BYTES = 10 * 2**30
 _LEAST_MEMORY_BYTES = 4 * 2**30
 _LEAST_FILES = 4096
@@ -92,17 +96,47 @@ def _installed() -> Iterator[Finding]:
 
 
 def _host() -> Iterator[Finding]:
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, free = (page * os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
-    limit = Path("/sys/fs/cgroup/memory.max")  # of a container
-    if limit.exists() and (text := limit.read_text().strip()).isdecimal():
-        total = min(total, int(text))
+    total, available = memory()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     state = "good" if total >= _LEAST_MEMORY_BYTES else "warn"
-    yield Finding(state, "host", f"{cores} cores, {_gib(total)} of memory, {_gib(min(free, total))} unused")
+    yield Finding(state, "host", f"{cores} cores, {_gib(total)} of memory, {_gib(available)} available")
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if 0 <= files < _LEAST_FILES:
         yield Finding("warn", "host", f"at most {files} files may be open; raise that with `ulimit -n 65536`.")
+
+
+def memory(root: Path = Path("/")) -> tuple[int, int]:
+    """Return the bytes of memory that this process may have, and those of them that it could still get.
+
+    Both within the limits of the control groups around it, such as a container's. Files that the system keeps in memory
+    count as available: it drops them when memory is wanted.
+    """
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = total
+    if (meminfo := root / "proc/meminfo").exists():  # Linux
+        kilobytes = dict(line.split()[:2] for line in meminfo.read_text().splitlines())
+        total, available = (1024 * int(kilobytes[name]) for name in ("MemTotal:", "MemAvailable:"))
+    for limit, used in _limits(root):
+        total, available = min(total, limit), min(available, max(0, limit - used))
+    return total, available
+
+
+def _limits(root: Path) -> Iterator[tuple[int, int]]:
+    """Yield limit and use, without cached files, of each control group around this process."""
+    groups = root / "proc/self/cgroup"
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, path = line.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        mounted = root / "sys/fs/cgroup" / ("memory" if kinds else "")
+        limit, use, cached = _CGROUP_FILES[1 if kinds else 2]
+        inside = mounted / path.lstrip("/")
+        for folder in (inside, *inside.parents):
+            if (folder / limit).exists() and (value := (folder / limit).read_text().strip()).isdecimal():
+                kept = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
+                yield int(value), int((folder / use).read_text()) - sum(int(kept.get(name, 0)) for name in cached)
+            if folder == mounted:
+                break
 
 
 def written(what: str, folder: Path, now: Callable[[], float] = time.time) -> Iterator[Finding]:

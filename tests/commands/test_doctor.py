@@ -68,6 +68,51 @@ def test_a_disk_that_takes_nothing(tmp_path: Path, monkeypatch, code: int):
     assert not list(tmp_path.iterdir())
 
 
+GIB = 2**30
+
+
+def machine_with(root: Path, groups: str, **files: object) -> Path:
+    """A machine of 64 GiB, 2 of them free and 50 available; `files` by their names below the mounted control groups."""
+    meminfo = f"MemTotal: {64 << 20} kB\nMemFree: {2 << 20} kB\nMemAvailable: {50 << 20} kB\nCached: 1 kB\nHugePages: 0"
+    held = {"proc/meminfo": meminfo, "proc/self/cgroup": groups}
+    held |= {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in held.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(f"{text}\n")
+    return root
+
+
+def test_files_that_the_system_keeps_in_memory_count_as_available(tmp_path: Path):
+    assert machine.memory(machine_with(tmp_path, "0::/")) == (64 * GIB, 50 * GIB)
+
+
+def test_memory_within_a_container_of_version_2(tmp_path: Path):
+    stat = f"anon {3 * GIB}\nfile {4 * GIB}\ninactive_file {3 * GIB}\nactive_file {1 * GIB}"
+    of = {"memory.max": 8 * GIB, "memory.current": 7 * GIB, "memory.stat": stat}
+    assert machine.memory(machine_with(tmp_path, "0::/", **of)) == (8 * GIB, 5 * GIB)  # 8 - (7 - 3 - 1)
+
+
+def test_the_narrowest_control_group_counts(tmp_path: Path):
+    inner = {"memory.max": "max", "memory.current": 5 * GIB, "memory.stat": "inactive_file 0"}
+    outer = {"memory.max": 6 * GIB, "memory.current": 6 * GIB, "memory.stat": f"inactive_file {GIB}"}
+    files = {f"a/b/{name}": text for name, text in inner.items()} | {f"a/{name}": text for name, text in outer.items()}
+    root = machine_with(tmp_path, "1:name=systemd:/\n0::/a/b", **files)
+    assert machine.memory(root) == (6 * GIB, 1 * GIB)
+
+
+def test_memory_within_a_container_of_version_1(tmp_path: Path):
+    stat = f"total_inactive_file {GIB}\ntotal_active_file {GIB}\ninactive_file 0"
+    of = {"memory.limit_in_bytes": 8 * GIB, "memory.usage_in_bytes": 4 * GIB, "memory.stat": stat}
+    files = {f"memory/{name}": text for name, text in of.items()}
+    groups = "5:cpu,cpuacct:/elsewhere\n4:memory:/docker/0123"  # of the host, and not to be seen in the container
+    assert machine.memory(machine_with(tmp_path, groups, **files)) == (8 * GIB, 6 * GIB)
+
+
+def test_memory_where_there_is_no_linux(tmp_path: Path):
+    total, available = machine.memory(tmp_path)
+    assert total == available > 0
+
+
 def test_little_room_is_a_warning(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(machine, "_LEAST_FREE_BYTES", 1 << 60)
     assert "want more" in states(machine.written("folder", tmp_path), "warn")
