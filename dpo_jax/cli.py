@@ -17,8 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from dpo_jax import __version__
-from dpo_jax.commands.table import COMMANDS
-from dpo_jax.config import AnyConfig, PictureConfig, load
+
+try:
+    from dpo_jax.commands.table import COMMANDS
+    from dpo_jax.config import AnyConfig, PictureConfig, load
+except ModuleNotFoundError as error:  # installed for the losses alone
+    raise SystemExit(
+        f"dpo-jax: the package {error.name} is not installed; the commands need all of `pip install dpo-jax`."
+    ) from None
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.masking import mask
 from dpo_jax.runtime import xla_flags
