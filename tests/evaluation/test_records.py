@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.records import Benchmark, BestOf, Evaluation, Heldout, Sample, Texts, Trial
+from dpo_jax.evaluation.records import (
+    Benchmark,
+    BestOf,
+    Divergence,
+    Evaluation,
+    Halves,
+    Heldout,
+    Place,
+    Sample,
+    Texts,
+    Trial,
+)
 from dpo_jax.evaluation.seeds import losses_of
 from tests.reporting.made_up import EVALUATION, WHOLE
 from tests.reporting.test_pictures import EVALUATION as PICTURES
@@ -56,11 +67,25 @@ def test_a_point_of_a_sweep_keeps_its_settings_and_why_it_failed():
     assert trial.settings == {"seed": 1} and losses_of(trial) == ["dpo"]
 
 
+def test_a_place_that_is_never_reached_is_null():
+    halves = {"predicted": {"logp": None, "ratio": {"chosen": -1.0}}}
+    read = Halves.from_json(halves)
+    assert read.predicted == {"logp": None, "ratio": Place(chosen=-1.0)} and read.to_json() == halves
+
+
+def test_the_best_divergence_is_the_exact_one_where_it_was_measured():
+    sampled = {"sequence_kl": 2.0, "interval": (1.0, 3.0)}
+    assert Divergence(**sampled).best == (2.0, (1.0, 3.0)) and Divergence().best is None
+    assert Divergence(**sampled, exact=0.0, exact_interval=(0.0, 0.1)).best == (0.0, (0.0, 0.1))
+
+
 @pytest.mark.parametrize(
     ("damaged", "says"),
     [
         ({"heldout": 3}, "e.json: heldout: damaged: a mapping is wanted, not '3'"),
         ({"heldout": {"accuracy": "high"}}, "e.json: heldout: accuracy: damaged: float is wanted, not 'high'"),
+        ({"heldout": {"pairs": 3.5}}, "e.json: heldout: pairs: damaged: int is wanted, not '3.5'"),
+        ({"judged": {"judge": 3}}, "e.json: judged: judge: damaged: str is wanted, not '3'"),
         ({"kl": {"interval": [1.0]}}, "e.json: kl: interval: damaged"),
         ({"samples": [{"prompt": "p", "policy": "q"}]}, "e.json: samples: damaged: reference is missing"),
     ],

@@ -98,6 +98,6 @@ def classifier(texts: Sequence[str], labels: Sequence[int]) -> Scoring:
     pipeline = make_pipeline(features, LogisticRegression(C=4.0, max_iter=300)).fit(texts, labels)
 
     def score(prompts: Sequence[Prompt], responses: Sequence[str]):
-        return pipeline.predict_proba([response.strip() for response in responses])[:, 1]
+        return pipeline.predict_proba(responses)[:, 1]
 
     return Scoring("classifier", score, neutral=0.5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import email.utils
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,19 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def judge(endpoint: Endpoint | str, *, cache: Path | None = None, key: str | None = None, **settings: Any) -> Comparing:
+def judge(
+    endpoint: Endpoint | str,
+    *,
+    cache: Path | None = None,
+    key: str | None = None,
+    model: str = "judge-1",
+    **settings: Any,
+) -> Comparing:
     chosen = {"timeout_seconds": 5.0, "retries": 3, "backoff_seconds": 0.01} | {
         name: settings.pop(name) for name in ("timeout_seconds", "retries", "backoff_seconds") if name in settings
     }
     url = endpoint if isinstance(endpoint, str) else endpoint.url
-    chat = Chat(url, "judge-1", key=key, settings={"max_tokens": 8, "temperature": 0.0}, **chosen)
+    chat = Chat(url, model, key=key, settings={"max_tokens": 8, "temperature": 0.0}, **chosen)
     return http_judge(chat, cache=Cache(cache), **settings)
 
 
@@ -142,23 +148,24 @@ def test_verdicts_are_kept_and_what_changes_the_question_is_asked_anew(tmp_path:
         other = "Which?\n[Prompt] {prompt}\n[Response A]\n{a}\n\n[Response B]\n{b}\n\nAnswer {not_a_field}"
         judge(endpoint, cache=cache, template=other).verdicts(PROMPTS, A, B)
         assert len(endpoint.bodies) == 14 and endpoint.bodies[-1]["messages"][0]["content"].endswith("{not_a_field}")
-    assert KEY not in cache.read_text() and len(cache.read_text().splitlines()) == 14
+        judge(endpoint, cache=cache, model="judge-2").verdicts(PROMPTS, A, B)
+        assert len(endpoint.bodies) == 20
+    assert KEY not in cache.read_text() and len(cache.read_text().splitlines()) == 20
 
 
 def test_a_failed_run_keeps_what_it_had_and_a_cut_line_is_left_out(tmp_path: Path):
     cache = tmp_path / "verdicts.jsonl"
 
     def breaks(body: dict[str, Any], number: int) -> Reply:
-        return longer_wins(body, number) if number < 4 else Reply({}, 400)
+        return Reply({}, 400) if number == 4 else longer_wins(body, number)
 
-    with serve(breaks) as endpoint, pytest.raises(UserError, match="400"):
-        judge(endpoint, cache=cache, parallel=1).verdicts(PROMPTS, A, B)
-    cache.write_text(cache.read_text()[:-20])  # the fourth is cut short
-    with serve(longer_wins) as endpoint:
-        moved = cache.read_text()
-        found = judge(endpoint, cache=cache, parallel=1)
-        assert found.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0, 0.5] and moved
-    assert all(json.loads(line) for line in cache.read_text().splitlines()[4:])
+    with serve(breaks) as endpoint:
+        with pytest.raises(UserError, match="400"):
+            judge(endpoint, cache=cache, parallel=1).verdicts(PROMPTS, A, B)
+        cache.write_text(cache.read_text()[:-20])  # the fourth is cut short
+        for asked in (3, 0):  # the next line does not join the cut one, and so is known the second time
+            found = judge(endpoint, cache=cache, parallel=1)
+            assert found.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0, 0.5] and found.usage().requests == asked
 
 
 def test_so_many_at_a_time_and_no_more():

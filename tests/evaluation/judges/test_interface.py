@@ -7,6 +7,7 @@ import pytest
 
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Comparing, Judge, Scoring
+from dpo_jax.evaluation.records import Usage
 from dpo_jax.types import Prompt
 
 PROMPTS = [Prompt(f"question {i}", None, "here") for i in range(4)]
@@ -60,6 +61,22 @@ def test_what_is_no_verdict_is_refused(raw, says):
         Comparing("odd", lambda prompts, a, b: raw(len(a))).verdicts(PROMPTS, A, B)
 
 
-def test_a_verdict_beyond_its_bounds_is_refused():
-    with pytest.raises(UserError, match=r"the verdict 1\.5 is not within"):
-        Comparing("odd", lambda prompts, a, b: np.full(len(a), 1.5)).verdicts(PROMPTS, A, B)
+@pytest.mark.parametrize("verdict", [1.5, -0.5])
+def test_a_verdict_beyond_its_bounds_is_refused(verdict: float):
+    with pytest.raises(UserError, match=f"the verdict {verdict} is not within"):
+        Comparing("odd", lambda prompts, a, b: np.full(len(a), verdict)).verdicts(PROMPTS, A, B)
+
+
+def test_a_judge_asked_through_another_process_is_the_same_judge():
+    calls = []
+
+    def through(call):
+        calls.append(call)
+        return call()
+
+    scoring = Scoring("length", by_length, neutral=2.0).through(through)
+    assert scoring.neutral == 2.0 and scoring.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0, 0.5, 1.0]
+    comparing = Comparing("first", lambda prompts, a, b: [1.0] * len(a), usage=lambda: Usage(requests=6))
+    comparing = comparing.through(through)
+    assert comparing.verdicts(PROMPTS, A, B).tolist() == [0.5] * 4 and comparing.usage().requests == 6
+    assert len(calls) == 2

@@ -67,11 +67,12 @@ def test_a_command_that_is_none(command: str):
 
 def test_a_function_of_a_file_or_a_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "mine_to_judge.py").write_text(
-        "def score(prompts, responses):\n    return [len(r) for r in responses]\n"
+        "import dataclasses\n@dataclasses.dataclass\nclass Length:\n    of: 'str'\n"  # which looks its module up
+        "def score(prompts, responses):\n    return [len(Length(r).of) for r in responses]\n"
         "def compare(prompts, a, b):\n    return [float(x > y) for x, y in zip(a, b)]\n"
     )
     judge = scoring_function(load_function(f"{tmp_path / 'mine_to_judge.py'}:score"))
-    assert judge.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0]
+    assert judge.scores(PROMPTS, A).tolist() == [3.0, 1.0]
     monkeypatch.syspath_prepend(str(tmp_path))
     compare = comparing_function(load_function("mine_to_judge:compare"))
     assert compare.verdicts(PROMPTS, A, B).tolist() == [1.0, 0.0]

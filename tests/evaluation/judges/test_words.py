@@ -31,6 +31,7 @@ def test_a_list_by_hand(tmp_path: Path):
     (tmp_path / "words.txt").write_text("# words\nLovely 2\n\nwell-made, 1.5 # a compound\ndull\t-1\n")
     weights = read_weights(tmp_path / "words.txt")
     assert weights == {"lovely": 2.0, "well-made": 1.5, "dull": -1.0}
+    assert lexicon({"Lovely": 2.0}).scores(prompts(1), ["LOVELY"]).tolist() == [2.0]
     # (2 - 1 + 0) / 3; 1.5 of two words, the second unknown; no word
     found = lexicon(weights).scores(prompts(3), ["lovely, DULL film!", "Well-made lovelyx", " "])
     assert found.tolist() == [pytest.approx(1 / 3), 0.75, 0.0]
