@@ -107,17 +107,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as error:
         _leave(130, "interrupted; the same command goes on from the last checkpoint", error, running)
     except Exception as error:
-        from dpo_jax.runtime import translate
+        from dpo_jax.commands import crash
 
-        kept = translate.keep(error, running.workdir, running.line)
-        _leave(1, f"{translate.explain(error, running.command)}\n{kept}", error, running)
+        kept = crash.keep(error, running.workdir, running.line)
+        _leave(1, f"{crash.explain(error, running.command)}\n{kept}", error, running)
 
 
 def _leave(code: int, message: str, error: BaseException, running: _Running) -> NoReturn:
     if running.verbose:
-        from dpo_jax.runtime import translate
+        from dpo_jax.commands import crash
 
-        message += f"\n\n{translate.details(error)}"
+        message += f"\n\n{crash.details(error)}"
     if "jax" not in sys.modules:  # a mistake that was found at once
         print(f"dpo-jax: {message}", file=sys.stderr)
         raise SystemExit(code)
@@ -156,9 +156,9 @@ def _list_stores(known: argparse.Namespace) -> None:
 
 
 def _verify(known: argparse.Namespace) -> None:
-    from dpo_jax.runs import verify
+    from dpo_jax.commands.verify import verify
 
-    verify.run(Path(known.folder))
+    verify(Path(known.folder))
 
 
 def _doctor(known: argparse.Namespace) -> None:

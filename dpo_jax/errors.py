@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -17,6 +18,26 @@ class Finding(NamedTuple):
     state: str
     what: str
     says: str
+
+
+_SIZED = "sized by "
+
+
+@contextlib.contextmanager
+def sized_by(setting: str) -> Iterator[None]:
+    """Note on an error from inside which setting decides the size of a batch; the innermost one counts."""
+    try:
+        yield
+    except Exception as error:
+        if size_setting(error) is None:
+            error.add_note(_SIZED + setting)
+        raise
+
+
+def size_setting(error: BaseException) -> str | None:
+    """The setting that `sized_by` noted; None where none did."""
+    notes = getattr(error, "__notes__", ())
+    return next((note.removeprefix(_SIZED) for note in notes if note.startswith(_SIZED)), None)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:

@@ -58,7 +58,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["experiments"] = set(MAY_IMPORT)
 # A command cannot rebuild machinery: it asks an experiment, and shows or writes what it gets.
 MAY_IMPORT["commands"] = {"experiments", "runs", "runtime", "evaluation", "reporting", "planning", "config", "files"}
-MAY_IMPORT["commands"] |= {"types", "reading"}
+MAY_IMPORT["commands"] |= {"types", "reading", "masking"}
 MAY_IMPORT["cli"] = {"commands", "experiments", "config", "runtime", "runs", "masking"}
 MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 

@@ -29,7 +29,7 @@ from dpo_jax.config.evaluation import (
 )
 from dpo_jax.data.sources import read_labelled
 from dpo_jax.data.tokenize import tokenize
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.judges.chat import Chat
 from dpo_jax.evaluation.judges.http import Cache, http_judge
@@ -51,7 +51,6 @@ from dpo_jax.reading import Origins, locate, typed
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
 from dpo_jax.weights.reward import describe_reward, load_reward

@@ -19,10 +19,10 @@ from dpo_jax.diffusion.denoising import pair_errors
 from dpo_jax.diffusion.draws import row_keys
 from dpo_jax.diffusion.embeddings import Condition, present
 from dpo_jax.diffusion.sampling import make_sampler
+from dpo_jax.errors import sized_by
 from dpo_jax.mesh import constrain
 from dpo_jax.objectives.diffusion import Apply, Noise, draws_of, pixels, shown
 from dpo_jax.reference.store import Errors
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import HostPictures, Params, PictureBatch, row_words
 
 ErrorScore = Callable[[Params, PictureBatch, jax.Array], jax.Array]

@@ -21,7 +21,7 @@ from dpo_jax.data.pictures.batches import PictureBatches, evaluation_batches
 from dpo_jax.diffusion.diffuser import Diffuser, make_diffuser
 from dpo_jax.diffusion.embeddings import TransformerSpec
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_model import ErrorScore, Sample, make_error_score, make_sampling, score_pictures
@@ -34,7 +34,6 @@ from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.store import Errors
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
 from dpo_jax.training.state import param_shardings
 from dpo_jax.types import Knobs, Lora, Objective, Params, PictureRow

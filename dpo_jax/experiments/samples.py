@@ -11,11 +11,11 @@ import jax
 from dpo_jax.config import SamplingConfig
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.tokenize import tokenize_prompts
+from dpo_jax.errors import sized_by
 from dpo_jax.files import digest
 from dpo_jax.models.model import Model
 from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
 from dpo_jax.runtime.progress import say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import Params, Prompt, TokenRow
 
 

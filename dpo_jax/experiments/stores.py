@@ -16,7 +16,7 @@ from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reference.fingerprint import as_ids, make_fingerprint
-from dpo_jax.reference.store import Errors, Scores, Store, listing
+from dpo_jax.reference.store import Errors, OtherStore, Scores, Store, listing
 from dpo_jax.runtime.preemption import leave_if_told
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
@@ -80,7 +80,11 @@ def complete_store(experiment: Experiment, params: Callable[[], Params], *, held
         params(), row_ids, experiment.scoring_facts(), model=experiment.spec, dtype=config.model.dtype
     )
     folder = experiment.store_folder(fingerprint, heldout_only=heldout_only)
-    store = Store(folder, fingerprint, kind=experiment.score_type)
+    try:
+        store = Store(folder, fingerprint, kind=experiment.score_type)
+    except OtherStore as other:
+        advice = "Undo the change, or delete the folder, or name another with `--reference.store FOLDER`."
+        raise UserError(f"{other}\n{advice}") from None
     store.serves(str(experiment.workdir.resolve()))
     missing = store.missing(row_ids)
     if not len(missing):

@@ -28,7 +28,7 @@ from dpo_jax.analysis.field import PairLoss, pair_loss, unsuited, weighted_sum
 from dpo_jax.analysis.trajectory import field_of, halves
 from dpo_jax.config import AnalysisConfig
 from dpo_jax.data.tokens import row_ids_of, take
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.evaluation.intervals import share_interval
 from dpo_jax.experiments.stores import complete_store, heldout_store
 from dpo_jax.experiments.texts import TextExperiment
@@ -42,7 +42,6 @@ from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.plots import Rows, ends, series
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.optimizer import make_schedule
 from dpo_jax.training.state import TrainState

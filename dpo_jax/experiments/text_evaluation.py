@@ -19,7 +19,7 @@ from dpo_jax.data.sources import PAIRS, paths
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.data.tokens import row_ids_of
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
 from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
@@ -50,7 +50,6 @@ from dpo_jax.mesh import constrain
 from dpo_jax.reference.fingerprint import as_ids
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import PairBatch, Params, PreferencePair, Prompt, TokenRow
 
 

@@ -18,7 +18,7 @@ from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.order import UnevenLabels
 from dpo_jax.data.rows import DataRows
 from dpo_jax.data.shapes import Packing
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
 from dpo_jax.experiments.rows import check_new_tokens, check_rows, check_samples, read_completions, read_rows, rules_of
@@ -35,7 +35,6 @@ from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
 from dpo_jax.runtime.progress import Progress, say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.types import HostBatch, Knobs, Lora, Objective, Params, Prompt, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
 from dpo_jax.weights.load import load_params

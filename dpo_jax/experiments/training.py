@@ -17,14 +17,13 @@ import jax
 
 from dpo_jax.config import LoggingConfig, OptimizerConfig, TrainConfig, as_mapping
 from dpo_jax.config.resume import refuse_changes
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reading import Origins, mistake
 from dpo_jax.reference.store import Errors, Scores
 from dpo_jax.runs.run import Run, note_session
 from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
-from dpo_jax.runtime.translate import sized_by
 from dpo_jax.runtime.watchdog import Watchdog
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.loop import Callbacks, NotFinite, Pace, Placed, TooManySkips, traced, train_loop

@@ -45,6 +45,10 @@ Kind = TypeVar("Kind", Scores, Errors)
 _WHOLE_NUMBERS = ("tokens",)
 
 
+class OtherStore(ValueError):
+    """A store of another model, or of other rows."""
+
+
 class Store(Generic[Kind]):
     """One store: one frozen model, one set of rows."""
 
@@ -52,9 +56,11 @@ class Store(Generic[Kind]):
         """Open the store or begin it; `kind` is what it holds.
 
         Raises:
-            UserError: the folder holds a store of something else (the fields that differ are named) or a damaged one.
+            OtherStore: the folder holds a store of something else; the fields that differ are named.
+            UserError: it is damaged, or of another version.
         """
         self.folder = folder
+        self._again = f"Delete {folder} and score its rows again."
         self._kind = kind
         self._names = [field.partition("_")[0] for field in kind._fields]
         self._manifest: Json = {"format": _FORMAT, "fingerprint": fingerprint, "shards": []}
@@ -80,16 +86,12 @@ class Store(Generic[Kind]):
         try:
             manifest = read_sealed(self.folder / "manifest.json", *self._manifest)
         except UserError as error:
-            raise UserError(f"{error} Delete {self.folder} and run `dpo-jax reference` again.") from None
+            raise UserError(f"{error} {self._again}") from None
         if manifest["format"] != _FORMAT:
             raise UserError(f"{self.folder}: store format {manifest.get('format')!r}; this version reads {_FORMAT}.")
-        different = differences(manifest["fingerprint"], fingerprint)
-        if different:
-            raise UserError(
-                f"{self.folder}: this reference store was made from something else:\n  "
-                + "\n  ".join(different)
-                + "\nUndo the change, or delete the folder, or name another with `--reference.store FOLDER`."
-            )
+        if different := differences(manifest["fingerprint"], fingerprint):
+            listed = "\n  ".join(different)
+            raise OtherStore(f"{self.folder}: this reference store was made from something else:\n  {listed}")
         self._manifest = manifest
         self._shards = [self._read(shard) for shard in manifest["shards"]]
 
@@ -99,8 +101,7 @@ class Store(Generic[Kind]):
         target = self.folder / shard["name"]
         if damaged := changed(target, shard["digests"]):
             raise UserError(
-                f"{target}: the reference store is damaged: {damaged[0]} is not as it was written. "
-                f"Delete {self.folder} and run `dpo-jax reference` again."
+                f"{target}: the reference store is damaged: {damaged[0]} is not as it was written. {self._again}"
             )
         n, slots = shard["rows"], shard["slots"]
         like = {"row_id": np.zeros((n, 16), np.uint8)}
@@ -163,10 +164,7 @@ class Store(Generic[Kind]):
         """
         places = self._index.find(as_ids(row_ids))
         if missing := int((places < 0).sum()):
-            raise UserError(
-                f"{self.folder}: {missing} of {len(places)} rows are missing; "
-                "`dpo-jax reference` goes on where it stopped."
-            )
+            raise UserError(f"{self.folder}: {missing} of {len(places)} rows are missing; score them first.")
         return self._kind(*(array[places] for array in self._scores))
 
 

@@ -26,27 +26,6 @@ _MOST_NAMED = 3
 Check = Callable[[Path], Iterator[Finding]]
 
 
-def run(root: Path) -> None:
-    """Print a line for each thing at `root` or below.
-
-    Raises:
-        UserError: one of them is damaged, or there is nothing to be checked.
-    """
-    if not root.is_dir():
-        raise UserError(f"command line: verify: {root} is not a folder.")
-    findings = []
-    for each in examine(root):
-        print(f"{each.state:>4}  {each.what}: {each.says}", flush=True)
-        findings.append(each)
-    bad = [each for each in findings if each.state == "bad"]
-    if bad:
-        raise UserError(
-            f"verify: {root}: {len(bad)} of {len(findings)} are not as they were written: {bad[0].what} ..."
-        )
-    if all(each.state == "left" for each in findings):
-        raise UserError(f"verify: {root} holds no checkpoint, store or export, and nothing else of a run.")
-
-
 def examine(root: Path) -> Iterator[Finding]:
     """All that there is at `root` or below, and in the stores elsewhere that the run reads."""
     for name, folders, files in os.walk(root):
@@ -111,7 +90,7 @@ def _checkpoints(folder: Path) -> Iterator[Finding]:
 
 
 def _store(folder: Path) -> Iterator[Finding]:
-    again = f"Delete {folder} and run `dpo-jax reference` again."
+    again = f"Delete {folder} and score its rows again."
     path = folder / _MANIFEST
     if not path.exists():
         yield Finding(
@@ -143,7 +122,7 @@ def _store(folder: Path) -> Iterator[Finding]:
 
 
 def _export(folder: Path) -> Iterator[Finding]:
-    again = "Run `dpo-jax export` again."
+    again = "Export it again."
     path = folder / _DIGESTS
     if not path.exists():
         yield Finding("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")

@@ -91,7 +91,7 @@ def check_shared(folder: Path) -> None:
     if not seen.all():
         blind = ", ".join(str(number) for number in np.flatnonzero(~seen))
         raise UserError(
-            f"workdir: {folder} is not one folder on all hosts: process {blind} does not see what process 0 writes "
+            f"{folder} is not one folder on all hosts: process {blind} does not see what process 0 writes "
             "there. Name a folder on a disk that all of them mount."
         )
 

@@ -13,7 +13,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.files import digest, read_json
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.reference.fingerprint import RowIndex, as_ids, differences, make_fingerprint, rows_digest, weights_digest
-from dpo_jax.reference.store import Scores, Store, listing
+from dpo_jax.reference.store import OtherStore, Scores, Store, listing
 
 FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}
 
@@ -85,7 +85,7 @@ def test_ids_are_found_by_all_of_their_bytes():
 @pytest.mark.parametrize("field", FINGERPRINT)
 def test_refuses_another_fingerprint_naming_what_differs(tmp_path: Path, field: str):
     filled(tmp_path / "s")
-    with pytest.raises(UserError, match=f'{field}: the store has ".*", this run has "other"') as refused:
+    with pytest.raises(OtherStore, match=f'{field}: the store has ".*", this run has "other"') as refused:
         Store(tmp_path / "s", FINGERPRINT | {field: "other"})
     assert not any(f"{other}:" in str(refused.value) for other in FINGERPRINT if other != field)
 

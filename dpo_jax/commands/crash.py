@@ -1,4 +1,4 @@
-"""Errors from below in plain words: what happened to the user's thing and what to do, before any traceback.
+"""Crashes in plain words: what happened to the user's thing and what to do, before any traceback.
 
 Loads nothing: errors of other packages are known by their names and by what they say.
 """
@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dpo_jax import __version__
+from dpo_jax.errors import size_setting
 from dpo_jax.masking import mask
 
 _PACKAGE = Path(__file__).parents[1]
 _LONGEST = 300  # characters of somebody else's message
 
-_SIZED = "sized by "
 _EXTRAS = {
     "wandb": "wandb",
     "av": "video",
@@ -48,22 +48,6 @@ _NETWORK = re.compile(
     r"HfHub|LocalEntryNotFound|OfflineMode|ConnectionError|ConnectError|ConnectTimeout|ReadTimeout|MaxRetry|NameResolution"
     r"|gaierror|URLError|SSLError|ProxyError"
 )
-
-
-@contextlib.contextmanager
-def sized_by(setting: str) -> Iterator[None]:
-    """Note on an error from inside which setting decides the size of a batch; the innermost one counts."""
-    try:
-        yield
-    except Exception as error:
-        if _setting(error) is None:
-            error.add_note(_SIZED + setting)
-        raise
-
-
-def _setting(error: BaseException) -> str | None:
-    notes = getattr(error, "__notes__", ())
-    return next((note.removeprefix(_SIZED) for note in notes if note.startswith(_SIZED)), None)
 
 
 def explain(error: BaseException, command: str) -> str:
@@ -146,7 +130,7 @@ def _device_memory(error: BaseException) -> str | None:
     if not _is_xla(error) or not re.search("RESOURCE_EXHAUSTED|out of memory", said, re.IGNORECASE):
         return None
     asked = re.search(r"(?:allocat\w*|Attempting to reserve)\s+([\d.]+\s*\w+)", said)
-    lower = _setting(error) or "the size of the batches"
+    lower = size_setting(error) or "the size of the batches"
     more = f": {asked[1]} more were wanted" if asked else ""
     return (
         f"out of memory on the device{more}. Lower {lower}, set model.remat: full, or use more devices and mesh.fsdp.\n"

@@ -16,8 +16,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 from dpo_jax import cli
 from dpo_jax.commands import table
-from dpo_jax.errors import UserError
-from dpo_jax.runtime.translate import explain, sized_by
+from dpo_jax.commands.crash import explain
+from dpo_jax.errors import UserError, sized_by
 
 SECRET = "s3cr3t-Value-0123456789"
 XLA = jax.errors.JaxRuntimeError
