@@ -1,8 +1,10 @@
-"""A program's share of each chip, compiled for a machine that is not here, as plain data."""
+"""A program's share of each chip, compiled for a machine that is not here and read, as plain data."""
 
 from __future__ import annotations
 
 import math
+import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
@@ -10,8 +12,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax.planning.compiled import Compiled, compile_program
-from dpo_jax.planning.topologies import Machine
+from dpo_jax.planning.hlo import Computation, array_bytes, called_by, parse
+from dpo_jax.planning.topologies import GIB, Machine
+from dpo_jax.planning.traffic import collectives
+
+_LOW_EFFORT = {"optimization_level": 19}  # O1, by its number: so every jax knows it
+_LABEL = re.compile(r'op_name="([^"]*)"')
 
 
 class Rows(TypedDict):
@@ -85,39 +91,98 @@ def held_bytes(call: Call) -> dict[str, int]:
 
 
 def measure(call: Call, machine: Machine, mesh: Mesh, *, full: bool) -> Outcome:
-    """Compile a program for a machine, and read what it takes of each chip."""
-    capacity = machine.chip.memory_bytes
-    with jax.set_mesh(mesh):
-        program = compile_program(call.function, *call.arguments, devices=machine.count, full=full)
-    gradients = bytes_per_chip(call.trained)
+    """Compile a program for a machine, and read what it takes of each chip.
+
+    At low effort, unless `full`, it takes seconds instead of minutes, and memory comes out a little otherwise.
+    """
+    capacity, gradients = machine.chip.memory_bytes, bytes_per_chip(call.trained)
     sizes = {**held_bytes(call), "gradients": gradients}
-    if not isinstance(program, Compiled):
+    start = time.perf_counter()
+    try:
+        with jax.set_mesh(mesh):
+            lowered = call.function.lower(*call.arguments)
+            compiled = lowered.compile(compiler_options=None if full else _LOW_EFFORT)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        needs, has = too_large(str(error))
         return Outcome(
             rows=call.rows,
             bytes=sizes,
             fits=False,
-            needs=program.needs,
-            has=program.has or capacity,
-            compile_seconds=program.seconds,
-            says=program.says,
+            needs=needs,
+            has=has or capacity,
+            compile_seconds=time.perf_counter() - start,
+            says=str(error).splitlines()[0],
         )
-    memory = program.memory
+    seconds, memory, program = time.perf_counter() - start, compiled.memory_analysis(), parse(compiled.as_text())
+    traffic = collectives(program, devices=machine.count)
     sizes |= {
-        "activations": max(0, memory.temporary - gradients),
-        "temporary": memory.temporary,
-        "outputs": memory.outputs,
-        "code": memory.code,
-        "arguments": memory.arguments,
-        "donated": program.aliased,
+        "activations": max(0, memory.temp_size_in_bytes - gradients),
+        "temporary": memory.temp_size_in_bytes,
+        "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # beyond what takes arguments' place
+        "code": memory.generated_code_size_in_bytes,
+        "arguments": memory.argument_size_in_bytes,
+        "donated": memory.alias_size_in_bytes,
     }
+    peak = sum(sizes[name] for name in ("arguments", "temporary", "outputs", "code"))
     return Outcome(
         rows=call.rows,
         bytes=sizes,
-        fits=memory.peak <= capacity,
-        needs=memory.peak,
+        fits=peak <= capacity,
+        needs=peak,
         has=capacity,
-        compile_seconds=program.seconds,
-        buffers=[buffer._asdict() for buffer in program.buffers],
-        collectives=[each._asdict() for each in program.traffic.collectives],
-        collectives_in_unknown_loops=program.traffic.uncounted,
+        compile_seconds=seconds,
+        buffers=[buffer._asdict() for buffer in largest_buffers(program)],
+        collectives=[each._asdict() for each in traffic.collectives],
+        collectives_in_unknown_loops=traffic.uncounted,
     )
+
+
+class Buffer(NamedTuple):
+    """An array of the program on one chip."""
+
+    shape: str
+    bytes: int
+    label: str  # where in the program it is made
+
+
+_PASSED_ON = {"get-tuple-element", "tuple", "bitcast", "while", "conditional", "optimization-barrier", "call"}
+
+
+def largest_buffers(program: Mapping[str, Computation], *, count: int = 8) -> list[Buffer]:
+    """The largest arrays in main memory that a program is given or makes, one of each shape.
+
+    XLA lets arrays share memory when their lives do not overlap: these need not all exist at once.
+    """
+    outer = [name for name, computation in program.items() if computation.entry]
+    for computation in program.values():
+        for line in computation.lines:
+            if line.opcode in ("while", "conditional", "call"):
+                outer += called_by(line)
+    lines = [(line, program[name].entry) for name in outer if name in program for line in program[name].lines]
+    buffers: dict[str, Buffer] = {}
+    for line, entry in sorted(lines, key=lambda each: each[0].opcode != "parameter"):  # those have better labels
+        passed_on = line.opcode in _PASSED_ON or (line.opcode == "parameter" and not entry)
+        if passed_on or line.type.startswith("(") or "S(" in line.type:  # S(1) and others: memory on the chip
+            continue
+        shape, label = line.type.partition("{")[0], _LABEL.search(line.rest)
+        buffers.setdefault(shape, Buffer(shape, sum(array_bytes(line.type)), label[1] if label else line.name))
+    return sorted(buffers.values(), key=lambda buffer: -buffer.bytes)[:count]
+
+
+# The first counts arguments and results too, whatever it says; the second is of older compilers.
+_NEEDS = (
+    re.compile(r"HLO temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"),
+    re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm"),
+)
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+def too_large(message: str) -> tuple[int | None, int | None]:
+    """Bytes that a program needs of a chip and that this has, from a RESOURCE_EXHAUSTED; None where it does not say."""
+    match = next((hit for pattern in _NEEDS if (hit := pattern.search(message))), None)
+    if not match:
+        return None, None
+    needs, has = (int(float(match[place]) * _UNITS[match[place + 1]]) for place in (1, 3))
+    return needs, has

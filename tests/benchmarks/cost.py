@@ -25,7 +25,6 @@ from work import SHAPES, keep, make_model, make_rows, parse, write_config
 from dpo_jax.config import load
 from dpo_jax.experiments.planned import Planned
 from dpo_jax.models.costs import matmul_parameters, pair_flops
-from dpo_jax.planning.compiled import Compiled, compile_program
 from dpo_jax.planning.outcomes import Call
 from dpo_jax.planning.topologies import Chip, Machine
 
@@ -61,15 +60,13 @@ def cost_of(point: Point, folder: Path, repeats: int) -> dict[str, float]:
     planned = Planned(*load(str(path)), command="", machine=machine)
     with jax.set_mesh(planned.mesh):
         call = planned.train_call(planned.find_lengths().data)
-        compiled = compile_program(call.function, *call.arguments, devices=point.devices, full=True)
-        assert isinstance(compiled, Compiled)
+        sizes = planned.measure(call, full=True)["bytes"]
         seconds = cpu_seconds(call, repeats) if point.devices == 1 else float("nan")
     spec = planned.resolved.spec
     flops = pair_flops(spec, matmul_parameters(planned.model.tree), half, [half, half], shared=True)
-    memory = compiled.memory
     return {
-        "state_bytes": memory.arguments,
-        "temporary_bytes": memory.temporary,
+        "state_bytes": sizes["arguments"],
+        "temporary_bytes": sizes["temporary"],
         "flops": flops * PAIRS,
         "seconds": seconds,
     }
