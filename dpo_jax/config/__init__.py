@@ -27,39 +27,6 @@ from dpo_jax.config.training import (
 from dpo_jax.masking import masked
 from dpo_jax.reading import Origins, mistake, options_of_all, override, read_yaml, typed
 
-__all__ = [
-    "AnalysisConfig",
-    "AnyConfig",
-    "Config",
-    "DataConfig",
-    "EvaluationConfig",
-    "ExportConfig",
-    "JudgeConfig",
-    "LoggingConfig",
-    "LoraConfig",
-    "LossConfig",
-    "MeshConfig",
-    "ModelConfig",
-    "OptimizerConfig",
-    "PairsConfig",
-    "PictureConfig",
-    "ProfileConfig",
-    "ReferenceConfig",
-    "RewardConfig",
-    "SamplingConfig",
-    "ScratchConfig",
-    "SftConfig",
-    "Source",
-    "TilesConfig",
-    "TrainConfig",
-    "as_mapping",
-    "changed",
-    "check",
-    "file_bytes",
-    "load",
-    "render",
-]
-
 AnyConfig = Config | PictureConfig
 """A file with a section `pictures` is an experiment on pictures or clips."""
 _NAMED = (JudgeConfig, PictureJudgeConfig)

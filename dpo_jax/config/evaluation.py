@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dpo_jax.config.model import Source
-from dpo_jax.errors import UserError
-from dpo_jax.reading import Count, NotNegative, Origins, Positive, locate
+from dpo_jax.reading import Count, NotNegative, Origins, Positive, mistake
 
 
 class Judge:
@@ -134,35 +133,31 @@ class EvaluationConfig:
 
 
 def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows: bool) -> None:
-    """Refuses settings that contradict each other; `has_rows` says whether data.eval names any."""
-    if evaluation.watched and not evaluation.every:
-        at = locate("evaluation.watched", origins)
-        raise UserError(f"{at}: evaluation.watched: says what is sampled every evaluation.every steps; set that too.")
-    for key, asked in (("every", evaluation.every), ("samples", evaluation.samples)):
-        if asked and not has_rows:
-            at = locate(f"evaluation.{key}", origins)
-            raise UserError(f"{at}: evaluation.{key}: needs held-out rows and their prompts; name them in data.eval.")
-    if evaluation.best_of and not (evaluation.samples and evaluation.judge):
-        at = locate("evaluation.best_of", origins)
-        raise UserError(f"{at}: evaluation.best_of: needs evaluation.samples, as many prompts, and evaluation.judge.")
-    at, judge = locate("evaluation.outputs", origins), evaluation.judge
-    if evaluation.outputs and (evaluation.samples or evaluation.rewardbench):
-        other = "samples" if evaluation.samples else "rewardbench"
-        raise UserError(f"{at}: evaluation.outputs: is judged alone; leave out evaluation.{other}.")
-    if evaluation.outputs and not judge:
-        raise UserError(f"{at}: evaluation.outputs: needs somebody who judges; name evaluation.judge.")
+    """Refuse settings that contradict each other; `has_rows` says whether data.eval names any."""
+    outputs, judge = evaluation.outputs, evaluation.judge
+    sampled, ranked = evaluation.samples, evaluation.rewardbench
+    rows = "needs held-out rows and their prompts; name them in data.eval."
+    best = "needs evaluation.samples, as many prompts, and evaluation.judge."
+    every = "says what is sampled every evaluation.every steps; set that too."
+    judged = "needs evaluation.samples to judge, or evaluation.outputs or evaluation.rewardbench."
+    other = "samples" if sampled else "rewardbench"
+    wrong = (
+        ("watched", evaluation.watched and not evaluation.every, every),
+        ("every", evaluation.every and not has_rows, rows),
+        ("samples", sampled and not has_rows, rows),
+        ("best_of", evaluation.best_of and not (sampled and judge), best),
+        ("outputs", outputs and (sampled or ranked), f"is judged alone; leave out evaluation.{other}."),
+        ("outputs", outputs and not judge, "needs somebody who judges; name evaluation.judge."),
+        ("judge", judge and not (sampled or outputs or ranked), judged),
+    )
+    for key, is_wrong, says in wrong:
+        if is_wrong:
+            raise mistake(f"evaluation.{key}", origins, says)
     if judge:
-        if not (evaluation.samples or evaluation.outputs or evaluation.rewardbench):
-            at = locate("evaluation.judge", origins)
-            raise UserError(
-                f"{at}: evaluation.judge: needs evaluation.samples to judge, or evaluation.outputs or "
-                "evaluation.rewardbench."
-            )
         check_judge(judge, origins, key="evaluation.judge")
 
 
 def check_judge(judge: JudgeConfig, origins: Origins, *, key: str) -> None:
-    """Refuses options that cannot be."""
+    """Refuse options that cannot be."""
     for option, says in judge.mistakes():
-        where = f"{key}.{option}"
-        raise UserError(f"{locate(where, origins)}: {where}: {says}")
+        raise mistake(f"{key}.{option}", origins, says)

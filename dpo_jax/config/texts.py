@@ -89,26 +89,21 @@ def check_texts(config: Config, origins: Origins) -> None:
         file_bytes(config.export.max_shard_size)
     except ValueError as error:
         raise mistake("export.max_shard_size", origins, f"{error}.") from None
-    if config.export.lora == "adapter" and not config.lora:
-        raise mistake("export.lora", origins, "there is no adapter; `lora: {rank: 16}` would train one.")
-    if config.lora and config.reference.update_every:
-        raise mistake(
-            "reference.update_every",
-            origins,
-            "with lora the reference is the base under the adapter, which never moves. Leave out one of the two.",
-        )
-    if not config.loss:
-        raise mistake("loss", origins, "name at least one, such as `loss: {name: dpo}`.")
-    if not data.train:
-        raise mistake("data.train", origins, "name at least one source of rows.")
+    no_room = f"{data.max_prompt_tokens} leaves no room for a response in data.max_tokens, {data.max_tokens}."
+    moves = "with lora the reference is the base under the adapter, which never moves. Leave out one of the two."
+    jinja = "is read with data.template: tokenizer only; set that too."
+    adapter = config.export.lora == "adapter"
+    wrong = (
+        ("export.lora", adapter and not config.lora, "there is no adapter; `lora: {rank: 16}` would train one."),
+        ("reference.update_every", config.lora and config.reference.update_every, moves),
+        ("loss", not config.loss, "name at least one, such as `loss: {name: dpo}`."),
+        ("data.train", not data.train, "name at least one source of rows."),
+        ("data.chat_template", data.chat_template is not None and data.template != "tokenizer", jinja),
+        ("data.max_prompt_tokens", data.max_prompt_tokens >= data.max_tokens, no_room),
+    )
+    for key, is_wrong, says in wrong:
+        if is_wrong:
+            raise mistake(key, origins, says)
     check_evaluation(config.evaluation, origins, has_rows=bool(data.eval))
     if config.pairs.judge:
         check_judge(config.pairs.judge, origins, key="pairs.judge")
-    if data.chat_template is not None and data.template != "tokenizer":
-        raise mistake("data.chat_template", origins, "is read with data.template: tokenizer only; set that too.")
-    if data.max_prompt_tokens >= data.max_tokens:
-        raise mistake(
-            "data.max_prompt_tokens",
-            origins,
-            f"{data.max_prompt_tokens} leaves no room for a response in data.max_tokens, {data.max_tokens}.",
-        )

@@ -17,7 +17,7 @@ from dpo_jax.data.tokens import sizes_of
 from dpo_jax.types import HostBatch, PairBatch, TokenRow
 
 
-class Batches:
+class Batches(StepRows):
     """Training batches by their step; which rows a step holds says `StepRows`, which also has the errors.
 
     `columns` holds more arrays of a batch by their names there, in the order of the rows: float32 [rows, P] what is of
@@ -46,7 +46,7 @@ class Batches:
         self._rows, self._micro_batch_pairs = rows, micro_batch_pairs
         self._of_pairs = {name: values for name, values in columns.items() if values.ndim == 1}
         self._of_responses = {name: values for name, values in columns.items() if values.ndim == 2}
-        self._step_rows = StepRows(
+        super().__init__(
             len(rows),
             batch_pairs=batch_pairs,
             micro_batch_pairs=micro_batch_pairs,
@@ -56,16 +56,12 @@ class Batches:
         )
         slots = len(rows[0].responses)
         self._slots = [slice(None)] if desirable is None else [slice(slot, slot + 1) for slot in range(slots)]
-        examples = (self._parts(self._step_rows.of(step)[0]) for step in range(self.steps(1)))
+        examples = (self._parts(self.of(step)[0]) for step in range(self.steps(1)))
         self._shapes = Shapes(rows, packing or Packing(), pairs=micro_batch_pairs, examples=examples)
-
-    def steps(self, epochs: float) -> int:
-        """Return the number of steps that pass over the data `epochs` times; the last may reach into the next epoch."""
-        return self._step_rows.steps(epochs)
 
     def batch(self, step: int) -> HostBatch:
         """Batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch."""
-        picks, _ = self._step_rows.of(step)
+        picks, _ = self.of(step)
         arrays, *mismatched = self._arrays(picks)
         columns = {
             name: values[picks].astype(np.float32).reshape(-1, self._micro_batch_pairs)

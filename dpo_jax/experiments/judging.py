@@ -243,7 +243,7 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
         _ = owner.model  # has it positions enough?
         model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)
     except UserError as error:
-        raise UserError(f"{experiment.at(key)}: {key}: {error}") from None
+        raise UserError(f"{experiment.at(key)}: {key}: {error} The WORKDIR of a run is allowed, too.") from None
 
     def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         params = load_reward(owner.source, owner.resolved, model, owner.mesh)

@@ -81,7 +81,7 @@ def load_params(
             dtype = np.dtype(leaf(dtypes, rule.path) if dtypes else np.float32)
             size = len(sharding.addressable_devices) * math.prod(sharding.shard_shape(shape)) * dtype.itemsize
             placed += size
-            memory.stays(size if _on_host(mesh) else 0)
+            memory.stays(size if mesh.devices.flat[0].platform == "cpu" else 0)  # there it is the host's
             read = functools.partial(_read_part, source, rule, shape, dtype, unfit)
             array = place_lazily(sharding, shape, dtype, read, cut=_cut(rule, len(shape)))
             branch = functools.reduce(lambda tree, key: tree.setdefault(key, {}), rule.path[:-1], params)
@@ -89,11 +89,6 @@ def load_params(
     _check_finite(source, unfit, list(expected))
     told(Loaded(len(expected), placed, time.perf_counter() - start, memory.most))
     return params
-
-
-def _on_host(mesh: Mesh) -> bool:
-    """True where the memory of the devices is the host's."""
-    return mesh.devices.flat[0].platform == "cpu"
 
 
 def leaf(tree: Params, path: tuple[str, ...]) -> Any:

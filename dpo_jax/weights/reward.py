@@ -90,7 +90,7 @@ def describe_reward(source: WeightsSource, resolved: Resolved, *, dtype: DTypeLi
     if _SCORE.name not in source.shapes:
         raise UserError(
             f"{source.where}: no reward model: there is no tensor {_SCORE.name}. Allowed: what "
-            "AutoModelForSequenceClassification saves with one label, or the WORKDIR of a run."
+            "AutoModelForSequenceClassification saves with one label."
         )
     return make_reward_model(resolved.spec, dtype=dtype)
 

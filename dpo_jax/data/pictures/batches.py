@@ -17,7 +17,7 @@ from dpo_jax.data.pictures import WORKERS
 from dpo_jax.types import HostPictures, PictureBatch, PictureRow, row_words
 
 
-class PictureBatches:
+class PictureBatches(StepRows):
     """Training batches by their step; which rows a step holds says `StepRows`, which also has the errors.
 
     Where rows have labels, every batch holds both; where some have a weight, every batch has `loss_weight_B`.
@@ -37,7 +37,7 @@ class PictureBatches:
     ):
         self._rows, self._errors, self._micro_batch_pairs = rows, reference_errors, micro_batch_pairs
         self._weighted = any(row.weight is not None for row in rows)
-        self._step_rows = StepRows(
+        super().__init__(
             len(rows),
             batch_pairs=batch_pairs,
             micro_batch_pairs=micro_batch_pairs,
@@ -46,17 +46,13 @@ class PictureBatches:
             desirable=None if rows[0].desirable is None else np.array([row.desirable for row in rows], bool),
         )
 
-    def steps(self, epochs: float) -> int:
-        """Return the number of steps that pass over the data `epochs` times; the last may reach into the next epoch."""
-        return self._step_rows.steps(epochs)
-
     def batch(self, step: int) -> HostPictures:
         """Batch of one step; every array has a leading axis A, and `row_ids` run micro-batch after micro-batch.
 
         Raises:
             BadRow: a file is no longer what it was when the rows were read.
         """
-        picks, epochs = self._step_rows.of(step)
+        picks, epochs = self.of(step)
         rows = [self._rows[pick] for pick in picks]
         arrays = _arrays(rows, weighted=self._weighted)._replace(epoch_B=epochs.astype(np.int32))
         if self._errors is not None:

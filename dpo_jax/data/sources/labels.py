@@ -96,7 +96,15 @@ class _Pool:
                 place = self._next_other[place]
             else:
                 return self._completions[place]
-        raise UserError(_no_partner(row, size, len(set(self._prompts))))
+        prompts = len(set(self._prompts))
+        held = f"the {size} different rows have {prompts} different prompt{'s' if prompts > 1 else ''}"
+        if prompts > 1:
+            held += f", and those with another prompt than {row.where} all have its completion"
+        raise UserError(
+            f"{row.where}: no mismatched completion. KTO measures its KL on completions of other prompts, so it needs "
+            f"at least two different prompts with different completions; {held}. "
+            f"Add rows with other prompts, or use a loss that needs none: bco or apo_zero_unpaired."
+        )
 
 
 def _next_other(values: Sequence[Text]) -> list[int]:
@@ -106,14 +114,3 @@ def _next_other(values: Sequence[Text]) -> list[int]:
         place, after = step % len(values), (step + 1) % len(values)
         places[place] = after if values[place] != values[after] else places[after]
     return places
-
-
-def _no_partner(row: UnpairedCompletion, rows: int, prompts: int) -> str:
-    held = f"the {rows} different rows have {prompts} different prompt{'s' if prompts > 1 else ''}"
-    if prompts > 1:
-        held += f", and those with another prompt than {row.where} all have its completion"
-    return (
-        f"{row.where}: no mismatched completion. KTO measures its KL on completions of other prompts, so it needs at "
-        f"least two different prompts with different completions; {held}. "
-        f"Add rows with other prompts, or use a loss that needs none: bco or apo_zero_unpaired."
-    )

@@ -42,19 +42,17 @@ def pairs(record: Record, columns: Mapping[str, str], *, rankings: str = "all") 
     if _prompt_is_implicit(record, columns, chosen):
         parts = split_prompt(chosen, rejected)
         if parts is None:
-            raise BadRow(where, "no common prompt", _NO_COMMON_PROMPT.format(column=columns["prompt"]))
+            detail = (
+                f"no column {columns['prompt']!r}, and 'chosen' and 'rejected' do not begin alike up to the end of a "
+                "word, a line, or the turn before an answer of the assistant."
+            )
+            raise BadRow(where, "no common prompt", detail)
         prompt, chosen, rejected = parts
     else:
         prompt = _prompt(record, columns)
     for name, response in (("chosen", chosen), ("rejected", rejected)):
         messages.check_response(prompt, response, f"column {columns[name]!r}", where)
     return [_pair(prompt, chosen, rejected, where, brings)]
-
-
-_NO_COMMON_PROMPT = (
-    "no column {column!r}, and 'chosen' and 'rejected' do not begin alike up to the end of a word, a line, or the turn "
-    "before an answer of the assistant."
-)
 
 
 def split_prompt(chosen: Text, rejected: Text) -> tuple[Text, Text, Text] | None:
