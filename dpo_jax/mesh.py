@@ -125,10 +125,10 @@ def by_shards(
     return jax.shard_map(function, in_specs=specs, out_specs=out_spec, check_vma=False)(*arrays)
 
 
-def axis_splits(name: str) -> int:
-    """Number of parts into which the mesh in use splits a dimension with this logical name; 1 without a mesh."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return math.prod(mesh.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
+def axis_splits(name: str, mesh: Mesh | None = None) -> int:
+    """Number of parts into which a mesh, or the one in use, splits a dimension of this logical name; 1 without one."""
+    used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return math.prod(used.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
 
 
 def meet(what: str) -> None:
@@ -142,11 +142,6 @@ def least(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.min(multihost_utils.process_allgather(np.int32(number))))
-
-
-def splits(mesh: Mesh, name: str) -> int:
-    """Number of parts into which a mesh splits a dimension with this logical name."""
-    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXES[name])
 
 
 def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:

@@ -6,7 +6,7 @@ of what comes in. Blocks are stacked, so that compile time does not grow with de
 LoRA puts two thin trained weights beside a frozen one, x W + (alpha / rank) drop(x) A B (arXiv:2106.09685): parameters
 with an adapter are those of the base with a branch `adapter` next to each adapted weight.
 
-Dimension key: R rows, T tokens, D width.
+Dimension key: R rows, T tokens, D width, F MLP width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from dpo_jax.mesh import axis_splits
+from dpo_jax.mesh import axis_splits, constrain
 from dpo_jax.types import ADAPTER, Lora, Params, Tree, adapter_of
 
 _Carry = TypeVar("_Carry")
@@ -107,6 +107,27 @@ def contract(x: jax.Array, weight: jax.Array, inputs: int) -> jax.Array:
         return jnp.tensordot(x, weight, inputs)
     # Rows and tokens as one axis: the backward pass of XLA's CPU backend takes 0.6 of the time.
     return (x.reshape(-1, x.shape[2]) @ weight).reshape(*x.shape[:2], -1)
+
+
+def normed(x: jax.Array, *, epsilon: float) -> jax.Array:
+    """LayerNorm over the last axis without parameters; computed and returned at least in float32."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    wide = wide - wide.mean(axis=-1, keepdims=True)
+    return wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
+
+
+class MLP(nnx.Module):
+    """Two linear maps of each block, with a GELU between them."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, mlp_width: int, *, layers: int, deviation: float | None = 0.02):
+        self.up = Linear(rngs, {"embed": width}, {"mlp": mlp_width}, layers=layers, deviation=deviation)
+        self.down = Linear(rngs, {"mlp": mlp_width}, {"embed": width}, layers=layers, deviation=deviation)
+
+    @jax.named_scope("mlp")
+    def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
+        """Tokens to tokens, [R, T, D]."""
+        hidden_RTF = jax.nn.gelu(self.up(x_RTD, here), approximate=True)
+        return self.down(constrain(hidden_RTF, "rows", "length", "mlp"), here)
 
 
 @jax.named_scope("layers")

@@ -34,7 +34,7 @@ def denoising_errors(prediction_RX: jax.Array, target_RX: jax.Array) -> jax.Arra
     return jnp.square(prediction_RX.astype(wide) - target_RX.astype(wide)).mean(axis=tuple(range(1, target_RX.ndim)))
 
 
-def pair_errors(
+def denoise_pairs(
     predict: Predict,
     clean_BPX: jax.Array,
     drawn: Draw,
@@ -42,8 +42,8 @@ def pair_errors(
     *,
     schedule: Schedule,
     prediction: Prediction,
-) -> jax.Array:
-    """The denoising error of each member of each pair, at least float32 [B, P].
+) -> tuple[jax.Array, jax.Array]:
+    """The denoising error of each member of each pair, [B, P], and the clean samples that the predictions mean.
 
     All members of a pair get the same time, the same noise and the same condition: draws and condition have no axis P.
 
@@ -54,20 +54,10 @@ def pair_errors(
         condition: what the pair is to show, or None.
         schedule: how much noise there is at a time.
         prediction: what the network predicts.
+
+    Returns:
+        Both at least float32; the samples are [B, P, X].
     """
-    return denoised(predict, clean_BPX, drawn, condition, schedule=schedule, prediction=prediction)[0]
-
-
-def denoised(
-    predict: Predict,
-    clean_BPX: jax.Array,
-    drawn: Draw,
-    condition: Condition | None = None,
-    *,
-    schedule: Schedule,
-    prediction: Prediction,
-) -> tuple[jax.Array, jax.Array]:
-    """The errors of `pair_errors`, and the clean samples that the predictions mean, [B, P, X]; at least float32."""
     pairs, members = clean_BPX.shape[:2]
     chex.assert_shape(drawn.noise_BX, (pairs, *clean_BPX.shape[2:]))
 

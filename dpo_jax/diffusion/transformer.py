@@ -27,10 +27,13 @@ from dpo_jax.diffusion.embeddings import (
     TextEmbedding,
     TimeEmbedding,
     TransformerSpec,
+    from_patches,
+    grid_of,
+    positions,
+    to_patches,
 )
-from dpo_jax.diffusion.positions import from_patches, grid_of, positions, to_patches
 from dpo_jax.mesh import constrain
-from dpo_jax.networks import Here, Linear, Sizes, scan_layers
+from dpo_jax.networks import MLP, Here, Linear, Sizes, normed, scan_layers
 
 Kernel = Literal["xla", "cudnn"]
 """What computes attention: XLA, anywhere, or cuDNN's kernel, on NVIDIA GPUs in half precision."""
@@ -65,20 +68,6 @@ class Attention(nnx.Module):
         return self.output(mixed_BNHK, here)
 
 
-class MLP(nnx.Module):
-    """Two linear maps with a GELU between them."""
-
-    def __init__(self, rngs: nnx.Rngs, spec: TransformerSpec):
-        linear = functools.partial(Linear, rngs, layers=spec.layers, deviation=None)
-        self.up = linear({"embed": spec.width}, {"mlp": spec.mlp_width})
-        self.down = linear({"mlp": spec.mlp_width}, {"embed": spec.width})
-
-    @jax.named_scope("mlp")
-    def __call__(self, x_BND: jax.Array, here: Here) -> jax.Array:
-        hidden = jax.nn.gelu(self.up(x_BND, here), approximate=True)
-        return self.down(constrain(hidden, "rows", "length", "mlp"), here)
-
-
 class Block(nnx.Module):
     """Attention and MLP, each with shift and scale of its input and a gate on its output."""
 
@@ -86,7 +75,8 @@ class Block(nnx.Module):
         self.mlp_epsilon = spec.mlp_epsilon
         parts = {None: 6, "mlp": spec.width}
         self.modulation = Linear(rngs, {"embed": spec.width}, parts, layers=spec.layers, deviation=0.0)
-        self.attention, self.mlp = Attention(rngs, spec, kernel), MLP(rngs, spec)
+        self.attention = Attention(rngs, spec, kernel)
+        self.mlp = MLP(rngs, spec.width, spec.mlp_width, layers=spec.layers, deviation=None)
 
     def __call__(self, x_BND: jax.Array, steer_B1D: jax.Array, here: Here) -> jax.Array:
         parts = jnp.moveaxis(self.modulation(steer_B1D, here), 2, 0)
@@ -95,13 +85,6 @@ class Block(nnx.Module):
         x_BND = x_BND + gate * mixed
         bent = self.mlp(_steered(x_BND, mlp_shift, mlp_scale, epsilon=self.mlp_epsilon), here)
         return constrain(x_BND + mlp_gate * bent, "rows", "length", None)
-
-
-def normed(x: jax.Array, *, epsilon: float) -> jax.Array:
-    """LayerNorm over the last axis without parameters; computed and returned at least in float32."""
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    wide = wide - wide.mean(axis=-1, keepdims=True)
-    return wide * jax.lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + epsilon)
 
 
 def _steered(x_BND: jax.Array, shift_B1D: jax.Array, scale_B1D: jax.Array, *, epsilon: float) -> jax.Array:

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from dpo_jax.config import AnyConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
-from dpo_jax.mesh import make_mesh, named_sharding, place, splits
+from dpo_jax.mesh import axis_splits, make_mesh, named_sharding, place
 from dpo_jax.networks import merge
 from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
@@ -183,7 +183,7 @@ class Experiment(abc.ABC, Generic[C]):
     @property
     def row_multiple(self) -> int:
         """Into how many parts the mesh splits the rows of a batch."""
-        return splits(self.mesh, "rows")
+        return axis_splits("rows", self.mesh)
 
     def batch_shardings(self, batch: Any, *, micro_batches: bool) -> Any:
         """Shardings of the arrays of a batch; `micro_batches` says whether they have that leading axis."""

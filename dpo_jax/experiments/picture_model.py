@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dpo_jax.config.pictures import PictureSamplingConfig
-from dpo_jax.diffusion.denoising import pair_errors
+from dpo_jax.diffusion.denoising import denoise_pairs
 from dpo_jax.diffusion.draws import row_keys
 from dpo_jax.diffusion.embeddings import Condition, present
 from dpo_jax.diffusion.sampling import make_sampler
@@ -45,7 +45,7 @@ def make_error_score(apply: Apply, noise: Noise, *, seed: int) -> ErrorScore:
         def predict(noisy_RX: jax.Array, time_R: jax.Array, condition: Condition | None) -> jax.Array:
             return apply(params, noisy_RX, time_R, condition, None)
 
-        errors_BP = pair_errors(predict, pixels(batch.samples_BPX), drawn, shown(batch), **noise)
+        errors_BP, _ = denoise_pairs(predict, pixels(batch.samples_BPX), drawn, shown(batch), **noise)
         return constrain(errors_BP, None, None)  # every host reads them
 
     return score

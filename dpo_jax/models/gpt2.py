@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from dpo_jax.mesh import constrain
 from dpo_jax.models.attention import AttentionMask, Cache, attend
 from dpo_jax.models.spec import Gpt2Spec
-from dpo_jax.networks import Here, Linear, Sizes, matrix, scan_layers, zeros
+from dpo_jax.networks import MLP, Here, Linear, Sizes, matrix, normed, scan_layers, zeros
 from dpo_jax.types import Unembedding
 
 
@@ -26,9 +26,7 @@ class LayerNorm(nnx.Module):
         self.epsilon = epsilon
 
     def __call__(self, x_RTD: jax.Array) -> jax.Array:
-        wide = x_RTD.astype(jnp.float32)
-        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
+        wide = normed(x_RTD, epsilon=self.epsilon)
         return (wide * self.scale[...][None, None] + self.bias[...][None, None]).astype(x_RTD.dtype)
 
 
@@ -51,19 +49,6 @@ class Attention(nnx.Module):
         return self.output(attend(query, key, value, mask), here), cache
 
 
-class MLP(nnx.Module):
-    """Two linear maps with a GELU between them."""
-
-    def __init__(self, rngs: nnx.Rngs, spec: Gpt2Spec):
-        self.up = Linear(rngs, {"embed": spec.width}, {"mlp": spec.mlp_width}, layers=spec.layers)
-        self.down = Linear(rngs, {"mlp": spec.mlp_width}, {"embed": spec.width}, layers=spec.layers)
-
-    @jax.named_scope("mlp")
-    def __call__(self, x_RTD: jax.Array, here: Here) -> jax.Array:
-        hidden_RTF = constrain(jax.nn.gelu(self.up(x_RTD, here), approximate=True), "rows", "length", "mlp")
-        return self.down(hidden_RTF, here)
-
-
 class Block(nnx.Module):
     """Pre-norm attention and MLP with residual sums."""
 
@@ -72,7 +57,7 @@ class Block(nnx.Module):
         self.attention_norm = LayerNorm(shape, ("layers", "embed"), epsilon=spec.norm_epsilon)
         self.attention = Attention(rngs, spec)
         self.mlp_norm = LayerNorm(shape, ("layers", "embed"), epsilon=spec.norm_epsilon)
-        self.mlp = MLP(rngs, spec)
+        self.mlp = MLP(rngs, spec.width, spec.mlp_width, layers=spec.layers)
 
     def __call__(self, x_RTD: jax.Array, mask: AttentionMask, cache: Cache | None, here: Here) -> tuple:
         mixed, cache = self.attention(self.attention_norm(x_RTD), mask, cache, here)

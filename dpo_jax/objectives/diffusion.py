@@ -12,9 +12,8 @@ from typing import NamedTuple, TypedDict
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.diffusion.denoising import Predict, denoised, pair_errors
+from dpo_jax.diffusion.denoising import Predict, denoise_pairs
 from dpo_jax.diffusion.draws import Draw, draw, dropped, row_keys
-from dpo_jax.diffusion.ema import moved_average
 from dpo_jax.diffusion.embeddings import Condition, present
 from dpo_jax.diffusion.schedules import Prediction, Schedule
 from dpo_jax.losses import Loss, LossInputs, PairLogps, preference_score
@@ -73,12 +72,12 @@ def denoising_objective(
             condition = condition._replace(absent_B=dropped(keys_B, rate=drop))
         predict = _predictor(apply, params, None)
         clean_BPX = pixels(batch.samples_BPX)
-        return pair_errors(predict, clean_BPX, drawn, condition, schedule=schedule, prediction=prediction)
+        return denoise_pairs(predict, clean_BPX, drawn, condition, schedule=schedule, prediction=prediction)[0]
 
     def loss(
         errors_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
     ) -> tuple[jax.Array, Metrics, LossState]:
-        return (_weighed(errors_BP[:, 0], batch) * batch.weight_B).sum() / counts["pairs"], {}, state
+        return _mean(errors_BP[:, 0], batch, counts), {}, state
 
     def refresh(params: Params, frozen: Params, step: jax.Array) -> Params:
         return moved_average(frozen, params, step, decay=average)
@@ -109,7 +108,7 @@ def preference_objective(
         clean_BPX, condition = pixels(batch.samples_BPX), shown(batch)
         still = None if frozen is None else jax.lax.stop_gradient(frozen)
         whole = join(still, params) if adapter and still is not None else params
-        errors_BP, clean_seen = denoised(
+        errors_BP, clean_seen = denoise_pairs(
             _predictor(apply, whole, key if adapter else None), clean_BPX, drawn, condition, **noise
         )
         temporal_B = temporal_consistency((clean_seen[:, 0] + 1.0) / 2.0) if temporal_weight else None
@@ -117,7 +116,7 @@ def preference_objective(
             return Errors(errors_BP, None, temporal_B)
         assert still is not None
         with jax.named_scope("reference"):
-            frozen_BP = pair_errors(_predictor(apply, still, None), clean_BPX, drawn, condition, **noise)
+            frozen_BP, _ = denoise_pairs(_predictor(apply, still, None), clean_BPX, drawn, condition, **noise)
         return Errors(errors_BP, frozen_BP, temporal_B)
 
     def loss(
@@ -134,9 +133,7 @@ def preference_objective(
         if errors.temporal_B is not None:
             losses_B += temporal_weight * errors.temporal_B
             watched["temporal_consistency"] = errors.temporal_B
-        weights = batch.weight_B.sum()
-        metrics = {name: Mean((of_B * batch.weight_B).sum(), weights) for name, of_B in watched.items()}
-        return (_weighed(losses_B, batch) * batch.weight_B).sum() / counts["pairs"], metrics, state
+        return _mean(losses_B, batch, counts), _means(watched, batch), state
 
     return Objective(_weigh, forward, loss, whole_batch=entry.reads_labels)
 
@@ -153,12 +150,10 @@ def scoring_objective(scorer: Scorer) -> Objective:
         scores_BP: jax.Array, batch: PictureBatch, knobs: Knobs, counts: Counts, state: LossState, key: jax.Array
     ) -> tuple[jax.Array, Metrics, LossState]:
         chosen_B, rejected_B = scores_BP[:, 0], scores_BP[:, 1]
-        losses_B = _weighed(preference_score(chosen_B, rejected_B, **knobs["options"]), batch)
+        losses_B = preference_score(chosen_B, rejected_B, **knobs["options"])
         right_B = (chosen_B > rejected_B).astype(jnp.float32)
         watched = {"rewards/margins": chosen_B - rejected_B, "rewards/accuracies": right_B}
-        weights = batch.weight_B.sum()
-        metrics = {name: Mean((of_B * batch.weight_B).sum(), weights) for name, of_B in watched.items()}
-        return (losses_B * batch.weight_B).sum() / counts["pairs"], metrics, state
+        return _mean(losses_B, batch, counts), _means(watched, batch), state
 
     return Objective(_weigh, forward, loss)
 
@@ -167,8 +162,14 @@ def _weigh(batch: PictureBatch) -> Counts:
     return {"pairs": batch.weight_B.sum()}
 
 
-def _weighed(losses_B: jax.Array, batch: PictureBatch) -> jax.Array:
-    return losses_B if batch.loss_weight_B is None else losses_B * batch.loss_weight_B
+def _mean(losses_B: jax.Array, batch: PictureBatch, counts: Counts) -> jax.Array:
+    weighed_B = losses_B if batch.loss_weight_B is None else losses_B * batch.loss_weight_B
+    return (weighed_B * batch.weight_B).sum() / counts["pairs"]
+
+
+def _means(watched: dict[str, jax.Array], batch: PictureBatch) -> Metrics:
+    weights = batch.weight_B.sum()
+    return {name: Mean((of_B * batch.weight_B).sum(), weights) for name, of_B in watched.items()}
 
 
 def _predictor(apply: Apply, params: Params, key: jax.Array | None) -> Predict:
@@ -195,3 +196,32 @@ def _of_samples(inputs: LossInputs) -> dict[str, jax.Array]:
     gained_B = jax.lax.stop_gradient(inputs.reference.chosen - inputs.policy.chosen)
     signed_B = jnp.where(inputs.desirable_B > 0, gained_B, -gained_B)
     return {"errors": inputs.policy.chosen, "gained": gained_B, "rewards/signed": signed_B}
+
+
+def moved_average(
+    average: Params, params: Params, steps: int | jax.Array, *, decay: float | jax.Array = 0.9999
+) -> Params:
+    """The average after one more step, in the dtype in which it is held.
+
+    average + (1 - d) (params - average), d = min(decay, (1 + steps) / (10 + steps)).
+
+    The first steps count more, so that the average soon forgets where it began.
+
+    Args:
+        average: before this step; at first the parameters themselves.
+        params: after this step.
+        steps: how many steps there were, this one among them; may be traced.
+        decay: 0 is the parameters themselves, towards 1 ever more steps are averaged, about 1 / (1 - decay).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> float(moved_average({"w": jnp.array(0.0)}, {"w": jnp.array(8.0)}, 2, decay=0.9)["w"])  # d = 3 / 12
+        6.0
+    """
+    steps = jnp.asarray(steps, jnp.float32)
+    share = 1.0 - jnp.minimum(decay, (1.0 + steps) / (10.0 + steps))
+
+    def moved(old: jax.Array, new: jax.Array) -> jax.Array:
+        return (old + share * (new - old)).astype(old.dtype)
+
+    return jax.tree.map(moved, average, params)

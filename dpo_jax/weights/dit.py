@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
 from dpo_jax.diffusion.diffuser import Diffuser
-from dpo_jax.diffusion.embeddings import TransformerSpec
-from dpo_jax.diffusion.positions import Grid, positions
+from dpo_jax.diffusion.embeddings import Grid, TransformerSpec, positions
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_json
 from dpo_jax.models.families import TensorRule

@@ -21,7 +21,7 @@ from dpo_jax.experiments.judging import open_rewards
 from dpo_jax.experiments.text_evaluation import compare_samples, judge_of
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.heads import RewardModel
-from dpo_jax.objectives.reward import reward_objective
+from dpo_jax.objectives.preference import reward_objective
 from dpo_jax.training.metrics import divide
 from dpo_jax.types import PairBatch, Prompt
 from tests.objectives.toy import WIDTH, Toy, first_micro_batch, jitted_gradients, make_batch, parameters, place

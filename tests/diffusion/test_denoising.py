@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.denoising import denoising_errors, pair_errors
+from dpo_jax.diffusion.denoising import denoise_pairs, denoising_errors
 from dpo_jax.diffusion.draws import draw, dropped, row_keys, start, step_noise
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES, add_noise
 from dpo_jax.mesh import make_mesh, named_sharding
@@ -27,7 +27,7 @@ def keys(ids=IDS, seed=0, epoch=0):
 
 def errors(predict, clean, drawn, condition=None, schedule="cosine", kind="epsilon"):
     options = {"schedule": SCHEDULES[schedule], "prediction": PREDICTIONS[kind]}
-    return pair_errors(predict, clean, drawn, condition, **options)
+    return denoise_pairs(predict, clean, drawn, condition, **options)[0]
 
 
 def test_a_draw_is_that_of_its_row_whatever_the_batch():

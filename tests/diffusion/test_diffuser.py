@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.denoising import pair_errors
+from dpo_jax.diffusion.denoising import denoise_pairs
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.draws import draw, row_keys
 from dpo_jax.diffusion.embeddings import TransformerSpec, present
@@ -137,7 +137,7 @@ def test_gradients_of_the_loss_are_slopes(x64):
 
     def errors(params):
         predict = functools.partial(diffuser.apply, params)
-        return pair_errors(predict, clean, drawn, present(jnp.array([0, 2])), **options)
+        return denoise_pairs(predict, clean, drawn, present(jnp.array([0, 2])), **options)[0]
 
     def loss(params):
         return diffusion_dpo(errors(params), errors(reference), beta=30.0).mean()

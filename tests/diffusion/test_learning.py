@@ -10,14 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from dpo_jax.diffusion.denoising import pair_errors
+from dpo_jax.diffusion.denoising import denoise_pairs
 from dpo_jax.diffusion.diffuser import make_diffuser
 from dpo_jax.diffusion.draws import draw, dropped, row_keys
-from dpo_jax.diffusion.ema import moved_average
 from dpo_jax.diffusion.embeddings import Condition, TransformerSpec
 from dpo_jax.diffusion.sampling import make_sampler
 from dpo_jax.diffusion.schedules import PREDICTIONS, SCHEDULES
 from dpo_jax.losses import diffusion_dpo
+from dpo_jax.objectives.diffusion import moved_average
 
 RANDOM = np.random.default_rng(0)
 SHAPE = (4, 4, 1)
@@ -46,7 +46,8 @@ def test_it_learns_pictures_and_then_a_preference():
     def errors(params, clean_BPX, epoch):
         keys = row_keys(WORDS, seed=0, epoch=epoch)
         condition = Condition(CLASSES, dropped(keys, rate=0.1))
-        return pair_errors(functools.partial(diffuser.apply, params), clean_BPX, draw(keys, SHAPE), condition, **FORM)
+        predict = functools.partial(diffuser.apply, params)
+        return denoise_pairs(predict, clean_BPX, draw(keys, SHAPE), condition, **FORM)[0]
 
     def train(params, loss, steps):
         @jax.jit

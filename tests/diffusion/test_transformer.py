@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.embeddings import Condition, TransformerSpec, present
-from dpo_jax.diffusion.positions import Grid, positions
+from dpo_jax.diffusion.embeddings import Condition, Grid, TransformerSpec, positions, present
 from tests.diffusion.tiny import CASES, CLASSES, CLIPS, IMAGES, LABELS, TEXT, TEXTS, TIMES, applied, made
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.losses import PairLogps, discopop, dpo, dpop, exo_pair, ipo, robust_dpo
+from dpo_jax.losses import PairLogps, discopop, dpo, dpop, exo_pair, ipo, length_normalized_dpo, r_dpo, robust_dpo
 from tests.losses.by_hand import POLICY, REFERENCE, random_pairs, zeros
 
 
@@ -65,3 +65,20 @@ def test_discopop_has_no_overflow_times_zero(temperature: float):
     # exp(100) alone is infinite in float32. At t = 1, s(x) exp(-x) = s(-x), and the loss tends to -x + 1.
     found = discopop(pair_with_margin(-100.0), zeros(), beta=1.0, temperature=temperature)
     np.testing.assert_allclose(found, [101.0 if temperature == 1.0 else 100.0], rtol=1e-6)
+
+
+def test_length_normalized_dpo_of_responses_repeated_is_that_of_one():
+    """All sums and counts three times as large: the same averages."""
+    tripled = [
+        pairs._replace(**{k: 3 * v for k, v in pairs._asdict().items() if v is not None})
+        for pairs in (POLICY, REFERENCE)
+    ]
+    np.testing.assert_allclose(length_normalized_dpo(*tripled), length_normalized_dpo(POLICY, REFERENCE), rtol=1e-5)
+
+
+def test_r_dpo_asks_less_of_a_longer_chosen_response():
+    policy, reference = random_pairs(0)
+    longer = policy._replace(chosen_tokens=policy.chosen_tokens + 10)
+    assert (r_dpo(longer, reference, penalty=0.05) < r_dpo(policy, reference, penalty=0.05)).all()
+    whole = policy._replace(chosen_tokens=jnp.asarray(policy.chosen_tokens, jnp.int32))
+    np.testing.assert_array_equal(r_dpo(whole, reference), r_dpo(policy, reference))

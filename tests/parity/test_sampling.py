@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.models.truncation import least_drawn
+from dpo_jax.models.sampling import least_drawn
 
 torch = pytest.importorskip("torch")
 

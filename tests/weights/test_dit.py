@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dpo_jax.diffusion.diffuser import make_diffuser
-from dpo_jax.diffusion.positions import Grid, positions
+from dpo_jax.diffusion.embeddings import Grid, positions
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
 from dpo_jax.weights.dit import STEM, dit_spec, export_dit, load_dit, open_dit

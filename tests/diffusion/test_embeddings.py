@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.diffusion.positions import Grid, from_patches, grid_of, positions, to_patches
+from dpo_jax.diffusion.embeddings import Grid, from_patches, grid_of, positions, to_patches
 
 CLIPS = jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 6, 10, 3)), jnp.float32)
 CUT = {"patch": 2, "frame_patch": 2}
