@@ -42,4 +42,4 @@ def export(experiment: Steps, *, fine_tuned: bool = False) -> None:
     """Write WORKDIR/export from the newest checkpoint; with `fine_tuned` the result of `sft`, WORKDIR/sft/export."""
     if fine_tuned and experiment.config.sft is None:
         raise UserError("command line: export --fine-tuned: the configuration has no `sft:` section.")
-    experiment.export(fine_tuned=fine_tuned, card=lambda: model_card(gather(experiment)))
+    experiment.export(fine_tuned=fine_tuned, card=lambda kinds: model_card(gather(experiment), source_kinds=kinds))

@@ -5,7 +5,7 @@ Dimension key: n rows, P members of a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -145,7 +145,7 @@ class PictureSteps(PictureExperiment, Steps):
             return str(error)
         return None
 
-    def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
+    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
         """Writes a Diffusers folder; an adapter is merged. The format has no card."""
         folder = (self.sft_folder if fine_tuned else self.workdir) / "export"
         params = self.start_params(held=False) if fine_tuned else self.merged_params()

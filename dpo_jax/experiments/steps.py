@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -214,10 +214,10 @@ class Steps(Experiment):
         return None
 
     @abc.abstractmethod
-    def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
+    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
         """Writes the trained model, or the result of the fine-tuning, for other programs.
 
-        `card` makes the page that lies beside the trained model, where the format has one.
+        `card` makes the page that lies beside the trained model, where the format has one, of the kinds of sources.
         """
 
     @abc.abstractmethod

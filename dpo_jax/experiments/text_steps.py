@@ -6,7 +6,7 @@ Dimension key: n rows, P slot in the pair.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.config.resume import deciding
+from dpo_jax.data.sources import KINDS
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import BestOf, Evaluation
@@ -29,8 +30,7 @@ from dpo_jax.experiments.watch import make_callback
 from dpo_jax.files import read_json, write_json
 from dpo_jax.losses import bradley_terry
 from dpo_jax.models.heads import trunk_of
-from dpo_jax.objectives.preference import completion_objective
-from dpo_jax.objectives.reward import reward_objective, with_margins
+from dpo_jax.objectives.preference import completion_objective, reward_objective, with_margins
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.data import SplitReport
@@ -237,7 +237,7 @@ class TextSteps(RewardExperiment, Steps):
         """Writes responses to prompts, with the keys that AlpacaEval reads."""
         text_samples.write_samples(self, prompts=prompts, output=output, reference=reference)
 
-    def export(self, *, fine_tuned: bool, card: Callable[[], str]) -> None:
+    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
         """Writes a Hugging Face folder of weights, or an adapter.
 
         The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export.
@@ -248,14 +248,14 @@ class TextSteps(RewardExperiment, Steps):
             return
         folder = self.run.export
         if config.export.lora == "merged" or lora is None:
-            self._export_weights(folder, self.merged_params(), card=card())
+            self._export_weights(folder, self.merged_params(), card=card(KINDS))
             return
         base = config.model.weights
         if config.sft:
             base = str(Run(self.sft_folder).export.resolve())
             self._export_weights(Path(base), self.start_params(held=False), card=None)
         rules, adapter = self.resolved.rules, self.trained_adapter()
-        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=self.tokenizer, card=card())
+        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=self.tokenizer, card=card(KINDS))
         say("export", f"wrote {folder} (an adapter of {base})")
 
     def _export_weights(self, folder: Path, params: Params, *, card: str | None) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from dpo_jax.reporting.numbers import GAP
@@ -14,7 +14,6 @@ from dpo_jax.reporting.verdict import verdict
 # A card is published: only what is named here leaves the configuration, and neither command nor environment does.
 _TRAINING_KEYS = ("loss", "optimizer", "train", "seed")
 _SFT_KEYS = ("optimizer", "train")
-_SOURCE_KINDS = ("path", "hub", "tfds", "package")
 _USE = """\
 from transformers import pipeline
 
@@ -24,11 +23,18 @@ print(write("Once upon a time")[0]["generated_text"])
 _LIBRARIES = ("dpo_jax", "python", "jax", "flax", "optax")
 
 
-def model_card(run: RunReport, *, base_model: str | None = None, license_id: str | None = None) -> str:
+def model_card(
+    run: RunReport,
+    *,
+    source_kinds: Collection[str] = (),
+    base_model: str | None = None,
+    license_id: str | None = None,
+) -> str:
     """Markdown with a YAML head.
 
     Args:
         run: the run that made the weights.
+        source_kinds: the keys under which a source of data says what it is read from.
         base_model: hub id of the model that was trained, for the head; without it only the name in the text tells.
         license_id: SPDX-like id of the licence of the weights, `apache-2.0`; left out where nobody gave one.
     """
@@ -38,7 +44,7 @@ def model_card(run: RunReport, *, base_model: str | None = None, license_id: str
     head = {"library_name": "transformers", "tags": ["dpo", "dpo_jax"]} | {k: v for k, v in optional.items() if v}
     weights = base_model or public_name(run.config.get("model", {}).get("weights", "an unnamed model"))
     loss = _loss_name(run.config.get("loss"))
-    sources = _sources(run.config)
+    sources = _sources(run.config, source_kinds)
     judgement = verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -80,9 +86,9 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     return chosen | ({"sft": sft} if sft else {})
 
 
-def _sources(config: Mapping[str, Any]) -> list[str]:
+def _sources(config: Mapping[str, Any], kinds: Collection[str]) -> list[str]:
     sources = (config.get("data") or {}).get("train") or []
-    return [public_name(str(source[kind])) for source in sources for kind in _SOURCE_KINDS if kind in source]
+    return [public_name(str(source[kind])) for source in sources for kind in kinds if kind in source]
 
 
 def _loss_name(loss: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> str:

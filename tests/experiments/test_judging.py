@@ -1,41 +1,18 @@
-"""Verdicts of a judge in an evaluation; the tables of judges agree."""
+"""Verdicts of a judge in an evaluation."""
 
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 
 from dpo_jax.config import as_mapping, load
-from dpo_jax.config.evaluation import JudgeConfig
-from dpo_jax.config.pictures import PictureJudgeConfig
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.records import Usage
-from dpo_jax.experiments.judging import JUDGES
-from dpo_jax.experiments.picture_evaluation import PICTURE_JUDGES
 from dpo_jax.experiments.text_evaluation import judged
 from dpo_jax.types import Prompt
-
-
-def names_of(union: Any) -> list[str]:
-    return [name for kind in get_args(union) for name in get_args(get_type_hints(kind)["name"])]
-
-
-def test_every_judge_has_its_line_and_its_row_of_the_page():
-    page = (Path(__file__).parents[2] / "configs/README.md").read_text()
-    _, _, table = page.partition("| judge | what it is shown | options |")
-    rows = dict(re.findall(r"^\| `(\w+)` \| (.+)$", table.partition("\n\n")[0], re.MULTILINE))
-    assert names_of(JudgeConfig) == list(JUDGES) and set(rows) == set(JUDGES)
-    for kind in get_args(JudgeConfig):
-        (name,) = get_args(get_type_hints(kind)["name"])
-        missing = [each.name for each in fields(kind) if each.name != "name" and f"`{each.name}" not in rows[name]]
-        assert not missing, f"name {missing} in the row of {name} in configs/README.md"
-    assert names_of(PictureJudgeConfig) == list(PICTURE_JUDGES)
-    assert all(f"{{name: {name}" in page for name in PICTURE_JUDGES)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def test_nothing_private_is_published() -> None:
     }
     environment = {"hostname": "SECRET", "TOKEN": "SECRET", "jax": "0.12.0"}
     run = made_up_run()._replace(config=config, environment=environment, command="HF_TOKEN=SECRET dpo-jax run")
-    card = model_card(run)
+    card = model_card(run, source_kinds=["path"])
     assert "SECRET" not in card
     assert all(name in card for name in ("`tiny`", "`rows.jsonl`", "`more.jsonl`", "jax 0.12.0"))
 
