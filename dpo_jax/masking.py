@@ -38,8 +38,9 @@ _PATTERNS = [
 
 def mask(text: str) -> str:
     """The text with `***` in the place of secrets."""
-    for value in _values():
-        text = text.replace(value, _HIDDEN)
+    secrets = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
+    for value in sorted(secrets, key=len, reverse=True):  # the longest first: one may be part of another
+        text = text.replace(value, _HIDDEN) if len(value) >= _SHORTEST else text
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
@@ -54,9 +55,3 @@ def masked(value: Any, name: str = "") -> Any:
     if not isinstance(value, str):
         return value
     return _HIDDEN if value and _SECRET_NAME.fullmatch(name) else mask(value)
-
-
-def _values() -> list[str]:
-    """The values of the environment under such names, the longest first: one may be part of another."""
-    values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name)}
-    return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)

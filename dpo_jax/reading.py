@@ -144,7 +144,13 @@ def typed(kind: type[T], value: object, origins: Origins, key: str = "") -> T:
 def _typed(kind: Any, value: object, origins: Origins, key: str) -> Any:
     origin = get_origin(kind)
     if origin is Annotated:
-        return _in_range(_typed(get_args(kind)[0], value, origins, key), get_args(kind)[1], origins, key)
+        inner, allowed = get_args(kind)
+        number = _typed(inner, value, origins, key)
+        if not allowed.low <= number <= allowed.high:
+            bounds = [f"at least {allowed.low:g}"] if allowed.low > float("-inf") else []
+            bounds += [f"at most {allowed.high:g}"] if allowed.high < float("inf") else []
+            raise mistake(key, origins, f"must be {' and '.join(bounds)}, got {number}.")
+        return number
     if origin in (Union, types.UnionType):
         inner = [option for option in get_args(kind) if option is not type(None)]
         if value is None:
@@ -177,14 +183,6 @@ def _scalar(kind: type, value: object, origins: Origins, key: str) -> object:
         return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     raise mistake(key, origins, f"{names.get(kind, kind)} is wanted, not {value!r}.")
-
-
-def _in_range(value: float, allowed: Range, origins: Origins, key: str) -> float:
-    if not allowed.low <= value <= allowed.high:
-        bounds = [f"at least {allowed.low:g}"] if allowed.low > float("-inf") else []
-        bounds += [f"at most {allowed.high:g}"] if allowed.high < float("inf") else []
-        raise mistake(key, origins, f"must be {' and '.join(bounds)}, got {value}.")
-    return value
 
 
 def _dataclass(kind: Any, value: object, origins: Origins, key: str) -> Any:

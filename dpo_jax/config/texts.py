@@ -21,15 +21,12 @@ class DataConfig:
     chat_template: str | None = None  # a file in jinja, or its text, in place of the tokenizer's own
     score: Literal["completion", "assistant"] = "completion"  # all of a response, or only what the assistant says there
     order: Literal["shuffle", "sequential"] = "shuffle"
-    layout: Literal["padded", "packed", "shared"] = free(
-        "shared"
-    )  # of rows in a batch; shared: packed, each prompt once
+    layout: Literal["padded", "packed", "shared"] = free("shared")  # of a batch; shared: packed, each prompt once
     max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
     max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
     truncation: Literal["keep", "drop"] = "keep"  # drop: what is longer is left out, and counted
-    special_tokens: Literal["text", "refuse", "allow"] = (
-        "text"  # <|im_end|> and the like in a row's text are letters; refuse: a bad row; allow: these are meant
-    )
+    # <|im_end|> and the like in a row's text are letters; refuse: a bad row; allow: these are meant
+    special_tokens: Literal["text", "refuse", "allow"] = "text"
     on_error: Literal["stop", "skip"] = "stop"  # a bad row: stop, or skip and count it
 
 

@@ -139,10 +139,8 @@ def _renamed(tokenizer: PreTrainedTokenizerFast, aliases: Mapping[str, str]) -> 
         model["unk_token"] = aliases.get(model["unk_token"], model["unk_token"])
     renamed = Tokenizer.from_str(json.dumps(state))
     if any(renamed.token_to_id(alias) != backend.token_to_id(name) for name, alias in aliases.items()):
-        raise UserError(
-            "special_tokens: text: the special tokens of this tokenizer cannot be told from text. Allowed with "
-            "it: refuse, allow."
-        )
+        says = "the special tokens of this tokenizer cannot be told from text. Allowed with it: refuse, allow."
+        raise UserError(f"special_tokens: text: {says}")
     copied = copy.copy(tokenizer)
     copied._tokenizer = renamed
     return copied

@@ -41,9 +41,8 @@ def adapted_paths(rules: Sequence[TensorRule], targets: Sequence[str]) -> tuple[
     chosen: set[str] = set()
     for target in targets:
         if target.rpartition(".")[2] in _NOT_YET:
-            raise ValueError(
-                f"{target!r} is the embedding or the head, which have no adapters here. {nearest('', last)}"
-            )
+            says = "is the embedding or the head, which have no adapters here."
+            raise ValueError(f"{target!r} {says} {nearest('', last)}")
         if several := [name for name in fused if _is_named(name, target)]:
             raise ValueError(
                 f"{target!r} names {', '.join(name.rpartition('.')[2] for name in several)}: one tensor of several "

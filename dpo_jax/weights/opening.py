@@ -121,9 +121,8 @@ def open_outline(location: str) -> Outline:
         if hub["repo"] in known.hub:
             source = WeightsSource(location, known.config, {}, {}, no_tensor, no_tokenizer)
             return Outline(source, "the table of published architectures")
-    return Outline(
-        open_without_tensors(_fetch(hub["repo"], hub["revision"], ["config.json"])), "config.json on the hub"
-    )
+    fetched = _fetch(hub["repo"], hub["revision"], ["config.json"])
+    return Outline(open_without_tensors(fetched), "config.json on the hub")
 
 
 def published() -> list[Published]:

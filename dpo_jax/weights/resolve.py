@@ -47,13 +47,9 @@ def resolve_spec(source: WeightsSource) -> Resolved:
         raise UserError(f"{source.where}: config.json: key {error} is missing") from None
     except (UserError, ValueError, TypeError) as error:
         raise UserError(f"{source.where}: config.json: {str(error).removeprefix('config.json: ')}") from None
-    return Resolved(spec, _as_spelled(family.rules(spec), family.optional_prefix, source), family.skipped, unknown)
-
-
-def _as_spelled(rules: tuple[TensorRule, ...], prefix: str, source: WeightsSource) -> tuple[TensorRule, ...]:
-    """The rules with the tensor names that this checkpoint uses, with the prefix or without."""
-    bare = tuple(rule._replace(name=rule.name.removeprefix(prefix)) for rule in rules)
-    return bare if bare[0].name in source.shapes else rules
+    rules = family.rules(spec)  # some checkpoints write the names of tensors with a prefix, others without
+    bare = tuple(rule._replace(name=rule.name.removeprefix(family.optional_prefix)) for rule in rules)
+    return Resolved(spec, bare if bare[0].name in source.shapes else rules, family.skipped, unknown)
 
 
 def _completed(config: JsonObject, inner: str | None) -> tuple[JsonObject, JsonObject, JsonObject]:

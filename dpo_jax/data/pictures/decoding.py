@@ -42,9 +42,8 @@ def picture(data: bytes) -> np.ndarray:
     with _opened(data, _STILL) as opened:
         frames = getattr(opened, "n_frames", 1)
         if frames > 1 and opened.format in _MOVING:
-            raise Undecodable(
-                "a clip, not a picture", f"it has {frames} frames: read it as videos, or keep one of them."
-            )
+            says = f"it has {frames} frames: read it as videos, or keep one of them."
+            raise Undecodable("a clip, not a picture", says)
         return _pixels(ImageOps.exif_transpose(opened))[None]
 
 
