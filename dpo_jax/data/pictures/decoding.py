@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,7 +121,7 @@ def _gif(data: bytes) -> Iterator[np.ndarray]:
 def _npy(data: bytes) -> Iterator[np.ndarray]:
     """The frames of an array, [F, H, W] or [F, H, W, C]; read by hand, because numpy allocates before it looks."""
     file = io.BytesIO(data)
-    with _or_refused("damaged array", "the head of the array cannot be read"):
+    with _or_refused("damaged array", "the head of the array cannot be read"), _HEADER:
         version = np.lib.format.read_magic(file)
         shape, by_columns, dtype = _HEADERS[version](file)
     if dtype != np.uint8:
@@ -135,6 +136,8 @@ def _npy(data: bytes) -> Iterator[np.ndarray]:
     yield from np.ascontiguousarray(frames[..., None] if frames.ndim == 3 else frames)
 
 
+_HEADER = threading.Lock()
+"""One header at a time: numpy reads it by `ast`, which fails in Python 3.11.7 where threads meet."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
