@@ -32,22 +32,14 @@ class Diffuser(Network):
         time_B: jax.Array,
         condition: Condition | None = None,
         key: jax.Array | None = None,
+        *,
+        variance: bool = False,
     ) -> jax.Array:
         """Prediction from noisy images [B, H, W, C] or clips [B, F, H, W, C], in their shape and the compute dtype.
 
-        Time is in [0, 1]. `key` draws the dropout of an adapter; None drops nothing.
+        Time is in [0, 1]. `key` draws the dropout of an adapter; None drops nothing. With `variance`, the channels of
+        a learned one stand behind the others.
         """
-        return self.outputs(params, noisy, time_B, condition, key)[..., : self.spec.channels]
-
-    def outputs(
-        self,
-        params: Params,
-        noisy: jax.Array,
-        time_B: jax.Array,
-        condition: Condition | None = None,
-        key: jax.Array | None = None,
-    ) -> jax.Array:
-        """The prediction with the channels of a learned variance behind the others."""
         chex.assert_rank(noisy, {4, 5})
         chex.assert_axis_dimension(noisy, -1, self.spec.channels)
         chex.assert_shape(time_B, noisy.shape[:1])
@@ -55,8 +47,10 @@ class Diffuser(Network):
             raise ValueError(f"the network is conditioned on {_told(self.spec)}, and gets {_given(condition)}")
         module = self.module(params)
         if noisy.ndim == 4:  # a clip of one frame
-            return module(noisy[:, None], time_B, condition, key)[:, 0]
-        return module(noisy, time_B, condition, key)
+            outputs = module(noisy[:, None], time_B, condition, key)[:, 0]
+        else:
+            outputs = module(noisy, time_B, condition, key)
+        return outputs if variance else outputs[..., : self.spec.channels]
 
 
 def _told(spec: TransformerSpec) -> str:

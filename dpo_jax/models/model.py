@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import chex
 import jax
@@ -22,27 +21,10 @@ from dpo_jax.models.decoder import Decoder
 from dpo_jax.models.gpt2 import Gpt2
 from dpo_jax.models.spec import DecoderSpec, Gpt2Spec, Spec
 from dpo_jax.networks import Network, describe
-from dpo_jax.types import Lora, Params, Tree, Unembedding
+from dpo_jax.types import Lora, Params, Unembedding
 
 MODULES: dict[type[Spec], Callable[..., nnx.Module]] = {DecoderSpec: Decoder, Gpt2Spec: Gpt2}
 """Spec -> the module that computes it. They are made and called alike, and offer `unembed`."""
-
-
-class Described(Protocol):
-    """Description of a model for training, checkpoints and files; see `Model`."""
-
-    @property
-    def spec(self) -> Spec: ...
-    @property
-    def lora(self) -> Lora | None: ...
-    @property
-    def tree(self) -> Tree: ...
-    @property
-    def trained(self) -> Tree: ...
-    @property
-    def shapes(self) -> Params: ...
-    @property
-    def axes(self) -> Params: ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,8 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, write_atomic, write_json
 from dpo_jax.mesh import meet
 from dpo_jax.models.families import TensorRule
-from dpo_jax.models.model import Described
+from dpo_jax.models.heads import RewardModel
+from dpo_jax.models.model import Model
 from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
 from dpo_jax.weights.load import is_stacked, leaf, tensor_names
@@ -49,7 +50,7 @@ class Files(NamedTuple):
 def export_folder(
     folder: Path,
     params: Params,
-    model: Described,
+    model: Model | RewardModel,
     rules: Sequence[TensorRule],
     source: WeightsSource,
     *,
@@ -121,7 +122,7 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
     meet(f"exported {folder}")
 
 
-def _list_tensors(model: Described, rules: Sequence[TensorRule]) -> list[_Tensor]:
+def _list_tensors(model: Model | RewardModel, rules: Sequence[TensorRule]) -> list[_Tensor]:
     tensors: list[_Tensor] = []
     for _, parts in itertools.groupby(rules, lambda rule: rule.name):
         held = tuple(parts)

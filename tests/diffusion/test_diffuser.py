@@ -54,7 +54,7 @@ def test_before_the_first_step_it_predicts_nothing():
 
 def test_a_learned_variance_stands_behind_the_prediction():
     diffuser, params = made(TEXT)
-    both = jax.jit(diffuser.outputs)(params, CLIPS, TIMES, TEXTS)
+    both = jax.jit(functools.partial(diffuser.apply, variance=True))(params, CLIPS, TIMES, TEXTS)
     assert both.shape == (*CLIPS.shape[:-1], 6)
     np.testing.assert_array_equal(both[..., :3], applied("text"))
 

@@ -69,7 +69,7 @@ def test_outputs_and_gradients_of_a_loaded_folder(case: str, tmp_path: Path):
         params = load_dit(source, model, mesh)
 
         def loss(params):
-            found = model.outputs(params, images, times, present(jnp.asarray(LABELS)))
+            found = model.apply(params, images, times, present(jnp.asarray(LABELS)), variance=True)
             return jnp.square(found).sum(), found
 
         slope, found = jax.jit(jax.grad(loss, has_aux=True))(params)
