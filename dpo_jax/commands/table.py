@@ -69,9 +69,9 @@ def _check_data() -> Runner:
 
 
 def _report() -> Runner:
-    from dpo_jax.commands import comparison, report
+    from dpo_jax.commands.report import compare, run
 
-    return lambda experiment, compare: comparison.run(experiment, compare) if compare else report.run(experiment)
+    return lambda experiment, **flags: compare(experiment, flags["compare"]) if flags["compare"] else run(experiment)
 
 
 COMMANDS: dict[str, Command] = {

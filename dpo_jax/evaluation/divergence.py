@@ -8,7 +8,7 @@ Dimension key: B pairs, P slot in the pair, R rows, T tokens, N scored tokens, n
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -74,22 +74,11 @@ def divergence_metrics(sums: Divergences, tokens_n: np.ndarray) -> Evaluation:
         raise ValueError("no samples, no divergence")
     values = {name: np.asarray(value, np.float64) for name, value in sums._asdict().items()}
     tokens_n = np.asarray(tokens_n, np.float64)
-    means = {name: float(value.mean()) for name, value in values.items()}
-    intervals = {name: mean_interval(value) for name, value in values.items()}
+    kl: dict[str, Any] = {}
+    for name in ("exact", "k1", "k2", "k3"):
+        kl |= {name: float(values[name].mean()), f"{name}_interval": mean_interval(values[name])}
     return Evaluation(
-        kl=Divergence(
-            sequence_kl=means["k1"],
-            interval=intervals["k1"],
-            samples=len(tokens_n),
-            exact=means["exact"],
-            exact_interval=intervals["exact"],
-            k1=means["k1"],
-            k1_interval=intervals["k1"],
-            k2=means["k2"],
-            k2_interval=intervals["k2"],
-            k3=means["k3"],
-            k3_interval=intervals["k3"],
-        ),
+        kl=Divergence(sequence_kl=kl["k1"], interval=kl["k1_interval"], samples=len(tokens_n), **kl),
         entropy=Entropy(
             token=float(-values["policy_logps"].sum() / tokens_n.sum()),
             sequence=float(-values["policy_logps"].mean()),

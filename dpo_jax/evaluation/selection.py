@@ -52,15 +52,10 @@ def select_pairs(
     return Selected(*table.T, without=len(scores_NS) - len(np.unique(table[:, 0])))
 
 
-def _extremes(scores_S: np.ndarray) -> list[tuple[int, int]]:
-    return [(int(scores_S.argmax()), int(scores_S.argmin()))]
-
-
-def _all(scores_S: np.ndarray) -> list[tuple[int, int]]:
-    return list(itertools.combinations(range(len(scores_S)), 2))
-
-
-SELECTIONS: dict[str, Callable[[np.ndarray], list[tuple[int, int]]]] = {"extremes": _extremes, "all": _all}
+SELECTIONS: dict[str, Callable[[np.ndarray], list[tuple[int, int]]]] = {
+    "extremes": lambda scores_S: [(int(scores_S.argmax()), int(scores_S.argmin()))],
+    "all": lambda scores_S: comparisons(len(scores_S)),
+}
 """Name -> the pairs of places that are looked at."""
 
 

@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from dpo_jax.planning.hlo import Computation, array_bytes, called_by, parse
+from dpo_jax.planning.hlo import Computation, array_bytes, called_by, collectives, parse
 from dpo_jax.planning.topologies import GIB, Machine
-from dpo_jax.planning.traffic import collectives
 
 _LOW_EFFORT = {"optimization_level": 19}  # O1, by its number: so every jax knows it
 _LABEL = re.compile(r'op_name="([^"]*)"')

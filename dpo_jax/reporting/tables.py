@@ -157,9 +157,7 @@ def result_rows(
 ) -> list[Result]:
     """The lines of all that was measured, the verdict's numbers first; `reward` is of the run's reward model."""
     of_pictures = bool(evaluation.metrics) or evaluation.heldout.draws is not None
-    rows = [
-        *(_of_pictures(evaluation) if of_pictures else _of_texts(evaluation)),
-    ]
+    rows = [*(_of_pictures(evaluation) if of_pictures else _of_texts(evaluation))]
     if reward:
         held = f"{reward.pairs} held-out pairs"
         rows.append(_row(f"{reward_name}'s accuracy", reward.accuracy, reward.accuracy_interval, percent, held))
@@ -170,16 +168,12 @@ def _of_texts(evaluation: Evaluation) -> Sequence[Result | None]:
     judged, kl, heldout = evaluation.judged, evaluation.kl, evaluation.heldout
     policy, reference, equal = judged.policy, judged.reference, judged.length_controlled
     shares = f"share of {judged.samples} samples"
-    kind, compared, less = f"{heldout.pairs} pairs", "chosen above rejected", "chosen less rejected"
-    if heldout.rows is not None:
-        kind, compared, less = (
-            f"{heldout.rows} labelled rows",
-            "desirable above undesirable",
-            "desirable less undesirable",
-        )
+    labelled = heldout.rows is not None
+    kind = f"{heldout.rows} labelled rows" if labelled else f"{heldout.pairs} pairs"
+    good, bad = ("desirable", "undesirable") if labelled else ("chosen", "rejected")
     by_judge = f"by the judge, {judged.judge}, after training"
     against = f"policy against reference, ties half; judge: {judged.judge}"
-    never, error = f"{compared}, {kind} never trained on", heldout.calibration.expected_error
+    never, error = f"{good} above {bad}, {kind} never trained on", heldout.calibration.expected_error
     sampled = f"from the reference, on {kl.samples} samples"
     exactly = "the same, over the vocabulary at each token"
     return (
@@ -197,7 +191,7 @@ def _of_texts(evaluation: Evaluation) -> Sequence[Result | None]:
         _row("Sequence KL", kl.sequence_kl, kl.interval, nats, sampled),
         _row("Sequence KL, exact", kl.exact, kl.exact_interval, nats, exactly),
         _row("Held-out accuracy", heldout.accuracy, heldout.accuracy_interval, percent, never),
-        _row("Held-out margin", heldout.margin, None, nats, f"{less} log-ratio, the same"),
+        _row("Held-out margin", heldout.margin, None, nats, f"{good} less {bad} log-ratio, the same"),
         _row("Calibration error", error, None, percent, "of preference probabilities, the same"),
         _row("Held-out loss", heldout.loss, None, plain, "the same"),
     )
@@ -205,15 +199,8 @@ def _of_texts(evaluation: Evaluation) -> Sequence[Result | None]:
 
 def _of_pictures(evaluation: Evaluation) -> Sequence[Result | None]:
     judged, classes, heldout = evaluation.judged, evaluation.classes, evaluation.heldout
-    rows = [
-        _row(
-            "Win rate",
-            judged.win_rate,
-            judged.win_rate_interval,
-            percent,
-            f"samples from the same noise; {judged.judge}",
-        )
-    ]
+    noise = f"samples from the same noise; {judged.judge}"
+    rows = [_row("Win rate", judged.win_rate, judged.win_rate_interval, percent, noise)]
     for side, scores in (("reference", judged.reference), ("policy", judged.policy)):
         rows.append(_row(f"Mean score, {side}", scores.reward, scores.interval, plain, ""))
     for metric, found in evaluation.metrics.items():

@@ -12,8 +12,7 @@ import pytest
 from dpo_jax.logprobs import token_logps
 from dpo_jax.logprobs.tiling import cut_tokens
 from dpo_jax.mesh import make_mesh, named_sharding
-from dpo_jax.planning.hlo import parse
-from dpo_jax.planning.traffic import Collective, collectives
+from dpo_jax.planning.hlo import Collective, collectives, parse
 from dpo_jax.types import Unembedding
 from tests.logprobs import naive
 from tests.logprobs.naive import LOGITS_BYTES, TOKENS, VOCABULARY, assert_trees_close, example, temporary_bytes

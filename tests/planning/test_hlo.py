@@ -10,9 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dpo_jax.mesh import make_mesh
-from dpo_jax.planning.hlo import array_bytes, parse, runs
+from dpo_jax.planning.hlo import Collective, array_bytes, collectives, group_size, parse, runs
 from dpo_jax.planning.outcomes import largest_buffers
-from dpo_jax.planning.traffic import Collective, collectives, group_size
 
 TEXT = """\
 HloModule jit_f, entry_computation_layout={(f32[16,8]{1,0})->f32[]}

@@ -88,8 +88,12 @@ def http_judge(
     counts = _Counts(input_price, output_price)
 
     def compare(prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> list[float]:
-        texts = [_texts(*shown) for shown in zip(prompts, a, b, strict=True)]
-        keys = [_key_of(chat.url, chat.model, chat.settings, template, text) for text in texts]
+        texts = [
+            {"prompt": prompt.text, "a": left.strip(), "b": right.strip()}
+            for prompt, left, right in zip(prompts, a, b, strict=True)
+        ]
+        asked = [json.dumps((chat.url, chat.model, chat.settings, template, text), sort_keys=True) for text in texts]
+        keys = [hashlib.sha256(each.encode()).hexdigest() for each in asked]
         questions = dict(zip(keys, (fill(template, **text) for text in texts), strict=True))
         wanted = {key: question for key, question in questions.items() if cache.get(key) is None}
         counts.add(cached=len(questions) - len(wanted))
@@ -109,15 +113,6 @@ def http_judge(
         return [verdicts[key] if key in verdicts else cache.get(key) for key in keys]
 
     return Comparing("http", compare, usage=lambda: counts.summary(chat))
-
-
-def _key_of(*parts: Any) -> str:
-    """A digest of all that a verdict depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _texts(prompt: Prompt, a: str, b: str) -> dict[str, str]:
-    return {"prompt": prompt.text, "a": a.strip(), "b": b.strip()}
 
 
 def _all(
