@@ -69,7 +69,7 @@ logs() {
 
 stop() {
     local until=$((SECONDS + STOP_SECONDS))
-    if is_running; then kill -TERM -- "-$(process)"; fi
+    ! is_running || kill -TERM -- "-$(process)" || true # it may end meanwhile
     while is_running && ((SECONDS < until)); do sleep 0.2; done
     status || true
     ! is_running

@@ -64,7 +64,8 @@ def test_a_command_outlives_the_session_that_started_it(machine: Machine, tmp_pa
     looked = machine.call("status")
     assert looked.returncode == 7 and "ended with exit code 7" in looked.stdout and "    over" in looked.stdout
     assert machine.call("logs").stdout.splitlines() == ["got it's one", "over"]
-    assert machine.call("start", "true").returncode == 0  # once it has ended there may be another
+    assert machine.call("start", "sleep", "2").returncode == 0  # once it has ended there may be another
+    assert ": running (process" in machine.call("status").stdout
     until(lambda: (machine.folder / "code").exists())
     assert machine.call("status").returncode == 0 and machine.call("logs").stdout == ""
 
