@@ -25,10 +25,13 @@ start() {
     [[ $# -gt 0 ]] || usage
     ! is_running || fail "$(hostname): another command runs here (process $(process)); stop it first."
     mkdir -p "$folder"
-    rm -f "$folder/code"
+    rm -f "$folder/code" "$folder/process"
     # A session of its own, so that neither a terminal's end nor its Ctrl-C reaches it.
     setsid bash "${BASH_SOURCE[0]}" keep "$@" </dev/null >"$folder/log" 2>&1 &
-    printf '%s\n' $! >"$folder/process"
+    while [[ ! -s "$folder/process" ]]; do # once it is there, `stop` reaches it
+        kill -0 $! 2>/dev/null || fail "$(hostname): it did not start: $(<"$folder/log")"
+        sleep 0.05
+    done
     echo "$(hostname): started; its log is $folder/log"
 }
 
@@ -36,6 +39,7 @@ start() {
 keep() {
     local code=0
     trap : TERM HUP
+    printf '%s\n' $$ >"$folder/process"
     "$@" || code=$?
     printf '%s\n' "$code" >"$folder/code"
 }

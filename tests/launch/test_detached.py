@@ -70,6 +70,12 @@ def test_a_command_outlives_the_session_that_started_it(machine: Machine, tmp_pa
     assert machine.call("status").returncode == 0 and machine.call("logs").stdout == ""
 
 
+def test_stop_reaches_what_has_just_been_started(machine: Machine):
+    for _ in range(3):
+        machine.call("start", "sleep", "60")
+        assert "ended with exit code 143" in machine.call("stop", STOP_SECONDS="5").stdout
+
+
 def test_stop_lets_a_training_save_itself(machine: Machine):
     saves = "trap 'sleep 0.3; echo saved; exit 143' TERM; echo trains; while :; do sleep 0.05; done"
     machine.call("start", "bash", "-c", saves)
