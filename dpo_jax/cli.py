@@ -207,7 +207,7 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     try:
         experiment.begin()
         hosts.check_shared(experiment.workdir)
-        with jax.set_mesh(experiment.mesh):
+        with experiment.locked(), jax.set_mesh(experiment.mesh):
             run(experiment, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, str(told))

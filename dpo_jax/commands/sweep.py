@@ -88,7 +88,7 @@ def _trial(
                 return done
         start, before = time.perf_counter(), compiled()
         point.begin()
-        with _everything_cached():
+        with point.locked(), _everything_cached():
             train_and_measure(point)
             report.run(point)
     except UserError as error:

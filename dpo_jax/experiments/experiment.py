@@ -9,6 +9,7 @@ import abc
 import dataclasses
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from dpo_jax import locks
 from dpo_jax.config import AnyConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
@@ -26,7 +28,9 @@ from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.runs.run import Run
+from dpo_jax.runtime import hosts
 from dpo_jax.runtime.machine import compile_cache
+from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.state import TrainState, param_shardings
 from dpo_jax.training.training import Batches
@@ -162,6 +166,20 @@ class Experiment(abc.ABC, Generic[C]):
             raise UserError(f"workdir: {self.workdir} cannot be written: {error.strerror}.") from None
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
+
+    def locked(self) -> AbstractContextManager[None]:
+        """The context in which no other run writes into the working directory.
+
+        Raises:
+            UserError: one does already.
+        """
+        lock = locks.Lock(
+            locks.inside(self.workdir),
+            self.command,
+            tell=lambda words: say("workdir", words),
+            instead="give another workdir",
+        )
+        return hosts.held(lock)
 
     def keep_config(self, folder: Path) -> None:
         """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from dpo_jax import locks
 from dpo_jax.errors import Finding, UserError
 from dpo_jax.files import changed, read_json, read_json_lines, read_sealed
 from dpo_jax.reading import read_yaml
@@ -31,6 +32,7 @@ def examine(root: Path) -> Iterator[Finding]:
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = sorted(each for each in folders if each not in _NOT_OURS)
+        yield from _in_use(folder, files)
         if looks_like := _kind(folder, folders, files):
             yield from _guarded(folder, looks_like)
             folders.clear()
@@ -41,6 +43,16 @@ def examine(root: Path) -> Iterator[Finding]:
         for file in sorted(each for each in files if not _LEFT.fullmatch(each)):
             yield from _guarded(folder / file, _FILES.get(Path(file).suffix, lambda path: iter(())))
     yield from _elsewhere(root)
+
+
+def _in_use(folder: Path, files: list[str]) -> Iterator[Finding]:
+    """The locks in a folder: what is written there now may be seen half."""
+    for name in sorted(each for each in files if locks.is_lock(each)):
+        lives, holder = locks.describe(folder / name)
+        if lives:
+            yield Finding("warn", str(folder), f"in use by {holder}; what that is writing now may look unfinished")
+        else:
+            yield Finding("left", str(folder / name), f"the lock of {holder}, which is gone; the next command takes it")
 
 
 def _kind(folder: Path, folders: list[str], files: list[str]) -> Check | None:
@@ -115,7 +127,7 @@ def _store(folder: Path) -> Iterator[Finding]:
     if (folder / _USERS).exists():
         read_json(folder / _USERS)
     for other in sorted(each.name for each in folder.iterdir()):
-        if other not in (*names, _MANIFEST, _USERS):
+        if other not in (*names, _MANIFEST, _USERS) and not locks.is_lock(other):
             yield Finding(
                 "left", str(folder / other), "not in the manifest: what a killed pass had begun; harms nobody"
             )

@@ -6,10 +6,12 @@ process writes the files, but for checkpoints and stores, which Orbax writes fro
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dpo_jax import files
+from dpo_jax import files, locks
 from dpo_jax.errors import UserError
 from dpo_jax.runtime.progress import console
 from dpo_jax.runtime.xla_flags import find_platform
@@ -104,6 +106,41 @@ def from_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
     count = int(multihost_utils.broadcast_one_to_all(np.array(len(values), np.int32)))
     values = values if jax.process_index() == 0 else np.zeros(count)
     return np.asarray(multihost_utils.broadcast_one_to_all(values.astype(np.float32)), np.float64)
+
+
+@contextlib.contextmanager
+def held(lock: locks.Lock) -> Iterator[None]:
+    """The context in which the processes of the run have a lock: the first one holds it for all.
+
+    Raises:
+        UserError: another run has it, and this one does not wait.
+    """
+    if jax.process_count() == 1:
+        with locks.held(lock):
+            yield
+        return
+    while not _taken_by_the_first(lock):  # all ask again and again: waiting in a collective ends with its patience
+        time.sleep(1)
+    with lock if jax.process_index() == 0 else contextlib.nullcontext():
+        yield
+
+
+def _taken_by_the_first(lock: locks.Lock) -> bool:
+    refused, answer = None, 0
+    if jax.process_index() == 0:
+        try:
+            answer = int(lock.taken())
+        except UserError as error:
+            refused, answer = error, -1
+    answer = int(multihost_utils.broadcast_one_to_all(np.array(answer, np.int32)))
+    if answer < 0:
+        raise refused or UserError(f"{lock.what} cannot be had; process 0 says why.")
+    return answer == 1
+
+
+def alike(number: int) -> bool:
+    """True if all processes of the run come here with the same number."""
+    return jax.process_count() == 1 or len(set(multihost_utils.process_allgather(np.array(number)).tolist())) == 1
 
 
 def leave(code: int, message: str) -> NoReturn:

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from dpo_jax import locks
+
 EXIT_CODE = 124
 _SLOW = 10  # times the usual
 _LEAST_SECONDS = 60.0  # what is shorter is no cause for alarm: a batch of another shape compiles
@@ -61,6 +63,7 @@ class Watchdog:
             if waited > self._limit:
                 self._tell(f"a step has taken {waited:.0f} s, {self._limit_name} is {self._limit:g}: leaving")
                 time.sleep(min(_GRACE_SECONDS, self._limit / 4))
+                locks.release_all()
                 os._exit(EXIT_CODE)
             if since != warned and waited > self._slow_after():
                 warned = since

@@ -173,6 +173,7 @@ def test_a_details_file_that_cannot_be_written_hides_nothing(experiment, monkeyp
 def test_one_of_several_processes_ends_at_once_and_keeps_a_file_of_its_own(experiment, monkeypatch, capsys):
     monkeypatch.setattr("dpo_jax.runtime.hosts.join_run", lambda: None)
     monkeypatch.setattr("dpo_jax.runtime.hosts.check_shared", lambda _: None)
+    monkeypatch.setattr("dpo_jax.runtime.hosts._taken_by_the_first", lambda _: True)
     monkeypatch.setattr(jax, "distributed", SimpleNamespace(is_initialized=lambda: True))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)

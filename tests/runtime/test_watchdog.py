@@ -13,7 +13,9 @@ from dpo_jax.runtime import watchdog
 from dpo_jax.runtime.watchdog import EXIT_CODE, Watchdog
 
 HANGS = """
-import time
+import sys, time
+from pathlib import Path
+from dpo_jax.locks import Lock, held, inside
 from dpo_jax.runtime.progress import console
 from dpo_jax.runtime.watchdog import Watchdog
 
@@ -22,7 +24,7 @@ console.quiet = True  # as in every process but the first
 def stuck_here():
     time.sleep(60)
 
-with Watchdog("train", limit_seconds=1.0, limit_name="a.limit") as dog:
+with held(Lock(inside(Path(sys.argv[1])))), Watchdog("train", limit_seconds=1.0, limit_name="a.limit") as dog:
     with dog.watched():
         stuck_here()
 """
@@ -55,9 +57,10 @@ def test_is_still_while_nothing_is_usual_and_between_steps(told: list[str]):
     assert not told
 
 
-def test_ends_a_process_that_hangs_and_shows_where():
-    command = [sys.executable, "-c", HANGS]
+def test_ends_a_process_that_hangs_and_shows_where(tmp_path: Path):
+    command = [sys.executable, "-c", HANGS, str(tmp_path)]
     start = time.monotonic()
     ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert ended.returncode == EXIT_CODE and time.monotonic() - start < 30
     assert "a.limit is 1: leaving" in ended.stderr and "in stuck_here" in ended.stderr
+    assert not list(tmp_path.iterdir())  # its lock is released
