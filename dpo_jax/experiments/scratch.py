@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.sharding import Mesh
 
+from dpo_jax import locks
 from dpo_jax.config import Config, ScratchConfig
 from dpo_jax.data.sources import COMPLETIONS, read_sources
 from dpo_jax.errors import UserError
 from dpo_jax.models.model import make_model
 from dpo_jax.reading import Origins, locate
+from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings
 from dpo_jax.weights.export import export_folder
@@ -38,11 +40,27 @@ def make(config: Config, origins: Origins, mesh: Mesh) -> None:
     if ":" in folder.name or folder.suffix == ".gguf":
         at = locate("model.weights", origins)
         raise UserError(f"{at}: model.weights: {folder} is not the name of a folder, into which `scratch` would write.")
-    if folder.exists():
+    if is_there(config):
         say("scratch", f"already there: {folder}")
         return
     _check(options, origins)
-    tokenizer = learn_tokenizer(_texts(options, on_error=config.data.on_error), options.vocabulary)
+    folder.absolute().parent.mkdir(parents=True, exist_ok=True)
+    lock = locks.Lock(locks.beside(folder.resolve()), waits=True, tell=lambda words: say("scratch", words))
+    with hosts.held(lock):
+        if is_there(config):
+            say("scratch", f"another run has made {folder}")
+        else:
+            _write(folder, options, mesh, on_error=config.data.on_error)
+
+
+def is_there(config: Config) -> bool:
+    """True if the folder of weights is there, for all processes of the run."""
+    there = Path(config.model.weights).exists()
+    return hosts.alike(there) and there
+
+
+def _write(folder: Path, options: ScratchConfig, mesh: Mesh, *, on_error: str) -> None:
+    tokenizer = learn_tokenizer(_texts(options, on_error=on_error), options.vocabulary)
     outline = _config(options, len(tokenizer), tokenizer.get_vocab()[END])
     source = WeightsSource(str(folder), outline, token_ids(outline), {}, no_tensor, lambda: tokenizer)
     resolved = resolve_spec(source)

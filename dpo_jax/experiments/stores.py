@@ -5,6 +5,8 @@ Dimension key: n rows, P slot in the pair.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,11 +14,13 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from dpo_jax import locks
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reference.fingerprint import as_ids, make_fingerprint
 from dpo_jax.reference.store import Errors, OtherStore, Scores, Store, listing
+from dpo_jax.runtime import hosts
 from dpo_jax.runtime.preemption import leave_if_told
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
@@ -80,32 +84,53 @@ def complete_store(experiment: Experiment, params: Callable[[], Params], *, held
         params(), row_ids, experiment.scoring_facts(), model=experiment.spec, dtype=config.model.dtype
     )
     folder = experiment.store_folder(fingerprint, heldout_only=heldout_only)
-    try:
+    with _advised():
         store = Store(folder, fingerprint, kind=experiment.score_type)
+    store.serves(str(experiment.workdir.resolve()))
+    if hosts.alike(len(store)) and not len(store.missing(row_ids)):
+        say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
+        return store
+    lock = locks.Lock(locks.inside(folder), experiment.command, waits=True, tell=lambda words: say("reference", words))
+    with hosts.held(lock), _advised():
+        store.read_on()
+        while not hosts.alike(len(store)):  # another host's disk may be late to show what was written
+            time.sleep(1)
+            store.read_on()
+        missing = store.missing(row_ids)
+        if len(missing):
+            shards = _shards(parts, missing, config.reference.rows_per_shard)
+            _fill(store, shards, len(missing), functools.partial(experiment.scorer, params()))
+        else:
+            say("reference", f"{len(store)} rows in {store.folder}: nothing is left to score")
+    return store
+
+
+@contextlib.contextmanager
+def _advised() -> Iterator[None]:
+    """The context in which a store of something else is refused with what to do about it."""
+    try:
+        yield
     except OtherStore as other:
         advice = "Undo the change, or delete the folder, or name another with `--reference.store FOLDER`."
         raise UserError(f"{other}\n{advice}") from None
-    store.serves(str(experiment.workdir.resolve()))
-    missing = store.missing(row_ids)
-    if not len(missing):
-        say("reference", f"{len(store)} rows in {store.folder}: nothing to score")
-        return store
+
+
+def _fill(store: Store, shards: Iterator[Sequence[Any]], count: int, score: Callable[..., Any]) -> None:
+    """Scores `count` rows into a store, shard by shard, and says how fast."""
     there = f", {len(store)} are there" if len(store) else ""
-    say("reference", f"scores {len(missing)} rows into {store.folder}{there}")
+    say("reference", f"scores {count} rows into {store.folder}{there}")
     start = time.perf_counter()
-    with Progress("reference", len(missing), unit="rows") as progress:
+    with Progress("reference", count, unit="rows") as progress:
         done = 0
 
-        def count(rows: int) -> None:
+        def tell(rows: int) -> None:
             progress.update(done + rows)
             leave_if_told("reference")
 
-        for shard in _shards(parts, missing, config.reference.rows_per_shard):
-            store.append(*experiment.scorer(params(), shard, progress=count))
+        for shard in shards:
+            store.append(*score(shard, progress=tell))
             done += len(shard)
-    seconds = time.perf_counter() - start
-    say("reference", f"done: {len(missing)} rows, {len(missing) / seconds:.1f} rows/s")
-    return store
+    say("reference", f"done: {count} rows, {count / (time.perf_counter() - start):.1f} rows/s")
 
 
 def score_again(experiment: Experiment, store: Store[Any], params: Params, count: int) -> None:

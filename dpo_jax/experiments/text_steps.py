@@ -55,7 +55,7 @@ class TextSteps(RewardExperiment, Steps):
 
     def prepare(self) -> None:
         """Makes the weights of `scratch:`, where they are missing."""
-        if self.config.scratch and not Path(self.config.model.weights).exists():
+        if self.config.scratch and not scratch.is_there(self.config):
             self.make_scratch()
 
     def make_scratch(self) -> None:

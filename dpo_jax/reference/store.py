@@ -18,6 +18,7 @@ from typing import Generic, NamedTuple, TypeVar
 import jax
 import numpy as np
 
+from dpo_jax import locks
 from dpo_jax.errors import UserError
 from dpo_jax.files import Json, changed, digest_folder, read_json, read_sealed, write_json, write_sealed
 from dpo_jax.mesh import meet
@@ -93,7 +94,8 @@ class Store(Generic[Kind]):
             listed = "\n  ".join(different)
             raise OtherStore(f"{self.folder}: this reference store was made from something else:\n  {listed}")
         self._manifest = manifest
-        self._shards = [self._read(shard) for shard in manifest["shards"]]
+        self._shards += [self._read(shard) for shard in manifest["shards"][len(self._shards) :]]
+        self._forget_derived()
 
     def _read(self, shard: Json) -> tuple[np.ndarray, Kind]:
         import orbax.checkpoint as ocp
@@ -110,11 +112,19 @@ class Store(Generic[Kind]):
             arrays = reader.restore(target.absolute(), like)
         return np.asarray(arrays["row_id"]), self._kind(*(np.asarray(arrays[name]) for name in self._names))
 
+    def read_on(self) -> None:
+        """Read what another process has written into the store since it was opened."""
+        if (self.folder / "manifest.json").exists():
+            self._open(self._manifest["fingerprint"])
+
     def serves(self, workdir: str) -> None:
         """Note that a run reads this store, for `listing`."""
         path = self.folder / _USERS
-        users = read_json(path) if path.exists() else []
-        if workdir not in users:
+        if jax.process_index() or (path.exists() and workdir in read_json(path)):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(locks.Lock(locks.beside(path), waits=True)):
+            users = read_json(path) if path.exists() else []
             write_json(path, [*users, workdir])
 
     def missing(self, row_ids: RowIds) -> np.ndarray:
@@ -153,6 +163,9 @@ class Store(Generic[Kind]):
         self._manifest = {**self._manifest, "shards": [*self._manifest["shards"], entry]}
         write_sealed(self.folder / "manifest.json", self._manifest)
         self._shards.append((ids, self._kind(*arrays.values())))
+        self._forget_derived()
+
+    def _forget_derived(self) -> None:
         for derived in ("_index", "_scores"):
             self.__dict__.pop(derived, None)
 

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
+from dpo_jax import locks
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, write_atomic, write_json
 from dpo_jax.mesh import meet
@@ -105,20 +106,22 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
     if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
     partial = folder.with_name(f".{folder.name}.partial")
-    writes = jax.process_index() == 0
-    if writes:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    yield partial if writes else None
-    if writes:
-        write_json(partial / DIGESTS_FILE, digest_folder(partial))
-        # The earlier export is moved aside first: a crash in between leaves no folder, never a mixed one.
-        old = folder.with_name(f".{folder.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+    if jax.process_index():
+        yield None
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locks.held(locks.Lock(locks.beside(folder), instead="name another folder")):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            yield partial
+            write_json(partial / DIGESTS_FILE, digest_folder(partial))
+            # The earlier export is moved aside first: a crash in between leaves no folder, never a mixed one.
+            old = folder.with_name(f".{folder.name}.old")
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            partial.rename(folder)
+            shutil.rmtree(old, ignore_errors=True)
     meet(f"exported {folder}")
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +17,7 @@ from safetensors.numpy import load_file
 from dpo_jax import cli
 from dpo_jax.data.rows import DataRows
 from dpo_jax.experiments.heldout import say_how_fitted
+from dpo_jax.locks import Lock, beside, held
 from dpo_jax.reference.store import Scores
 from dpo_jax.types import TokenRow
 from tests.tiny import LINES
@@ -80,6 +84,24 @@ def test_the_seed_makes_the_weights(experiment: str) -> None:
     np.testing.assert_array_equal(a, b)
     assert (a != c).any()
     assert a.std() == pytest.approx(0.02, rel=0.05)
+
+
+def test_a_model_that_another_run_makes_is_waited_for(experiment: str, capfd: pytest.CaptureFixture[str]) -> None:
+    seen = threading.Event()
+
+    def make() -> None:
+        with held(Lock(beside(Path("base")))):
+            seen.set()
+            time.sleep(1)
+            Path("base").mkdir()
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(make)
+        seen.wait()
+        cli.main(["scratch", experiment, "--model.weights", "base"])
+        other.result()
+    said = capfd.readouterr().err
+    assert "waits for" in said and "another run has made base" in said and not list(Path("base").iterdir())
 
 
 def test_a_warning_where_fine_tuning_was_of_something_else(

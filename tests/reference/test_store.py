@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from dpo_jax.files import digest, read_json
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.reference.fingerprint import RowIndex, as_ids, differences, make_fingerprint, rows_digest, weights_digest
 from dpo_jax.reference.store import OtherStore, Scores, Store, listing
+from tests.processes import ROOT
 
 FINGERPRINT = {"weights": "w", "template": "plain", "truncation": "256, 512"}
 
@@ -70,6 +75,45 @@ def test_the_listing_names_stores_with_their_rows_and_who_reads_them(tmp_path: P
     found = [(one.folder, one.rows, one.fingerprint, one.used_by) for one in listing(tmp_path)]
     assert found == [(tmp_path / "a" / "s", 5, FINGERPRINT, ["one", "two"]), (tmp_path / "b", 5, FINGERPRINT, [])]
     assert read_json(tmp_path / "a" / "s" / "used_by.json") == ["one", "two"]
+
+
+SERVES = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from dpo_jax.reference.store import Store
+folder, name = sys.argv[1:]
+sys.stdin.read()  # until all are there
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(lambda number: Store(Path(folder), {}).serves(f"{name} {number}"), range(12)))
+"""
+
+
+def test_none_of_many_readers_is_forgotten(tmp_path: Path):
+    names = ("one", "two", "three")
+    script = [sys.executable, "-c", SERVES, str(tmp_path / "s")]
+    own: Any = {"env": os.environ | {"PYTHONPATH": str(ROOT)}, "stdin": subprocess.PIPE, "text": True}
+    readers = [subprocess.Popen([*script, name], **own) for name in names]
+    for reader in readers:
+        assert reader.stdin
+        reader.stdin.close()
+    assert [reader.wait(60) for reader in readers] == [0] * len(readers)
+    assert sorted(read_json(tmp_path / "s" / "used_by.json")) == sorted(
+        f"{name} {n}" for name in names for n in range(12)
+    )
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["used_by.json"]
+
+
+def test_an_open_store_reads_what_another_process_adds(tmp_path: Path):
+    early, late = Store(tmp_path / "s", FINGERPRINT), filled(tmp_path / "s")
+    early.read_on()
+    assert len(early) == 5
+    late.append(ids(6), scores(6))
+    early.read_on()
+    assert early.missing(ids(6, 7)).tolist() == [1]
+    np.testing.assert_array_equal(early.lookup(ids(6, 1)).logps_nP, scores(6, 1).logps_nP)
+    early.append(ids(7), scores(7))
+    assert Store(tmp_path / "s", FINGERPRINT).missing(ids(*range(1, 8))).size == 0
 
 
 def test_ids_are_found_by_all_of_their_bytes():

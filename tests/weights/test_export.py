@@ -1,6 +1,7 @@
 """Exported folders: exact, whole or absent, and readable again."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -106,6 +107,15 @@ def test_an_earlier_export_is_replaced_whole(tmp_path: Path, loaded: Loaded):
     assert not list((tmp_path / "export").glob("model-*"))
     assert_same_tensors(open_weights(str(tmp_path / "export")), loaded.source)
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
+def test_a_folder_that_another_fills_is_refused(tmp_path: Path, loaded: Loaded):
+    with ThreadPoolExecutor(1) as pool, export.whole_or_absent(tmp_path / "export") as partial:
+        assert partial
+        (partial / "half").touch()
+        with pytest.raises(UserError, match=r"export is in use by process .* or name another folder"):
+            pool.submit(loaded.export, tmp_path / "export").result()
+    assert sorted(path.name for path in (tmp_path / "export").iterdir()) == ["digests.json", "half"]
 
 
 @pytest.mark.parametrize("earlier", [False, True])
