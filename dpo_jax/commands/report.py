@@ -12,6 +12,7 @@ import numpy as np
 from dpo_jax.config import load
 from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import Evaluation, Fitted, Trial
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
 from dpo_jax.experiments.data_reports import keep
@@ -71,7 +72,7 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         reward_metrics=_metric_rows(run.reward.folder),
         evaluation=evaluation,
         reward=_evaluation(run.reward).heldout,
-        analysis=_known(run.analysis),
+        analysis=_analysis(run.analysis),
         fitted=Fitted.from_json(_known(run.fitted) or {}, where=str(run.fitted)),
         data=[SplitReport(**split) for split in _known(run.data) or ()],
         frontier=_frontier(evaluation),
@@ -82,6 +83,11 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
 def _evaluation(run: Run) -> Evaluation:
     """The evaluation of a run; an empty one where there is none."""
     return Evaluation.from_json(_known(run.evaluation) or {}, where=str(run.evaluation))
+
+
+def _analysis(path: Path) -> Analysis | None:
+    """The analysis of a run; None where there is none."""
+    return Analysis.from_json(read_json(path), where=str(path)) if path.exists() else None
 
 
 def _pictures(path: Path) -> dict[str, np.ndarray] | None:

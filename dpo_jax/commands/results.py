@@ -25,7 +25,7 @@ def analyse(experiment: Steps) -> None:
     """Write WORKDIR/analysis.json for the newest checkpoint."""
     experiment.check_analysis()
     path = experiment.run.analysis
-    write_json(path, experiment.analyse())
+    write_json(path, experiment.analyse().to_json())
     say("analyse", f"wrote {path}")
 
 

@@ -20,7 +20,8 @@ from dpo_jax.commands.training import prepare_start
 from dpo_jax.config import as_mapping, changed
 from dpo_jax.config.resume import deciding
 from dpo_jax.errors import UserError
-from dpo_jax.evaluation.records import BestOf, Evaluation, Halves, Trial
+from dpo_jax.evaluation.analysis import Analysis
+from dpo_jax.evaluation.records import BestOf, Evaluation, Trial
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
@@ -114,7 +115,7 @@ def _measured(workdir: Path) -> Evaluation:
     evaluation = Evaluation.from_json(read_json(path), where=str(path))
     if not analysis.exists():
         return evaluation
-    return dataclasses.replace(evaluation, halves=Halves.from_json(read_json(analysis)["halves"], where=str(analysis)))
+    return dataclasses.replace(evaluation, halves=Analysis.from_json(read_json(analysis), where=str(analysis)).halves)
 
 
 def _moves_the_start(key: str) -> bool:

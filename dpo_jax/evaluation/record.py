@@ -78,7 +78,7 @@ def _read(kind: Any, value: Any, where: str) -> Any:
     if origin is Mapping:
         return {name: _read(arguments[1], item, f"{where}: {name}") for name, item in _mapping(value, where).items()}
     if origin in (tuple, Sequence):
-        if not isinstance(value, list | tuple) or (arguments[-1] is float and len(value) != 2):
+        if not isinstance(value, list | tuple) or (origin is tuple and len(value) != len(arguments)):
             raise UserError(f"{where}: damaged: {str(value)[:80]!r} is no list of what belongs there.")
         return tuple(_read(arguments[0], item, where) for item in value)
     if not isinstance(value, _SCALARS.get(kind, (object,))):

@@ -315,6 +315,8 @@ class Place(Record):
 class Halves(Record):
     """Distance that training moved both halves of a pair, and that the field of its loss would have; None: never."""
 
+    always: ClassVar = ("predicted",)
+
     measured: Place = Place()
     predicted: Mapping[str, Place | None] = field(default_factory=dict)
 

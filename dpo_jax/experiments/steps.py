@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.experiments.losses import read_term
@@ -132,9 +133,9 @@ class Steps(Experiment):
     def check_analysis(self) -> None:
         """Refuses what cannot be analysed."""
 
-    def analyse(self) -> dict[str, Any]:
-        """The analysis of the newest checkpoint; empty for data whose log-probs are not looked at."""
-        return {}
+    def analyse(self) -> Analysis:
+        """The analysis of the newest checkpoint."""
+        raise UserError(f"analyse: {self.kind} have no log-probs to be analysed.")
 
     @property
     @abc.abstractmethod

@@ -29,7 +29,19 @@ from dpo_jax.analysis.trajectory import field_of, halves
 from dpo_jax.config import AnalysisConfig
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError, sized_by
+from dpo_jax.evaluation.analysis import (
+    Analysis,
+    Course,
+    Displacement,
+    Field,
+    Likeness,
+    LikenessBin,
+    OneStep,
+    Pulled,
+    PulledPair,
+)
 from dpo_jax.evaluation.intervals import share_interval
+from dpo_jax.evaluation.records import Halves
 from dpo_jax.experiments.stores import complete_store, heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.experiments.training import preference_training, restored
@@ -49,8 +61,8 @@ from dpo_jax.training.step import gradients
 from dpo_jax.types import Objective, PairBatch, Params, TokenRow
 
 
-def analyse(experiment: TextExperiment) -> dict[str, Any]:
-    """The analysis of the newest checkpoint, as it is written."""
+def analyse(experiment: TextExperiment) -> Analysis:
+    """The analysis of the newest checkpoint."""
     options, workdir = experiment.config.analysis or AnalysisConfig(), experiment.workdir
     step, log = Checkpoints(Run(workdir).checkpoints).latest(), Run(workdir).metrics
     if step is None or not log.exists():
@@ -62,28 +74,17 @@ def analyse(experiment: TextExperiment) -> dict[str, Any]:
     loss, reason = loss_of_run(experiment.terms, experiment.restored_memory(), step)
     log_ratios_nP = now.logps_nP - frozen.logps_nP
     spread_N2 = np.concatenate([trajectory.places_S2, np.quantile(log_ratios_nP, [0.1, 0.9], axis=0)])
-    analysis = {
-        "settings": dataclasses.asdict(options),
-        "step": step,
-        "trajectory": {
-            "kind": trajectory.kind,
-            "steps": trajectory.steps.tolist(),
-            "places": trajectory.places_S2.tolist(),
-        },
-        "field": field_of(loss, pair, spread_N2[np.isfinite(spread_N2).all(axis=1)]) if loss else {"refused": reason},
-        "halves": halves(trajectory.moved_2, loss, pair),
-        "displacement": {
-            "split": "held out" if experiment.has_heldout else "training",
-            **_displacement(now, frozen, likeness),
-        },
-        "one_step": one_step(
-            experiment,
-            step,
-            store if experiment.reads_store else None,
-            experiment.start_params,
-            most_pairs=options.pairs,
-        ),
-    }
+    spread_N2 = spread_N2[np.isfinite(spread_N2).all(axis=1)]
+    stored = store if experiment.reads_store else None
+    analysis = Analysis(
+        settings=dataclasses.asdict(options),
+        step=step,
+        trajectory=Course(kind=trajectory.kind, steps=trajectory.steps.tolist(), places=trajectory.places_S2.tolist()),
+        field=Field.from_json(field_of(loss, pair, spread_N2)) if loss else Field(refused=reason),
+        halves=Halves.from_json(halves(trajectory.moved_2, loss, pair)),
+        displacement=_displacement("held out" if experiment.has_heldout else "training", now, frozen, likeness),
+        one_step=one_step(experiment, step, stored, experiment.start_params, most_pairs=options.pairs),
+    )
     _tell(analysis)
     return analysis
 
@@ -130,41 +131,37 @@ def _typical(frozen: Scores) -> PairLogps:
     return PairLogps(*frozen.logps_nP.mean(axis=0), *frozen.tokens_nP.mean(axis=0))
 
 
-def _displacement(now: Scores, frozen: Scores, likeness: dict[str, np.ndarray]) -> dict[str, Any]:
+def _displacement(split: str, now: Scores, frozen: Scores, likeness: dict[str, np.ndarray]) -> Displacement:
     log_ratios_nP = now.logps_nP - frozen.logps_nP
     pairs, fell = len(log_ratios_nP), int((log_ratios_nP[:, 0] < 0).sum())
     chosen, rejected = log_ratios_nP.mean(axis=0).tolist()
-    return {
-        "pairs": pairs,
-        "fell": fell,
-        "interval": share_interval(fell, pairs),
-        "chosen": chosen,
-        "rejected": rejected,
-        # Of a policy that is one table, rejected falls faster than chosen rises where chosen is the likelier one.
-        "chosen_likelier": float((now.logps_nP[:, 0] > now.logps_nP[:, 1]).mean()),
-        "by": {
-            name: {
-                "correlation": rank_correlation(values_n, log_ratios_nP[:, 0]),
-                "bins": [
-                    {**part._asdict(), "interval": share_interval(part.fell, part.pairs)}
-                    for part in by_similarity(values_n, log_ratios_nP)
-                ],
-            }
-            for name, values_n in likeness.items()
-        },
-    }
+    by = {}
+    for name, values_n in likeness.items():
+        parts = by_similarity(values_n, log_ratios_nP)
+        bins = [LikenessBin(**part._asdict(), interval=share_interval(part.fell, part.pairs)) for part in parts]
+        by[name] = Likeness(correlation=rank_correlation(values_n, log_ratios_nP[:, 0]), bins=bins)
+    return Displacement(
+        split=split,
+        pairs=pairs,
+        fell=fell,
+        interval=share_interval(fell, pairs),
+        chosen=chosen,
+        rejected=rejected,
+        chosen_likelier=float((now.logps_nP[:, 0] > now.logps_nP[:, 1]).mean()),
+        by=by,
+    )
 
 
-def _tell(analysis: dict[str, Any]) -> None:
-    moved, lost, step = analysis["halves"]["measured"], analysis["displacement"], analysis["one_step"]
-    low, high = lost["interval"]
+def _tell(analysis: Analysis) -> None:
+    moved, lost, step = analysis.halves.measured, analysis.displacement, analysis.one_step
+    low, high = lost.interval
     for line in (
-        f"over training chosen moved by {moved['chosen']:+.2f} nats and rejected by {moved['rejected']:+.2f}: "
-        f"{moved['faster']} moved more",
-        f"{lost['fell']} of {lost['pairs']} chosen responses ({lost['split']}) are below the reference (95 % interval "
-        f"of the share {low:.1%} to {high:.1%})",
-        f"one step on {len(step['pairs'])} pairs: the first order misses {step['unexplained']:.1%} of what happened",
-        *([f"no field: {analysis['field']['refused']}"] if "refused" in analysis["field"] else []),
+        f"over training chosen moved by {moved.chosen:+.2f} nats and rejected by {moved.rejected:+.2f}: "
+        f"{moved.faster} moved more",
+        f"{lost.fell} of {lost.pairs} chosen responses ({lost.split}) are below the reference (95 % interval of the "
+        f"share {low:.1%} to {high:.1%})",
+        f"one step on {len(step.pairs)} pairs: the first order misses {step.unexplained:.1%} of what happened",
+        *([f"no field: {analysis.field.refused}"] if analysis.field.refused else []),
     ):
         say("analyse", line)
 
@@ -214,7 +211,6 @@ def loss_of_run(terms: Sequence[Term], memory: Sequence[Any], step: int) -> tupl
     return weighted_sum(parts), ""
 
 
-_SLOTS = ("chosen", "rejected")
 _EXCERPT = 160  # characters
 
 
@@ -228,7 +224,7 @@ class Step(NamedTuple):
 
 def one_step(
     experiment: TextExperiment, step: int, store: Store | None, base: Callable[[], Params], *, most_pairs: int
-) -> dict[str, Any]:
+) -> OneStep:
     """Takes a step from a checkpoint, with the run's own optimizer at its peak learning rate, on a few pairs.
 
     The pairs come as the run's order has them. A schedule may have come to 0: its peak is what the run was given.
@@ -251,13 +247,13 @@ def one_step(
     after, metrics = program.step(state, batch, knobs)
     apart = jax.jit(functools.partial(take_apart, training.objective), out_shardings=replicated(experiment.mesh))
     step_taken = jax.device_get(apart(before, after.params, batch, knobs))
-    return {
-        "step": step,
-        "learning_rate": config.optimizer.learning_rate,
-        "grad_norm": float(metrics["grad_norm"]),
-        "unexplained": _unexplained(step_taken),
-        "pairs": _lines(experiment, host.row_ids, step_taken),
-    }
+    return OneStep(
+        step=step,
+        learning_rate=config.optimizer.learning_rate,
+        grad_norm=float(metrics["grad_norm"]),
+        unexplained=_unexplained(step_taken),
+        pairs=_pulled(experiment, host.row_ids, step_taken),
+    )
 
 
 def take_apart(objective: Objective, before: TrainState, after: Params, batch: PairBatch, knobs: Any) -> Step:
@@ -297,16 +293,25 @@ def _unexplained(step: Step) -> float:
     return float(np.abs(happened_AP - step.pulls.first_order).sum() / size) if size else float("nan")
 
 
-def _lines(experiment: TextExperiment, row_ids: Sequence[str], step: Step) -> list[dict[str, Any]]:
-    rows, lines = experiment.train_data.rows, []
+def _pulled(experiment: TextExperiment, row_ids: Sequence[str], step: Step) -> list[PulledPair]:
+    rows, pairs = experiment.train_data.rows, []
     places = RowIndex(as_ids(row_ids_of(rows))).find(as_ids(row_ids))
     for index, (row_id, row) in enumerate(zip(row_ids, take(rows, places), strict=True)):
-        texts = [experiment.tokenizer.decode(ids, skip_special_tokens=True) for ids in (row.prompt, *row.responses)]
-        similarity = edit_similarity(*row.responses)
-        line: dict[str, Any] = {"row_id": row_id, "edit_similarity": similarity, "prompt": texts[0][-_EXCERPT:]}
-        for slot, name in enumerate(_SLOTS):
+        prompt, *texts = (
+            experiment.tokenizer.decode(ids, skip_special_tokens=True) for ids in (row.prompt, *row.responses)
+        )
+        halves = []
+        for slot, text in enumerate(texts):
             numbers = {field: float(values[index, slot]) for field, values in step.pulls._asdict().items()}
             before, after = float(step.before_AP[index, slot]), float(step.after_AP[index, slot])
-            line[name] = {"text": texts[1 + slot][:_EXCERPT], "before": before, "happened": after - before, **numbers}
-        lines.append(line)
-    return lines
+            halves.append(Pulled(text=text[:_EXCERPT], before=before, happened=after - before, **numbers))
+        pairs.append(
+            PulledPair(
+                row_id=row_id,
+                edit_similarity=edit_similarity(*row.responses),
+                prompt=prompt[-_EXCERPT:],
+                chosen=halves[0],
+                rejected=halves[1],
+            )
+        )
+    return pairs

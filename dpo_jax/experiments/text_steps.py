@@ -19,6 +19,7 @@ from dpo_jax.config.resume import deciding
 from dpo_jax.data.sources import KINDS
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
 from dpo_jax.experiments.heldout import check_losses, say_how_fitted, values_of
@@ -137,7 +138,7 @@ class TextSteps(RewardExperiment, Steps):
                 "of a chosen and a rejected response."
             )
 
-    def analyse(self) -> dict[str, Any]:
+    def analyse(self) -> Analysis:
         """The analysis of the newest checkpoint: trajectory, field, displacement, one step taken apart."""
         return text_analysis.analyse(self)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from dpo_jax.evaluation.analysis import Analysis, Displacement, Likeness, OneStep
+from dpo_jax.evaluation.records import Halves, Place
 from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain
 from dpo_jax.reporting.plots import DASHES, INK, LINES, Curve, as_svg, smoothed
 from dpo_jax.reporting.tables import Table
@@ -40,45 +41,48 @@ class Section(NamedTuple):
     pairs: Table  # the step, pair by pair
 
 
-def analysis_section(analysis: Mapping[str, Any] | None) -> Section | None:
-    """None where nobody has analysed the run. `analysis` is what `dpo-jax analyse` writes."""
+def analysis_section(analysis: Analysis | None) -> Section | None:
+    """None where nobody has analysed the run."""
     if analysis is None:
         return None
-    words = [
-        _moved(analysis["halves"]["measured"]),
-        _displaced(analysis["displacement"]),
-        _stepped(analysis["one_step"]),
-    ]
-    if "refused" in analysis["field"]:
-        words.append(f"There is no field: {analysis['field']['refused']}.")
-    words.append(f"All of it is of step {analysis['step']}.")
-    likeness = [_by_likeness(name, found) for name, found in analysis["displacement"]["by"].items()]
-    return Section(words, draw_field(analysis), [_halves(analysis["halves"]), *likeness], _pairs(analysis["one_step"]))
+    words = [_moved(analysis.halves.measured), _displaced(analysis.displacement), _stepped(analysis.one_step)]
+    if analysis.field.refused:
+        words.append(f"There is no field: {analysis.field.refused}.")
+    words.append(f"All of it is of step {analysis.step}.")
+    likeness = [_by_likeness(name, each) for name, each in analysis.displacement.by.items()]
+    return Section(words, draw_field(analysis), [_halves(analysis.halves), *likeness], _pairs(analysis.one_step))
 
 
-def _moved(measured: Mapping[str, Any]) -> str:
+def _moved(measured: Place) -> str:
+    chosen, rejected = _both(measured)
     return (
-        f"Over training the chosen half moved by {nats(measured['chosen'])} and the rejected half by "
-        f"{nats(measured['rejected'])}: {measured['faster']} moved more."
+        f"Over training the chosen half moved by {chosen} and the rejected half by {rejected}: {measured.faster} "
+        "moved more."
     )
 
 
-def _displaced(found: Mapping[str, Any]) -> str:
+def _both(place: Place | None) -> tuple[str, str]:
+    """The nats of both halves in words."""
+    if place is None or place.chosen is None or place.rejected is None:
+        return "never", "never"
+    return nats(place.chosen), nats(place.rejected)
+
+
+def _displaced(lost: Displacement) -> str:
     return (
-        f"{percent(found['fell'] / found['pairs'])} of the chosen responses ({found['fell']} of {found['pairs']} "
-        f"pairs, {found['split']}) are less likely than under the reference (95{GAP}% interval "
-        f"{interval(found['interval'], percent)})."
+        f"{percent(lost.fell / lost.pairs)} of the chosen responses ({lost.fell} of {lost.pairs} pairs, {lost.split}) "
+        f"are less likely than under the reference (95{GAP}% interval {interval(lost.interval, percent)})."
     )
 
 
-def _stepped(step: Mapping[str, Any]) -> str:
+def _stepped(step: OneStep) -> str:
     """Of the chosen responses that fell in this step: what pulled them down most."""
-    pairs = step["pairs"]
-    fell = [pair["chosen"] for pair in pairs if pair["chosen"]["happened"] < 0]
-    missed = f"the first order misses {percent(step['unexplained'])} of what happened"
+    pairs = step.pairs
+    fell = [pair.chosen for pair in pairs if pair.chosen.happened < 0]
+    missed = f"the first order misses {percent(step.unexplained)} of what happened"
     if not fell:
         return f"One more step raises the chosen response of each of {len(pairs)} pairs; {missed}."
-    worst = Counter(min(_PULLS, key=lambda pull, half=half: half[pull]) for half in fell)
+    worst = Counter(min(_PULLS, key=lambda pull, half=half: half.pulls[pull]) for half in fell)
     blame = ", ".join(f"{_PULLS[pull]} in {count}" for pull, count in worst.most_common())
     return (
         f"One more step lowers the chosen response of {len(fell)} of {len(pairs)} pairs; {missed}. Under plain "
@@ -86,66 +90,65 @@ def _stepped(step: Mapping[str, Any]) -> str:
     )
 
 
-def _halves(halves: Mapping[str, Any]) -> Table:
-    rows = [("This run", *(nats(halves["measured"][half]) for half in ("chosen", "rejected")))]
-    for coordinates, place in halves["predicted"].items():
-        cells = (nats(place["chosen"]), nats(place["rejected"])) if place else ("never", "never")
-        rows.append((f"Field: {COORDINATES[coordinates].lower()}", *cells))
+def _halves(halves: Halves) -> Table:
+    rows = [("This run", *_both(halves.measured))]
+    for coordinates, place in halves.predicted.items():
+        rows.append((f"Field: {COORDINATES[coordinates].lower()}", *_both(place)))
     return Table("Both halves at the margin that the run came to", ("", "chosen", "rejected"), rows)
 
 
-def _by_likeness(name: str, found: Mapping[str, Any]) -> Table:
+def _by_likeness(name: str, likeness: Likeness) -> Table:
     rows = [
         (
-            interval((part["low"], part["high"]), plain),
-            f"{part['fell']} of {part['pairs']}",
-            interval(part["interval"], percent),
-            nats(part["chosen"]),
-            nats(part["rejected"]),
+            interval((part.low, part.high), plain),
+            f"{part.fell} of {part.pairs}",
+            interval(part.interval, percent),
+            nats(part.chosen),
+            nats(part.rejected),
         )
-        for part in found["bins"]
+        for part in likeness.bins
     ]
-    title = f"{_LIKENESS[name]}; rank correlation with the chosen log-ratio {plain(found['correlation'])}"
+    title = f"{_LIKENESS[name]}; rank correlation with the chosen log-ratio {plain(likeness.correlation)}"
     return Table(title, ("likeness", "chosen fell", f"95{GAP}% interval", "chosen", "rejected"), rows)
 
 
-def _pairs(step: Mapping[str, Any]) -> Table:
+def _pairs(step: OneStep) -> Table:
     columns = ("pair", "", "happened", "first order", *(name.replace("_", " ") for name in _PULLS))
     rows = []
-    for pair in step["pairs"]:
-        for half in ("chosen", "rejected"):
-            found = pair[half]
-            cells = (plain(found[name]) for name in ("happened", "first_order", *_PULLS))
-            rows.append((found["text"].strip(), half, *cells))
+    for pair in step.pairs:
+        for name, half in (("chosen", pair.chosen), ("rejected", pair.rejected)):
+            cells = map(plain, (half.happened, half.first_order, *(half.pulls[pull] for pull in _PULLS)))
+            rows.append((half.text.strip(), name, *cells))
     title = (
         "Change of log-probs in one step of the run's optimizer at a learning rate of "
-        f"{plain(step['learning_rate'])}, nats; pulls are those of plain gradient descent by unit of its rate"
+        f"{plain(step.learning_rate)}, nats; pulls are those of plain gradient descent by unit of its rate"
     )
     return Table(title, columns, rows)
 
 
-def draw_field(analysis: Mapping[str, Any]) -> list[Curve]:
+def draw_field(analysis: Analysis) -> list[Curve]:
     """One picture for each coordinates in which descent may be steepest; none where the loss has no field."""
-    if "refused" in analysis["field"]:
+    if analysis.field.refused:
         return []
     return [_draw(analysis, coordinates, title) for coordinates, title in COORDINATES.items()]
 
 
-def _draw(analysis: Mapping[str, Any], coordinates: str, title: str) -> Curve:
-    field, places = analysis["field"], np.array(analysis["trajectory"]["places"], float)
-    own, *others = np.array(field[coordinates]["lines"], float)
+def _draw(analysis: Analysis, coordinates: str, title: str) -> Curve:
+    field, places = analysis.field, np.array(analysis.trajectory.places, float)
+    flow = {"logp": field.logp, "ratio": field.ratio, "probability": field.probability}[coordinates]
+    own, *others = np.array(flow.lines, float)
 
     def paint(axes: Axes) -> None:
         for mark in (axes.axvline, axes.axhline):  # the reference
             mark(0, color=INK, alpha=0.25, linewidth=0.5)
-        grid, arrows = np.array(field["grid"]), np.array(field[coordinates]["arrows"], float)
+        grid, arrows = np.array(field.grid), np.array(flow.arrows, float)
         axes.quiver(*grid.T, *arrows.T, angles="xy", color=INK, alpha=0.3, scale=26, width=0.003, pivot="mid")
         for line in others:
             axes.plot(*line.T, color=INK, alpha=0.35, linewidth=0.6)
         axes.plot(*own.T, color=LINES[1], linestyle=DASHES[1], linewidth=1.4)
         _way(axes, places)
-        axes.set_xlim(field["low"][0], field["high"][0])
-        axes.set_ylim(field["low"][1], field["high"][1])
+        axes.set_xlim(field.low[0], field.high[0])
+        axes.set_ylim(field.low[1], field.high[1])
         axes.set_aspect("equal")
         axes.set_xlabel("chosen, nats")
         axes.set_ylabel("rejected, nats")

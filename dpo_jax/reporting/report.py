@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import Evaluation, Fitted, Heldout
 from dpo_jax.reporting import numbers, plots
 from dpo_jax.reporting.analysis import analysis_section
@@ -62,7 +63,7 @@ class RunReport(NamedTuple):
     reward_metrics: Rows = ()
     evaluation: Evaluation = Evaluation()
     reward: Heldout = Heldout()
-    analysis: Mapping[str, Any] | None = None
+    analysis: Analysis | None = None
     fitted: Fitted = Fitted()
     data: Sequence[SplitReport] = ()
     frontier: Sequence[Line] = ()

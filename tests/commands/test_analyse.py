@@ -15,6 +15,7 @@ from dpo_jax.analysis.field import pair_loss
 from dpo_jax.analysis.trajectory import field_of, halves
 from dpo_jax.config import LossConfig
 from dpo_jax.errors import UserError
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.experiments.losses import read_terms
 from dpo_jax.experiments.text_analysis import loss_of_run, read_trajectory, take_apart
 from dpo_jax.losses import PairLogps, RunningMean, bco_pair, dpo, simpo
@@ -174,7 +175,9 @@ def make_run(folder: Path, *, heldout: bool = True, **sections: Any) -> Path:
 
 def analysed(folder: Path, *arguments: str) -> dict[str, Any]:
     run(folder, "analyse", "runs/demo", *arguments)
-    return json.loads((folder / "runs/demo/analysis.json").read_text())
+    written = json.loads((folder / "runs/demo/analysis.json").read_text())
+    assert Analysis.from_json(written).to_json() == written  # a report reads what was written
+    return written
 
 
 def test_there_must_be_a_run_of_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):

@@ -15,6 +15,7 @@ from dpo_jax.experiments import text_evaluation
 from dpo_jax.experiments.grid import label_of, read_points
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.reporting.numbers import nats
+from tests.reporting.test_analysis import made_up_analysis
 from tests.tiny_experiment import EVALUATION, amend, metrics, refused
 
 JUDGED = EVALUATION | {"samples": 4, "best_of": 4}
@@ -42,7 +43,8 @@ def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[TextExp
         (point.workdir / "evaluation.json").write_text(json.dumps(EVALUATED))
 
     def run_analyse(point: TextExperiment) -> None:
-        (point.workdir / "analysis.json").write_text(json.dumps({"halves": HALVES}))
+        written = made_up_analysis(halves=HALVES).to_json()
+        (point.workdir / "analysis.json").write_text(json.dumps(written))
 
     monkeypatch.setattr(training, "train", run_train)
     monkeypatch.setattr(results, "evaluate", run_evaluate)

@@ -13,6 +13,7 @@ import pytest
 
 from dpo_jax.analysis.field import pair_loss
 from dpo_jax.analysis.trajectory import field_of
+from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.losses import PairLogps
 from dpo_jax.reporting.analysis import analysis_section, draw_field
 from dpo_jax.reporting.report import render
@@ -29,7 +30,7 @@ PLACES = np.stack([np.linspace(0, 1, 30), np.linspace(0, -9, 30)], axis=1)
 FIELD = functools.cache(lambda: field_of(pair_loss("dpo"), PairLogps(*map(np.asarray, (-70.0, -68.0))), PLACES))
 
 
-def made_up_analysis(**changes: Any) -> dict[str, Any]:
+def made_up_analysis(**changes: Any) -> Analysis:
     bins = [{"low": 0.1, "high": 0.4, "pairs": 8, "fell": 2, "chosen": 0.5, "rejected": -7.0, "interval": [0.07, 0.59]}]
     likeness = {"correlation": -0.25, "bins": bins}
     pairs = [
@@ -51,7 +52,7 @@ def made_up_analysis(**changes: Any) -> dict[str, Any]:
         },
         "one_step": {"step": 30, "learning_rate": 1e-5, "unexplained": 0.013, "pairs": pairs},
     }
-    return found | changes
+    return Analysis.from_json(found | changes)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +79,8 @@ def test_it_is_said_what_pulls_chosen_responses_down():
     (step,) = [words for words in section.words if words.startswith("One more step")]
     assert "lowers the chosen response of 2 of 3 pairs" in step and "misses 1.3" in step
     assert "its own rejected response in 1" in step and "the other pairs in 1" in step
-    pairs = made_up_analysis()["one_step"]["pairs"][2:]
-    risen = analysis_section(made_up_analysis(one_step={**made_up_analysis()["one_step"], "pairs": pairs}))
+    step: Any = made_up_analysis().to_json()["one_step"]
+    risen = analysis_section(made_up_analysis(one_step={**step, "pairs": step["pairs"][2:]}))
     assert risen and any("raises the chosen response of each of 1 pairs" in words for words in risen.words)
     assert [row[0] for row in section.pairs.rows[:2]] == ["a response"] * 2 and len(section.pairs.rows) == 6
 
@@ -93,7 +94,7 @@ def test_the_run_is_drawn_where_it_was():
     """Its end is the marker in the window: from low to high, y upwards."""
     found = made_up_analysis()
     (curve, *_) = draw_field(found)
-    low, high = np.array(found["field"]["low"]), np.array(found["field"]["high"])
+    low, high = np.array(found.field.low), np.array(found.field.high)
     numbers = r"x=\"([\d.]+)\" y=\"([\d.]+)\""
     markers = [
         (float(x), float(y))
@@ -110,8 +111,8 @@ def test_the_run_is_drawn_where_it_was():
 
 def test_numbers_that_are_none_do_not_stop_it():
     nothing = {"correlation": math.nan, "bins": []}
-    lost = made_up_analysis()["displacement"] | {"by": {"ches": nothing}}
-    field = made_up_analysis()["field"]
+    written: Any = made_up_analysis().to_json()
+    lost, field = written["displacement"] | {"by": {"ches": nothing}}, written["field"]
     field["logp"]["arrows"][0] = [math.nan, math.nan]
     one = {"kind": "logps", "steps": [1], "places": [[0.0, 0.0]]}
     assert "NaN" in render(
