@@ -59,7 +59,7 @@ def warn(reports: Sequence[SplitReport]) -> None:
 
 
 def _rows_read(name: str, count: int, skipped: Mapping[str, int]) -> list[Fact]:
-    """How many rows were kept and, by reason, left out."""
+    """Numbers of rows kept and, by reason, left out."""
     return [
         (name, f"{count:,}", False),
         *((f"rows left out: {reason}", f"{left:,}", True) for reason, left in skipped.items()),
