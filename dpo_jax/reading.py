@@ -6,6 +6,7 @@ Knows no setting by name: the dataclasses of `config` say what there is. A mista
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -179,6 +180,8 @@ def _scalar(kind: type, value: object, origins: Origins, key: str) -> object:
             return float(value)  # YAML reads 2e-5, without a dot, as text
         except ValueError:
             pass
+    elif kind is str and isinstance(value, datetime.date):
+        return value.isoformat()  # which YAML makes of 2026-11-30
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}

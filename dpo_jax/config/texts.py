@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,7 @@ class DataConfig:
     eval: tuple[Source, ...] = ()
     template: Literal["plain", "tokenizer", "hh"] = "plain"  # prompt + response; the chat template; Human and Assistant
     chat_template: str | None = None  # a file in jinja, or its text, in place of the tokenizer's own
+    date: str | None = None  # YYYY-MM-DD, that a chat template reads off the clock; default: the day the run begins
     score: Literal["completion", "assistant"] = "completion"  # all of a response, or only what the assistant says there
     order: Literal["shuffle", "sequential"] = "shuffle"
     layout: Literal["padded", "packed", "shared"] = free("shared")  # of a batch; shared: packed, each prompt once
@@ -104,3 +106,8 @@ def check_texts(config: Config, origins: Origins) -> None:
     check_evaluation(config.evaluation, origins, has_rows=bool(data.eval))
     if config.pairs.judge:
         check_judge(config.pairs.judge, origins, key="pairs.judge")
+    if data.date is not None:
+        try:
+            datetime.date.fromisoformat(data.date)
+        except ValueError:
+            raise mistake("data.date", origins, f"{data.date!r} is no day; write it as 2026-11-30.") from None

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
-import re
-import resource
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from dpo_jax.data.sources.record import LONGEST_ROW, BadRow
+from dpo_jax.data import rendering
+from dpo_jax.data.rendering import Jinja, Span
+from dpo_jax.data.sources.record import BadRow
+from dpo_jax.data.unread import Reader
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import Message, Text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-Span = tuple[int, int]
-
-SECONDS = 20.0  # a chat template is a program that came with the weights: so much time and memory it may take
-_MORE_BYTES = 2 * 2**30
-_STATM = Path("/proc/self/statm")
 
 
 class Asked(Protocol):
@@ -49,18 +42,28 @@ class Template(NamedTuple):
     conversation: Callable[[PreTrainedTokenizerFast, Asked, Text], str]
     spans: Callable[[PreTrainedTokenizerFast, Asked, Text], list[Span] | None]  # None: all of the response
     source: Callable[[PreTrainedTokenizerFast], str]  # all that decides the format, for fingerprints
+    unread: Callable[[PreTrainedTokenizerFast, Asked, Text | None], set[str]]  # `unread.Reader`; None: the prompt alone
     special_tokens: bool
 
 
-def find_template(name: str, chat_template: str | None = None) -> Template:
-    """Return the template of this name; `chat_template` takes the place of the tokenizer's own.
+def find_template(name: str, chat_template: str | None = None, date: str | None = None) -> Template:
+    """Return the template of this name.
+
+    Args:
+        name: one of `TEMPLATES`.
+        chat_template: jinja in place of the tokenizer's own, or the name of one of those that the tokenizer has.
+        date: the day, YYYY-MM-DD, that the template reads off the clock.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or the date is none.
     """
     if name not in TEMPLATES:
         raise ValueError(f"template is {name!r}. {nearest(str(name), TEMPLATES)}")
-    return TEMPLATES[name] if chat_template is None else _of_messages(lambda tokenizer: chat_template)
+    if date is not None:
+        datetime.date.fromisoformat(date)
+    if name != "tokenizer" or chat_template == date is None:
+        return TEMPLATES[name]
+    return _of_messages(functools.partial(_tokenizer_template, chat_template=chat_template), date=date)
 
 
 def _plain_conversation(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> str:
@@ -86,26 +89,64 @@ def _eos(tokenizer: PreTrainedTokenizerFast, template: str) -> str:
     return eos
 
 
-Source = Callable[["PreTrainedTokenizerFast"], str]
+Source = Callable[["PreTrainedTokenizerFast", bool], str]
+"""The jinja of a tokenizer, for rows with tools or for those without."""
 
 
-def _of_messages(source: Source, *, special_tokens: bool = False) -> Template:
-    """The format of a chat template, a text in jinja; texts become one turn of the user and one of the assistant."""
+def _of_messages(source: Source, *, date: str | None = None, special_tokens: bool = False) -> Template:
+    """The format of a chat template; texts become one turn of the user and one of the assistant."""
+    reader = Reader()
+
+    def render(tokenizer: PreTrainedTokenizerFast, row: Asked, turns: Sequence[Message], *, asks: bool) -> str:
+        jinja = Jinja(source(tokenizer, bool(row.tools)), date)
+        return rendering.render(tokenizer, jinja, turns, _arguments(row), row.where, asks=asks)
 
     def prompt(tokenizer: PreTrainedTokenizerFast, row: Asked) -> str:
-        return _render(tokenizer, source, row, _turns(row.prompt, "user"), asks=True)
+        return render(tokenizer, row, _turns(row.prompt, "user"), asks=True)
 
     def conversation(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> str:
         turns = [*_turns(row.prompt, "user"), *_turns(response, "assistant")]
-        return _ended_once(_render(tokenizer, source, row, turns, asks=False), tokenizer.eos_token)
+        return _ended_once(render(tokenizer, row, turns, asks=False), tokenizer.eos_token)
+
+    def unread(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text | None) -> set[str]:
+        answer = [] if response is None else _turns(response, "assistant")
+        write = functools.partial(render, tokenizer, row, asks=response is None)
+        key = source(tokenizer, bool(row.tools)), date, json.dumps(_arguments(row), sort_keys=True)
+        return reader.unread(write, _turns(row.prompt, "user"), answer, row.where, key=key)
 
     def spans(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> list[Span] | None:
         prompt, answer = _turns(row.prompt, "user"), _turns(response, "assistant")
-        if _MARKER.search(source(tokenizer)):
-            return _marked(tokenizer, source(tokenizer), row, [*prompt, *answer])
-        return None if len(answer) == 1 else _differences(tokenizer, source, row, prompt, answer)
+        jinja = Jinja(source(tokenizer, bool(row.tools)), date)
+        if jinja.has_markers:
+            return rendering.marked_spans(tokenizer, jinja, [*prompt, *answer], _arguments(row), row.where)
+        return (
+            None if len(answer) == 1 else _differences(functools.partial(render, tokenizer, row), prompt, answer, row)
+        )
 
-    return Template(prompt, conversation, spans, source, special_tokens)
+    def facts(tokenizer: PreTrainedTokenizerFast) -> str:
+        texts = [source(tokenizer, False)]
+        if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template:
+            texts.append(source(tokenizer, True))
+        texts = list(dict.fromkeys(texts))
+        read = frozenset[str]().union(*map(rendering.variables, texts))
+        tokens = {k: v for k, v in tokenizer.special_tokens_map.items() if k in read - {"bos_token", "eos_token"}}
+        clock = [f"date: {date}"] if rendering.CLOCK in read else []
+        return "\n".join([*texts, *clock, *([json.dumps(tokens, default=str)] if tokens else [])])
+
+    return Template(prompt, conversation, spans, facts, unread, special_tokens)
+
+
+def _arguments(row: Asked) -> dict[str, Any]:
+    """Arguments that the row brings for the template, which has to read all of them."""
+    return {**(row.chat_template_kwargs or {}), **({"tools": list(row.tools)} if row.tools else {})}
+
+
+def reads_clock(tokenizer: PreTrainedTokenizerFast, name: str, chat_template: str | None = None) -> bool:
+    """Return True if a template of this name writes the day on which it is rendered."""
+    if name != "tokenizer":
+        return False
+    texts = {_tokenizer_template(tokenizer, has_tools, chat_template=chat_template) for has_tools in (False, True)}
+    return any(rendering.CLOCK in rendering.variables(text) for text in texts)
 
 
 def _ended_once(text: str, eos: object) -> str:
@@ -120,124 +161,15 @@ def _turns(text: Text, role: str) -> list[Message]:
     return [{"role": role, "content": text}] if isinstance(text, str) else list(text)
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, turns: Sequence[Message], *, asks: bool
-) -> str:
-    template = source(tokenizer)
-    try:
-        with _bounded(row.where):
-            _variables(template)  # a template that cannot be read is no fault of the row
-            text = tokenizer.apply_chat_template(
-                turns,  # type: ignore[arg-type]
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=asks,
-                **_arguments(template, row),
-            )
-    except UserError:
-        raise
-    except Exception as error:  # a template is a program, and may fail as one
-        said = f"{type(error).__name__}: {error}" if type(error).__module__ == "builtins" else str(error)
-        detail = f"the tokenizer's chat template refuses a message or is broken: {said}"
-        raise BadRow(row.where, "refused by the chat template", detail.rstrip(".") + ".") from error
-    if len(text) > LONGEST_ROW:  # more than the row itself can hold
-        raise _endless(row.where, f"{len(text):,} characters")
-    return str(text)
-
-
-def _arguments(template: str, row: Asked) -> dict[str, Any]:
-    """Arguments that the row brings for the template, which has to read all of them."""
-    given = {**(row.chat_template_kwargs or {}), **({"tools": list(row.tools)} if row.tools else {})}
-    for name in given:
-        if name in _RESERVED or name not in _variables(template):
-            what = "tools" if name == "tools" else f"chat_template_kwargs.{name}"
-            raise BadRow(
-                row.where, "unread by the chat template", f"the row has {what}, which the chat template does not read."
-            )
-    return given
-
-
-def _endless(where: str, took: str) -> UserError:
-    """The error of a template that takes too much for a row."""
-    return UserError(f"{where}: the chat template takes {took} for this row. Name another chat_template.")
-
-
-@contextmanager
-def _bounded(where: str) -> Iterator[None]:
-    """Raise UserError where rendering a row takes more than 20 s, or 2 GiB more memory than there is now.
-
-    Only in the main thread, which alone hears of signals; the memory only where the system tells its size (Linux).
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def late(*_: object) -> None:
-        raise _endless(where, f"more than {SECONDS:g} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS, 0.5)  # again: where jinja computes constants, it catches all
-    try:
-        if _STATM.exists():
-            wanted = int(_STATM.read_text().split()[0]) * resource.getpagesize() + _MORE_BYTES
-            limits = [limit for limit in (wanted, soft, hard) if limit != resource.RLIM_INFINITY]
-            resource.setrlimit(resource.RLIMIT_AS, (min(limits), hard))
-        yield
-    except MemoryError:
-        raise _endless(where, f"more than {_MORE_BYTES >> 30} GiB of memory") from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
-
-
-_RESERVED = ("messages", "add_generation_prompt", "chat_template", "tokenize")
-_MARKER = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")  # only transformers knows these
-
-
-@functools.lru_cache(maxsize=8)
-def _variables(template: str) -> frozenset[str]:
-    """The names that a template reads without setting them; raises UserError where it is not jinja."""
-    import jinja2
-    from jinja2 import meta, nodes
-
-    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"])
-    other = "Mend it, or name another chat_template."
-    try:
-        parsed = environment.parse(_MARKER.sub("", template))
-        if power := parsed.find(nodes.Pow):  # which nothing can interrupt
-            raise UserError(f"the chat template, line {power.lineno}: `**` is not allowed. {other}")
-        return frozenset(meta.find_undeclared_variables(parsed))
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"the chat template, line {error.lineno}: {error.message}. {other}") from None
-    except RecursionError:
-        raise UserError(f"the chat template is nested too deeply. {other}") from None
-
-
-def _marked(tokenizer: PreTrainedTokenizerFast, template: str, row: Asked, turns: Sequence[Message]) -> list[Span]:
-    """The spans that the template's `{% generation %}` markers enclose; those of the prompt do no harm."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    arguments: dict[str, Any] = {**tokenizer.special_tokens_map, **_arguments(template, row)}
-    with _bounded(row.where):
-        _, spans = render_jinja_template(
-            [[dict(turn) for turn in turns]], chat_template=template, return_assistant_tokens_mask=True, **arguments
-        )
-    return [(start, end) for start, end in cast(list[list[Span]], spans)[0]]  # annotated as text there
-
-
-def _differences(
-    tokenizer: PreTrainedTokenizerFast, source: Source, row: Asked, prompt: list[Message], answer: list[Message]
-) -> list[Span]:
+def _differences(render: Callable[..., str], prompt: list[Message], answer: list[Message], row: Asked) -> list[Span]:
     """The spans of the answer's assistant turns: what the template writes with each, beyond what it writes before."""
-    whole = _render(tokenizer, source, row, [*prompt, *answer], asks=False)
+    whole = render([*prompt, *answer], asks=False)
     spans = []
     for place, turn in enumerate(answer):
         if turn["role"] != "assistant":
             continue
-        before = _render(tokenizer, source, row, [*prompt, *answer[:place]], asks=True)
-        after = _render(tokenizer, source, row, [*prompt, *answer[: place + 1]], asks=False)
+        before = render([*prompt, *answer[:place]], asks=True)
+        after = render([*prompt, *answer[: place + 1]], asks=False)
         if not (whole.startswith(after) and after.startswith(before)):
             raise BadRow(
                 row.where,
@@ -250,10 +182,26 @@ def _differences(
     return spans
 
 
-def _tokenizer_source(tokenizer: PreTrainedTokenizerFast) -> str:
-    if tokenizer.chat_template is None:
-        raise UserError("the tokenizer has no chat template. Use template: plain, or a tokenizer that has one.")
-    return tokenizer.get_chat_template()
+def _tokenizer_template(
+    tokenizer: PreTrainedTokenizerFast, has_tools: bool, *, chat_template: str | None = None
+) -> str:
+    """The jinja given, or that of the tokenizer; of several named ones `tool_use` for tools, else `default`."""
+    named = tokenizer.chat_template
+    if not isinstance(named, dict):
+        named = {} if named is None else {"default": named}
+    if chat_template is not None and "{" in chat_template:
+        return chat_template
+    if chat_template is not None:
+        name = chat_template
+    elif not named:
+        raise UserError("the tokenizer has no chat template. Use template: plain, or name one in chat_template.")
+    else:
+        name = "tool_use" if has_tools and "tool_use" in named else "default"
+    if name not in named:
+        says = f"has no chat template named {name!r}" if named else "has no chat template at all"
+        names = f" Name one of its own in chat_template: {', '.join(sorted(named))}." if named else ""
+        raise UserError(f"the tokenizer {says}, and there is no such file.{names}")
+    return named[name]
 
 
 _HH = """\
@@ -268,9 +216,28 @@ _HH = """\
 """
 
 
-def _hh_source(tokenizer: PreTrainedTokenizerFast) -> str:
+def _hh_source(tokenizer: PreTrainedTokenizerFast, has_tools: bool) -> str:
     _eos(tokenizer, "hh")
     return _HH
+
+
+_PLAIN = """\
+{%- for message in messages -%}
+{{- message.content -}}
+{{- eos_token if message.role == 'assistant' and not message.content.endswith(eos_token) else '' -}}
+{%- endfor -%}
+"""
+
+
+def exported(tokenizer: PreTrainedTokenizerFast, name: str, chat_template: str | None = None) -> str | dict[str, str]:
+    """Return the chat template, in jinja, that asks a model as it was asked in a training with this template."""
+    if name != "tokenizer":  # whose texts get the special tokens that the tokenizer adds; programs add none to a chat
+        begins_with_bos = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+        bos = "{{- bos_token -}}\n" if begins_with_bos else ""
+        return bos + {"plain": _PLAIN, "hh": rendering.without_markers(_HH)}[name]
+    if chat_template is None:
+        return tokenizer.chat_template  # type: ignore[return-value]
+    return _tokenizer_template(tokenizer, False, chat_template=chat_template)
 
 
 TEMPLATES: dict[str, Template] = {
@@ -279,8 +246,9 @@ TEMPLATES: dict[str, Template] = {
         conversation=_plain_conversation,
         spans=lambda tokenizer, row, response: None,
         source=lambda tokenizer: "prompt, response, eos",
+        unread=lambda tokenizer, row, response: set(),
         special_tokens=True,
     ),
-    "tokenizer": _of_messages(_tokenizer_source),
+    "tokenizer": _of_messages(_tokenizer_template),
     "hh": _of_messages(_hh_source, special_tokens=True),
 }

@@ -38,6 +38,7 @@ class Rules:
 
     template: str = "plain"  # of `TEMPLATES`
     chat_template: str | None = None  # jinja, in place of the tokenizer's own
+    date: str | None = None  # YYYY-MM-DD, that the chat template reads off the clock
     score: str = "completion"  # of a response of several turns: all of it, or what the assistant says
     special_tokens: str = "text"  # in the text of a row: read as text, the row refused, or allowed as tokens
     truncation: str = "keep"  # of a row that is too long: keep a part, or drop it
@@ -54,7 +55,7 @@ class Rules:
     @property
     def form(self) -> Template:
         """The template, with the jinja that is given."""
-        return find_template(self.template, self.chat_template)
+        return find_template(self.template, self.chat_template, self.date)
 
 
 def tokenization_fingerprint(tokenizer: PreTrainedTokenizerFast, rules: Rules) -> dict[str, str]:

@@ -50,12 +50,14 @@ class DataRows(NamedTuple):
     sources: tuple[str, ...] = ()  # the names of the sources, in their order
     counts: Counts = Counts()  # what tokenization changed
     skipped: Mapping[str, int] = MappingProxyType({})  # reason -> rows that were left out
+    unread: Mapping[str, int] = MappingProxyType({})  # name -> rows that say it, and the chat template does not
 
     @property
     def notes(self) -> list[str]:
         """Counts of the rows that were left out and changed on the way, for messages."""
         left_out = [f"{count} skipped ({reason})" for reason, count in self.skipped.items()]
-        return left_out + [f"{n} {field.replace('_', ' ')}" for field, n in self.counts._asdict().items() if n]
+        changed = [f"{n} {field.replace('_', ' ')}" for field, n in self.counts._asdict().items() if n]
+        return left_out + changed + [f"{n} with {name} unread by the chat template" for name, n in self.unread.items()]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,8 +94,8 @@ def read_rows(
     Raises:
         UserError: a source or (with on_error "stop") a row cannot be used, none is left, or all have the same label.
     """
-    unread, dropped = Counter[str](), Counter[str]()
-    rows: Iterable[Row] = stream(layout, sources, on_error=reading.on_error, seed=reading.seed, skipped=unread)
+    unusable, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
+    rows: Iterable[Row] = stream(layout, sources, on_error=reading.on_error, seed=reading.seed, skipped=unusable)
     if mismatched:
         rows = with_mismatched(list(rows))  # type: ignore[arg-type]
     columns, counts = _Columns(), np.zeros(len(Counts()), int)
@@ -103,10 +105,17 @@ def read_rows(
             columns.add(chunk.rows)
             counts[:] += np.array(chunk.counts)
             dropped.update(chunk.skipped)
+            unread.update(chunk.unread)
             yield from chunk.tokens
 
     table = write_table(tokens(), reading.folder)
-    data = DataRows(table, [], counts=Counts(*counts.tolist()), skipped=dict(dropped + unread))
+    data = DataRows(
+        table,
+        [],
+        counts=Counts(*counts.tolist()),
+        skipped=dict(dropped + unusable),
+        unread=dict(sorted(unread.items())),
+    )
     if not len(table):
         reasons = ", ".join(data.notes) or "the sources are empty"
         raise UserError(f"{name}: no rows are left of {[dict(source) for source in sources]}: {reasons}.")

@@ -171,7 +171,9 @@ def prompt_text(
     if isinstance(specials, Specials):
         specials.check(prompt, closing=None)
     marks = specials if isinstance(specials, AsText) and specials.in_row(prompt) else None
-    text = form.prompt(tokenizer, marks.marked(prompt) if marks else prompt)
+    seen = marks.marked(prompt) if marks else prompt
+    text = form.prompt(tokenizer, seen)
+    form.unread(tokenizer, seen, None)
     check_length(text, prompt.where)
     return (marks.finished(text, prompt.where) if marks else text), marks is not None
 
@@ -183,6 +185,7 @@ class Formatted(NamedTuple):
     wholes: list[str]
     spans: list[list[Span] | None]  # the characters to score, of each response
     as_text: bool = False  # some special token of the row is read as text
+    unread: frozenset[str] = frozenset()  # what the template does not write of it
 
 
 def formatted(
@@ -209,8 +212,9 @@ def formatted(
             return _plain_as_text(texts, specials, row.where, str(tokenizer.eos_token))
         if isinstance(specials, AsText) and as_text:
             prompt, *wholes = (specials.finished(text, row.where) for text in (texts.prompt, *texts.wholes))
-            return texts._replace(prompt=prompt, wholes=wholes, as_text=True)
-        return texts
+            texts = texts._replace(prompt=prompt, wholes=wholes, as_text=True)
+        unread = (form.unread(tokenizer, seen, response) for response in seen.responses)
+        return texts._replace(unread=frozenset().union(*unread))
     except BadRow as bad:
         return bad
 

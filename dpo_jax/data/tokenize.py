@@ -28,7 +28,6 @@ class Counts(NamedTuple):
     prompts_truncated: int = 0
     responses_truncated: int = 0
     boundaries_moved: int = 0  # the end of the prompt merged with a response, and counts as response
-    identical_responses: int = 0  # chosen and rejected differ in text, but not in the tokens that are left of them
     long_rows_dropped: int = 0
     special_tokens_as_text: int = 0
 
@@ -47,15 +46,22 @@ class Chunk(NamedTuple, Generic[Row]):
     tokens: list[TokenRow]
     counts: Counts
     skipped: dict[str, int]
+    unread: dict[str, int]  # rows by the name of what the chat template does not write of them
 
 
 def tokenize_chunks(
-    rows: Iterable[Row], tokenizer: PreTrainedTokenizerFast, rules: Rules, *, on_error: str = "stop"
+    rows: Iterable[Row],
+    tokenizer: PreTrainedTokenizerFast,
+    rules: Rules,
+    *,
+    on_error: str = "stop",
+    learned: bool = True,
 ) -> Iterator[Chunk[Row]]:
     """Encode each prompt alone and before each of its responses; a response begins where any of these diverge.
 
     A prompt keeps its last `max_prompt_tokens` (and the BOS it began with), a response its start, up to `max_tokens`
-    with its prompt; or rows that are longer are dropped. Only one chunk of rows is in memory.
+    with its prompt; or rows that are longer are dropped. Only one chunk of rows is in memory. Of rows to be `learned`
+    from the responses must still differ.
 
     Raises:
         UserError: a row cannot be used (with on_error "stop"), or the tokenizer cannot do what the template asks.
@@ -63,7 +69,7 @@ def tokenize_chunks(
     form, specials = rules.form, find_specials(tokenizer, rules)
     rest = iter(rows)
     while chunk := list(itertools.islice(rest, _CHUNK_ROWS)):
-        skipped: Counter[str] = Counter()
+        skipped, unread = Counter[str](), Counter[str]()
         kept: list[Row] = []
         tokens: list[TokenRow] = []
         totals = np.zeros(len(Counts()), int)
@@ -72,6 +78,8 @@ def tokenize_chunks(
                 if isinstance(whole, BadRow):
                     raise whole
                 cut, counts = _cut(row, whole, tokenizer, rules)
+                if learned and not counts.long_rows_dropped:
+                    _check_pair(row, cut, rules)
                 counts = counts._replace(special_tokens_as_text=whole.as_text and not counts.long_rows_dropped)
             except BadRow as bad:
                 if on_error == "stop":
@@ -80,16 +88,17 @@ def tokenize_chunks(
                 continue
             totals += counts
             if not counts.long_rows_dropped:
+                unread.update(whole.unread)
                 kept.append(row)
                 tokens.append(cut)
-        yield Chunk(kept, tokens, Counts(*totals.tolist()), dict(skipped))
+        yield Chunk(kept, tokens, Counts(*totals.tolist()), dict(skipped), dict(unread))
 
 
 def tokenize(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, rules: Rules) -> Tokenized:
-    """Tokenize all rows at once, as `tokenize_chunks` does it. Stops at a bad row."""
+    """Tokenize rows that are to be scored, all at once, as `tokenize_chunks` does it. Stops at a bad row."""
     tokens: list[TokenRow] = []
     totals = np.zeros(len(Counts()), int)
-    for chunk in tokenize_chunks(rows, tokenizer, rules):
+    for chunk in tokenize_chunks(rows, tokenizer, rules, learned=False):
         tokens += chunk.tokens
         totals += chunk.counts
     return Tokenized(tokens, Counts(*totals.tolist()))
@@ -133,6 +142,7 @@ class _Whole(NamedTuple):
     wholes: list[Encoded]
     spans: list[list[Span] | None]  # the characters to score, of each response
     as_text: bool  # some special token of the row is read as text
+    unread: frozenset[str]  # what the template does not write of it
 
 
 def _encoded(
@@ -156,7 +166,7 @@ def _encoded(
             prompt, *wholes = itertools.islice(encoded, 1 + len(one.wholes))
             if used.special_tokens:
                 encoding.check_end(wholes, tokenizer, row.where)
-            yield row, _Whole(prompt, wholes, one.spans, one.as_text)
+            yield row, _Whole(prompt, wholes, one.spans, one.as_text, one.unread)
 
 
 def _is_text(row: Row) -> bool:
@@ -186,9 +196,8 @@ def _cut(row: Row, whole: _Whole, tokenizer: PreTrainedTokenizerFast, rules: Rul
     room = max(0, rules.max_tokens - len(kept))
     cut = TokenRow(row.row_id, kept, tuple(ids[:room] for ids in responses), _masks(whole, boundary, room))
     _check_room(row, cut, rules)
-    compared = isinstance(row, PreferencePair) and len({ids.tobytes() for ids in cut.responses}) < len(cut.responses)
     truncated = sum(len(a) < len(b) for a, b in zip(cut.responses, responses, strict=True))
-    return cut, Counts(len(kept) < len(prompt), truncated, moved, compared)
+    return cut, Counts(len(kept) < len(prompt), truncated, moved)
 
 
 def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | None:
@@ -200,6 +209,12 @@ def _masks(whole: _Whole, boundary: int, room: int) -> tuple[np.ndarray, ...] | 
         for one, spans in zip(whole.wholes, whole.spans, strict=True)
     )
     return None if all(mask.all() for mask in masks) else masks
+
+
+def _check_pair(row: Row, cut: TokenRow, rules: Rules) -> None:
+    if isinstance(row, PreferencePair) and len({ids.tobytes() for ids in cut.responses}) < len(cut.responses):
+        detail = "chosen and rejected differ, but not in the tokens that are left of them within max_tokens, "
+        raise BadRow(row.where, "identical responses", f"{detail}{rules.max_tokens}.")
 
 
 def _check_room(row: Row, cut: TokenRow, rules: Rules) -> None:

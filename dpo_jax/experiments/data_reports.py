@@ -59,7 +59,7 @@ def warn(reports: Sequence[SplitReport]) -> None:
 
 
 def _rows_read(name: str, count: int, skipped: Mapping[str, int]) -> list[Fact]:
-    """Numbers of rows kept and, by reason, left out."""
+    """How many rows were kept and, by reason, left out."""
     return [
         (name, f"{count:,}", False),
         *((f"rows left out: {reason}", f"{left:,}", True) for reason, left in skipped.items()),
@@ -77,7 +77,7 @@ def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, 
         "responses truncated, their start kept": data.counts.responses_truncated,
         "rows with special tokens, read as text": data.counts.special_tokens_as_text,
         "over-long rows dropped": data.counts.long_rows_dropped,
-        "pairs identical in what truncation left": data.counts.identical_responses,
+        **{f"rows with {name}, unread by the chat template": count for name, count in data.unread.items()},
         "pairs nearly identical": findings.nearly_identical,
         "responses that do not end with EOS": findings.responses_without_eos,
         "prompts that begin with BOS twice": findings.prompts_with_two_bos,

@@ -239,6 +239,7 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
     config = dataclasses.replace(experiment.config.model, weights=location)
     own = dataclasses.replace(experiment.config, model=config, lora=None, sft=None, export=ExportConfig())
     owner = opened.other(own)
+    owner.fix_date()
     try:
         _ = owner.model  # has it positions enough?
         model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)

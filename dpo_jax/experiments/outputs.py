@@ -49,9 +49,8 @@ def read_matched(config: OutputsConfig) -> Matched:
     """Both files of a configuration; the k-th response to a prompt in one belongs to the k-th in the other.
 
     Raises:
-        UserError: a file cannot be read, or a row is no response.
-        ValueError: a prompt is not in both files equally often, or there is not one difficulty for each response of
-            the policy.
+        UserError: a file cannot be read, a row is no response, a prompt is not in both files equally often, or there
+            is not one difficulty for each response of the policy.
     """
     questions = _questions(config.questions) if config.questions else {}
     by_prompt: dict[str, list[Output]] = defaultdict(list)
@@ -68,8 +67,8 @@ def read_matched(config: OutputsConfig) -> Matched:
     left = [output.prompt for outputs in by_prompt.values() for output in outputs]
     for path, prompts in ((config.reference, alone), (config.policy, left)):
         if prompts:
-            raise ValueError(
-                f"{path} has no response to {len(prompts)} of the prompts in the other file, such "
+            raise UserError(
+                f"evaluation.outputs: {path} has no response to {len(prompts)} of the prompts in the other file, such "
                 f"as {prompts[0][:80]!r}. Both have to answer the same prompts, equally often."
             )
     if config.difficulty is None:
@@ -97,7 +96,7 @@ def _outputs(path: str, questions: Mapping[str, str]) -> list[Output]:
         generator = output.generator or Path(path).stem
         outputs.append(output._replace(generator=generator, uid=output.uid or uids.get(output.prompt)))
     if not outputs:
-        raise ValueError(f"{path} holds no responses.")
+        raise UserError(f"evaluation.outputs: {path} holds no responses.")
     return outputs
 
 
@@ -152,9 +151,9 @@ def _difficulty(path: str, rows: int) -> np.ndarray:
         except (LookupError, TypeError, ValueError):
             raise UserError(f"{record.where}: a number is wanted in the column instruction_difficulty.") from None
     if len(numbers) != rows or not np.isfinite(numbers).all():
-        raise ValueError(
-            f"difficulty: {path} has {len(numbers)} rows; {rows} finite numbers are wanted, one for "
-            "each response, in the order of the policy's file."
+        raise UserError(
+            f"evaluation.outputs.difficulty: {path} has {len(numbers)} rows; {rows} finite numbers are wanted, one for "
+            "each response, in the order of evaluation.outputs.policy."
         )
     return np.array(numbers)
 

@@ -51,6 +51,7 @@ def make_plan(config: Config, origins: Origins, topology: str, asked: Asked, *, 
     with tempfile.TemporaryDirectory() as scratch:
         config = dataclasses.replace(config, workdir=scratch)
         planned = Planned(config, origins, command=command, machine=machine)
+        planned.fix_date()
         lengths = planned.find_lengths()
         plan = _analysed(planned, lengths, asked.share)
         if machine.devices is not None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import datetime
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dpo_jax.config import Config, Source
 from dpo_jax.data import rows
+from dpo_jax.data.chat import reads_clock
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
@@ -16,9 +21,13 @@ from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.specials import Row
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
+from dpo_jax.files import read_json, write_json
+from dpo_jax.mesh import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import Origins, locate
+from dpo_jax.runs.run import Run
+from dpo_jax.runtime.hosts import from_first
 from dpo_jax.runtime.progress import say
 
 if TYPE_CHECKING:
@@ -33,7 +42,8 @@ def rules_of(config: Config) -> Rules:
 
 def _chat_template(given: str | None) -> str | None:
     """A template in jinja: that of a file, or what is given itself, where it can be nothing else."""
-    if given is None or "{" in given:
+    is_name = given is not None and re.fullmatch(r"[\w-]+", given) and not Path(given).exists()
+    if given is None or "{" in given or is_name:  # of one of those that the tokenizer has
         return given
     try:
         return Path(given).read_text(encoding="utf8")
@@ -41,6 +51,25 @@ def _chat_template(given: str | None) -> str | None:
         raise UserError(
             f"data.chat_template: the file {given} cannot be read ({error}). Name a file, or write the template itself."
         ) from None
+
+
+def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokenizerFast]) -> Config:
+    """The configuration with `data.date`: where a chat template reads the clock, the day of the run's first command.
+
+    So a run that goes on tomorrow, its stores and its evaluations read the same prompts.
+    """
+    data = config.data
+    if data.date is not None or data.template != "tokenizer":
+        return config
+    if not run.begun.exists():
+        if not reads_clock(tokenizer(), data.template, _chat_template(data.chat_template)):
+            return config
+        (today,) = from_first(lambda: np.array([datetime.date.today().toordinal()]))
+        write_json(run.begun, {"date": datetime.date.fromordinal(int(today)).isoformat()})
+        meet("the day is written")
+    date = read_json(run.begun)["date"]
+    say("data", f"the chat template reads the clock, which says {date} all through this run (data.date)")
+    return dataclasses.replace(config, data=dataclasses.replace(data, date=date))
 
 
 def read_rows(

@@ -47,7 +47,6 @@ from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import digest
 from dpo_jax.mesh import constrain
-from dpo_jax.reading import mistake
 from dpo_jax.reference.fingerprint import as_ids
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
@@ -59,10 +58,7 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
     config, options, workdir = experiment.config, experiment.config.evaluation, experiment.workdir
     settings, judge = as_mapping(config)["evaluation"], judge_of(experiment)
     if options.outputs:
-        try:
-            matched = read_matched(options.outputs)
-        except ValueError as error:
-            raise mistake("evaluation.outputs", experiment.origins, str(error)) from None
+        matched = read_matched(options.outputs)
         answered = f"{len(matched.prompts)} responses in {options.outputs.policy} and in {options.outputs.reference}"
         say("evaluate", answered)
         return dataclasses.replace(compare(matched, judge, folder=Run(workdir).outputs), settings=settings)

@@ -5,6 +5,7 @@ Dimension key: n rows, P slot in the pair.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 
 from dpo_jax.config import as_mapping, file_bytes
 from dpo_jax.config.resume import deciding
+from dpo_jax.data.chat import exported
 from dpo_jax.data.sources import KINDS
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
@@ -45,6 +47,7 @@ from dpo_jax.types import Params
 from dpo_jax.weights.adapter import export_adapter
 from dpo_jax.weights.export import Files, export_folder
 from dpo_jax.weights.reward import export_reward
+from dpo_jax.weights.source import WeightsSource
 
 
 class TextSteps(RewardExperiment, Steps):
@@ -212,7 +215,7 @@ class TextSteps(RewardExperiment, Steps):
             folder,
             self.merged_reward(),
             self.reward_model,
-            self.source,
+            self.exported_source,
             ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
             files=Files(options.dtype, file_bytes(options.max_shard_size)),
         )
@@ -256,8 +259,16 @@ class TextSteps(RewardExperiment, Steps):
             base = str(Run(self.sft_folder).export.resolve())
             self._export_weights(Path(base), self.start_params(held=False), card=None)
         rules, adapter = self.resolved.rules, self.trained_adapter()
-        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=self.tokenizer, card=card(KINDS))
+        tokenizer = self.exported_source.tokenizer()
+        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=tokenizer, card=card(KINDS))
         say("export", f"wrote {folder} (an adapter of {base})")
+
+    @property
+    def exported_source(self) -> WeightsSource:
+        """The pretrained weights with the chat template of the training in their tokenizer, for exports."""
+        tokenizer, rules = copy.copy(self.tokenizer), self.rules
+        tokenizer.chat_template = exported(self.tokenizer, rules.template, rules.chat_template)
+        return self.source._replace(tokenizer=lambda: tokenizer)
 
     def _export_weights(self, folder: Path, params: Params, *, card: str | None) -> None:
         options = self.config.export
@@ -266,7 +277,7 @@ class TextSteps(RewardExperiment, Steps):
             params,
             self.model,
             self.resolved.rules,
-            self.source,
+            self.exported_source,
             skipped=self.resolved.skipped,
             files=Files(options.dtype, file_bytes(options.max_shard_size)),
             card=card,

@@ -21,14 +21,22 @@ from dpo_jax.data.shapes import Packing
 from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched, read_terms, soft_labelled
-from dpo_jax.experiments.rows import check_new_tokens, check_rows, check_samples, read_completions, read_rows, rules_of
+from dpo_jax.experiments.rows import (
+    check_new_tokens,
+    check_rows,
+    check_samples,
+    read_completions,
+    read_rows,
+    rules_of,
+    with_date,
+)
 from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
 from dpo_jax.files import digest
 from dpo_jax.mesh import replicated
 from dpo_jax.models.attention import BACKENDS, choose_attention
 from dpo_jax.models.model import Model, make_model
 from dpo_jax.models.spec import Spec
-from dpo_jax.objectives.preference import Refresh, preference_objective
+from dpo_jax.objectives.preference import moving, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint
@@ -198,10 +206,19 @@ class TextExperiment(Experiment[Config]):
         """True if the losses read labelled completions."""
         return is_unpaired(self.config.loss)
 
-    @cached_property
+    @property
     def rules(self) -> Rules:
         """The rules by which text becomes tokens."""
         return rules_of(self.config)
+
+    def begin(self) -> None:
+        """Makes the working directory, turns the compile cache on and fixes the day of the run."""
+        super().begin()
+        self.fix_date()
+
+    def fix_date(self) -> None:
+        """Sets `data.date`, where a chat template reads the clock, to the day of the first command of the run."""
+        self.config = with_date(self.config, self.run, lambda: self.tokenizer)
 
     def read(self, name: str, sources: Sequence[Source], *, limit: int | None = None) -> DataRows:
         """The rows of some sources, the first `limit` of them; `name` is their key in the configuration."""
@@ -302,29 +319,16 @@ class TextExperiment(Experiment[Config]):
 
     def objective(self, data: DataRows) -> Objective:
         """The objective of a preference training; of several sources each has metrics of its own."""
+        reference = self.config.reference
         return preference_objective(
             self.model.apply,
             self.terms,
             adapter=self.model.lora is not None,
             live=self.live_reference,
-            refresh=self._refresh(),
+            refresh=moving(reference.update_every, reference.update_share) if reference.update_every else None,
             sources=data.sources,
             **self.tiles,
         )
-
-    def _refresh(self) -> Refresh | None:
-        """TR-DPO: how the reference moves to the policy."""
-        every, share = self.config.reference.update_every, self.config.reference.update_share
-        if not every:
-            return None
-
-        def moved(params: Params, frozen: Params) -> Params:
-            return jax.tree.map(lambda p, f: (share * p + (1.0 - share) * f).astype(f.dtype), params, frozen)
-
-        def refresh(params: Params, frozen: Params, done: jax.Array) -> Params:
-            return jax.lax.cond(done % every == 0, moved, lambda params, frozen: frozen, params, frozen)
-
-        return refresh
 
     def hyperparams(self, step: int) -> Knobs:
         """Traced options of every loss at a step, counted from 0."""

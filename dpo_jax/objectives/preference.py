@@ -21,6 +21,19 @@ Refresh = Callable[[Params, Params, jax.Array], Params]
 Apply = Callable[..., tuple[jax.Array, Unembedding]]
 """`apply(params, tokens_RT, positions_RT, segments_RT, key, sequences=...) -> hidden_RTD, unembedding`: a model."""
 
+
+def moving(every: int, share: float) -> Refresh:
+    """TR-DPO's reference (Gorbatovski et al. 2024): every so many steps it moves by this share to the policy."""
+
+    def moved(params: Params, frozen: Params) -> Params:
+        return jax.tree.map(lambda p, f: (share * p + (1.0 - share) * f).astype(f.dtype), params, frozen)
+
+    def refresh(params: Params, frozen: Params, done: jax.Array) -> Params:
+        return jax.lax.cond(done % every == 0, moved, lambda params, frozen: frozen, params, frozen)
+
+    return refresh
+
+
 _Policy = Callable[[Params, Params | None, PairBatch, jax.Array], tuple[jax.Array, Unembedding]]
 
 

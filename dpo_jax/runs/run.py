@@ -43,6 +43,7 @@ class Run:
     profile = Place("profile")  # the trace of a few steps
     export = Place("export")  # a Hugging Face or Diffusers folder
     evaluation = Place("evaluation.json")
+    begun = Place("begun.json")  # the day that its chat template reads off the clock
 
     # What training reads.
     stores = Place("stores")  # of the reference, where no other folder is named

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from dpo_jax.data.chat import TEMPLATES, find_template
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.sources.record import BadRow
-from dpo_jax.data.tokenize import Counts, tokenize, tokenize_prompts
+from dpo_jax.data.tokenize import Counts, tokenize, tokenize_chunks, tokenize_prompts
 from dpo_jax.errors import UserError
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
@@ -110,9 +110,12 @@ def test_a_truncated_prompt_keeps_the_bos_it_had(make_tokenizer):
         assert ids(row)[0] == kept
 
 
-def test_responses_that_truncation_makes_identical_are_counted(make_tokenizer):
-    _, counts = tokenize([pair("c ", "dcd", "dcab")], make_tokenizer(), limits(max_tokens=4))
-    assert counts == Counts(responses_truncated=2, identical_responses=1)
+def test_responses_that_truncation_makes_identical_are_refused(make_tokenizer):
+    row = pair("c ", "dcd", "dcab")
+    with pytest.raises(BadRow, match=r"chosen and rejected differ, but not .* within max_tokens, 4\.") as refused:
+        list(tokenize_chunks([row], make_tokenizer(), limits(max_tokens=4)))
+    assert refused.value.reason == "identical responses"
+    assert len(next(tokenize_chunks([row], make_tokenizer(), limits(max_tokens=6))).rows) == 1
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax.config import load
-from dpo_jax.data import chat
+from dpo_jax.data import rendering
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
 from dpo_jax.data.sources.record import BadRow
@@ -81,8 +81,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize("name", ENDLESS)
 def test_a_chat_template_without_end(name: str, tokenizer: Any, monkeypatch, held):
-    monkeypatch.setattr(chat, "SECONDS", 1.0)
-    monkeypatch.setattr(chat, "_MORE_BYTES", 2**29)
+    monkeypatch.setattr(rendering, "SECONDS", 1.0)
+    monkeypatch.setattr(rendering, "_MORE_BYTES", 2**29)
     limits = resource.getrlimit(resource.RLIMIT_AS), signal.getsignal(signal.SIGALRM)
     with within(10, 600), pytest.raises(UserError, match=r"the chat template") as stop:
         render(tokenizer, ENDLESS[name])

@@ -209,4 +209,5 @@ def peaks() -> tuple[int, int, int]:
 def test_no_array_of_tokens_by_vocabulary_exists():
     ours, plain, squares = evaluate("tests.logprobs.test_distribution", "m.peaks()")
     assert plain > LOGITS_BYTES
-    assert max(ours, squares) < LOGITS_BYTES / 3  # tiles of both sides, 128 MiB each, at one time
+    # Tiles of 128 MiB: of both sides and their exponentials, which XLA keeps apart on a CPU without YNNPACK.
+    assert max(ours, squares) < LOGITS_BYTES * 0.55

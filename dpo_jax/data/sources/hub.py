@@ -53,13 +53,16 @@ def is_saved(folder: Path) -> bool:
 
 
 def _saved(spec: Spec, split: str) -> Dataset:
-    """A split, or a slice of one, of a folder that `save_to_disk` wrote."""
+    """A split, or a slice of one, of a folder that `save_to_disk` wrote, as Python's values.
+
+    The folder may remember another format, such as arrays.
+    """
     import datasets
 
     unread = [key for key in ("config", "revision", "streaming") if spec.get(key)]
     if unread:
         raise UserError(f"data source {dict(spec)}: {spec['hub']} is a saved data set, which has no {unread[0]}.")
-    splits = datasets.load_from_disk(spec["hub"])
+    splits = datasets.load_from_disk(spec["hub"]).with_format(None)
     if isinstance(splits, datasets.Dataset):
         if "split" not in spec:
             return splits

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left, bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_jax import files
@@ -22,7 +22,23 @@ TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
 def row_id_of(content: Mapping[str, object], brings: Mapping[str, object]) -> str:
     """Return a digest of all that decides log-probs; margin, weight and soft label do not."""
     formats = {name: brings[name] for name in TEMPLATE_COLUMNS if brings.get(name) is not None}
-    return files.digest(json.dumps({**content, **formats}, sort_keys=True, separators=(",", ":")).encode())
+    decides = {**content, **formats}
+    orders = [order for value in decides.values() for order in _key_orders(value, depth=0)]
+    if orders:  # templates write tools and arguments as JSON, key by key
+        decides["orders of keys"] = orders
+    return files.digest(json.dumps(decides, sort_keys=True, separators=(",", ":")).encode())
+
+
+def _key_orders(value: object, *, depth: int) -> Iterator[list[str]]:
+    """Return the keys of each object within a message, a tool or an argument that are not in alphabetical order."""
+    if isinstance(value, Mapping):
+        if depth > 1 and list(value) != sorted(value):
+            yield list(value)
+        for _, item in sorted(value.items()):
+            yield from _key_orders(item, depth=depth + 1)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _key_orders(item, depth=depth + 1)
 
 
 def labelled(

@@ -7,6 +7,7 @@ import math
 import reprlib
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dpo_jax.data.sources.record import BadRow
 from dpo_jax.errors import nearest
@@ -51,12 +52,44 @@ def _turn(turn: object, column: str, where: str) -> Message:
     role = turn["role"]
     if role not in ROLES:
         raise BadRow(where, "unknown role", f"{column} has the role {reprlib.repr(role)}. {nearest(str(role), ROLES)}")
-    turn = {key: value for key, value in turn.items() if value is not None}
+    turn = plain(turn, column, where)
+    if "tool_calls" in turn:
+        turn["tool_calls"] = _calls(turn["tool_calls"], column, where)
     # A call of a tool needs no words, and a tool may have none to return.
     if "content" not in turn and "tool_calls" in turn:
         turn["content"] = ""
     _check_content(turn.get("content"), role, f"{column} ({role})", where, may_be_empty="tool_calls" in turn)
-    return plain(turn, column, where)
+    return turn
+
+
+def _calls(value: object, column: str, where: str) -> list[dict[str, object]]:
+    """Return calls of tools with their arguments as objects; on OpenAI's wire these are JSON as text."""
+    calls = _from_json(value, f"{column}: tool_calls", where)
+    if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+        raise BadRow(where, "not calls", f"{column}: tool_calls is {reprlib.repr(value)}, not a list of objects.")
+    return [_with_arguments(call, f"{column}: tool_calls", where) for call in calls]
+
+
+def _with_arguments(call: Mapping[str, object], column: str, where: str) -> dict[str, object]:
+    call = dict(call)
+    if isinstance(call.get("function"), Mapping):
+        call["function"] = _with_arguments(call["function"], f"{column}, function", where)  # type: ignore[arg-type]
+    if "arguments" in call:
+        given = _from_json(call["arguments"], f"{column}, arguments", where)
+        if not isinstance(given, Mapping):
+            raise BadRow(where, "not arguments", f"{column}, arguments is {reprlib.repr(given)}, not an object.")
+        call["arguments"] = given
+    return call
+
+
+def _from_json(value: object, column: str, where: str) -> object:
+    """Return what a text says in JSON, which would be encoded twice, without what is null there; else the value."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return _without_nulls(json.loads(value))
+    except (ValueError, RecursionError) as error:
+        raise BadRow(where, "not JSON", f"{column} is text, but not JSON ({error}).") from error
 
 
 def _check_content(content: object, role: str, column: str, where: str, *, may_be_empty: bool) -> None:
@@ -100,25 +133,34 @@ def check_response(prompt: Text, response: Text, column: str, where: str) -> Tex
 
 def check_tools(value: object, column: str, where: str) -> tuple[Message, ...] | None:
     """Return descriptions of tools, None where there are none; raises BadRow. A text is read as JSON, as TRL does."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise BadRow(where, "tools not JSON", f"{column} is text, but not JSON ({error}).") from error
+    value = _from_json(value, column, where)
     if value is None:
         return None
-    if not isinstance(value, list | tuple) or not all(isinstance(tool, Mapping) for tool in value):
+    tools = None
+    if isinstance(value, list | tuple):
+        tools = [_from_json(tool, column, where) if str(tool).lstrip().startswith("{") else tool for tool in value]
+    if tools is None or not all(isinstance(tool, Mapping) for tool in tools):
         raise BadRow(where, "not tools", f"{column} is {reprlib.repr(value)}, not a list of objects.")
-    return tuple(plain(tool, column, where) for tool in value) or None
+    return tuple(_with_parameters(plain(tool, column, where), column, where) for tool in tools) or None  # type: ignore[arg-type]
+
+
+def _with_parameters(tool: dict[str, object], column: str, where: str) -> dict[str, object]:
+    """Return the tool with the schema of its parameters as an object."""
+    if isinstance(tool.get("function"), dict):
+        tool["function"] = _with_parameters(tool["function"], column, where)  # type: ignore[arg-type]
+    if "parameters" in tool:
+        tool["parameters"] = _from_json(tool["parameters"], f"{column}, parameters", where)
+    return tool
 
 
 def check_kwargs(value: object, column: str, where: str) -> Mapping[str, object] | None:
     """Return arguments of the chat template, without those that are null; raises BadRow."""
+    value = _from_json(value, column, where)
     if value is None:
         return None
     if not isinstance(value, Mapping):
         raise BadRow(where, "not template arguments", f"{column} is a {type(value).__name__}, not an object.")
-    return plain({key: item for key, item in value.items() if item is not None}, column, where) or None
+    return plain(value, column, where) or None
 
 
 def check_number(value: object, column: str, where: str, *, low: float, high: float) -> float | None:
@@ -134,11 +176,20 @@ def check_number(value: object, column: str, where: str, *, low: float, high: fl
 
 
 def plain(value: Mapping[str, object], column: str, where: str) -> dict[str, object]:
-    """Return the mapping as JSON has it, so that ids and templates see plain data; raises BadRow."""
+    """Return the mapping as JSON has it, so that ids and templates see plain data; raises BadRow.
+
+    Keys that are null are left out: in tables every object has the keys of all, with null for those it lacks.
+    """
     try:
-        return json.loads(json.dumps(value))
+        return _without_nulls(json.loads(json.dumps(value)))
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(where, "not plain data", f"{column} holds what JSON cannot say ({error}).") from error
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def key_of(text: Text) -> str:
