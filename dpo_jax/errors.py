@@ -4,12 +4,40 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
 class UserError(Exception):
     """A mistake in a configuration, in data or on disk that the user can mend; shown without a traceback."""
+
+
+_LONGEST = 600  # characters
+
+LONGEST_ROW = 1 << 26
+"""Bytes; no row is longer, and a small file may be packed from any number of them."""
+
+
+class BadRow(UserError):
+    """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it.
+
+    `advice` names settings in braces, {score}; `in_section` says which section of a configuration they stand in.
+    """
+
+    def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
+        named = re.sub(r"\{(\w+)\}", rf"{section}\1", advice and f" {advice}")
+        # It may quote the row: no longer than can be read, and nothing in it that a terminal obeys.
+        cut = detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST // 2]} ... {detail[-_LONGEST // 2 :]}"
+        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
+        super().__init__(
+            f"{where}: {shown}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
+        )
+        self.reason, self._parts = reason, (where, reason, detail, advice)
+
+    def in_section(self, section: str) -> BadRow:
+        """Return the same error with each setting named as `section.setting`."""
+        return BadRow(*self._parts, section=f"{section}.")
 
 
 class Finding(NamedTuple):

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dpo_jax.data import rendering
 from dpo_jax.data.rendering import Jinja, Span
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.unread import Reader
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import BadRow, UserError, nearest
 from dpo_jax.types import Message, Text
 
 if TYPE_CHECKING:

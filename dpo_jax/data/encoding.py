@@ -12,8 +12,7 @@ import numpy as np
 
 from dpo_jax import files
 from dpo_jax.data.chat import Template, find_template
-from dpo_jax.data.sources.record import BadRow
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import BadRow, UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
-from dpo_jax.data.sources.record import LONGEST_ROW, BadRow
-from dpo_jax.errors import UserError
+from dpo_jax.errors import LONGEST_ROW, BadRow, UserError
 from dpo_jax.types import Message
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from dpo_jax.data.chat import TEMPLATES, Span, Template
 from dpo_jax.data.encoding import Rules, check_length
-from dpo_jax.data.sources.record import BadRow
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 from dpo_jax.data import encoding
 from dpo_jax.data.chat import TEMPLATES, Span, Template
 from dpo_jax.data.encoding import Encoded, Rules
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.specials import AsText, Row, Specials, find_specials, formatted, prompt_text
+from dpo_jax.errors import BadRow
 from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from dpo_jax.data.sources.record import BadRow
+from dpo_jax.errors import BadRow
 from dpo_jax.types import Message
 
 BOOKKEEPING = ("role", "id", "tool_call_id", "type", "index")

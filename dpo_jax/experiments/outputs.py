@@ -21,8 +21,8 @@ import numpy as np
 
 from dpo_jax.config.evaluation import OutputsConfig
 from dpo_jax.data.sources import paths
-from dpo_jax.data.sources.record import BadRow, Record
-from dpo_jax.errors import UserError
+from dpo_jax.data.sources.record import Record
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.files import digest, write_atomic, write_json
 from dpo_jax.types import Prompt
 

@@ -17,9 +17,8 @@ from dpo_jax.data.chat import reads_clock
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.specials import Row
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_json, write_json
 from dpo_jax.mesh import meet

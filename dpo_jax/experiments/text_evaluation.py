@@ -16,10 +16,9 @@ import numpy as np
 
 from dpo_jax.config import as_mapping
 from dpo_jax.data.sources import PAIRS, paths
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.data.tokens import row_ids_of
-from dpo_jax.errors import UserError, sized_by
+from dpo_jax.errors import BadRow, UserError, sized_by
 from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
 from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval

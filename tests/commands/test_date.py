@@ -31,11 +31,13 @@ def test_a_run_that_goes_on_tomorrow_reads_the_day_it_began(folder: Path, capsys
     run(folder, "check-data", "runs/new")
     assert read_json(Path("runs/new/begun.json")) == {"date": datetime.date.today().isoformat()}
     write_json(Path("runs/a/begun.json"), {"date": "2024-07-26"})
-    run(folder, "reference", "runs/a")
-    rows = run(folder, "train", "runs/a")
+    for name, date in {"a": (), "b": ("--data.date", "2024-07-26"), "new": ()}.items():
+        run(folder, "reference", f"runs/{name}", "--jsonl", f"{name}.jsonl", *date)
+    a, b, new = (Path(f"{name}.jsonl").read_text() for name in ("a", "b", "new"))
+    assert a == b != new
+    run(folder, "train", "runs/a", "--train.steps", "1")  # reads the store of the day before
     assert "2024-07-26 all through this run" in " ".join(capsys.readouterr().err.split())
     assert "date: '2024-07-26'" in Path("runs/a/config.yaml").read_text()
-    assert run(folder, "train", "runs/b", "--data.date", "2024-07-26") == rows != run(folder, "train", "runs/new")
     other = ("train", "e.yaml", "--workdir", "runs/a", "--data.date", "2024-07-27")
     assert "  template: " in refused(capsys, *other)  # of its store
     assert "data.date: was '2024-07-26', is '2024-07-27'" in refused(capsys, *other, "--reference.store", "stores")

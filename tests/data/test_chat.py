@@ -9,9 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from dpo_jax.data.chat import TEMPLATES, find_template
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import Counts, tokenize, tokenize_chunks, tokenize_prompts
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import Completion, PreferencePair, Prompt, TokenRow
 from tests.tiny import CHAT_TEMPLATE, SPECIAL, train_tokenizer
 

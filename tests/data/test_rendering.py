@@ -13,9 +13,8 @@ from dpo_jax.data import chat
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.rows import DataRows, Reading, read_rows
 from dpo_jax.data.sources import PAIRS
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_prompts
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import Prompt
 from tests.data.test_chat import MARKED, make_tokenizer, turns
 from tests.tiny import CHAT_TEMPLATE

@@ -12,8 +12,7 @@ import pytest
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.rows import DataRows, Reading, read_rows
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
-from dpo_jax.data.sources.record import BadRow
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 
 PAIR = {"prompt": "c ", "chosen": "ab", "rejected": "d", "margin": 0.5}
 SHORT = {"max_prompt_tokens": 3, "max_tokens": 20}

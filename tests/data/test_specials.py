@@ -9,9 +9,8 @@ import pytest
 
 from dpo_jax.data import specials
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize, tokenize_prompts
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import PreferencePair, Prompt
 from dpo_jax.weights.opening import open_weights
 from tests.tiny import make_hf_folder

@@ -7,9 +7,8 @@ from hypothesis import strategies as st
 
 from dpo_jax.data.chat import TEMPLATES, find_template
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import Counts, tokenize, tokenize_chunks, tokenize_prompts
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import Completion, PreferencePair, Prompt, UnpairedCompletion
 
 UNK, BOS, EOS, USER, BOT = range(5)

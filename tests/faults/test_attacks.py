@@ -18,9 +18,8 @@ from dpo_jax.config import load
 from dpo_jax.data import rendering
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import PreferencePair
 from dpo_jax.weights.opening import open_weights
 from tests.faults.within import within

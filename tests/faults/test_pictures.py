@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
-from dpo_jax.data.sources.record import BadRow
+from dpo_jax.errors import BadRow
 from tests.data.pictures.conftest import array, encoded
 from tests.data.pictures.test_decoding import mp4
 from tests.faults.within import within

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, paths, stream
-from dpo_jax.data.sources.record import BadRow
 from dpo_jax.data.tokenize import tokenize_chunks
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from dpo_jax.weights.opening import open_weights
 from tests.commands.malformed import TABLE
 from tests.faults.fuzzed import GOOD, lines

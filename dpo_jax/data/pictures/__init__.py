@@ -19,8 +19,8 @@ from dpo_jax.data.pictures import folders, packages
 from dpo_jax.data.pictures.layouts import LAYOUTS, Wanted
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources.labels import row_id_of
-from dpo_jax.data.sources.record import BadRow, Kind, Spec, check_keys, kind_of, no_rows, rows_of, sound
-from dpo_jax.errors import nearest
+from dpo_jax.data.sources.record import Kind, Spec, check_keys, kind_of, no_rows, rows_of, sound
+from dpo_jax.errors import BadRow, nearest
 from dpo_jax.types import PictureRow
 
 WORKERS = min(16, os.cpu_count() or 1)

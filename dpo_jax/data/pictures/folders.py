@@ -17,8 +17,8 @@ from pathlib import Path
 from dpo_jax.data.pictures.decoding import CLIPS, PICTURES
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources import hub, paths
-from dpo_jax.data.sources.record import BadRow, Record, Records, Spec, text_of
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.data.sources.record import Record, Records, Spec, text_of
+from dpo_jax.errors import BadRow, UserError, nearest
 
 _IN_FOLDERS = (".parquet", ".jsonl")
 _TABLES = (*_IN_FOLDERS, ".ndjson", ".json")

@@ -14,8 +14,9 @@ import numpy as np
 
 from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
 from dpo_jax.data.sources import messages
-from dpo_jax.data.sources.record import BadRow, Layout, Record
+from dpo_jax.data.sources.record import Layout, Record
 from dpo_jax.data.sources.rows import value_of
+from dpo_jax.errors import BadRow
 from dpo_jax.types import PictureRow
 
 _BESIDE = ("class", "embedding", "weight")

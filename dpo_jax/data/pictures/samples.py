@@ -15,7 +15,7 @@ from PIL import Image
 
 from dpo_jax.data.pictures import decoding
 from dpo_jax.data.pictures.decoding import Undecodable, over_white
-from dpo_jax.data.sources.record import BadRow
+from dpo_jax.errors import BadRow
 
 Cell = bytes | Path | Callable[[], np.ndarray]
 """A file's bytes, the file, or what makes the pixels, uint8 [F, H, W, C]."""

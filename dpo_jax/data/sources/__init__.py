@@ -24,7 +24,6 @@ from typing import Generic, NamedTuple
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
 from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.record import (
-    BadRow,
     Kind,
     Layout,
     Record,
@@ -37,7 +36,7 @@ from dpo_jax.data.sources.record import (
     rows_of,
     sound,
 )
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 
 
 class Rows(NamedTuple, Generic[Row]):

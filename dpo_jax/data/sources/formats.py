@@ -7,7 +7,8 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import Record
+from dpo_jax.errors import BadRow
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}

@@ -9,8 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_jax.data.sources.record import BadRow
-from dpo_jax.errors import nearest
+from dpo_jax.errors import BadRow, nearest
 from dpo_jax.types import Message, Text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

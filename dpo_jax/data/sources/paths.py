@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
-from dpo_jax.data.sources.record import LONGEST_ROW, BadRow, Record, Records, Spec, text_of
-from dpo_jax.errors import UserError
+from dpo_jax.data.sources.record import Record, Records, Spec, text_of
+from dpo_jax.errors import LONGEST_ROW, BadRow, UserError
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dpo_jax import files
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import BadRow, UserError, nearest
 from dpo_jax.types import Completion, PictureRow, PreferencePair, Prompt, UnpairedCompletion
 
 Spec = Mapping[str, Any]
@@ -18,9 +17,6 @@ Spec = Mapping[str, Any]
 Value = TypeVar("Value")
 Default = TypeVar("Default", str, None)
 Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt, PictureRow)
-
-LONGEST_ROW = 1 << 26
-"""Bytes; no row is longer, and a small file may be packed from any number of them."""
 
 
 class Record(NamedTuple):
@@ -31,31 +27,9 @@ class Record(NamedTuple):
     root: Path | None = None  # the folder at which paths in its cells start
 
 
-class BadRow(UserError):
-    """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it.
-
-    `advice` names settings in braces, {score}; `in_section` says which section of a configuration they stand in.
-    """
-
-    def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
-        named = re.sub(r"\{(\w+)\}", rf"{section}\1", advice and f" {advice}")
-        # It may quote the row: no longer than can be read, and nothing in it that a terminal obeys.
-        cut = detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST // 2]} ... {detail[-_LONGEST // 2 :]}"
-        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-        super().__init__(
-            f"{where}: {shown}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
-        )
-        self.reason, self._parts = reason, (where, reason, detail, advice)
-
-    def in_section(self, section: str) -> BadRow:
-        """Return the same error with each setting named as `section.setting`."""
-        return BadRow(*self._parts, section=f"{section}.")
-
-
-_LONGEST = 600
-
 ON_ERROR = ("stop", "skip")
 """What may be done at a bad row; one that is skipped is counted."""
+
 
 Records = Iterator[Record | BadRow]
 

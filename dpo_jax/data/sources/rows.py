@@ -12,7 +12,8 @@ from typing import Any
 
 from dpo_jax.data.sources import messages
 from dpo_jax.data.sources.labels import TEMPLATE_COLUMNS, halves, labelled, row_id_of
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import Record
+from dpo_jax.errors import BadRow
 from dpo_jax.types import Completion, Message, PreferencePair, Prompt, Ranking, Text, UnpairedCompletion
 
 PAIR_COLUMNS = ("prompt", "chosen", "rejected", "responses", *TEMPLATE_COLUMNS, "weight", "margin", "soft_label")

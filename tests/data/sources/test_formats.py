@@ -3,7 +3,8 @@
 import pytest
 
 from dpo_jax.data.sources.formats import FORMATS
-from dpo_jax.data.sources.record import BadRow, Record
+from dpo_jax.data.sources.record import Record
+from dpo_jax.errors import BadRow
 
 
 def converted(name, values):

@@ -5,7 +5,8 @@ import math
 import pytest
 
 from dpo_jax.data.sources import rows
-from dpo_jax.data.sources.record import BadRow, Record, column_names
+from dpo_jax.data.sources.record import Record, column_names
+from dpo_jax.errors import BadRow
 
 U, A, B = ({"role": role, "content": text} for role, text in (("user", "x"), ("assistant", "a"), ("assistant", "b")))
 PAIR = {"prompt": "p", "chosen": "c", "rejected": "r"}
