@@ -25,7 +25,7 @@ except ModuleNotFoundError as error:  # installed for the losses alone
     raise SystemExit(
         f"dpo-jax: the package {error.name} is not installed; the commands need all of `pip install dpo-jax`."
     ) from None
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError, check_local, nearest
 from dpo_jax.masking import mask
 from dpo_jax.runtime import xla_flags
 
@@ -132,6 +132,7 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
     running.command = known.command
+    _check_local(known)
     if known.command in _WITHOUT_CONFIG:
         if overrides:
             raise UserError(f"command line: {known.command}: {overrides[0]!r} is not understood. Give one folder.")
@@ -147,6 +148,17 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
         print(render(config, origins, comments=True), end="")
         return
     _run_stage(known, config, origins, running)
+
+
+def _check_local(known: argparse.Namespace) -> None:
+    """Refuse flags that name what is not on this machine."""
+    for name, value in vars(known).items():
+        for each in value if isinstance(value, list) else [value]:
+            try:
+                check_local(each if isinstance(each, str) else "")
+            except ValueError as error:
+                flag = name.upper() if name in ("config", "folder") else f"--{name.replace('_', '-')}"
+                raise UserError(f"command line: {flag}: {error}") from None
 
 
 def _list_stores(known: argparse.Namespace) -> None:

@@ -68,6 +68,23 @@ def size_setting(error: BaseException) -> str | None:
     return next((note.removeprefix(_SIZED) for note in notes if note.startswith(_SIZED)), None)
 
 
+_ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: `Path` robs an address of the other
+
+
+def check_local(name: str) -> str:
+    """Return the name of a file or folder of this machine.
+
+    Raises:
+        ValueError: it is an address, gs://bucket or http://host.
+    """
+    if address := _ADDRESS.match(name):
+        raise ValueError(
+            f"{name!r} is an address, and {address[1]}:// is not understood here. Allowed: a file or folder of this "
+            "machine; copy or mount what lies elsewhere, and name its folder."
+        )
+    return name
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """End a message about an unknown name: the nearest known one, if any is near, and all that are allowed."""
     known = sorted(allowed)

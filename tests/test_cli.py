@@ -49,6 +49,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None
         (["evaluate", "e.yaml"], "set data.eval"),
         (["export", "e.yaml"], "run `dpo-jax train` first"),
         (["report", "e.yaml"], "run `dpo-jax train` first"),
+        (["reference", "e.yaml", "--jsonl", "s3://b/x"], "command line: --jsonl: 's3://b/x' is an address"),
+        (["report", "e.yaml", "--compare", "gs://b/x"], "command line: --compare: 'gs://b/x' is an address"),
+        (["verify", "gs://b/x"], "command line: FOLDER: 'gs://b/x' is an address"),
         (["config", "shwo", "e.yaml"], "command line: .*shwo"),
     ],
 )

@@ -66,7 +66,7 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         created=sessions[-1]["date"],
         environment=sessions[-1]["environment"],
         # What made it, not what is asked now.
-        config=read_yaml(run.config)[0],
+        config=read_yaml(run.config),
         metrics=metrics,
         sft_metrics=sft_metrics,
         reward_metrics=_metric_rows(run.reward.folder),

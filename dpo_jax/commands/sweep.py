@@ -39,7 +39,7 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     """
     if not experiment.compares_points:
         raise UserError("sweep: there is nothing to compare the points by: name held-out rows in data.eval.")
-    points = read_points(grid or (), experiment.config.sweep, experiment.origins)
+    points = read_points(grid or (), experiment.config.sweep, experiment.origins, kind=type(experiment.config))
     compiled = _count_compilations()
     trials: list[Trial] = []
     for number, settings in enumerate(points, 1):
@@ -138,10 +138,9 @@ def point_of(base: Steps, label: str, settings: Settings) -> Steps:
         UserError: the settings make none.
     """
     store = base.config.reference.store or str(base.run.stores)
-    own = [f"--workdir={base.workdir / 'sweep' / label}", f"--reference.store={store}"]
-    own += ["--evaluation.best_of=0"] if base.has_best_of else []
-    overrides = [f"--{key}={json.dumps(value)}" for key, value in settings.items()]
-    config, origins = changed(base.config, base.origins, [*own, *overrides])
+    own: Settings = {"workdir": str(base.workdir / "sweep" / label), "reference.store": store}
+    own |= {"evaluation.best_of": 0} if base.has_best_of else {}
+    config, origins = changed(base.config, base.origins, {**own, **settings})
     point = type(base)(config, origins, command=base.command)
     ours, theirs = as_mapping(base.config), as_mapping(config)
     wanted = deciding("sft", theirs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -25,7 +26,18 @@ from dpo_jax.config.training import (
     TrainConfig,
 )
 from dpo_jax.masking import masked
-from dpo_jax.reading import Origins, mistake, options_of_all, override, read_yaml, typed
+from dpo_jax.reading import (
+    Origins,
+    Written,
+    as_setting,
+    mistake,
+    options_of_all,
+    override,
+    put,
+    read_settings,
+    structure,
+    typed,
+)
 
 AnyConfig = Config | PictureConfig
 """A file with a section `pictures` is an experiment on pictures or clips."""
@@ -36,16 +48,23 @@ _FIRST = ("workdir", "seed", "pictures", "model", "data", "reference", "loss")  
 
 def load(path: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, Origins]:
     """Read one experiment file, apply the overrides, check everything. Raises `UserError`."""
-    return _finished(*read_yaml(_find(path)), overrides)
+    mapping, origins = read_settings(_find(path))
+    if isinstance(mapping.get("loss"), dict):
+        overrides = [re.sub(r"^--loss\.0\b", "--loss", word) for word in overrides]
+    override(mapping, origins, overrides)
+    return _finished(mapping, origins)
 
 
-def changed(config: C, origins: Origins, overrides: Sequence[str]) -> tuple[C, Origins]:
-    """The same experiment with overrides on top, checked like a file's. Raises `UserError`."""
+def changed(config: C, origins: Origins, settings: Mapping[str, object]) -> tuple[C, Origins]:
+    """The same experiment with other values of these dotted keys, checked like a file's. Raises `UserError`."""
     mapping = _plain(config)
     if len(mapping["loss"]) == 1:  # as most files have it
         mapping["loss"] = mapping["loss"][0]
         origins = {key.replace("loss.0.", "loss.", 1): at for key, at in origins.items()}
-    return _finished(mapping, dict(origins), overrides)  # pyright: ignore[reportReturnType]
+    origins = dict(origins)
+    for key, value in settings.items():
+        put(mapping, origins, key, value)
+    return _finished(mapping, origins)  # pyright: ignore[reportReturnType]
 
 
 def check(config: C, origins: Origins) -> C:
@@ -57,22 +76,34 @@ def check(config: C, origins: Origins) -> C:
     return _checked(type(config), _plain(config), origins)
 
 
-def _finished(mapping: dict[str, Any], origins: Origins, overrides: Sequence[str]) -> tuple[AnyConfig, Origins]:
-    override(mapping, origins, overrides)
-    if isinstance(mapping.get("loss"), dict):
-        mapping["loss"] = [mapping["loss"]]
+def _finished(mapping: dict[str, Any], origins: Origins) -> tuple[AnyConfig, Origins]:
+    if isinstance(loss := structure(mapping.get("loss")), dict):
+        mapping["loss"] = [loss]
         origins |= {key.replace("loss.", "loss.0.", 1): at for key, at in origins.items() if key.startswith("loss.")}
     return _checked(PictureConfig if "pictures" in mapping else Config, mapping, origins), origins
 
 
 def _checked(kind: type[C], mapping: dict[str, Any], origins: Origins) -> C:
-    config = typed(kind, mapping, origins)
+    config = typed(kind, {**mapping, "sweep": _grids(kind, mapping.get("sweep") or ())}, origins)
     _check_lengths(config, origins)
     if isinstance(config, PictureConfig):
         check_pictures(config, origins)
     else:
         check_texts(config, origins)
     return config
+
+
+def _grids(kind: type, grids: Any) -> Any:
+    """The section `sweep`, with the values of each setting as that setting reads them."""
+
+    def read(key: str, values: Any) -> Any:
+        values = structure(values)
+        return [as_setting(kind, key, each) for each in (values if isinstance(values, list | tuple) else [values])]
+
+    grids = structure(grids)
+    if not isinstance(grids, list | tuple) or not all(isinstance(structure(grid), dict) for grid in grids):
+        return grids
+    return [{key: read(key, values) for key, values in structure(grid).items()} for grid in grids]
 
 
 def _find(path: str) -> Path:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from dpo_jax.config.model import Source
-from dpo_jax.reading import Count, NotNegative, Origins, Positive, mistake
+from dpo_jax.reading import Count, File, NotNegative, Origins, Positive, mistake
 
 
 class Judge:
@@ -37,7 +37,7 @@ class RewardJudge(Judge):
     """A reward model."""
 
     name: Literal["reward"] = "reward"
-    model: str | None = None  # a run's WORKDIR or a folder; default: of this run
+    model: File | None = None  # a run's WORKDIR or a folder; default: of this run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class LexiconJudge(Judge):
     """The mean weight of the words of a response."""
 
     name: Literal["lexicon"] = "lexicon"
-    words: str | None = None  # a file of words and weights; default: VADER
+    words: File | None = None  # a file of words and weights; default: VADER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class PythonJudge(Judge):
     """A Python function."""
 
     name: Literal["python"] = "python"
-    function: str  # file.py:name or package.module:name
+    function: File  # file.py:name or package.module:name
     compares: bool = False  # true: it is shown two responses, instead of scoring one
 
 
@@ -79,12 +79,12 @@ class HttpJudge(Judge):
     url: str  # of the API, such as http://localhost:8000/v1
     model: str  # its name at the endpoint
     api_key_env: str | None = None  # the environment variable that holds the key; never the key itself
-    template: str | None = None  # a file with the question, with {prompt}, {a} and {b}
+    template: File | None = None  # a file with the question, with {prompt}, {a} and {b}
     request: Mapping[str, object] = field(default_factory=lambda: {"max_tokens": 16, "temperature": 0.0})  # beside it
     timeout_seconds: NotNegative | None = None  # for a request; default: 60
     retries: Count = 6  # of a request that failed in a way that may pass
     parallel: Positive = 8  # requests at a time
-    cache: str | None = None  # file of the verdicts that are known; default: WORKDIR/verdicts.jsonl
+    cache: File | None = None  # file of the verdicts that are known; default: WORKDIR/verdicts.jsonl
     input_price: NotNegative | None = None  # of a million tokens, to count the cost
     output_price: NotNegative | None = None
 
@@ -110,10 +110,10 @@ JudgeConfig = ClassifierJudge | RewardJudge | LexiconJudge | CommandJudge | Pyth
 class OutputsConfig:
     """Two files of responses to be compared: AlpacaEval's, Arena-Hard's, or those of `dpo-jax sample`."""
 
-    policy: str
-    reference: str
-    questions: str | None = None  # Arena-Hard's questions, where the answers do not repeat them or have no ids
-    difficulty: str | None = None  # rows with instruction_difficulty, one for each row of `policy`, for equal lengths
+    policy: File
+    reference: File
+    questions: File | None = None  # Arena-Hard's questions, where the answers do not repeat them or have no ids
+    difficulty: File | None = None  # rows with instruction_difficulty, one for each row of `policy`, for equal lengths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ class EvaluationConfig:
     judge: JudgeConfig | None = None
     best_of: Count = 0  # responses of the reference to each prompt, of which the judge takes the best; 0: none
     outputs: OutputsConfig | None = None  # these are judged, and nothing is sampled or measured beside
-    rewardbench: str | None = None  # a file of rows prompt, chosen, rejected, subset
+    rewardbench: File | None = None  # a file of rows prompt, chosen, rejected, subset
 
 
 def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows: bool) -> None:

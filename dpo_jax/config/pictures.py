@@ -9,7 +9,7 @@ from typing import Any, Literal
 from dpo_jax.config.model import Source, free
 from dpo_jax.config.training import CommonConfig, OptimizerConfig, SftDataConfig, TrainConfig
 from dpo_jax.errors import UserError
-from dpo_jax.reading import Count, NotNegative, Origins, Positive, Seed, Share, mistake
+from dpo_jax.reading import Count, File, NotNegative, Origins, Positive, Seed, Share, mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class PicturesConfig:
 class DiffuserConfig:
     """The diffusion transformer: a folder of weights, or its sizes, and it begins with random ones."""
 
-    weights: str | None = None  # a Diffusers folder of a DiT, which says its sizes; those below are not read then
+    weights: File | None = None  # a Diffusers folder of a DiT, which says its sizes; those below are not read then
     patch: Positive = 4  # pixels along a side
     frame_patch: Positive = 1  # frames in a patch
     layers: Positive = 4
@@ -65,7 +65,7 @@ class PictureReferenceConfig:
     """The reference: it runs in every step, or its errors at a few draws of each row are stored."""
 
     draws: Count = 0  # of time and noise for each row, with the reference's errors stored; 0: it runs in every step
-    store: str | None = free(None)  # folder of stores; default: WORKDIR/stores
+    store: File | None = free(None)  # folder of stores; default: WORKDIR/stores
     batch_pairs: Positive = free(64)  # pairs scored at once
     rows_per_shard: Positive = free(16384)  # rows that a killed pass may lose
 
@@ -121,7 +121,7 @@ class ScorerJudge:
     """A scorer that learned from preferences."""
 
     name: Literal["scorer"] = "scorer"
-    model: str | None = None  # the WORKDIR where it was trained; default: this one
+    model: File | None = None  # the WORKDIR where it was trained; default: this one
 
 
 PictureJudgeConfig = QualityJudge | ScorerJudge

@@ -11,6 +11,7 @@ from dpo_jax.config import Config, PictureConfig
 from dpo_jax.config.model import FREE
 from dpo_jax.config.training import CommonConfig
 from dpo_jax.errors import UserError
+from dpo_jax.reading import Written, untyped
 
 _DECIDES = {
     "sft": ("sft", "seed", "model", "data", "pictures"),
@@ -61,7 +62,7 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, object]:
         unread = (*unread, "seed")
     free = (*free_settings(PictureConfig if "pictures" in config else Config), *unread)
     return {
-        key: value
+        key: _option(value) if ".options." in key else value
         for key, value in _flat(config).items()
         if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
         and not any(key == each or key.startswith(f"{each}.") for each in free)
@@ -83,6 +84,11 @@ def _free(kind: type, prefix: str) -> Iterator[str]:
         for part in (hints[field.name], *get_args(hints[field.name])):
             if dataclasses.is_dataclass(part) and isinstance(part, type):
                 yield from _free(part, f"{prefix}{field.name}.")
+
+
+def _option(value: object) -> object:
+    """An option of a loss; earlier versions kept numbers such as 1e-1, without a dot, as text."""
+    return untyped(Written(value)) if isinstance(value, str) else value
 
 
 def _flat(value: object, key: str = "") -> dict[str, object]:

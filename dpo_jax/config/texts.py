@@ -9,7 +9,7 @@ from typing import Literal
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig, check_evaluation, check_judge
 from dpo_jax.config.model import ExportConfig, ModelConfig, ScratchConfig, Source, file_bytes, free
 from dpo_jax.config.training import CommonConfig, LossConfig, ReferenceConfig, RewardConfig, SftConfig, TilesConfig
-from dpo_jax.reading import Count, NotNegative, Origins, Positive, Share, mistake
+from dpo_jax.reading import Count, File, NotNegative, Origins, Positive, Share, mistake
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class DataConfig:
     train: tuple[Source, ...]
     eval: tuple[Source, ...] = ()
     template: Literal["plain", "tokenizer", "hh"] = "plain"  # prompt + response; the chat template; Human and Assistant
-    chat_template: str | None = None  # a file in jinja, or its text, in place of the tokenizer's own
+    chat_template: File | None = None  # a file in jinja, or its text, in place of the tokenizer's own
     date: str | None = None  # YYYY-MM-DD, that a chat template reads off the clock; default: the day the run begins
     score: Literal["completion", "assistant"] = "completion"  # all of a response, or only what the assistant says there
     order: Literal["shuffle", "sequential"] = "shuffle"

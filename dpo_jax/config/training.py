@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from dpo_jax.config.model import FREE, LoraConfig, Source, free
-from dpo_jax.reading import Count, NotNegative, Positive, Range, Seed, Share
+from dpo_jax.reading import Count, File, NotNegative, Positive, Range, Seed, Share
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceConfig:
     """The reference: its store of log-probs, or its moves during training."""
 
-    store: str | None = free(None)  # folder of stores; default: WORKDIR/stores
+    store: File | None = free(None)  # folder of stores; default: WORKDIR/stores
     batch_pairs: Positive = free(16)  # pairs scored at once
     rows_per_shard: Positive = free(16384)  # rows that a killed pass may lose
     update_every: Count = 0  # steps after which the reference moves to the policy (TR-DPO); 0: it is frozen
@@ -128,7 +128,7 @@ class RewardConfig:
 class CommonConfig:
     """The settings that texts and pictures have in common; some have other defaults there."""
 
-    workdir: str = field(metadata=FREE)  # everything that the run writes
+    workdir: File = field(metadata=FREE)  # everything that the run writes
     seed: Seed = 0
     lora: LoraConfig | None = None  # trains an adapter on preferences, and leaves the weights as they are
     optimizer: OptimizerConfig = OptimizerConfig()

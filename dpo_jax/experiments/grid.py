@@ -7,25 +7,27 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 
-import yaml
-
+from dpo_jax.config import Config
 from dpo_jax.errors import UserError
 from dpo_jax.files import digest
-from dpo_jax.reading import Origins, locate, mistake
+from dpo_jax.reading import Origins, Written, as_setting, locate, mistake, structure
 
 Settings = dict[str, object]
 """Dotted key -> value, of one point."""
 
 
-def read_points(grid: Sequence[str], grids: Sequence[Mapping[str, object]], origins: Origins) -> list[Settings]:
+def read_points(
+    grid: Sequence[str], grids: Sequence[Mapping[str, object]], origins: Origins, *, kind: type = Config
+) -> list[Settings]:
     """The points of the command line's `KEY=VALUE,VALUE,...`, or else those of the configuration's section `sweep`.
 
-    A grid is every combination of its values; the last key turns fastest.
+    A grid is every combination of its values; the last key turns fastest. `kind` is that of the configuration, which
+    says of a value whether it is text.
 
     Raises:
         UserError: there is no grid, one cannot be read, or a point is there twice.
     """
-    axes = [_axes(grid)] if grid else [_from_section(number, each, origins) for number, each in enumerate(grids)]
+    axes = [_axes(grid, kind)] if grid else [_from_section(i, each, origins, kind) for i, each in enumerate(grids)]
     points = [dict(zip(each, values, strict=True)) for each in axes for values in itertools.product(*each.values())]
     if not points:
         raise UserError(
@@ -49,7 +51,7 @@ def label_of(settings: Settings, points: Sequence[Settings]) -> str:
     return plain if plain == label else f"{plain}-{digest(label.encode())[:8]}"
 
 
-def _axes(grid: Sequence[str]) -> dict[str, list[object]]:
+def _axes(grid: Sequence[str], kind: type) -> dict[str, list[object]]:
     axes: dict[str, list[object]] = {}
     for text in grid:
         key, equals, values = text.partition("=")
@@ -57,35 +59,28 @@ def _axes(grid: Sequence[str]) -> dict[str, list[object]]:
             raise UserError(f"command line: --grid {text!r}: write a key and its values, `loss.options.beta=0.1,0.5`.")
         if key in axes:
             raise UserError(f"command line: --grid {key}: is given twice; write all its values behind one `=`.")
-        try:
-            listed = yaml.safe_load(f"[{values}]")
-        except yaml.YAMLError:
-            raise UserError(f"command line: --grid {text}: these are no values; separate them by commas.") from None
-        axes[key] = _values(listed, f"command line: --grid {key}={values!r}")
+        listed = structure(Written(f"[{values}]"))
+        if not isinstance(listed, list):
+            raise UserError(f"command line: --grid {text}: these are no values; separate them by commas.")
+        read = [as_setting(kind, key, value) for value in listed]
+        axes[key] = _values(read, f"command line: --grid {key}={values!r}")
     return axes
 
 
-def _from_section(number: int, grid: Mapping[str, object], origins: Origins) -> dict[str, list[object]]:
+def _from_section(number: int, grid: Mapping[str, object], origins: Origins, kind: type) -> dict[str, list[object]]:
     axes: dict[str, list[object]] = {}
     for key, values in grid.items():
         where = f"sweep.{number}.{key}"
         at = f"{locate(where, origins)}: {where}"
-        axes[key] = _values(values if isinstance(values, list | tuple) else [values], at)
+        listed = values if isinstance(values, list | tuple) else [values]
+        written = [Written(value) if isinstance(value, str) else value for value in listed]  # of one made in Python
+        axes[key] = _values([as_setting(kind, key, value) for value in written], at)
     return axes
 
 
 def _values(listed: Sequence[object] | None, at: str) -> list[object]:
     if not listed:
         raise UserError(f"{at}: there is no value behind it.")
-    values = [_plain(value) for value in listed]
-    if len(values) != len({json.dumps(value) for value in values}):
+    if len(listed) != len({json.dumps(value) for value in listed}):
         raise UserError(f"{at}: a value is there twice.")
-    return values
-
-
-def _plain(value: object) -> object:
-    """A value of YAML as JSON has it: 1e-5, which YAML reads as text, is a number; a date is text."""
-    try:
-        return float(value) if isinstance(value, str) else json.loads(json.dumps(value, default=str))
-    except ValueError:
-        return value
+    return list(listed)

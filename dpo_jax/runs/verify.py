@@ -155,7 +155,7 @@ def _export(folder: Path) -> Iterator[Finding]:
 def _elsewhere(root: Path) -> Iterator[Finding]:
     """The stores outside of the folder that say that this run reads them."""
     try:
-        config = read_yaml(Run(root).config)[0]
+        config = read_yaml(Run(root).config)
     except UserError:  # no run, or told already
         return
     store = (config.get("reference") or {}).get("store")

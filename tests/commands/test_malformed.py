@@ -98,7 +98,7 @@ SOURCES: list[tuple[Any, str]] = [
     ({"path": "a.jsonl", "weight": 0}, "weight is 0; it must be a number above 0"),
     ({"path": "a.jsonl", "weight": "2"}, "weight is '2'"),
     ({"path": "a.jsonl", "weight": float("nan")}, "weight is nan"),
-    ({"path": "a.jsonl", "name": 3}, "name is 3, not text"),
+    ({"path": "a.jsonl", "name": [3]}, "name is [3], not text"),
     ({"path": "a.jsonl", "rankings": "some"}, "rankings is 'some'. Allowed: adjacent, all"),
     ({"path": "a.jsonl", "split": "train"}, "unknown key 'split'"),
     ({"path": "a.jsonl", "columns": {"margn": "x"}}, "unknown name 'margn'. Did you mean 'margin'"),
@@ -106,7 +106,7 @@ SOURCES: list[tuple[Any, str]] = [
     ({"hub": "folder", "split": ""}, "split is '', not text"),
     ({"hub": "folder"}, "cannot be read"),
     ({"tfds": "none", "data_dir": "folder"}, "cannot be read"),
-    ({"tfds": 3}, "tfds is 3, not text"),
+    ({"tfds": [3]}, "tfds is [3], not text"),
 ]
 
 

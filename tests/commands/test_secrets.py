@@ -87,7 +87,7 @@ def test_an_address_that_cannot_be_read_is_told_without_its_secrets(tmp_path: Pa
         f"{{path: 'https://host/r.jsonl?sig={secret}'}}",
     ):
         said = refused(capsys, "train", "e.yaml", "--data.train", f"[{source}]")
-        assert not leaks(said) and "***" in said and "does not exist" in said
+        assert not leaks(said) and "***" in said and "is an address" in said
 
 
 def test_what_computes_still_has_the_secret(tmp_path: Path, monkeypatch):
