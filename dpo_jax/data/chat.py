@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from dpo_jax.data import rendering
 from dpo_jax.data.rendering import Jinja, Span
-from dpo_jax.data.unread import Reader
+from dpo_jax.data.unread import Reader, Seen
 from dpo_jax.errors import BadRow, UserError, nearest
 from dpo_jax.types import Message, Text
 
@@ -41,7 +41,8 @@ class Template(NamedTuple):
     conversation: Callable[[PreTrainedTokenizerFast, Asked, Text], str]
     spans: Callable[[PreTrainedTokenizerFast, Asked, Text], list[Span] | None]  # None: all of the response
     source: Callable[[PreTrainedTokenizerFast], str]  # all that decides the format, for fingerprints
-    unread: Callable[[PreTrainedTokenizerFast, Asked, Text | None], set[str]]  # `unread.Reader`; None: the prompt alone
+    # What `unread.Reader` finds missing in a text: a conversation, or the prompt alone.
+    unread: Callable[[PreTrainedTokenizerFast, Asked, Text | None, str], set[str]]
     special_tokens: bool
 
 
@@ -107,11 +108,12 @@ def _of_messages(source: Source, *, date: str | None = None, special_tokens: boo
         turns = [*_turns(row.prompt, "user"), *_turns(response, "assistant")]
         return _ended_once(render(tokenizer, row, turns, asks=False), tokenizer.eos_token)
 
-    def unread(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text | None) -> set[str]:
+    def unread(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text | None, text: str) -> set[str]:
         answer = [] if response is None else _turns(response, "assistant")
         write = functools.partial(render, tokenizer, row, asks=response is None)
         key = source(tokenizer, bool(row.tools)), date, json.dumps(_arguments(row), sort_keys=True)
-        return reader.unread(write, _turns(row.prompt, "user"), answer, row.where, key=key)
+        seen = Seen(_turns(row.prompt, "user"), answer, text, row.where)
+        return reader.unread(write, seen, key=key)
 
     def spans(tokenizer: PreTrainedTokenizerFast, row: Asked, response: Text) -> list[Span] | None:
         prompt, answer = _turns(row.prompt, "user"), _turns(response, "assistant")
@@ -245,7 +247,7 @@ TEMPLATES: dict[str, Template] = {
         conversation=_plain_conversation,
         spans=lambda tokenizer, row, response: None,
         source=lambda tokenizer: "prompt, response, eos",
-        unread=lambda tokenizer, row, response: set(),
+        unread=lambda tokenizer, row, response, text: set(),
         special_tokens=True,
     ),
     "tokenizer": _of_messages(_tokenizer_template),

@@ -172,7 +172,7 @@ def prompt_text(
     marks = specials if isinstance(specials, AsText) and specials.in_row(prompt) else None
     seen = marks.marked(prompt) if marks else prompt
     text = form.prompt(tokenizer, seen)
-    form.unread(tokenizer, seen, None)
+    form.unread(tokenizer, seen, None, text)
     check_length(text, prompt.where)
     return (marks.finished(text, prompt.where) if marks else text), marks is not None
 
@@ -209,11 +209,12 @@ def formatted(
                 specials.check_joined(texts.prompt, whole, row.where)
         if isinstance(specials, AsText) and is_plain:
             return _plain_as_text(texts, specials, row.where, str(tokenizer.eos_token))
+        written = texts.wholes
         if isinstance(specials, AsText) and as_text:
             prompt, *wholes = (specials.finished(text, row.where) for text in (texts.prompt, *texts.wholes))
             texts = texts._replace(prompt=prompt, wholes=wholes, as_text=True)
-        unread = (form.unread(tokenizer, seen, response) for response in seen.responses)
-        return texts._replace(unread=frozenset().union(*unread))
+        pairs = zip(seen.responses, written, strict=True)
+        return texts._replace(unread=frozenset().union(*(form.unread(tokenizer, seen, *pair) for pair in pairs)))
     except BadRow as bad:
         return bad
 

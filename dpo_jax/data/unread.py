@@ -29,16 +29,23 @@ class Lost(NamedTuple):
     roles: frozenset[str]
 
 
+class Seen(NamedTuple):
+    """A conversation and its text; `answer` is empty where it is a prompt alone."""
+
+    prompt: Sequence[Message]
+    answer: Sequence[Message]
+    text: str
+    where: str
+
+
 class Reader:
     """The check of one chat template. `render` makes text of messages, or raises BadRow where it refuses them."""
 
     def __init__(self) -> None:
         self._known: dict[object, Lost | None] = {}
 
-    def unread(
-        self, render: Render, prompt: Sequence[Message], answer: Sequence[Message], where: str, *, key: object
-    ) -> set[str]:
-        """Return the names of what the text does not hold and can be done without; `answer` is empty for a prompt.
+    def unread(self, render: Render, seen: Seen, *, key: object) -> set[str]:
+        """Return the names of what the text does not hold and can be done without.
 
         `key` stands for all that decides what `render` writes beside the messages. Roles, names, reasoning of earlier
         turns and the like can be done without: many templates leave them out with intent.
@@ -46,13 +53,14 @@ class Reader:
         Raises:
             BadRow: content or calls of a message, or anything that an answer says, are not in the text.
         """
+        prompt, answer, text, where = seen
         turns = [*prompt, *answer]
         shape = key, tuple((turn["role"], *(path for path, _ in _leaves(turn))) for turn in turns), len(prompt)
         if shape not in self._known:
             if len(self._known) > _MOST_SHAPES:
                 self._known.clear()
             self._known[shape] = _probe(turns, render)
-        lost, text = self._known[shape], render(turns)
+        lost = self._known[shape]
         names = {f"role {role}" for role in lost.roles} if lost else set()
         for place, turn in enumerate(turns):
             for name in turn.keys() - set(BOOKKEEPING):
