@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import logging
 import os
 import shlex
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from dpo_jax import __version__
 
 try:
-    from dpo_jax.commands.table import COMMANDS
+    from dpo_jax.commands.table import COMMANDS, Command
     from dpo_jax.config import AnyConfig, PictureConfig, load
 except ModuleNotFoundError as error:  # installed for the losses alone
     raise SystemExit(
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _EPILOG = """\
 Every value of the configuration can be set after it:  --train.steps 200  --loss.options.beta 0.2
+`dpo-jax COMMAND --help` lists the settings that a command reads, `dpo-jax losses` the losses with their options.
 `dpo-jax config show CONFIG` prints the merged configuration and where each value came from.
 Every command takes --verbose, which shows the whole traceback of an error."""
 
@@ -50,7 +52,14 @@ class _Running:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose mistakes read like all the others."""
+    """argparse whose mistakes read like all the others, and whose help is made when it is asked for."""
+
+    more: Callable[[], str] | None = None
+    """What stands at its end."""
+
+    def format_help(self) -> str:
+        """The help, with what stands at its end."""
+        return super().format_help() + (self.more() if self.more else "")
 
     def error(self, message: str) -> None:  # type: ignore[override]
         raise UserError(f"command line: {message}. See `{self.prog} --help`.")
@@ -71,6 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, stage in COMMANDS.items():
         command = commands.add_parser(name, help=stage.help, description=stage.help, **shared)
+        command.more = functools.partial(_settings_of, stage)
         command.add_argument("config", metavar="CONFIG", help="an experiment file")
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
@@ -80,9 +90,11 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(f"--{flag}", action="store_true", help=text)
         for flag, key in stage.settings.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), dest=key, help=f"short for --{key}")
-    show = commands.add_parser("config", help="config show: print the merged configuration", **shared)
-    show.add_argument("action", choices=["show"])
-    show.add_argument("config", metavar="CONFIG")
+    text = "config show: print the merged configuration; config schema: its JSON schema, for editors"
+    show = commands.add_parser("config", help=text, description=text, **shared)
+    show.add_argument("action", choices=["show", "schema"])
+    show.add_argument("config", metavar="CONFIG", nargs="?", help="an experiment file, to be shown")
+    commands.add_parser("losses", help="the losses with their options and defaults", **shared)
     store = commands.add_parser("store", help="store ls: the reference stores below a folder", **shared)
     store.add_argument("action", choices=["ls"])
     store.add_argument("folder", metavar="FOLDER", nargs="?", default=".")
@@ -127,17 +139,22 @@ def _leave(code: int, message: str, error: BaseException, running: _Running) -> 
 
 
 def _dispatch(arguments: Sequence[str], running: _Running) -> None:
-    commands = [*COMMANDS, "config", "store", "verify", "doctor"]
+    commands = [*COMMANDS, "config", *_WITHOUT_CONFIG]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
     known, overrides = _parser().parse_known_args(arguments)
     running.command = known.command
     _check_local(known)
-    if known.command in _WITHOUT_CONFIG:
-        if overrides:
-            raise UserError(f"command line: {known.command}: {overrides[0]!r} is not understood. Give one folder.")
-        _WITHOUT_CONFIG[known.command](known)
+    schema = known.command == "config" and known.action == "schema"
+    if known.command in _WITHOUT_CONFIG or schema:
+        if overrides or (schema and known.config):
+            word = (overrides or [known.config])[0]
+            see = f"See `dpo-jax {known.command} --help`."
+            raise UserError(f"command line: {known.command}: {word!r} is not understood. {see}")
+        (_print_schema if schema else _WITHOUT_CONFIG[known.command])(known)
         return
+    if known.config is None:
+        raise UserError("command line: config show: name the experiment file, `dpo-jax config show CONFIG`.")
     for key in COMMANDS[known.command].settings.values() if known.command in COMMANDS else ():
         if (value := getattr(known, key)) is not None:
             overrides += [f"--{key}", value]
@@ -182,10 +199,29 @@ def _doctor(known: argparse.Namespace) -> None:
     doctor.run(Path(known.workdir), asked)
 
 
+def _print_losses(known: argparse.Namespace) -> None:
+    from dpo_jax.commands.help import print_losses
+
+    print_losses()
+
+
+def _print_schema(known: argparse.Namespace) -> None:
+    from dpo_jax.commands.help import print_schema
+
+    print_schema()
+
+
+def _settings_of(stage: Command) -> str:
+    from dpo_jax.commands.help import describe_settings
+
+    return describe_settings(stage.kinds, stage.sections)
+
+
 _WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], None]] = {
     "store": _list_stores,
     "verify": _verify,
     "doctor": _doctor,
+    "losses": _print_losses,
 }
 
 

@@ -15,7 +15,8 @@ class Command(NamedTuple):
 
     A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
     name has the key of the configuration that it sets. What is `dry` makes no working directory and touches no device
-    of this machine. `kinds` are those of experiments that have it.
+    of this machine. `kinds` are those of experiments that have it. `sections` of the configuration are those whose
+    settings its help lists; None: all.
     """
 
     help: str
@@ -26,9 +27,13 @@ class Command(NamedTuple):
     lists: Mapping[str, str] = {}
     dry: bool = False
     kinds: frozenset[str] = frozenset({"texts", "pictures"})
+    sections: frozenset[str] | None = None
 
 
 _TEXTS = frozenset({"texts"})
+_START = frozenset(["workdir", "seed", "pictures", "model", "scratch", "data", "sft", "mesh", "logging", "profile"])
+_SCORED = _START | frozenset(["loss", "lora", "reference", "tiles"])
+_JUDGED = _SCORED | frozenset(["evaluation", "sampling"])
 
 
 # The imports happen when a command is called, so that `dpo-jax --help` needs none of them.
@@ -80,9 +85,18 @@ COMMANDS: dict[str, Command] = {
         "make a small model from nothing, a tokenizer and random weights, at model.weights",
         lambda: lambda experiment: experiment.make_scratch(),
         kinds=_TEXTS,
+        sections=frozenset({"workdir", "seed", "model", "scratch"}),
     ),
-    "sft": Command("supervised fine-tuning, the start of the policy and the reference", lambda: _training().sft),
-    "check-data": Command("what is in the data, and what is odd about it, into WORKDIR/data.html", _check_data),
+    "sft": Command(
+        "supervised fine-tuning, the start of the policy and the reference",
+        lambda: _training().sft,
+        sections=_START | {"tiles"},
+    ),
+    "check-data": Command(
+        "what is in the data, and what is odd about it, into WORKDIR/data.html",
+        _check_data,
+        sections=_START | {"loss"},
+    ),
     "reference": Command(
         "score every row with the frozen reference, into the store",
         lambda: _training().reference,
@@ -90,18 +104,28 @@ COMMANDS: dict[str, Command] = {
             "jsonl": "also write the scores, one object per data row, to this file",
             "verify": "score so many rows of the store once more and say by how much they differ",
         },
+        sections=_SCORED,
     ),
-    "train": Command("train on preferences (with what must come before, if it is missing)", lambda: _training().train),
+    "train": Command(
+        "train on preferences (with what must come before, if it is missing)",
+        lambda: _training().train,
+        sections=_JUDGED | {"optimizer", "train", "pairs"},
+    ),
     "reward": Command(
-        "train a reward model on the same pairs, into WORKDIR/reward; it can judge samples", lambda: _training().reward
+        "train a reward model on the same pairs, into WORKDIR/reward; it can judge samples",
+        lambda: _training().reward,
+        sections=_JUDGED | {"reward", "pairs"},
     ),
     "evaluate": Command(
-        "held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json", lambda: _results().evaluate
+        "held-out pairs, samples, judge and KL, into WORKDIR/evaluation.json",
+        lambda: _results().evaluate,
+        sections=_JUDGED,
     ),
     "analyse": Command(
         "why log-probs moved as they did, pair by pair, into WORKDIR/analysis.json",
         lambda: _results().analyse,
         kinds=_TEXTS,
+        sections=_SCORED | {"optimizer", "train", "analysis"},
     ),
     "sample": Command(
         "answer prompts with the trained model, in the format that AlpacaEval reads",
@@ -111,17 +135,20 @@ COMMANDS: dict[str, Command] = {
             "output": "the file to write, .jsonl or, for AlpacaEval, .json; default: WORKDIR/samples.jsonl",
             "model": "policy, the newest checkpoint (default), or reference, the start of the training",
         },
+        sections=_START | {"lora", "sampling", "tiles"},
     ),
     "pairs": Command(
         "answer prompts several times, judge the answers, and write the better and the worse ones as new pairs",
         lambda: lambda experiment, output: experiment.write_pairs(output),
         {"output": "the file to write; default: WORKDIR/pairs.jsonl"},
+        sections=_JUDGED | {"pairs"},
     ),
     "export": Command(
         "write the trained model as a Hugging Face folder, WORKDIR/export",
         lambda: _results().export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
         switches={"fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export"},
+        sections=_START | {"lora", "export"},
     ),
     "plan": Command(
         "compile the reference pass and the step for a machine that is not here, and say what they need",
@@ -138,6 +165,7 @@ COMMANDS: dict[str, Command] = {
         },
         dry=True,
         kinds=_TEXTS,
+        sections=_SCORED | {"optimizer", "train"},
     ),
     "sweep": Command(
         "train and evaluate every combination of some settings, into one table and one plot",
@@ -149,6 +177,7 @@ COMMANDS: dict[str, Command] = {
         "write WORKDIR/report.html, or, of several runs, WORKDIR/comparison.html",
         _report,
         lists={"compare": "the WORKDIR or the configuration of a run to show beside this one; once for each"},
+        sections=_START | {"evaluation"},
     ),
 }
 """Name on the command line -> command. To add one: its function, and its line here."""

@@ -10,7 +10,7 @@ from dpo_jax.reading import File, Keys, NotNegative, Positive, Range, Seed
 
 T = TypeVar("T")
 _TEXTS = ("tfds", "package", "split", "config", "revision", "name", "format", "rankings", "pairs")
-_FILES = ("path", "hub", "images", "data_dir", "root")
+_FILES = ("path", "hub", "images", "videos", "data_dir", "root")
 SOURCE_TEXTS = {**dict.fromkeys(_FILES, File), **dict.fromkeys(_TEXTS, str), "columns": Mapping}
 """Keys of a source that hold text, whatever is written there; the others are numbers, true and false."""
 Source = Annotated[Mapping[str, Any], Keys(SOURCE_TEXTS)]

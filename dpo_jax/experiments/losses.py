@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_jax.config import LossConfig
@@ -36,6 +37,32 @@ def needs_mismatched(losses: Sequence[LossConfig]) -> bool:
     return any(TRAINED[loss.name].mismatched for loss in losses if loss.name in TRAINED)
 
 
+def describe() -> Iterator[tuple[str, str, str, list[str]]]:
+    """Every loss of the table: its name, what it reads, its first line, and its options with defaults and ranges."""
+    for name, loss in LOSSES.items():
+        reads = "labelled " * loss.reads_labels + ("pictures" if loss.reads_errors else "texts")
+        reads = reads if loss.reads_labels else f"pairs of {reads}"
+        specs = _specs(loss)
+        options = [f"{option} {_yaml(spec.default)}: {_allowed(spec)}" for option, spec in specs.items()]
+        if name == "alpha_dpo":
+            options += [f"alpha auto: with {', '.join(KlBudget._fields)}"]
+        summary = (inspect.getdoc(loss.function) or "").partition("\n")[0]
+        yield name, f"{reads}{', and a reference' * loss.needs_reference}", summary, options
+
+
+def _specs(entry: Loss) -> dict[str, KnobSpec]:
+    """The options of a loss, which the running mean of the rewards is not."""
+    specs = dict(knobs(entry.function))
+    if entry.state is RunningMean:
+        specs.pop("delta", None)
+    return specs
+
+
+def _allowed(spec: KnobSpec) -> str:
+    numbers = [f"a number {spec.interval}"] if spec.interval else []
+    return " or ".join([*numbers, *map(_yaml, spec.choices)])
+
+
 def read_terms(losses: Sequence[LossConfig], origins: Origins) -> list[Term]:
     """The terms of the objective, defaults filled in.
 
@@ -59,9 +86,7 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
         at = locate(f"loss.{index}.name", origins)
         raise UserError(f"{at}: loss.name: {config.name!r} is unknown. {nearest(config.name, TRAINED)}")
     entry = TRAINED[config.name]
-    specs = dict(knobs(entry.function))
-    if entry.state is RunningMean:
-        specs.pop("delta", None)  # the running mean of the rewards
+    specs = _specs(entry)
     options = _TRAINER_DEFAULTS.get(config.name, {}) | dict(config.options)
     budget = _budget(index, config.name, options, origins)
     static, numbers = read_options(
@@ -160,11 +185,11 @@ def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
-        number = float(value)  # YAML reads 2e-5, without a dot, as text
+        number = float(value)  # of a text too, as earlier versions wrote it
     except ValueError:
         return None
     return number if math.isfinite(number) else None
 
 
 def _yaml(choice: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(choice, str(choice))
+    return "null" if choice is None else str(choice).lower() if isinstance(choice, bool) else str(choice)

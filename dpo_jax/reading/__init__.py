@@ -63,7 +63,8 @@ class Local(NamedTuple):
         return check_local(value)
 
 
-class Keys(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Keys:
     """The mark of a mapping of any keys, of which these hold text, or, where the kind is Mapping, a mapping to text."""
 
     kinds: Mapping[str, Any]
