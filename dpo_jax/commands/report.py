@@ -74,10 +74,15 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         reward=_evaluation(run.reward).heldout,
         analysis=_analysis(run.analysis),
         fitted=Fitted.from_json(_known(run.fitted) or {}, where=str(run.fitted)),
-        data=[SplitReport(**split) for split in _known(run.data) or ()],
+        data=read_splits(run),
         frontier=_frontier(evaluation),
         pictures=_pictures(run.samples_arrays),
     )
+
+
+def read_splits(run: Run) -> list[SplitReport]:
+    """The data as they were checked before the training; none where nobody did."""
+    return [SplitReport(**split) for split in _known(run.data) or ()]
 
 
 def _evaluation(run: Run) -> Evaluation:

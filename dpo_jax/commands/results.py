@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dpo_jax.commands.report import gather
+from dpo_jax.commands.report import gather, read_splits
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import write_json
 from dpo_jax.reporting.card import model_card
+from dpo_jax.reporting.data import shared_rows
 from dpo_jax.runtime.progress import say
 
 _MODELS = ("policy", "reference")
@@ -18,6 +19,8 @@ def evaluate(experiment: Steps) -> None:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
     path = experiment.run.evaluation
     write_json(path, experiment.evaluate().to_json())
+    if shared := shared_rows(read_splits(experiment.run)):
+        say("evaluate", f"{shared} of the held-out rows are also in data.train: of them the numbers tell nothing new")
     say("evaluate", f"wrote {path}")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.heldout import reward_metrics
-from dpo_jax.evaluation.intervals import in_words
+from dpo_jax.evaluation.intervals import in_words, mean_interval
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.stores import complete_store, score_again
@@ -77,13 +77,19 @@ def reward(experiment: Steps) -> None:
     fit(experiment, experiment.reward_training(term))
     if experiment.has_heldout:
         rewards_nP, losses_n = experiment.heldout_rewards(term)
-        heldout = dataclasses.replace(reward_metrics(rewards_nP), loss=float(losses_n.mean()))
+        groups = experiment.heldout_groups()
+        heldout = dataclasses.replace(
+            reward_metrics(rewards_nP, groups),
+            loss=float(losses_n.mean()),
+            loss_interval=mean_interval(losses_n, groups),
+        )
         path = experiment.run.reward.evaluation
         write_json(path, Evaluation(heldout=heldout).to_json())
         say(
             "reward",
             f"{heldout.pairs} held-out pairs: accuracy {heldout.accuracy:.3f} "
-            f"({in_words(heldout.accuracy_interval, '.3f')}), margin {heldout.margin:.3f}; wrote {path}",
+            f"({in_words(heldout.accuracy_interval, '.3f')}), margin {heldout.margin:.3f} "
+            f"({in_words(heldout.margin_interval, '.3f')}); wrote {path}",
         )
     else:
         say("reward", "no held-out accuracy: the configuration names no held-out pairs (data.eval)")

@@ -58,7 +58,7 @@ def kl_of_ratios(ratios: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return ratios, ratios**2 / 2, jnp.expm1(jnp.minimum(-ratios, _LARGEST_EXPONENT)) + ratios
 
 
-def divergence_metrics(sums: Divergences, tokens_n: np.ndarray) -> Evaluation:
+def divergence_metrics(sums: Divergences, tokens_n: np.ndarray, groups_n: np.ndarray | None = None) -> Evaluation:
     """An evaluation of `kl`, nats per response, `entropy` of the policy, nats per token, and `tokens` alone.
 
     `sequence_kl` is k1, the mean log-ratio. The entropy is estimated by the log-probs of the samples, all tokens alike.
@@ -66,6 +66,7 @@ def divergence_metrics(sums: Divergences, tokens_n: np.ndarray) -> Evaluation:
     Args:
         sums: of the samples, [n] each.
         tokens_n: how many tokens each has, its end included.
+        groups_n: of the intervals: samples of one prompt belong together.
 
     Raises:
         ValueError: there are no samples.
@@ -76,14 +77,14 @@ def divergence_metrics(sums: Divergences, tokens_n: np.ndarray) -> Evaluation:
     tokens_n = np.asarray(tokens_n, np.float64)
     kl: dict[str, Any] = {}
     for name in ("exact", "k1", "k2", "k3"):
-        kl |= {name: float(values[name].mean()), f"{name}_interval": mean_interval(values[name])}
+        kl |= {name: float(values[name].mean()), f"{name}_interval": mean_interval(values[name], groups_n)}
     return Evaluation(
         kl=Divergence(sequence_kl=kl["k1"], interval=kl["k1_interval"], samples=len(tokens_n), **kl),
         entropy=Entropy(
             token=float(-values["policy_logps"].sum() / tokens_n.sum()),
             sequence=float(-values["policy_logps"].mean()),
-            sequence_interval=mean_interval(-values["policy_logps"]),
+            sequence_interval=mean_interval(-values["policy_logps"], groups_n),
         ),
         tokens=float(tokens_n.mean()),
-        tokens_interval=mean_interval(tokens_n),
+        tokens_interval=mean_interval(tokens_n, groups_n),
     )

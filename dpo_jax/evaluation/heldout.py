@@ -10,15 +10,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import mean_interval, ranking_interval, share_interval
+from dpo_jax.evaluation.intervals import (
+    Interval,
+    bounded_interval,
+    difference_interval,
+    mean_interval,
+    ranking_interval,
+    ratio_interval,
+)
 from dpo_jax.evaluation.records import Accuracy, BothMoved, Calibration, CalibrationBin, Heldout, Moved
+
+Groups = np.ndarray | None
+"""The group of each row, int [B], rows of one prompt being no independent ones; None: each is one of its own."""
 
 BINS = 10
 ABOUT_EQUAL = 0.1
 """Two responses are about as long where they differ by no more than this share of the longer one."""
 
 
-def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarray, *, beta: float) -> Heldout:
+def preference_metrics(
+    policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarray, *, beta: float, groups_B: Groups = None
+) -> Heldout:
     """Accuracy and margin on pairs, from summed response log-probs [B, 2] in nats.
 
     A pair counts as right where its margin is above zero: a tie is wrong. `margin` is the chosen log-ratio less the
@@ -34,19 +46,19 @@ def preference_metrics(policy_logps_BP: np.ndarray, reference_logps_BP: np.ndarr
     log_ratios_BP = policy_BP - reference_BP
     margins_B = log_ratios_BP[:, 0] - log_ratios_BP[:, 1]
     chosen, rejected = (
-        Moved(mean=float(x_B.mean()), interval=mean_interval(x_B), fell=float(np.mean(x_B < 0)))
+        Moved(mean=float(x_B.mean()), interval=mean_interval(x_B, groups_B), fell=float(np.mean(x_B < 0)))
         for x_B in log_ratios_BP.T
     )
     return Heldout(
-        **vars(_accuracy(margins_B)),
+        **vars(_accuracy(margins_B, groups_B)),
         margin=float(margins_B.mean()),
-        margin_interval=mean_interval(margins_B),
+        margin_interval=mean_interval(margins_B, groups_B),
         reward_margin=float(beta * margins_B.mean()),
         moved=BothMoved(chosen=chosen, rejected=rejected),
     )
 
 
-def reward_metrics(rewards_BP: np.ndarray) -> Heldout:
+def reward_metrics(rewards_BP: np.ndarray, groups_B: Groups = None) -> Heldout:
     """Accuracy, margin and mean rewards of a reward model on pairs; a tie is wrong.
 
     Raises:
@@ -58,9 +70,9 @@ def reward_metrics(rewards_BP: np.ndarray) -> Heldout:
     margins_B = rewards_BP[:, 0] - rewards_BP[:, 1]
     chosen, rejected = rewards_BP.mean(axis=0).tolist()
     return Heldout(
-        **vars(_accuracy(margins_B)),
+        **vars(_accuracy(margins_B, groups_B)),
         margin=float(margins_B.mean()),
-        margin_interval=mean_interval(margins_B),
+        margin_interval=mean_interval(margins_B, groups_B),
         chosen=chosen,
         rejected=rejected,
     )
@@ -89,6 +101,7 @@ def unpaired_metrics(
         accuracy=right / (len(good) * len(bad)),
         accuracy_interval=ranking_interval(right, len(good), len(bad)),
         margin=margin,
+        margin_interval=difference_interval(good, bad),
         reward_margin=float(beta * margin),
     )
 
@@ -96,7 +109,17 @@ def unpaired_metrics(
 def perplexity(logps_n: np.ndarray, tokens_n: np.ndarray) -> float:
     """The perplexity a token of responses with these summed log-probs; infinite where one is impossible."""
     mean = float(logps_n.sum(dtype=np.float64) / tokens_n.sum())
-    return math.exp(-mean) if mean > -700 else math.inf
+    return _exp(-mean)
+
+
+def perplexity_interval(logps_n: np.ndarray, tokens_n: np.ndarray) -> Interval:
+    """The interval of `perplexity`, the responses being independent."""
+    low, high = ratio_interval(np.asarray(-logps_n, np.float64), np.asarray(tokens_n, np.float64))
+    return _exp(low), _exp(high)
+
+
+def _exp(nats: float) -> float:
+    return math.exp(nats) if nats < 700 else math.inf
 
 
 def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray | None = None) -> Calibration:
@@ -147,23 +170,30 @@ def _bins(confidence_B: np.ndarray) -> dict[float, np.ndarray]:
     return {0.5 + 0.5 * place / BINS: places_B == place for place in np.unique(places_B).tolist()}
 
 
-def accuracy_by_source(margins_B: np.ndarray, source_B: np.ndarray, sources: Sequence[str]) -> dict[str, Accuracy]:
+def accuracy_by_source(
+    margins_B: np.ndarray, source_B: np.ndarray, sources: Sequence[str], groups_B: Groups = None
+) -> dict[str, Accuracy]:
     """Accuracy on the pairs of each source that has some; `source_B` are places in `sources`."""
-    return _by_part(margins_B, {name: source_B == place for place, name in enumerate(sources)})
+    return _by_part(margins_B, {name: source_B == place for place, name in enumerate(sources)}, groups_B)
 
 
-def accuracy_by_length(margins_B: np.ndarray, tokens_BP: np.ndarray) -> dict[str, Accuracy]:
+def accuracy_by_length(margins_B: np.ndarray, tokens_BP: np.ndarray, groups_B: Groups = None) -> dict[str, Accuracy]:
     """Accuracy where rejected is longer, where both are about as long, and where chosen is longer, by token counts."""
     chosen_B, rejected_B = np.asarray(tokens_BP, np.float64).T
     longer_B = (chosen_B - rejected_B) / np.maximum(np.maximum(chosen_B, rejected_B), 1)
     parts = {"rejected_longer": longer_B < -ABOUT_EQUAL, "about_equal": np.abs(longer_B) <= ABOUT_EQUAL}
-    return _by_part(margins_B, {**parts, "chosen_longer": longer_B > ABOUT_EQUAL})
+    return _by_part(margins_B, {**parts, "chosen_longer": longer_B > ABOUT_EQUAL}, groups_B)
 
 
-def _by_part(margins_B: np.ndarray, parts: Mapping[str, np.ndarray]) -> dict[str, Accuracy]:
-    return {name: _accuracy(margins_B[inside]) for name, inside in parts.items() if inside.any()}
+def _by_part(margins_B: np.ndarray, parts: Mapping[str, np.ndarray], groups_B: Groups) -> dict[str, Accuracy]:
+    return {
+        name: _accuracy(margins_B[inside], None if groups_B is None else groups_B[inside])
+        for name, inside in parts.items()
+        if inside.any()
+    }
 
 
-def _accuracy(margins_B: np.ndarray) -> Accuracy:
-    right, pairs = int(np.sum(margins_B > 0)), len(margins_B)
-    return Accuracy(pairs=pairs, accuracy=right / pairs, accuracy_interval=share_interval(right, pairs))
+def _accuracy(margins_B: np.ndarray, groups_B: Groups) -> Accuracy:
+    right_B = margins_B > 0
+    interval = bounded_interval(right_B, groups_B)
+    return Accuracy(pairs=len(right_B), accuracy=float(right_B.mean()), accuracy_interval=interval)

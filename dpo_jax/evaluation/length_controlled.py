@@ -21,8 +21,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dpo_jax.evaluation.intervals import ALL_NUMBERS, bayesian_weights, bounded_interval, groups_of
 from dpo_jax.evaluation.records import LengthControlled
-from dpo_jax.evaluation.winrate import groups_of
 
 _RESAMPLES = 500
 _PENALTY = 0.1
@@ -38,7 +38,10 @@ def length_controlled(
     *,
     difficulty_n: np.ndarray | None = None,
 ) -> LengthControlled:
-    """The length-controlled win rate, its interval (bootstrapped over prompts, each time fitted anew), and phi.
+    """The length-controlled win rate, its interval, and phi.
+
+    The interval is that of `bounded_interval`: the Bayesian bootstrap over prompts, each time fitted anew, with a win
+    and a loss at equal lengths added. Of one comparison it is all numbers.
 
     Args:
         verdicts_n: how likely the policy's response is better, in [0, 1].
@@ -54,17 +57,26 @@ def length_controlled(
         raise ValueError(f"verdicts {verdicts_n.shape} of {len(policy)} and {len(reference)} responses: need one each")
     features_nF = _features(policy, reference, difficulty_n)
     groups_n = groups_of(prompts)
-    once_Sn, drawn_Sn = np.ones((1, len(prompts))), _draws(int(groups_n.max()) + 1)[:, groups_n]
+    longer_n = np.array([len(a) > len(b) for a, b in zip(policy, reference, strict=True)])
+    once_Sn = np.ones((1, len(prompts)))
     fit_SF = _fit(features_nF, verdicts_n, once_Sn, np.zeros(features_nF.shape[1]))
-    low, high = -np.inf, np.inf
+    rate = float(_at_equal_lengths(fit_SF, features_nF, once_Sn)[0])
+    interval = ALL_NUMBERS
     if groups_n.max() > 0:
+        drawn_Sn = _draws(groups_n)
+        unseen_2F = np.tile(features_nF.mean(axis=0), (2, 1))
+        unseen_2F[:, 1] = 0.0
+        features_nF, verdicts_n = np.concatenate([features_nF, unseen_2F]), np.append(verdicts_n, [0.0, 1.0])
         resampled_SF = _fit(features_nF, verdicts_n, drawn_Sn, fit_SF[0])
-        low, high = np.quantile(_at_equal_lengths(resampled_SF, features_nF, drawn_Sn), [0.025, 0.975])
+        rates = _at_equal_lengths(resampled_SF, features_nF, drawn_Sn)
+        low, high = np.quantile(rates, [0.025, 0.975]).tolist()
+        interval = (min(low, rate), max(high, rate))
     return LengthControlled(
-        win_rate=float(_at_equal_lengths(fit_SF, features_nF, once_Sn)[0]),
-        win_rate_interval=(float(low), float(high)),
+        win_rate=rate,
+        win_rate_interval=interval,
         length_effect=float(fit_SF[0, 1]),
-        longer=float(np.mean([len(a) > len(b) for a, b in zip(policy, reference, strict=True)])),
+        longer=float(longer_n.mean()),
+        longer_interval=bounded_interval(longer_n, groups_n),
     )
 
 
@@ -75,10 +87,11 @@ def _features(policy: Sequence[str], reference: Sequence[str], difficulty_n: np.
     return np.stack(columns + ([] if difficulty_n is None else [np.asarray(difficulty_n, np.float64)]), axis=1)
 
 
-def _draws(groups: int) -> np.ndarray:
-    """Count of each group in each resample, [S, groups]."""
-    random = np.random.default_rng(0)
-    return np.stack([np.bincount(random.integers(0, groups, groups), minlength=groups) for _ in range(_RESAMPLES)])
+def _draws(groups_n: np.ndarray) -> np.ndarray:
+    """The weight of each comparison in each resample, and of two that were not seen, [S, n + 2]."""
+    groups = int(groups_n.max()) + 1
+    drawn_SG = np.stack(list(bayesian_weights(groups + 2, _RESAMPLES)))
+    return np.concatenate([drawn_SG[:, groups_n], drawn_SG[:, groups:] * len(groups_n) / groups], axis=1)
 
 
 def _at_equal_lengths(fit_SF: np.ndarray, features_nF: np.ndarray, weights_Sn: np.ndarray) -> np.ndarray:
@@ -98,7 +111,7 @@ def _fit(features_nF: np.ndarray, verdicts_n: np.ndarray, weights_Sn: np.ndarray
         bend_Sn = weights_Sn * chance_Sn * (1 - chance_Sn)
         hessian_SFF = np.einsum("sn,nf,ng->sfg", bend_Sn, features_nF, features_nF, optimize=True)
         step_SF = np.linalg.solve(hessian_SFF + _PENALTY * np.eye(width), gradient_SF[..., None])[..., 0]
-        fit_SF -= step_SF
+        fit_SF -= np.clip(step_SF, -1.0, 1.0)  # from far off, where the curve is flat, a whole step goes astray
         if np.abs(step_SF).max() < _TOLERANCE:
             return fit_SF
     raise ArithmeticError(f"the regression of {len(verdicts_n)} verdicts had not converged after {_STEPS} steps")

@@ -21,7 +21,9 @@ class Sides(Record):
     """One figure of policy and reference."""
 
     policy: float | None = None
+    policy_interval: Interval | None = None
     reference: float | None = None
+    reference_interval: Interval | None = None
 
 
 class Accuracy(Record):
@@ -91,6 +93,7 @@ class Heldout(Record):
     errors: Sides = Sides()
     draws: int | None = None
     loss: float | None = None
+    loss_interval: Interval | None = None
 
 
 class Divergence(Record):
@@ -133,9 +136,11 @@ class Texts(Record):
     words: float | None = None
     words_interval: Interval | None = None
     empty: float | None = None
+    empty_interval: Interval | None = None
     distinct_1: float | None = None
     distinct_2: float | None = None
     repeated: float | None = None
+    repeated_interval: Interval | None = None
 
 
 class BothTexts(Record):
@@ -173,13 +178,16 @@ class LengthControlled(Record):
     win_rate_interval: Interval | None = None
     length_effect: float | None = None
     longer: float | None = None
+    longer_interval: Interval | None = None
 
 
 class OrderEffect(Record):
     """Effect of the order of two responses on a judge, as `order_effect` has it."""
 
     flipped: float | None = None
+    flipped_interval: Interval | None = None
     first_preferred: float | None = None
+    first_preferred_interval: Interval | None = None
     policy_first: float | None = None
     policy_first_interval: Interval | None = None
     policy_second: float | None = None
@@ -253,7 +261,9 @@ class Share(Record):
 class Section(Record):
     """Accuracy on a section of a benchmark, and the subsets that were not there."""
 
+    rows: int | None = None
     accuracy: float | None = None
+    accuracy_interval: Interval | None = None
     lacks: Sequence[str] = ()
 
 
@@ -285,6 +295,7 @@ class Quality(Record):
     reference: float | None = None
     difference: float | None = None
     difference_interval: Interval | None = None
+    samples: int | None = None
 
 
 class Seen(Record):
@@ -298,6 +309,9 @@ class Classes(Record):
     """Share of samples in which the class asked for is seen; `real` is the classifier's accuracy on real samples."""
 
     real: float | None = None
+    real_samples: int | None = None
+    real_interval: Interval | None = None
+    samples: int | None = None
     policy: Seen = Seen()
     reference: Seen = Seen()
     difference: float | None = None
@@ -351,6 +365,7 @@ class Fitted(Record):
 
     responses: int | None = None
     perplexity: float | None = None
+    perplexity_interval: Interval | None = None
     before_fine_tuning: float | None = None
     fitted: bool | None = None
 

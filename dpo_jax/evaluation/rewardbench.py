@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import share_interval
+from dpo_jax.evaluation.intervals import average_interval, share_interval
 from dpo_jax.evaluation.records import Benchmark, Section, Share
 
 _CODE = 164
@@ -76,7 +76,12 @@ def _share(right_n: np.ndarray) -> Share:
 
 def _average(by_subset: Mapping[str, Share], weights: Mapping[str, int]) -> Section:
     present = [name for name in weights if name in by_subset]
-    accuracy = np.average(
-        [by_subset[name].accuracy or 0.0 for name in present], weights=[weights[name] for name in present]
+    of_each = [weights[name] for name in present]
+    accuracies = [by_subset[name].accuracy or 0.0 for name in present]
+    rows = [by_subset[name].rows or 0 for name in present]
+    return Section(
+        rows=sum(rows),
+        accuracy=float(np.average(accuracies, weights=of_each)),
+        accuracy_interval=average_interval(accuracies, rows, of_each),
+        lacks=tuple(name for name in weights if name not in by_subset),
     )
-    return Section(accuracy=float(accuracy), lacks=tuple(name for name in weights if name not in by_subset))

@@ -3,43 +3,69 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import Interval
+from dpo_jax.evaluation.intervals import Interval, mean_interval
 from dpo_jax.evaluation.records import BestOf, Evaluation, Place, Quality, Settings, Trial
 
 Figure = tuple[float | None, Interval | None]
 
 
 class Measure(NamedTuple):
-    """One figure of an evaluation, None where it was not measured, with its interval."""
+    """One figure of an evaluation, None where it was not measured, with its interval, and of how many it is."""
 
     unit: str  # share, nats, or none
     read: Callable[[Evaluation], Figure]
+    count: Callable[[Evaluation], int | None] = lambda _: None  # of a training: its steps are no sample
+
+
+def _judged(of: Evaluation) -> int | None:
+    return of.judged.samples
+
+
+def _held_out(of: Evaluation) -> int | None:
+    return of.heldout.pairs
+
+
+def _classified(of: Evaluation) -> int | None:
+    return of.classes.samples
+
+
+def _flicker(of: Evaluation) -> Quality:
+    return of.metrics.get("flicker", Quality())
 
 
 MEASURES: dict[str, Measure] = {
-    "positive before": Measure("share", lambda of: (of.judged.reference.positive, of.judged.reference.interval)),
-    "judged positive": Measure("share", lambda of: (of.judged.policy.positive, of.judged.policy.interval)),
-    "mean score": Measure("", lambda of: (of.judged.policy.score, of.judged.policy.score_interval)),
-    "reward before": Measure("", lambda of: (of.judged.reference.reward, of.judged.reference.interval)),
-    "mean reward": Measure("", lambda of: (of.judged.policy.reward, of.judged.policy.interval)),
-    "win rate": Measure("share", lambda of: (of.judged.win_rate, of.judged.win_rate_interval)),
-    "sequence KL": Measure("nats", lambda of: (of.kl.exact, of.kl.exact_interval)),
-    "held-out accuracy": Measure("share", lambda of: (of.heldout.accuracy, of.heldout.accuracy_interval)),
-    "held-out margin": Measure("nats", lambda of: (of.heldout.margin, of.heldout.margin_interval)),
-    "chosen moved": Measure("nats", lambda of: (of.heldout.moved.chosen.mean, of.heldout.moved.chosen.interval)),
-    "rejected moved": Measure("nats", lambda of: (of.heldout.moved.rejected.mean, of.heldout.moved.rejected.interval)),
-    "chosen perplexity": Measure("", lambda of: (of.heldout.perplexity.policy, None)),
-    "class seen before": Measure("share", lambda of: (of.classes.reference.share, of.classes.reference.interval)),
-    "class seen": Measure("share", lambda of: (of.classes.policy.share, of.classes.policy.interval)),
-    "flicker before": Measure("", lambda of: (of.metrics.get("flicker", Quality()).reference, None)),
-    "flicker": Measure("", lambda of: (of.metrics.get("flicker", Quality()).policy, None)),
-    "denoising error": Measure("", lambda of: (of.heldout.errors.policy, None)),
+    "positive before": Measure(
+        "share", lambda of: (of.judged.reference.positive, of.judged.reference.interval), _judged
+    ),
+    "judged positive": Measure("share", lambda of: (of.judged.policy.positive, of.judged.policy.interval), _judged),
+    "mean score": Measure("", lambda of: (of.judged.policy.score, of.judged.policy.score_interval), _judged),
+    "reward before": Measure("", lambda of: (of.judged.reference.reward, of.judged.reference.interval), _judged),
+    "mean reward": Measure("", lambda of: (of.judged.policy.reward, of.judged.policy.interval), _judged),
+    "win rate": Measure("share", lambda of: (of.judged.win_rate, of.judged.win_rate_interval), _judged),
+    "sequence KL": Measure("nats", lambda of: (of.kl.exact, of.kl.exact_interval), lambda of: of.kl.samples),
+    "held-out accuracy": Measure("share", lambda of: (of.heldout.accuracy, of.heldout.accuracy_interval), _held_out),
+    "held-out margin": Measure("nats", lambda of: (of.heldout.margin, of.heldout.margin_interval), _held_out),
+    "chosen moved": Measure(
+        "nats", lambda of: (of.heldout.moved.chosen.mean, of.heldout.moved.chosen.interval), _held_out
+    ),
+    "rejected moved": Measure(
+        "nats", lambda of: (of.heldout.moved.rejected.mean, of.heldout.moved.rejected.interval), _held_out
+    ),
+    "chosen perplexity": Measure(
+        "", lambda of: (of.heldout.perplexity.policy, of.heldout.perplexity.policy_interval), _held_out
+    ),
+    "class seen before": Measure(
+        "share", lambda of: (of.classes.reference.share, of.classes.reference.interval), _classified
+    ),
+    "class seen": Measure("share", lambda of: (of.classes.policy.share, of.classes.policy.interval), _classified),
+    "flicker before": Measure("", lambda of: (_flicker(of).reference, None), lambda of: _flicker(of).samples),
+    "flicker": Measure("", lambda of: (_flicker(of).policy, None), lambda of: _flicker(of).samples),
+    "denoising error": Measure("", lambda of: (of.heldout.errors.policy, of.heldout.errors.policy_interval), _held_out),
     "chosen in training": Measure("nats", lambda of: (of.halves.measured.chosen, None)),
     "rejected in training": Measure("nats", lambda of: (of.halves.measured.rejected, None)),
     "rejected by the field of log-probs": Measure("nats", lambda of: (_by_field(of, "logp").rejected, None)),
@@ -55,23 +81,18 @@ class Line(NamedTuple):
     runs: int
     measures: Mapping[str, tuple[float, Interval | None]]
     curve: str  # what it has in common with its neighbours in a plot
+    counts: Mapping[str, int] = {}  # of a single run: of how many pairs or samples a measure is
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, Interval]:
-    """The mean of one figure of several runs, and its 95 % interval by Student's t; of one run that is all numbers.
+    """The mean of one figure of several runs, and its interval, `mean_interval`: all numbers where runs are alike.
 
     Raises:
         ValueError: there is no run.
     """
     if not values:
         raise ValueError("no runs, and so no mean")
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, (-math.inf, math.inf)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
-    return mean, (mean - half, mean + half)
+    return float(np.mean(values)), mean_interval(values)
 
 
 def lines_of(trials: Sequence[Trial]) -> list[Line]:
@@ -81,7 +102,13 @@ def lines_of(trials: Sequence[Trial]) -> list[Line]:
         if trial.failed is None:
             groups.setdefault(json.dumps(_without_seed(trial)), []).append(trial)
     return [
-        Line(_without_seed(group[0]), len(group), _measures([trial.evaluation for trial in group]), _curve(group[0]))
+        Line(
+            _without_seed(group[0]),
+            len(group),
+            _measures([trial.evaluation for trial in group]),
+            _curve(group[0]),
+            _counts(group[0].evaluation) if len(group) == 1 else {},
+        )
         for group in groups.values()
     ]
 
@@ -130,6 +157,11 @@ def _measures(evaluations: Sequence[Evaluation]) -> dict[str, tuple[float, Inter
         if len(values) == len(figures):
             measures[name] = (values[0], figures[0][1]) if len(values) == 1 else across_seeds(values)
     return measures
+
+
+def _counts(evaluation: Evaluation) -> dict[str, int]:
+    counts = {name: measure.count(evaluation) for name, measure in MEASURES.items()}
+    return {name: count for name, count in counts.items() if count is not None}
 
 
 def _by_field(evaluation: Evaluation, coordinates: str) -> Place:

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dpo_jax.evaluation.intervals import mean_interval
+import numpy as np
+
+from dpo_jax.evaluation.intervals import bounded_interval, mean_interval
 from dpo_jax.evaluation.records import Texts
 
 _REPEATED_WORDS = 4
 
 
-def describe_texts(texts: Sequence[str]) -> Texts:
+def describe_texts(texts: Sequence[str], groups: np.ndarray | None = None) -> Texts:
     """Mean lengths, and repetition by words, of texts.
 
     `distinct_1` and `distinct_2` are the different words, and pairs of words, of all texts together as a share of all
     of them (Li et al. 2016, arXiv:1510.03055); `repeated` is the mean share of a text's groups of four words that were
-    there before in the same text, of those with at least four words. What there is none of is None.
+    there before in the same text, of those with at least four words. What there is none of is None. `groups` are those
+    of the intervals.
     """
     words = [text.split() for text in texts]
-    repeated = [1 - len(set(groups)) / len(groups) for text in words if (groups := _groups(text, _REPEATED_WORDS))]
+    enough = np.array([len(text) >= _REPEATED_WORDS for text in words], bool)
+    repeated = [1 - len(set(four)) / len(four) for text in words if (four := _groups(text, _REPEATED_WORDS))]
+    empty = [not text for text in words]
     return Texts(
         characters=_mean([len(text) for text in texts]),
         words=_mean([len(text) for text in words]),
-        words_interval=mean_interval([len(text) for text in words]),
-        empty=_mean([not text for text in words]),
+        words_interval=mean_interval([len(text) for text in words], groups),
+        empty=_mean(empty),
+        empty_interval=bounded_interval(empty, groups) if words else None,
         distinct_1=_distinct(words, 1),
         distinct_2=_distinct(words, 2),
         repeated=_mean(repeated),
+        repeated_interval=bounded_interval(repeated, None if groups is None else groups[enough]) if repeated else None,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import Interval, bootstrap_interval, share_interval
+from dpo_jax.evaluation.intervals import bounded_interval, groups_of, mean_interval
 from dpo_jax.evaluation.judges import Orders
 from dpo_jax.evaluation.records import Judged, JudgedSide, OrderEffect, WinRate
 
@@ -17,7 +17,7 @@ from dpo_jax.evaluation.records import Judged, JudgedSide, OrderEffect, WinRate
 def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> WinRate:
     """The mean verdict, a tie being half a win, and how many were won, tied and lost.
 
-    Answers to one prompt are not independent: the interval is bootstrapped over the prompts, if there are several.
+    Answers to one prompt are not independent: the interval is that of the prompts, if there are several.
 
     Args:
         verdicts_n: how likely the policy's response is better, in [0, 1].
@@ -32,7 +32,7 @@ def win_rate(verdicts_n: np.ndarray, prompts: Sequence[str]) -> WinRate:
     return WinRate(
         samples=len(prompts),
         win_rate=float(verdicts_n.mean()),
-        win_rate_interval=_interval(verdicts_n, groups_of(prompts)),
+        win_rate_interval=bounded_interval(verdicts_n, groups_of(prompts)),
         wins=int(np.sum(verdicts_n > 0.5)),
         ties=int(np.sum(verdicts_n == 0.5)),
         losses=int(np.sum(verdicts_n < 0.5)),
@@ -44,8 +44,8 @@ def compare_rewards(
 ) -> Judged:
     """Mean rewards, their difference, and how often the policy's response has the higher one; a tie is half a win.
 
-    Sample i of both models answers prompt i. Answers to one prompt are not independent: intervals are bootstrapped over
-    the prompts.
+    Sample i of both models answers prompt i. Answers to one prompt are not independent: intervals are those of the
+    prompts.
 
     Raises:
         ValueError: the samples are not as many as the prompts, or there are none.
@@ -55,7 +55,7 @@ def compare_rewards(
         raise ValueError(f"rewards {policy_n.shape} and {reference_n.shape} of {len(prompts)} prompts: need one each")
     differences_n, groups_n = policy_n - reference_n, groups_of(prompts)
     policy, reference = (
-        JudgedSide(reward=float(rewards_n.mean()), interval=bootstrap_interval(rewards_n, groups_n))
+        JudgedSide(reward=float(rewards_n.mean()), interval=mean_interval(rewards_n, groups_n))
         for rewards_n in (policy_n, reference_n)
     )
     return Judged(
@@ -63,7 +63,7 @@ def compare_rewards(
         policy=policy,
         reference=reference,
         reward_difference=float(differences_n.mean()),
-        reward_difference_interval=bootstrap_interval(differences_n, groups_n),
+        reward_difference_interval=mean_interval(differences_n, groups_n),
         **vars(win_rate((1 + np.sign(differences_n)) / 2, prompts)),
     )
 
@@ -73,33 +73,18 @@ def order_effect(orders: Orders, prompts: Sequence[str]) -> OrderEffect:
 
     `flipped` is the share of comparisons whose winner was another in the other order, `first_preferred` how often the
     response shown first won, a tie being half: 0.5 for a judge without a position bias. `policy_first` and
-    `policy_second` are the win rates of the policy in either order, each with `_interval`.
+    `policy_second` are the win rates of the policy in either order. Each has its `_interval`.
     """
     sides = (orders.a_first - 0.5) * (orders.b_first - 0.5)
-    first = (orders.a_first + 1 - orders.b_first) / 2
+    first, groups = (orders.a_first + 1 - orders.b_first) / 2, groups_of(prompts)
     policy_first, policy_second = (win_rate(verdicts_n, prompts) for verdicts_n in orders)
     return OrderEffect(
         flipped=float(np.mean(sides < 0)),
+        flipped_interval=bounded_interval(sides < 0, groups),
         first_preferred=float(first.mean()),
+        first_preferred_interval=bounded_interval(first, groups),
         policy_first=policy_first.win_rate,
         policy_first_interval=policy_first.win_rate_interval,
         policy_second=policy_second.win_rate,
         policy_second_interval=policy_second.win_rate_interval,
     )
-
-
-def groups_of(prompts: Sequence[str]) -> np.ndarray:
-    """The group of each comparison for the bootstrap, int [n]: those of one prompt belong together.
-
-    Where all are of one prompt each is a group of its own: the interval is then of what is answered to that prompt.
-    """
-    groups_n = np.unique(np.asarray(prompts, object), return_inverse=True)[1]
-    return groups_n if groups_n.max() else np.arange(len(groups_n))
-
-
-def _interval(verdicts_n: np.ndarray, groups_n: np.ndarray) -> Interval:
-    """Bootstrapped; where all are won, or all lost, that has no width, and each prompt counts as one."""
-    prompts = int(groups_n.max()) + 1
-    if verdicts_n.min() == verdicts_n.max() and verdicts_n[0] in (0.0, 1.0):
-        return share_interval(int(verdicts_n[0]) * prompts, prompts)
-    return bootstrap_interval(verdicts_n, groups_n)

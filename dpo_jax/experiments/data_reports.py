@@ -93,7 +93,9 @@ def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, 
     picks = np.linspace(0, len(data.rows) - 1, min(_EXAMPLES, len(data.rows))).astype(int)
     names = tuple(findings.lengths)[1:]
     examples = [_example(tokenizer.decode, data.rows[pick], names) for pick in picks]
-    return SplitReport(name, facts, PERCENTILES, findings.lengths, examples)
+    return SplitReport(
+        name, facts, PERCENTILES, findings.lengths, examples, shared=None if shared is None else shared.rows
+    )
 
 
 def _example(decode: Callable[[Any], str], row: TokenRow, names: tuple[str, ...]) -> Example:
@@ -121,13 +123,14 @@ def _picture_report(name: str, data: Pictures, known: set[str]) -> SplitReport:
     facts += [("ties left out", f"{data.ties:,}", False)] if data.ties else []
     if repeated := len(rows) - len(counts):
         facts.append(("rows that are there before, pixel for pixel", f"{repeated:,}", True))
-    if shared := len(known & counts.keys()):
+    shared = len(known & counts.keys())
+    if shared:
         facts.append(("rows that are training rows too", f"{shared:,}", True))
     facts += _of_labels(rows)
     if len(rows[0].samples) == 2:
         facts += _of_metrics(rows[:_MEASURED])
     pictures = [(_label(row), [data_url(sample()) for sample in row.samples]) for row in rows[:_SHOWN]]
-    return SplitReport(name, facts, (), {}, (), pictures)
+    return SplitReport(name, facts, (), {}, (), pictures, shared if name == "data.eval" else None)
 
 
 def _of_labels(rows: Sequence[PictureRow]) -> list[Fact]:

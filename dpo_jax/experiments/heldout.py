@@ -22,9 +22,11 @@ from dpo_jax.evaluation.heldout import (
     accuracy_by_source,
     calibration,
     perplexity,
+    perplexity_interval,
     preference_metrics,
     unpaired_metrics,
 )
+from dpo_jax.evaluation.intervals import groups_of, in_words, mean_interval
 from dpo_jax.evaluation.records import Fitted, Heldout, Sides
 from dpo_jax.experiments.stores import TOLERANCE
 from dpo_jax.files import write_json
@@ -64,21 +66,35 @@ def heldout(
     desirable, source = (values_of(data.rows, values, row_ids) for values in (data.desirable, data.source_B))
     brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
     beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
+    groups = values_of(data.rows, prompt_groups(data.rows), row_ids)
     if desirable is None:
         margins_n = _margins(now, frozen)
+        perplexities = Sides(
+            policy=_first_perplexity(now),
+            policy_interval=_first_perplexity_interval(now),
+            reference=_first_perplexity(frozen),
+            reference_interval=_first_perplexity_interval(frozen),
+        )
         metrics = dataclasses.replace(
-            preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta),
+            preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta, groups_B=groups),
             calibration=calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"]),
-            perplexity=Sides(policy=_first_perplexity(now), reference=_first_perplexity(frozen)),
-            by_length=accuracy_by_length(margins_n, now.tokens_nP),
-            by_source={} if source is None else accuracy_by_source(margins_n, source, data.sources),
+            perplexity=perplexities,
+            by_length=accuracy_by_length(margins_n, now.tokens_nP, groups),
+            by_source={} if source is None else accuracy_by_source(margins_n, source, data.sources, groups),
         )
     else:
         metrics = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
     if any(term.entry.needs_distribution or term.wpo for term in terms):
         return metrics
     losses_n = loss_of_rows(terms, now, frozen, desirable, loss_state, **beside)
-    return dataclasses.replace(metrics, loss=float(losses_n.mean()))
+    return dataclasses.replace(
+        metrics, loss=float(losses_n.mean()), loss_interval=mean_interval(np.asarray(losses_n), groups)
+    )
+
+
+def prompt_groups(rows: Sequence[TokenRow]) -> np.ndarray:
+    """The group of each row, [n]: rows of one prompt are no independent ones."""
+    return groups_of([row.prompt.tobytes() for row in rows])
 
 
 def _margins(now: Scores, frozen: Scores) -> np.ndarray:
@@ -174,15 +190,22 @@ def say_how_fitted(
     """
     chosen = np.arange(len(data.rows)) if data.desirable is None else np.flatnonzero(data.desirable)
     rows = take(data.rows, chosen[np.linspace(0, len(chosen) - 1, min(_ROWS, len(chosen))).astype(int)])
-    now = _first_perplexity(store.lookup(row_ids_of(rows)) if store else scorer(start(), rows)[1])
-    of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token"
+    scores = store.lookup(row_ids_of(rows)) if store else scorer(start(), rows)[1]
+    now, interval = _first_perplexity(scores), _first_perplexity_interval(scores)
+    of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token ({in_words(interval, '.2f')})"
     if base is None:
-        write_json(path, Fitted(responses=len(rows), perplexity=now).to_json())
+        write_json(path, Fitted(responses=len(rows), perplexity=now, perplexity_interval=interval).to_json())
         say("train", f"{of}; no `sft:` section: unless they are the model's own, fine-tune on such responses first")
         return
     before = _first_perplexity(scorer(base(), rows)[1])
     fitted = now < _FITTED * before
-    record = Fitted(responses=len(rows), perplexity=now, before_fine_tuning=before, fitted=fitted)
+    record = Fitted(
+        responses=len(rows),
+        perplexity=now,
+        perplexity_interval=interval,
+        before_fine_tuning=before,
+        fitted=fitted,
+    )
     write_json(path, record.to_json())
     say("train", f"{of} after fine-tuning, {before:.2f} before")
     if not fitted:
@@ -196,3 +219,7 @@ def say_how_fitted(
 def _first_perplexity(scores: Scores) -> float:
     """That of the first response of each row, a token."""
     return perplexity(scores.logps_nP[:, 0], scores.tokens_nP[:, 0])
+
+
+def _first_perplexity_interval(scores: Scores) -> tuple[float, float]:
+    return perplexity_interval(scores.logps_nP[:, 0], scores.tokens_nP[:, 0])

@@ -26,7 +26,7 @@ from dpo_jax.config.pictures import (
 )
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.evaluation.heldout import preference_metrics, unpaired_metrics
-from dpo_jax.evaluation.intervals import bootstrap_interval, in_words, share_interval
+from dpo_jax.evaluation.intervals import bounded_interval, in_words, mean_interval
 from dpo_jax.evaluation.records import Classes, Evaluation, Heldout, Judged, Quality, Seen, Sides
 from dpo_jax.evaluation.winrate import compare_rewards
 from dpo_jax.experiments.pictures import PictureExperiment
@@ -76,13 +76,19 @@ def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> Hel
         preferred = unpaired_metrics(-policy_nP[:, 0], -base_nP[:, 0], desirable_n, beta=1.0)
     else:
         preferred = preference_metrics(-policy_nP, -base_nP, beta=1.0)
-    say("evaluate", f"{preferred.pairs} held-out pairs: accuracy {preferred.accuracy:.3f} over {draws} draws")
+    accuracy = f"accuracy {preferred.accuracy:.3f} ({in_words(preferred.accuracy_interval, '.3f')})"
+    say("evaluate", f"{preferred.pairs} held-out pairs: {accuracy} over {draws} draws")
     return Heldout(
         pairs=preferred.pairs,
         accuracy=preferred.accuracy,
         accuracy_interval=preferred.accuracy_interval,
         error_margin=preferred.margin,
-        errors=Sides(policy=float(policy_nP.mean()), reference=float(base_nP.mean())),
+        errors=Sides(
+            policy=float(policy_nP.mean()),
+            policy_interval=mean_interval(policy_nP.mean(axis=1)),
+            reference=float(base_nP.mean()),
+            reference_interval=mean_interval(base_nP.mean(axis=1)),
+        ),
         draws=draws,
     )
 
@@ -106,8 +112,8 @@ def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
         scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in drawn.sides.items()}
         judgement = compare_rewards(scores["policy"], scores["reference"], numbers, judge=judge.name)
         arrays |= {f"{name}_scores": values for name, values in scores.items()}
-        wins = f"the policy wins {judgement.win_rate:.1%} ({in_words(judgement.win_rate_interval, '.1%')})"
-        say("evaluate", f"{judge.name}: {wins}")
+        wins = f"the policy wins {judgement.win_rate:.1%} of {judgement.samples} comparisons"
+        say("evaluate", f"{judge.name}: {wins} ({in_words(judgement.win_rate_interval, '.1%')})")
     if options.classifier and drawn.shown is not None and drawn.shown.ndim == 1:
         rows = experiment.read("evaluation.classifier", options.classifier, "samples", seed=0).rows
         classes = _classes(rows, drawn.sides, drawn.shown)
@@ -128,7 +134,8 @@ def _qualities(sides: Mapping[str, np.ndarray]) -> dict[str, Quality]:
             policy=float(ours.mean()),
             reference=float(theirs.mean()),
             difference=float(difference.mean()),
-            difference_interval=bootstrap_interval(difference, np.arange(len(difference))),
+            difference_interval=mean_interval(difference),
+            samples=len(difference),
         )
     return qualities
 
@@ -140,20 +147,25 @@ def _classes(rows: Sequence[PictureRow], sides: Mapping[str, np.ndarray], shown_
     classify = _classifier(pixels_nX[:kept], labels_n[:kept])
     right = {name: classify(samples) == shown_n for name, samples in sides.items()}
     seen = {
-        name: Seen(share=float(right_n.mean()), interval=share_interval(int(right_n.sum()), len(right_n)))
-        for name, right_n in right.items()
+        name: Seen(share=float(right_n.mean()), interval=bounded_interval(right_n)) for name, right_n in right.items()
     }
     difference = right["policy"].astype(float) - right["reference"].astype(float)
+    right_of_real = classify(pixels_nX[kept:]) == labels_n[kept:]
     classes = Classes(
-        real=float(np.mean(classify(pixels_nX[kept:]) == labels_n[kept:])),
+        real=float(np.mean(right_of_real)),
+        real_samples=len(right_of_real),
+        real_interval=bounded_interval(right_of_real),
+        samples=len(shown_n),
         **seen,
         difference=float(difference.mean()),
-        difference_interval=bootstrap_interval(difference, np.arange(len(difference))),
+        difference_interval=bounded_interval(difference, low=-1.0),
     )
+    spread = {name: in_words(each.interval, ".1%") for name, each in seen.items()}
     say(
         "evaluate",
-        f"the class asked for is seen in {classes.policy.share:.1%} of the policy's samples, "
-        f"{classes.reference.share:.1%} of the reference's (of real ones {classes.real:.1%})",
+        f"the class asked for is seen in {classes.policy.share:.1%} ({spread['policy']}) of the policy's "
+        f"{len(shown_n)} samples, {classes.reference.share:.1%} ({spread['reference']}) of the reference's, and in "
+        f"{classes.real:.1%} ({in_words(classes.real_interval, '.1%')}) of {len(right_of_real)} real ones",
     )
     return classes
 
@@ -307,8 +319,10 @@ def _scorer(config: ScorerJudge, context: JudgeContext) -> PictureJudge:
     scores = reward_scores(owner)
     path = owner.run.reward.evaluation
     measured = Evaluation.from_json(read_json(path), where=str(path)) if path.exists() else Evaluation()
-    accuracy = measured.heldout.accuracy
-    told = "" if accuracy is None else f", right on {accuracy:.1%} of held-out pairs"
+    heldout, told = measured.heldout, ""
+    if heldout.accuracy is not None:
+        right = f"right on {heldout.accuracy:.1%} of {heldout.pairs} held-out pairs"
+        told = f", {right} ({in_words(heldout.accuracy_interval, '.1%')})"
     return PictureJudge(f"scorer {owner.workdir}{told}", scores)
 
 

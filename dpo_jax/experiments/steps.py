@@ -192,6 +192,10 @@ class Steps(Experiment):
     def heldout_rewards(self, term: Term) -> tuple[np.ndarray, np.ndarray]:
         """Rewards [n, P] of the held-out pairs, and their losses [n]."""
 
+    def heldout_groups(self) -> np.ndarray | None:
+        """The group of each held-out pair, [n], where several belong together; None: each is one of its own."""
+        return None
+
     def export_reward(self) -> None:
         """Writes the reward model for other programs, where there is a format for it."""
 

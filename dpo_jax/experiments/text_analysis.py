@@ -175,7 +175,7 @@ class Trajectory(NamedTuple):
 
     @property
     def moved_2(self) -> np.ndarray:
-        """Distance that both halves came: the mean of the last tenth of the steps, less the start."""
+        """Distance that both halves came: the mean of the last window of steps, less the start."""
         return np.array([ends(self.places_S2[:, half])[1] for half in (0, 1)])
 
 

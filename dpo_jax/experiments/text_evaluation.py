@@ -6,7 +6,6 @@ Dimension key: n samples or rows, N prompts, S responses to each.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import BadRow, UserError, sized_by
 from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
-from dpo_jax.evaluation.intervals import difference_interval, in_words, share_interval
+from dpo_jax.evaluation.intervals import bounded_interval, groups_of, in_words
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.length_controlled import length_controlled
 from dpo_jax.evaluation.records import (
@@ -87,7 +86,10 @@ def _heldout(experiment: TextExperiment, policy: Params, frozen: Params) -> Held
     store, loss_state = heldout_store(experiment, lambda: frozen), experiment.restored_memory()
     metrics = heldout(experiment.eval_data, experiment.terms, experiment.scorer, store, policy, loss_state)
     compared = "held-out pairs" if metrics.rows is None else "comparisons of labelled rows"
-    said = f"{metrics.pairs} {compared}: accuracy {metrics.accuracy:.3f}, margin {metrics.margin:.2f} nats"
+    said = (
+        f"{metrics.pairs} {compared}: accuracy {metrics.accuracy:.3f} ({in_words(metrics.accuracy_interval, '.3f')}), "
+        f"margin {metrics.margin:.2f} nats ({in_words(metrics.margin_interval, '.2f')})"
+    )
     if metrics.calibration:
         said += f", calibration error {metrics.calibration.expected_error:.3f}"
     say("evaluate", said)
@@ -104,11 +106,12 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
         say("evaluate", f"samples {options.samples} responses from the {name}")
         sampled[name] = sample(params, jax.random.key(experiment.config.seed))
     measured = measure_divergence(experiment, sampled["policy"].rows, policy, frozen)
-    low, high = measured.kl.exact_interval or (math.nan, math.nan)
+    kl = measured.kl
     say(
         "evaluate",
-        f"sequence KL {measured.kl.exact:.2f} nats, 95 % interval {low:.2f} to {high:.2f}; by log-ratios alone "
-        f"{measured.kl.sequence_kl:.2f}; entropy {measured.entropy.token:.2f} nats a token",
+        f"on {kl.samples} samples: sequence KL {kl.exact:.2f} nats ({in_words(kl.exact_interval, '.2f')}); by "
+        f"log-ratios alone {kl.sequence_kl:.2f} ({in_words(kl.interval, '.2f')}); entropy "
+        f"{measured.entropy.token:.2f} nats a token",
     )
     names = {"policy": experiment.run.name, "reference": "reference"}
     outputs = {
@@ -135,7 +138,8 @@ def compare(
         for prompt, before, after in zip(matched.prompts, texts["reference"], texts["policy"], strict=True)
     ]
     write_outputs(folder, matched)
-    described = BothTexts(**{name: describe_texts(each) for name, each in texts.items()})
+    groups_n = groups_of([prompt.text for prompt in matched.prompts])
+    described = BothTexts(**{name: describe_texts(each, groups_n) for name, each in texts.items()})
     if not judge:
         return Evaluation(texts=described, samples=samples)
     shown = {**texts, **(written or {})}
@@ -184,40 +188,47 @@ def _of_scores(policy_n: np.ndarray, reference_n: np.ndarray, judge: Scoring, pr
     rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge.name)
     if judge.neutral is None:
         return rewards
-    counts = [(int(np.sum(scores_n > judge.neutral)), len(scores_n)) for scores_n in (policy_n, reference_n)]
+    groups_n, above = groups_of(prompts), [scores_n > judge.neutral for scores_n in (policy_n, reference_n)]
     policy, reference = (
         JudgedSide(
             score=side.reward,
             score_interval=side.interval,
-            positive=above / total,
-            interval=share_interval(above, total),
+            positive=float(above_n.mean()),
+            interval=bounded_interval(above_n, groups_n),
         )
-        for side, (above, total) in zip((rewards.policy, rewards.reference), counts, strict=True)
+        for side, above_n in zip((rewards.policy, rewards.reference), above, strict=True)
     )
+    differences_n = above[0].astype(float) - above[1]  # of the answers to the same prompts
     return dataclasses.replace(
         rewards,
         policy=policy,
         reference=reference,
-        difference=counts[0][0] / counts[0][1] - counts[1][0] / counts[1][1],
-        difference_interval=difference_interval(*counts),
+        difference=float(differences_n.mean()),
+        difference_interval=bounded_interval(differences_n, groups_n, low=-1.0),
     )
 
 
 def tell_judged(judged: Judged) -> None:
     """The same for the console."""
     equal, order, usage = judged.length_controlled, judged.order, judged.usage
-    wins = f"the policy wins {judged.win_rate:.1%} ({in_words(judged.win_rate_interval, '.1%')}; {judged.ties} ties)"
-    low, high = equal.win_rate_interval or (math.nan, math.nan)
-    lines = [f"{wins}, at equal lengths {equal.win_rate:.1%} ({low:.1%} to {high:.1%})"]
+    wins = f"the policy wins {judged.win_rate:.1%} of {judged.samples} comparisons"
+    rate = f"{wins} ({in_words(judged.win_rate_interval, '.1%')}; {judged.ties} ties)"
+    lines = [f"{rate}, at equal lengths {equal.win_rate:.1%} ({in_words(equal.win_rate_interval, '.1%')})"]
+    before, after = judged.reference, judged.policy
     if judged.difference is not None:
         lines.append(
-            f"judged positive: {judged.reference.positive:.1%} before, {judged.policy.positive:.1%} after, "
-            f"difference {judged.difference:+.1%} ({in_words(judged.difference_interval, '+.1%')})"
+            f"judged positive: {before.positive:.1%} ({in_words(before.interval, '.1%')}) before, {after.positive:.1%} "
+            f"({in_words(after.interval, '.1%')}) after, difference {judged.difference:+.1%} "
+            f"({in_words(judged.difference_interval, '+.1%')})"
         )
-    elif judged.policy.reward is not None:
-        lines.append(f"mean reward {judged.reference.reward:.3f} before, {judged.policy.reward:.3f} after")
+    elif after.reward is not None:
+        lines.append(
+            f"mean reward {before.reward:.3f} ({in_words(before.interval, '.3f')}) before, {after.reward:.3f} "
+            f"({in_words(after.interval, '.3f')}) after"
+        )
     if order:
-        lines.append(f"the winner changed with the order in {order.flipped:.1%} of the comparisons")
+        flipped = f"{order.flipped:.1%} of the comparisons ({in_words(order.flipped_interval, '.1%')})"
+        lines.append(f"the winner changed with the order in {flipped}")
     if usage:
         cost = "" if usage.cost is None else f", cost {usage.cost:.4f}"
         lines.append(
@@ -243,14 +254,16 @@ def measure_divergence(
         sums = sample_divergences(ours, theirs, batch, **tiles)
         return Divergences(*(constrain(each_BP, None, None) for each_BP in sums))  # every host reads them
 
-    parts, tokens = list[Divergences](), list[np.ndarray]()
+    parts, tokens, prompts = list[Divergences](), list[np.ndarray](), {row.row_id: row.prompt.tobytes() for row in rows}
+    asked = list[bytes]()
     for batch in experiment.scoring_batches(rows):
         count = len(batch.row_ids)  # pairs that only fill the batch come last
+        asked += [prompts[row_id] for row_id in batch.row_ids]
         sums = jax.device_get(measure(policy, frozen, experiment.place(batch.arrays)))
         parts.append(jax.tree.map(lambda each_BP, count=count: each_BP[:count, 0], sums))
         tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:count, 0])
     joined = jax.tree.map(lambda *each: np.concatenate(each), *parts)
-    return divergence_metrics(joined, np.concatenate(tokens))
+    return divergence_metrics(joined, np.concatenate(tokens), groups_of(asked))
 
 
 def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge | None) -> list[BestOf]:
@@ -275,7 +288,8 @@ def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge 
     scores_NS = judge.scores(every, responses).reshape(len(prompts), options.best_of)
     table = best_of_table(scores_NS)
     best = table[-1]
-    say("evaluate", f"best of {best.n}: mean score {best.score:.3f} at {best.kl:.2f} nats at most")
+    score = f"mean score {best.score:.3f} ({in_words(best.interval, '.3f')}) over {len(prompts)} prompts"
+    say("evaluate", f"best of {best.n}: {score} at {best.kl:.2f} nats at most")
     return table + soft_best_of_table(scores_NS)
 
 
@@ -291,8 +305,12 @@ def run_rewardbench(
         of_judge = rewardbench(verdicts > 0.5, subsets, name=judge.name)
     for name, each in (("policy", of_policy), ("judge", of_judge)):
         if each:
-            sections = ", ".join(f"{section} {share.accuracy:.1%}" for section, share in each.sections.items())
-            say("evaluate", f"RewardBench, {name}: accuracy {each.accuracy:.1%} of {each.rows} rows; {sections}")
+            total = f"accuracy {each.accuracy:.1%} of {each.rows} rows ({in_words(each.accuracy_interval, '.1%')})"
+            sections = ", ".join(
+                f"{section} {share.accuracy:.1%} of {share.rows} ({in_words(share.accuracy_interval, '.1%')})"
+                for section, share in each.sections.items()
+            )
+            say("evaluate", f"RewardBench, {name}: {total}; {sections}")
     return Benchmarks(policy=of_policy, judge=of_judge)
 
 

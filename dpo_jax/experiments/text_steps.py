@@ -24,7 +24,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
-from dpo_jax.experiments.heldout import check_losses, say_how_fitted, values_of
+from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted, values_of
 from dpo_jax.experiments.judging import RewardExperiment
 from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.texts import present, several
@@ -207,6 +207,10 @@ class TextSteps(RewardExperiment, Steps):
         rewards_nP = self.score_rewards(self.reward_model, self.trained_reward(), data.rows)
         losses_n = bradley_terry(*jnp.asarray(rewards_nP.T), **with_margins(term.knobs(0), data.margin_B))
         return rewards_nP, np.asarray(losses_n)
+
+    def heldout_groups(self) -> np.ndarray:
+        """The pairs of one prompt belong together."""
+        return prompt_groups(self.eval_data.rows)
 
     def export_reward(self) -> None:
         """Writes the reward model as a Hugging Face folder, WORKDIR/reward/export."""

@@ -9,8 +9,8 @@ import numpy as np
 
 from dpo_jax.evaluation.analysis import Analysis, Displacement, Likeness, OneStep
 from dpo_jax.evaluation.records import Halves, Place
-from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain
-from dpo_jax.reporting.plots import DASHES, INK, LINES, Curve, as_svg, smoothed
+from dpo_jax.reporting.numbers import GAP, counted, interval, nats, percent, plain
+from dpo_jax.reporting.plots import DASHES, INK, LEAST_STEPS, LINES, Curve, as_svg, smoothed, window_steps
 from dpo_jax.reporting.tables import Table
 
 if TYPE_CHECKING:
@@ -45,7 +45,11 @@ def analysis_section(analysis: Analysis | None) -> Section | None:
     """None where nobody has analysed the run."""
     if analysis is None:
         return None
-    words = [_moved(analysis.halves.measured), _displaced(analysis.displacement), _stepped(analysis.one_step)]
+    words = [
+        _moved(analysis.halves.measured, len(analysis.trajectory.places)),
+        _displaced(analysis.displacement),
+        _stepped(analysis.one_step),
+    ]
     if analysis.field.refused:
         words.append(f"There is no field: {analysis.field.refused}.")
     words.append(f"All of it is of step {analysis.step}.")
@@ -53,12 +57,13 @@ def analysis_section(analysis: Analysis | None) -> Section | None:
     return Section(words, draw_field(analysis), [_halves(analysis.halves), *likeness], _pairs(analysis.one_step))
 
 
-def _moved(measured: Place) -> str:
+def _moved(measured: Place, logged: int) -> str:
     chosen, rejected = _both(measured)
-    return (
-        f"Over training the chosen half moved by {chosen} and the rejected half by {rejected}: {measured.faster} "
-        "moved more."
-    )
+    steps = window_steps(logged)
+    said = f"Over training the chosen half moved by {chosen} and the rejected half by {rejected}"
+    if steps < LEAST_STEPS:
+        return f"{said}, by the last {counted(steps, 'logged steps')} alone, which are too few to say which moved more."
+    return f"{said}, means of the last {steps} logged steps: {measured.faster} moved more."
 
 
 def _both(place: Place | None) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dpo_jax.reporting.data import shared_rows
 from dpo_jax.reporting.numbers import GAP
 from dpo_jax.reporting.report import RunReport, training_summary
 from dpo_jax.reporting.tables import result_rows
@@ -72,7 +73,7 @@ def public_name(source: str) -> str:
 
 
 def _result_table(run: RunReport) -> str:
-    rows = result_rows(run.evaluation)
+    rows = result_rows(run.evaluation, shared=shared_rows(run.data))
     if not rows:
         return ""
     lines = [f"| {row.measure} | {row.value} | {row.interval} | {_text(row.note)} |" for row in rows]

@@ -31,6 +31,12 @@ class SplitReport(NamedTuple):
     lengths: Mapping[str, Sequence[int]]
     examples: Sequence[Example]
     pictures: Sequence[tuple[str, Sequence[str]]] = ()  # of rows what they show, and the data URLs of their members
+    shared: int | None = None  # rows that are also in data.train; None: not counted
+
+
+def shared_rows(splits: Sequence[SplitReport]) -> int:
+    """How many held-out rows were found to be training rows, too."""
+    return sum(split.shared or 0 for split in splits)
 
 
 def as_text(splits: Sequence[SplitReport]) -> list[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from dpo_jax.evaluation.intervals import UNKNOWN
+
 MINUS, GAP = "\u2212", "\u00a0"  # a true minus sign; the no-break space between a number and its unit
 
 Format = Callable[[float], str]
@@ -41,9 +43,16 @@ def points(difference: float) -> str:
 
 
 def interval(bounds: Sequence[float], form: Format) -> str:
-    """Both ends, the unit once: `+22.1 to +47.9 points`."""
+    """Both ends, the unit once: `+22.1 to +47.9 points`; of all numbers, that nothing is known."""
+    if any(math.isinf(bound) for bound in bounds):
+        return UNKNOWN
     low, high = (form(bound) for bound in bounds)
     return f"{low.partition(GAP)[0]} to {high}"
+
+
+def counted(number: int | None, what: str) -> str:
+    """`128 samples`; of an unknown number `samples`."""
+    return what if number is None else f"{number:,} {what}"
 
 
 def _sign(value: float) -> str:

@@ -6,13 +6,15 @@ A curve has no file, no font and no colour of its own; the page's style sheet co
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dpo_jax.reporting.numbers import plain
+from dpo_jax.evaluation.intervals import Interval, mean_interval
+from dpo_jax.reporting.numbers import GAP, Format, interval, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +105,54 @@ def series(rows: Rows, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ends(values: np.ndarray) -> tuple[float, float]:
-    """Means of the finite values in the first and in the last tenth; NaN where there are none."""
-    tenth = max(1, len(values) // 10)
-    return _finite_mean(values[:tenth]), _finite_mean(values[-tenth:])
+    """Means of the finite values in the first and in the last window; NaN where there are none."""
+    steps = window_steps(len(values))
+    return _finite_mean(values[:steps]), _finite_mean(values[-steps:])
+
+
+LEAST_STEPS = 5
+"""Logged steps of a window: two batches show no trend."""
+
+
+def window_steps(logged: int) -> int:
+    """How many of the logged steps are one end of a course: a tenth, `LEAST_STEPS` at least, but half at most."""
+    return min(max(LEAST_STEPS, logged // 10), max(1, logged // 2))
+
+
+class Window(NamedTuple):
+    """The mean of some logged steps, each a batch, and its interval."""
+
+    mean: float
+    interval: Interval
+    steps: int
+
+    @property
+    def most(self) -> float:
+        """The upper end of the interval, or the mean itself where all steps are alike."""
+        return self.mean if math.isinf(self.interval[1]) else self.interval[1]
+
+    @property
+    def least(self) -> float:
+        """The lower end of the interval, or the mean itself where all steps are alike."""
+        return self.mean if math.isinf(self.interval[0]) else self.interval[0]
+
+    def words(self, form: Format) -> str:
+        """The mean and its interval."""
+        return f"{form(self.mean)} (95{GAP}% interval {interval(self.interval, form)})"
+
+
+def windows(values: np.ndarray) -> tuple[Window, Window] | None:
+    """The first and the last window; None of too few steps to tell one end from the other."""
+    steps = window_steps(len(values))
+    if steps < LEAST_STEPS:
+        return None
+    first, last = (Window(float(part.mean()), mean_interval(part), steps) for part in (values[:steps], values[-steps:]))
+    return first, last
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    """The values that are neither NaN nor infinite."""
+    return values[np.isfinite(values)]
 
 
 def broken_steps(rows: Rows) -> list[int]:
@@ -114,8 +161,8 @@ def broken_steps(rows: Rows) -> list[int]:
 
 
 def _finite_mean(values: np.ndarray) -> float:
-    finite = values[np.isfinite(values)]
-    return float(finite.mean()) if len(finite) else float("nan")
+    kept = finite(values)
+    return float(kept.mean()) if len(kept) else float("nan")
 
 
 def draw(plots: tuple[Plot, ...], rows: Rows, *, prefix: str) -> list[Curve]:
@@ -202,9 +249,18 @@ def _describe(plot: Plot, lines: Sequence[Line]) -> str:
         if not len(steps):
             said.append(label)
             continue
-        first, last = (f"{plain(values[end])} at step {steps[end]:.0f}" for end in (0, -1))
-        broken = np.count_nonzero(~np.isfinite(values))
-        said.append(f"{label} from {first} to {last}" + (f", not finite at {broken} logged steps" if broken else ""))
+        first, last = (f"at step {steps[end]:.0f}" for end in (0, -1))
+        broken, ends_of = np.count_nonzero(~np.isfinite(values)), windows(values)
+        if not plot.smooth or len(values) == 1:  # no means of batches
+            course = f"from {plain(values[0])} {first} to {plain(values[-1])} {last}"
+        elif ends_of is None:
+            kept = finite(values)
+            between = f"between {plain(kept.min())} and {plain(kept.max())}" if len(kept) else "NaN or infinite"
+            course = f"{between}, the first {first}, the last {last}"
+        else:
+            course = f"from {ends_of[0].words(plain)} over {ends_of[0].steps} logged steps, the first {first}, "
+            course += f"to {ends_of[1].words(plain)} over as many, the last {last}"
+        said.append(f"{label} {course}" + (f", not finite at {broken} logged steps" if broken else ""))
     return f"{plot.title} by step: {'; '.join(said)}."
 
 

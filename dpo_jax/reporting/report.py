@@ -11,7 +11,7 @@ from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import Evaluation, Fitted, Heldout
 from dpo_jax.reporting import numbers, plots
 from dpo_jax.reporting.analysis import analysis_section
-from dpo_jax.reporting.data import SplitReport
+from dpo_jax.reporting.data import SplitReport, shared_rows
 from dpo_jax.reporting.page import page
 from dpo_jax.reporting.pictures import Arrays, histograms, shown_samples
 from dpo_jax.reporting.plots import SMOOTH_FROM_ROWS, Plot, Rows, broken_steps, series
@@ -82,7 +82,7 @@ def render(run: RunReport) -> str:
         "report.html.jinja",
         run=run,
         verdict=verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data),
-        results=result_rows(run.evaluation, run.reward, reward_name=kind.reward),
+        results=result_rows(run.evaluation, run.reward, reward_name=kind.reward, shared=shared_rows(run.data)),
         tables=[table for table in tables if table],
         histograms=histograms(run.pictures or {}),
         frontier=draw_frontier(run.frontier),
@@ -103,13 +103,13 @@ def render(run: RunReport) -> str:
 
 
 def training_summary(rows: Rows) -> str:
-    """One line: steps, loss from first to last, median throughput."""
+    """One line: steps, the loss at both ends where enough steps were logged to tell, median throughput."""
     if not rows:
         return "No steps were logged."
     facts = [f"Up to step {int(rows[-1]['step']):,}"]
-    _, losses = series(rows, "loss")
-    if len(losses):
-        facts.append(f"loss {numbers.plain(losses[0])} at first, {numbers.plain(losses[-1])} at last")
+    if both := plots.windows(series(rows, "loss")[1]):
+        first, last = (window.words(numbers.plain) for window in both)
+        facts.append(f"loss {first} over the first {both[0].steps} logged steps, {last} over the last {both[1].steps}")
     for name, unit in (("tokens_per_second", "tokens/s"), ("pairs_per_second", "pairs/s")):
         _, rates = series(rows, name)
         if len(rates):
@@ -123,9 +123,11 @@ def fitted_summary(fitted: Fitted) -> str:
         return ""
     before = fitted.before_fine_tuning
     tuned = " (there was no fine-tuning)" if before is None else f", {numbers.plain(before)} before fine-tuning"
+    bounds = fitted.perplexity_interval
+    spread = f" (95{numbers.GAP}% interval {numbers.interval(bounds, numbers.plain)})" if bounds else ""
     return (
         f"It began with a perplexity of {numbers.plain(fitted.perplexity)} a token on {fitted.responses} chosen "
-        f"responses{tuned}."
+        f"responses{spread}{tuned}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,10 @@ _OF_THE_START = "positive before"
 _GAINED = ("mean score", "mean reward", "win rate", "held-out accuracy")
 _COST = ("sequence KL", "held-out margin")
 _MARKS = "os^DvPX*"
+_OVER_SEEDS = (
+    "Intervals of several seeds are Student's over the seeds alone: the held-out rows and prompts are the same, and so "
+    "are not what they tell of."
+)
 
 
 class Table(NamedTuple):
@@ -27,6 +32,7 @@ class Table(NamedTuple):
     heads: Sequence[str]
     rows: Sequence[Sequence[tuple[str, str]]]
     left_out: Sequence[tuple[str, str]]  # the point, and why
+    note: str = ""
 
 
 def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Table:
@@ -44,11 +50,13 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
         for name in measures:
             value, bounds = line.measures.get(name, (None, None))
             form = _FORMS[MEASURES[name].unit]
-            cells.append(("", "") if value is None else (form(value), interval(bounds, form) if bounds else ""))
+            below = [interval(bounds, form)] if bounds else []
+            below += [f"n = {line.counts[name]}"] if name in line.counts else []
+            cells.append(("", "") if value is None else (form(value), ", ".join(below)))
         rows.append(cells)
     last = [key.rpartition(".")[2] for key in keys]
     heads = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
-    return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out)
+    return Table([*heads, *(["seeds"] if several else []), *measures], rows, left_out, _OVER_SEEDS if several else "")
 
 
 def _written(value: object) -> str:
@@ -67,6 +75,7 @@ def as_markdown(table: Table) -> str:
     for row in table.rows:
         cells = [f"{value} ({below})" if below else value for value, below in row]
         lines.append(f"| {' | '.join(cells)} |")
+    lines += [f"\n{table.note}"] if table.note else []
     lines += [f"\nLeft out: {point}: {why}" for point, why in table.left_out]
     return "\n".join(lines) + "\n"
 
@@ -121,7 +130,6 @@ def _bars(members: Sequence[Line], measure: str) -> list[list[float]] | None:
     figures = [line.measures[measure] for line in members]
     if any(bounds is None for _, bounds in figures):
         return None
-    return [
-        [max(0.0, value - bounds[0]) for value, bounds in figures if bounds],
-        [max(0.0, bounds[1] - value) for value, bounds in figures if bounds],
-    ]
+    below = [max(0.0, value - bounds[0]) for value, bounds in figures if bounds]
+    above = [max(0.0, bounds[1] - value) for value, bounds in figures if bounds]
+    return [[reach if math.isfinite(reach) else math.nan for reach in each] for each in (below, above)]

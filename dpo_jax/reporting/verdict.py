@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from dpo_jax.evaluation.records import Evaluation, Fitted
-from dpo_jax.reporting.data import SplitReport
-from dpo_jax.reporting.numbers import GAP, interval, nats, percent, plain, points
-from dpo_jax.reporting.plots import Rows, broken_steps, ends, series
+from dpo_jax.reporting.data import SplitReport, shared_rows
+from dpo_jax.reporting.numbers import GAP, Format, counted, interval, nats, percent, plain, points
+from dpo_jax.reporting.plots import Rows, broken_steps, finite, series, windows
 
 FAR_KL_NATS = 8.0
 FALLEN_LOGPS_NATS = 1.0
@@ -40,7 +40,7 @@ def verdict(
     evaluation: Evaluation, rows: Rows, *, fitted: Fitted | None = None, data: Sequence[SplitReport] = ()
 ) -> Verdict:
     """The verdict read off an evaluation, of which any part may be missing, and the rows of the preference run."""
-    status, text = judgement(evaluation)
+    status, text = judgement(evaluation, shared=shared_rows(data))
     concerns = [
         *judgement_concerns(evaluation),
         *sample_concerns(evaluation),
@@ -51,26 +51,29 @@ def verdict(
     return Verdict(status, text, concerns)
 
 
-def judgement(evaluation: Evaluation) -> tuple[str, str]:
-    """Status and text of a verdict."""
+def judgement(evaluation: Evaluation, *, shared: int = 0) -> tuple[str, str]:
+    """Status and text of a verdict; so many of the held-out rows are training rows, too."""
     distance, judged, heldout = _distance(evaluation), evaluation.judged, evaluation.heldout
     policy, reference = judged.policy.positive, judged.reference.positive
+    of_samples, compared = counted(judged.samples, "samples"), counted(judged.samples, "comparisons")
     if judged.difference is not None and policy is not None and reference is not None:
         low, high = judged.difference_interval or (math.nan, math.nan)
         status = "better" if low > 0 else "worse" if high < 0 else "unclear"
-        shares = f"{percent(policy)} of its samples are positive against {percent(reference)} before training"
+        shares = f"{percent(policy)} of its {of_samples} are positive against {percent(reference)} before training"
         spread = f"{points(judged.difference)} (95{GAP}% interval {interval((low, high), points)})"
         return status, f"{_OPENINGS[status]}: {shares}, a difference of {spread}.{distance}"
     if judged.win_rate is not None and judged.win_rate_interval:
         low, high = judged.win_rate_interval
         status = "better" if low > 0.5 else "worse" if high < 0.5 else "unclear"
-        spread = f"{percent(judged.win_rate)} of the comparisons (95{GAP}% interval {interval((low, high), percent)})"
+        spread = f"{percent(judged.win_rate)} of the {compared} (95{GAP}% interval {interval((low, high), percent)})"
         return status, f"{_OPENINGS[status]}: its samples win {spread}.{distance}"
     if heldout.accuracy is not None:
         compared = f"On {heldout.pairs} held-out pairs the chosen response"
         if heldout.rows is not None:
             compared = f"Of {heldout.rows} labelled rows a desirable one"
         higher = f"{compared} has the higher reward in {percent(heldout.accuracy)}"
+        higher += _spread(heldout.accuracy_interval, percent)
+        higher += f"; {shared:,} of the rows were also trained on" if shared else ""
         return "unjudged", f"No judge compared samples. {higher}.{distance}"
     return "unjudged", f"The policy has not been evaluated: only its training curves are known.{distance}"
 
@@ -80,8 +83,12 @@ def _distance(evaluation: Evaluation) -> str:
     if kl is None:
         return ""
     value, bounds = kl
-    spread = f" (95{GAP}% interval {interval(bounds, nats)})" if bounds else ""
-    return f" Its sequence KL to the reference is {nats(value)}{spread}."
+    on = f", on {evaluation.kl.samples} samples" if evaluation.kl.samples else ""
+    return f" Its sequence KL to the reference is {nats(value)}{_spread(bounds, nats)}{on}."
+
+
+def _spread(bounds: Sequence[float] | None, form: Format) -> str:
+    return f" (95{GAP}% interval {interval(bounds, form)})" if bounds else ""
 
 
 def judgement_concerns(evaluation: Evaluation) -> list[str]:
@@ -141,7 +148,8 @@ def heldout_concerns(evaluation: Evaluation) -> list[str]:
     concerns = []
     bounds, errors = evaluation.heldout.accuracy_interval, evaluation.heldout.errors
     if bounds and not bounds[0] > 0.5:
-        concerns.append(f"Held-out accuracy is not clear of chance: its interval is {interval(bounds, percent)}.")
+        on = f" on {pairs} pairs" if (pairs := evaluation.heldout.pairs) else ""
+        concerns.append(f"Held-out accuracy{on} is not clear of chance: its interval is {interval(bounds, percent)}.")
     if errors.policy is not None and errors.reference is not None and errors.policy > WORSE_ERROR * errors.reference:
         concerns.append(
             f"It denoises held-out samples worse than before, error {plain(errors.policy)} against "
@@ -159,16 +167,20 @@ def training_concerns(rows: Rows, fitted: Fitted) -> list[str]:
     if skipped := int(rows[-1].get("skipped_steps", 0)) if rows else 0:
         concerns.append(f"Steps skipped because their loss or gradient was not finite: {skipped}.")
     # Log-ratios are free of how long each batch's responses happen to be; log-probs are not.
-    _, ratio = ends(series(rows, "log_ratios/chosen")[1])
-    before, after = ends(series(rows, "logps/chosen")[1])
-    if ratio < -FALLEN_LOGPS_NATS:
-        concerns.append(f"Chosen responses fell {nats(-ratio)} below the reference: likelihood is being displaced.")
-    elif math.isnan(ratio) and after - before < -FALLEN_LOGPS_NATS:
-        fall = nats(before - after)
-        concerns.append(f"Chosen responses lost {fall} of log-probability in training: likelihood is being displaced.")
-    loss = ends(series(rows, "loss")[1])[1]
-    if loss < MEMORISED_LOSS:
-        concerns.append(f"The training loss ends at {plain(loss)}: the pairs are all but memorised.")
+    # Of both, one step is one batch: means over windows are compared, and nothing is said of fewer steps than two.
+    ratios = finite(series(rows, "log_ratios/chosen")[1])
+    logps, losses = (windows(finite(series(rows, name)[1])) for name in ("logps/chosen", "loss"))
+    if (ratio := windows(ratios)) and ratio[1].most < -FALLEN_LOGPS_NATS:
+        where = f"{ratio[1].words(nats)} from the reference over the last {ratio[1].steps} logged steps"
+        concerns.append(f"Chosen responses fell, {where}: likelihood is being displaced.")
+    elif logps and not len(ratios) and logps[1].most - logps[0].least < -FALLEN_LOGPS_NATS:
+        fall = (
+            f"{logps[0].words(nats)} at first, {logps[1].words(nats)} at last, means of {logps[0].steps} logged steps"
+        )
+        concerns.append(f"Chosen responses lost log-probability in training, {fall}: likelihood is being displaced.")
+    if losses and losses[1].most < MEMORISED_LOSS:
+        end = f"{losses[1].words(plain)} over its last {losses[1].steps} logged steps"
+        concerns.append(f"The training loss is {end}: the pairs are all but memorised.")
     if fitted.fitted is False and fitted.perplexity is not None and fitted.before_fine_tuning is not None:
         concerns.append(
             "Fine-tuning had not fitted the policy to the chosen responses: their perplexity was "

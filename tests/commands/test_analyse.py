@@ -90,10 +90,10 @@ def metrics_of(kind: str, count: int = 40) -> list[dict[str, float]]:
 def test_a_trajectory_is_of_log_ratios_else_of_changes():
     found = read_trajectory(metrics_of("log_ratios"), where="x")
     assert found.kind == "log_ratios" and found.places_S2[0].tolist() == [-50.1, -31]
-    np.testing.assert_allclose(found.moved_2, [-50 - 3.85, -30 - 38.5])  # the mean of steps 37 to 40
+    np.testing.assert_allclose(found.moved_2, [-50 - 3.8, -30 - 38])  # the mean of steps 36 to 40
     found = read_trajectory(metrics_of("logps"), where="x")
     assert found.kind == "logps"
-    np.testing.assert_allclose(found.moved_2, [-3.6, -36.0])  # less that of steps 1 to 4
+    np.testing.assert_allclose(found.moved_2, [-3.5, -35.0])  # less that of steps 1 to 5
     with pytest.raises(UserError, match="no step has been logged"):
         read_trajectory([{"step": 1, "loss": 0.3}], where="metrics.jsonl")
 

@@ -75,7 +75,10 @@ def test_scoring_judges_agree_on_what_they_all_see(monkeypatch: pytest.MonkeyPat
         scores = np.array([row[f"{name}_score"] for row in found["samples"]])
         assert by_words[name]["positive"] == np.mean(scores > 0) and by_words[name]["score"] == scores.mean()
     assert by_words["judge"] == "lexicon" and by_words["samples"] == 5
-    assert by_words["difference"] == by_words["policy"]["positive"] - by_words["reference"]["positive"] != 0
+    difference = by_words["policy"]["positive"] - by_words["reference"]["positive"]
+    assert by_words["difference"] == pytest.approx(difference) != 0
+    low, high = by_words["difference_interval"]
+    assert -1 <= low < difference < high <= 1
     assert -1 <= evaluated({"name": "lexicon"})["judged"]["policy"]["score"] <= 1  # VADER
     monkeypatch.setattr(judging, "read_labelled", lambda sources: (["warm lamp", "cold lamp"] * 6, [1, 0] * 6))
     by_class = evaluated({"name": "classifier", "data": [{"path": "labelled.jsonl"}]})["judged"]

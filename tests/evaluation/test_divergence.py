@@ -73,8 +73,8 @@ def test_metrics_by_hand():
     }
     found = divergence_metrics(Divergences(**values), np.array([2, 2, 8]))
     assert found.kl.sequence_kl == found.kl.k1 == found.kl.exact == 2.0
-    # standard deviation sqrt((1 + 4 + 9) / 2) = 2.64575, standard error 1.52753, times 1.96
-    np.testing.assert_allclose(found.kl.interval, (2 - 2.99390, 2 + 2.99390), atol=1e-5)
+    # standard deviation sqrt((1 + 4 + 9) / 2) = 2.64575, standard error 1.52753, times 4.30265 (Student, 2)
+    np.testing.assert_allclose(found.kl.interval, (2 - 6.57241, 2 + 6.57241), atol=1e-5)
     assert found.entropy.token == 0.5 and found.entropy.sequence == 2.0  # 6 nats of 12 tokens, 3 samples
     assert found.tokens == 4.0
     with pytest.raises(ValueError, match="no samples"):

@@ -5,7 +5,15 @@ import math
 import numpy as np
 import pytest
 
-from dpo_jax.evaluation.intervals import difference_interval, mean_interval, ranking_interval, share_interval
+from dpo_jax.evaluation.intervals import (
+    ALL_NUMBERS,
+    average_interval,
+    bounded_interval,
+    in_words,
+    mean_interval,
+    ranking_interval,
+    share_interval,
+)
 
 
 def test_share_interval_equals_the_published_one():
@@ -23,26 +31,49 @@ def test_share_interval_by_hand():
 
 
 def test_mean_interval_by_hand():
-    # mean 3, standard deviation sqrt((4 + 1 + 0 + 1 + 4) / 4) = 1.5811, standard error 1.5811 / sqrt(5) = 0.70711
-    np.testing.assert_allclose(mean_interval([1, 2, 3, 4, 5]), (3 - 1.38590, 3 + 1.38590), atol=1e-5)
-    assert mean_interval([7.0, 7.0]) == (7.0, 7.0)
-    assert mean_interval([7.0]) == (-math.inf, math.inf)
+    # mean 3, standard deviation sqrt((4 + 1 + 0 + 1 + 4) / 4) = 1.5811, standard error 1.5811 / sqrt(5) = 0.70711;
+    # Student's t of 4 degrees of freedom is 2.77645
+    np.testing.assert_allclose(mean_interval([1, 2, 3, 4, 5]), (3 - 1.96324, 3 + 1.96324), atol=1e-5)
+
+
+@pytest.mark.parametrize("values", [[7.0], [7.0, 7.0], [0.1] * 9, [0.0] * 9])
+def test_without_a_spread_nothing_is_known_of_others(values: list[float]):
+    assert mean_interval(values) == ALL_NUMBERS
+    assert in_words(ALL_NUMBERS, ".2f") == "95 % interval not known: the values are too few, or all alike"
+
+
+def test_values_that_belong_together_count_as_one():
+    values, groups = np.repeat(np.random.default_rng(2).normal(size=40), 10), np.repeat(np.arange(40), 10)
+    np.testing.assert_allclose(mean_interval(values, groups), mean_interval(values[::10]))
+    np.testing.assert_allclose(mean_interval(values, 3 * groups), mean_interval(values[::10]))  # groups of a part
+    np.testing.assert_allclose(bounded_interval(values > 0, groups), bounded_interval(values[::10] > 0), atol=0.03)
+    assert mean_interval(np.arange(3.0), np.zeros(3, int)) == ALL_NUMBERS
+
+
+def test_eight_ties_are_no_certain_tie():
+    # With a win and a loss added, chances of them are Beta(1, 9): mean 0.1, and 0.336 at the most by 97.5 %.
+    low, high = bounded_interval([0.5] * 8)
+    assert 0.5 - 0.336 / 2 < low < 0.4 and 0.6 < high < 0.5 + 0.336 / 2
+    assert bounded_interval([1.0] * 3) == share_interval(3, 3)
+    np.testing.assert_allclose(bounded_interval([0.0] * 8, low=-1.0), (2 * low - 1, 2 * high - 1))
+
+
+@pytest.mark.parametrize("chances", [(0.2, 0.8, 0.0), (0.45, 0.1, 0.45), (0.7, 0.2, 0.1), (0.3, 0.7, 0.0)])
+def test_few_verdicts_cover_the_truth_as_often_as_they_say(chances: tuple[float, ...]):
+    random, inside = np.random.default_rng(1), 0
+    for _ in range(100):
+        low, high = bounded_interval(random.choice([1.0, 0.5, 0.0], 8, p=chances))
+        inside += low <= chances[0] + chances[1] / 2 <= high
+    assert inside >= 90
+
+
+def test_an_average_of_shares():
+    assert average_interval([0.5, 0.5], [40, 40], [1, 1]) == share_interval(40, 80)
+    assert average_interval([1.0, 1.0], [40, 1], [1, 1])[0] < share_interval(4, 4)[0]  # 1 / (1 / 160 + 1 / 4) = 3.9
 
 
 def test_mean_interval_does_not_hide_nan():
     assert all(map(math.isnan, mean_interval([1.0, math.nan])))
-
-
-def test_difference_interval_equals_the_published_one():
-    # Newcombe 1998, Interval estimation for the difference between independent proportions, table II, method 10.
-    np.testing.assert_allclose(difference_interval((56, 70), (48, 80)), (0.0524, 0.3339), atol=5e-5)
-    np.testing.assert_allclose(difference_interval((9, 10), (3, 10)), (0.1705, 0.8090), atol=5e-5)
-    np.testing.assert_allclose(difference_interval((10, 10), (0, 20)), (0.6791, 1.0), atol=5e-5)
-
-
-def test_difference_interval_turns_its_sign_with_its_arguments():
-    low, high = difference_interval((9, 10), (3, 10))
-    np.testing.assert_allclose(difference_interval((3, 10), (9, 10)), (-high, -low))
 
 
 @pytest.mark.parametrize(("successes", "total"), [(3, 2), (-1, 2), (0, 0)])

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from dpo_jax.evaluation.intervals import share_interval
+from dpo_jax.evaluation.intervals import bounded_interval, share_interval
 from dpo_jax.evaluation.judges import Orders
 from dpo_jax.evaluation.length_controlled import length_controlled
 from dpo_jax.evaluation.winrate import order_effect, win_rate
@@ -22,7 +22,7 @@ def test_win_rate_by_hand():
 def test_where_all_are_won_each_prompt_counts_once():
     assert win_rate(np.ones(6), ["a", "b", "c"] * 2).win_rate_interval == share_interval(3, 3)
     assert win_rate(np.zeros(6), ["a", "b", "c"] * 2).win_rate_interval == share_interval(0, 3)
-    assert win_rate(np.full(4, 0.5), list("abcd")).win_rate_interval == (0.5, 0.5)
+    assert win_rate(np.full(4, 0.5), list("abab")).win_rate_interval == bounded_interval([0.5] * 2)
 
 
 def test_answers_to_one_prompt_alone_are_drawn_each_by_itself():
@@ -112,6 +112,13 @@ def test_equal_lengths_leave_the_raw_rate_and_extremes_end():
     assert 0.95 < won.win_rate < 1.0
     alone = length_controlled(np.ones(1), ["aa"], ["b"], ["one"])
     assert alone.win_rate_interval == (-math.inf, math.inf)
+
+
+def test_ties_alone_are_no_certain_tie_at_equal_lengths_either():
+    for verdict in (0.5, 1.0):
+        found = length_controlled(np.full(8, verdict), ["aa"] * 8, ["b"] * 8, list("abcdefgh"))
+        low, high = found.win_rate_interval
+        assert low <= found.win_rate <= high and high - low > 0.15
 
 
 def test_answers_to_one_prompt_are_not_independent():

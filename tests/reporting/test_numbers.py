@@ -42,3 +42,4 @@ def test_nan_is_shown_as_nan(form) -> None:
 def test_an_interval_says_its_unit_once() -> None:
     assert interval((0.25, 0.449), points) == f"+25.0 to +44.9{GAP}points"
     assert interval((0.1, 0.2), plain) == "0.100 to 0.200"
+    assert interval((-math.inf, math.inf), plain) == "not known: the values are too few, or all alike"

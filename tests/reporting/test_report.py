@@ -159,7 +159,18 @@ def test_nan_is_marked_and_said() -> None:
     assert loss.svg.count("var(--bad)") == 2 and "var(--bad)" not in margin.svg
     assert "not finite at 2" in loss.description
     rows[-1]["loss"] = math.nan
-    assert "NaN at last" in training_summary(rows) and "mark NaN" in render(made_up_run()._replace(metrics=rows))
+    assert "NaN to NaN) over the last 5" in training_summary(rows) and "mark NaN" in render(
+        made_up_run()._replace(metrics=rows)
+    )
+
+
+def test_the_loss_of_two_batches_is_no_trend() -> None:
+    rows = preference_rows()
+    whole, few = training_summary(rows), training_summary(rows[:9])
+    assert "loss 0.638" in whole and "interval" in whole and "over the first 5 logged steps" in whole
+    assert "loss" not in few and "Up to step 9" in few
+    (curve, *_) = draw(PREFERENCE_PLOTS, rows[:9], prefix="x")
+    assert "from" not in curve.description and "between" in curve.description
 
 
 def test_matplotlib_is_loaded_only_to_draw() -> None:

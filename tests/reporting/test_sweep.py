@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from dpo_jax.reporting.sweep import as_html, as_markdown, draw, make_table
@@ -10,6 +12,7 @@ class Line(NamedTuple):
     runs: int
     measures: dict[str, tuple[float, tuple[float, float] | None]]
     curve: str
+    counts: Mapping[str, int] = MappingProxyType({})
 
 
 def line(name: str, beta: float, accuracy: float, margin: float, runs: int = 1) -> Line:

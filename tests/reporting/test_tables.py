@@ -35,7 +35,7 @@ def test_distance_length_and_repetition_of_both_sides() -> None:
     table = samples_table(measured(WHOLE))
     assert table
     rows = {row[0]: row[1:] for row in table.rows}
-    assert rows["words"] == ("11.0 (9.00 to 11.0)", "10.0")
+    assert rows["words"] == ("11.0 (9.00 to 11.0)", "10.0 (9.00 to 11.0)")
     assert rows["groups of 4 words that repeat within a response"] == (f"2.0{GAP}%", f"1.0{GAP}%")
     assert rows["k3"] == (f"4.90{GAP}nats", "") and rows["entropy a token"][0] == f"2.31{GAP}nats"
     assert next(iter(rows)) == "KL a response, over the vocabulary"

@@ -12,7 +12,7 @@ from dpo_jax.reporting.numbers import GAP, MINUS
 from dpo_jax.reporting.plots import ends, series
 from dpo_jax.reporting.tables import result_rows
 from dpo_jax.reporting.verdict import verdict
-from tests.reporting.made_up import EVALUATION, measured, preference_rows
+from tests.reporting.made_up import DATA, EVALUATION, measured, preference_rows
 
 
 def _judged(low: float, high: float) -> Evaluation:
@@ -66,14 +66,23 @@ def test_accuracy_at_chance_is_a_concern() -> None:
 
 
 def test_falling_chosen_log_probabilities_are_a_concern() -> None:
-    (concern,) = verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, -2.0, -5.0])).concerns
-    assert "5.00" in concern and "displaced" in concern
-    assert verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, -0.5, -0.9])).concerns == []
+    def worries(**columns: list[float]) -> list[str]:
+        return verdict(measured(EVALUATION), _rows(**columns)).concerns
+
+    (concern,) = worries(log_ratios__chosen=[0.0] * 5 + [-4.9, -5.0, -5.1, -5.0, -5.0])
+    assert f"{MINUS}5.00" in concern and "5 logged steps" in concern and "displaced" in concern
+    assert worries(log_ratios__chosen=[0.0] * 5 + [-0.8, -0.9, -0.9, -0.9, -0.9]) == []
+    assert worries(log_ratios__chosen=[0.0] * 5 + [-9.0, 7.0, -9.0, 3.0, -2.0]) == []  # -2 on average, of wide spread
     # The log-ratio is believed before the log-prob, which also moves with the lengths in the batch.
-    assert (
-        verdict(measured(EVALUATION), _rows(log_ratios__chosen=[0.0, 0.1], logps__chosen=[-50.0, -70.0])).concerns == []
-    )
-    assert len(verdict(measured(EVALUATION), _rows(logps__chosen=[-50.0, -70.0])).concerns) == 1
+    fallen = [-50.0] * 5 + [-70.0] * 5
+    assert worries(log_ratios__chosen=[0.0, 0.1] * 5, logps__chosen=fallen) == []
+    assert len(worries(logps__chosen=fallen)) == 1
+    assert worries(logps__chosen=[-50.0, -60.0, -40.0, -55.0, -45.0, -52.0, -65.0, -48.0, -50.0, -47.0]) == []
+
+
+def test_two_batches_are_no_trend() -> None:
+    for columns in ({"log_ratios__chosen": [0.0, -5.0]}, {"logps__chosen": [-50.0, -70.0]}, {"loss": [0.69, 0.01]}):
+        assert verdict(measured(EVALUATION), _rows(**columns)).concerns == []
 
 
 def test_broken_steps_are_counted() -> None:
@@ -82,7 +91,7 @@ def test_broken_steps_are_counted() -> None:
 
 
 def test_a_memorised_training_set_is_a_concern() -> None:
-    (concern,) = verdict(measured(EVALUATION), _rows(loss=[0.69, 0.3, 0.01])).concerns
+    (concern,) = verdict(measured(EVALUATION), _rows(loss=[0.69] * 5 + [0.01] * 5)).concerns
     assert "memorised" in concern
 
 
@@ -102,15 +111,27 @@ def test_result_rows_hold_value_unit_interval_and_count() -> None:
     assert len(rows) == 7
     assert rows["Sequence KL"][1:3] == (f"4.83{GAP}nats", f"4.31 to 5.36{GAP}nats")
     assert rows["Difference"].value == f"+35.1{GAP}points" and "classifier" in rows["Difference"].note
-    assert "64" in rows["Held-out accuracy"].note and rows["Held-out loss"].interval == ""
+    assert all(number in row.note for name, row in rows.items() for number in ("64" if "Held" in name else "128",))
+    assert rows["Held-out loss"].interval == ""
+
+
+def test_held_out_rows_that_were_trained_on_are_no_unseen_ones() -> None:
+    notes = [row.note for row in result_rows(measured(EVALUATION), shared=8) if row.measure.startswith("Held-out")]
+    assert len(notes) == 3 and all("64 pairs held out, 8 of the rows also trained on" in note for note in notes)
+    unjudged = measured({"heldout": EVALUATION["heldout"]})
+    assert "8 of the rows were also trained on" in verdict(unjudged, [], data=[DATA[1]._replace(shared=8)]).text
+    for shared in (0, None):
+        assert "trained on" not in verdict(unjudged, [], data=[DATA[1]._replace(shared=shared)]).text
+    assert not any("trained on" in row.note for row in result_rows(measured(EVALUATION)))
 
 
 def test_series_skips_rows_without_the_metric_and_ends_skip_nan() -> None:
     steps, values = series([{"step": 1, "loss": 1.0}, {"step": 2}, {"step": 3, "loss": 3.0}], "loss")
     assert steps.tolist() == [1, 3] and values.tolist() == [1, 3]
     assert ends(series([{"step": 1}], "loss")[1])[0] != 0  # NaN, never 0
-    # tenths of 20: (nan, 2) and (4, inf)
-    _, column = series([{"step": i, "x": x} for i, x in enumerate([math.nan, 2.0, *[9.0] * 16, 4.0, math.inf])], "x")
+    # windows of five
+    course = [math.nan, *[2.0] * 4, *[9.0] * 10, *[4.0] * 4, math.inf]
+    _, column = series([{"step": i, "x": x} for i, x in enumerate(course)], "x")
     assert ends(column) == (2.0, 4.0)
 
 
