@@ -36,6 +36,9 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
 
     `grid` and the configuration's section `sweep` are those of `read_points`. A point whose settings make no experiment
     is left out with the reason. `lean` deletes the checkpoints of a point once it is evaluated.
+
+    Raises:
+        UserError: there are no points; or, when the others are done and written, some could not be run.
     """
     if not experiment.compares_points:
         raise UserError("sweep: there is nothing to compare the points by: name held-out rows in data.eval.")
@@ -54,8 +57,12 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
         raise UserError(f"sweep: no point could be run. The first: {left_out[0].failed}")
     if experiment.has_best_of:
         _write_tables(experiment, trials, _best_of(experiment, points))
-    note = f", {len(left_out)} of {len(points)} points left out" if left_out else ""
-    say("sweep", f"wrote {experiment.workdir / 'sweep.md'} and sweep.html{note}")
+    say("sweep", f"wrote {experiment.workdir / 'sweep.md'} and sweep.html")
+    if left_out:
+        raise UserError(
+            f"sweep: {len(left_out)} of {len(points)} points could not be run, the others are done. The first of them: "
+            f"{left_out[0].label}: {left_out[0].failed}"
+        )
 
 
 def _write_tables(experiment: Steps, trials: Sequence[Trial], best: Sequence[BestOf]) -> None:

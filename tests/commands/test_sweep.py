@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,10 @@ def trained_points(scored: str, monkeypatch: pytest.MonkeyPatch) -> list[TextExp
     return points
 
 
-def run(*grid: str, more: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    cli.main(["sweep", "e.yaml", *more, *(word for text in grid for word in ("--grid", text))])
+def run(*grid: str, more: tuple[str, ...] = (), code: int = 0) -> list[dict[str, Any]]:
+    with pytest.raises(SystemExit) if code else contextlib.nullcontext() as left:
+        cli.main(["sweep", "e.yaml", *more, *(word for text in grid for word in ("--grid", text))])
+    assert left is None or left.value.code == code
     return json.loads(Path("runs/demo/sweep.json").read_text())
 
 
@@ -71,7 +74,7 @@ def test_every_combination_over_one_store(
     scored: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     few, betas = ("--train.steps", "2"), "loss.options.beta=0.1,0.5"
-    found = run("loss.name=dpo,unknown", betas, more=few)
+    found = run("loss.name=dpo,unknown", betas, more=few, code=2)
     labels = [f"name={name},beta={beta}" for name in ("dpo", "unknown") for beta in (0.1, 0.5)]
     assert [each["label"] for each in found] == labels
     assert all("evaluation" in each for each in found[:2])
@@ -227,12 +230,12 @@ def test_points_are_analysed_where_the_configuration_asks_for_it(
     trained_points: list[TextExperiment], capfd: pytest.CaptureFixture[str]
 ) -> None:
     amend(analysis={"rows": 4, "pairs": 2})
-    found = run("loss.name=dpo,kto")
+    found = run("loss.name=dpo,kto", code=2)  # which says that a point is missing, once the others are done
     assert "kto is trained on labelled completions" in found[1]["failed"]
     assert found[0]["evaluation"]["halves"] == HALVES
     heads, _, row, *_ = table()
     cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (heads, row)), strict=True))
     assert cells["chosen in training"] == nats(-0.5) and cells["rejected in training"] == nats(-1.5)
     assert cells["rejected by the field of log-probs"] != cells["rejected by the field of probabilities"]
-    run("loss.name=dpo,kto")
+    run("loss.name=dpo,kto", code=2)
     assert "is done already" in capfd.readouterr().err
