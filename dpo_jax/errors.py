@@ -12,6 +12,9 @@ from typing import NamedTuple
 class UserError(Exception):
     """A mistake in a configuration, in data or on disk that the user can mend; shown without a traceback."""
 
+    source: int | None = None
+    """Place of the data source whose mistake it is, in the list of sources that was given."""
+
 
 _LONGEST = 600  # characters
 

@@ -35,6 +35,7 @@ def run(experiment: Steps) -> None:
 
 def check_data(experiment: Steps) -> None:
     """Say what is in the rows of each split and what is odd about it, and write WORKDIR/data.html and data.json."""
+    experiment.check_inputs()
     reports = experiment.data_reports()
     keep(experiment.workdir, reports)
     print("\n".join(as_text(reports)))

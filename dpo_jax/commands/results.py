@@ -17,6 +17,7 @@ def evaluate(experiment: Steps) -> None:
     """Write WORKDIR/evaluation.json for the newest checkpoint, or for the outputs that the configuration names."""
     if not experiment.has_evaluation:
         raise UserError("evaluate: the configuration names no held-out pairs; set data.eval.")
+    experiment.check_inputs("data.eval", "evaluation")
     path = experiment.run.evaluation
     write_json(path, experiment.evaluate().to_json())
     if shared := shared_rows(read_splits(experiment.run)):

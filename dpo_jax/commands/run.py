@@ -19,6 +19,7 @@ def run(experiment: Steps) -> None:
 
 def train_and_measure(experiment: Steps) -> None:
     """Train all that the configuration asks for, and measure it."""
+    experiment.check_inputs()
     experiment.prepare()
     if experiment.config.reward:
         experiment.reward_term()  # now, rather than after hours of training

@@ -23,6 +23,7 @@ def sft(experiment: Steps) -> None:
     if experiment.config.sft is None:
         raise UserError("sft: the configuration has no `sft:` section, which would say what to train on first.")
     check_sinks(experiment.config.logging, experiment.origins)
+    experiment.check_inputs()
     experiment.prepare()
     fit(experiment, experiment.sft_training())
 
@@ -44,6 +45,7 @@ def reference(experiment: Steps, *, jsonl: str | None = None, verify: str | None
         raise UserError(f"command line: --verify {verify!r}: give the number of rows to score again, such as 100.")
     if reason := experiment.why_no_store():
         raise UserError(f"reference: nothing to store: {reason}.")
+    experiment.check_inputs()
     prepare_start(experiment)
     params = cache(experiment.start_params)
     store = complete_store(experiment, params)
@@ -57,6 +59,7 @@ def reference(experiment: Steps, *, jsonl: str | None = None, verify: str | None
 
 def train(experiment: Steps) -> None:
     """Train the policy into WORKDIR, after fine-tuning, pairs and reference pass where they are missing."""
+    experiment.check_inputs()
     experiment.prepare()
     check_sinks(experiment.config.logging, experiment.origins)
     experiment.check()
@@ -72,6 +75,7 @@ def reward(experiment: Steps) -> None:
     """Train into WORKDIR/reward, say how often it is right on held-out pairs, and export it."""
     term = experiment.reward_term()
     check_sinks(experiment.config.logging, experiment.origins)
+    experiment.check_inputs()
     if experiment.reward_needs_start:
         prepare_start(experiment)
     fit(experiment, experiment.reward_training(term))

@@ -25,6 +25,7 @@ from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_model import ErrorScore, Sample, make_error_score, make_sampling, score_pictures
+from dpo_jax.experiments.rows import located
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import place
 from dpo_jax.objectives.diffusion import Noise, preference_objective
@@ -317,15 +318,16 @@ class PictureExperiment(Experiment[PictureConfig]):
     def read(self, name: str, sources: Sequence[Source], layout: Any, *, seed: int | None = None) -> Pictures:
         """Rows of some sources; `name` is their key in the configuration. What was left out is said."""
         config = self.config
-        pictures = read_pictures(
-            sources,
-            layout=layout,
-            shape=self.shape,
-            classes=config.pictures.classes,
-            text_width=config.pictures.text_width,
-            on_error=config.data.on_error,
-            seed=config.seed if seed is None else seed,
-        )
+        with located(name, self.origins):
+            pictures = read_pictures(
+                sources,
+                layout=layout,
+                shape=self.shape,
+                classes=config.pictures.classes,
+                text_width=config.pictures.text_width,
+                on_error=config.data.on_error,
+                seed=config.seed if seed is None else seed,
+            )
         notes = [f", {count} skipped ({reason})" for reason, count in pictures.skipped.items()]
         notes += [f", {pictures.ties} ties left out"] if pictures.ties else []
         say("data", f"{name}: {len(pictures.rows)} rows{''.join(notes)}")

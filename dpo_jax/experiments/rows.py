@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from dpo_jax.files import read_json, write_json
 from dpo_jax.mesh import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Origins, locate, mistake
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.hosts import from_first
 from dpo_jax.runtime.progress import say
@@ -73,6 +74,7 @@ def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokeni
 
 def read_rows(
     config: Config,
+    origins: Origins,
     tokenizer: PreTrainedTokenizerFast,
     name: str,
     sources: Sequence[Source],
@@ -85,22 +87,32 @@ def read_rows(
     """
     if not sources:
         return DataRows([], [])
-    if not is_unpaired(config.loss):
-        return _read(PAIRS, config, tokenizer, name, sources, seed=config.seed, limit=limit)
-    mismatched = needs_mismatched(config.loss)
-    return _read(UNPAIRED, config, tokenizer, name, sources, seed=config.seed, mismatched=mismatched, limit=limit)
+    layout, more = layout_of(config), {"mismatched": needs_mismatched(config.loss), "limit": limit}
+    return _read(layout, config, origins, tokenizer, name, sources, seed=config.seed, **more)
+
+
+def layout_of(config: Config) -> Layout[Any]:
+    """The form of the rows that the losses learn from."""
+    return UNPAIRED if is_unpaired(config.loss) else PAIRS
 
 
 def read_completions(
-    config: Config, tokenizer: PreTrainedTokenizerFast, name: str, sources: Sequence[Source], *, seed: int
+    config: Config,
+    origins: Origins,
+    tokenizer: PreTrainedTokenizerFast,
+    name: str,
+    sources: Sequence[Source],
+    *,
+    seed: int,
 ) -> DataRows:
     """Read the rows of a fine-tuning; `name` is the key of the sources."""
-    return _read(COMPLETIONS, config, tokenizer, name, sources, seed=seed)
+    return _read(COMPLETIONS, config, origins, tokenizer, name, sources, seed=seed)
 
 
 def _read(
     layout: Layout[Row],
     config: Config,
+    origins: Origins,
     tokenizer: PreTrainedTokenizerFast,
     name: str,
     sources: Sequence[Source],
@@ -111,12 +123,27 @@ def _read(
     """Read rows and say what was left out; `more` is what else the reading takes."""
     folder = Path(config.workdir) / "tokens"
     reading = Reading(rules=rules_of(config), folder=folder, on_error=config.data.on_error, seed=seed)
-    try:
+    with located(name, origins):
         data = rows.read_rows(layout, sources, tokenizer, reading, name=name, **more)
-    except BadRow as bad:
-        raise bad.in_section("data") from bad
     say("data", ", ".join([f"{name}: {len(data.rows)} rows", *data.notes]))
     return data
+
+
+@contextmanager
+def located(name: str, origins: Origins) -> Iterator[None]:
+    """The context in which errors of rows are told the file, the line and the key of their source.
+
+    `name` is the key of the list of sources, or says where on the command line they are named.
+    """
+    try:
+        yield
+    except UserError as error:
+        says = str(error.in_section("data") if isinstance(error, BadRow) else error)
+        key = name if error.source is None else f"{name}.{error.source}"
+        says = says.removeprefix(f"{name}: ")
+        raise (
+            UserError(f"{name}: {says}") if name.startswith("command line") else mistake(key, origins, says)
+        ) from error
 
 
 def check_rows(config: Config, origins: Origins, spec: Spec) -> None:

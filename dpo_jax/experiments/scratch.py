@@ -13,6 +13,7 @@ from dpo_jax import locks
 from dpo_jax.config import Config, ScratchConfig
 from dpo_jax.data.sources import COMPLETIONS, read_sources
 from dpo_jax.errors import UserError
+from dpo_jax.experiments.rows import located
 from dpo_jax.models.model import make_model
 from dpo_jax.reading import Origins, locate
 from dpo_jax.runtime import hosts
@@ -50,7 +51,9 @@ def make(config: Config, origins: Origins, mesh: Mesh) -> None:
         if is_there(config):
             say("scratch", f"another run has made {folder}")
         else:
-            _write(folder, options, mesh, on_error=config.data.on_error)
+            with located("scratch.data", origins):
+                texts = list(_texts(options, on_error=config.data.on_error))
+            _write(folder, options, mesh, iter(texts))
 
 
 def is_there(config: Config) -> bool:
@@ -59,8 +62,8 @@ def is_there(config: Config) -> bool:
     return hosts.alike(there) and there
 
 
-def _write(folder: Path, options: ScratchConfig, mesh: Mesh, *, on_error: str) -> None:
-    tokenizer = learn_tokenizer(_texts(options, on_error=on_error), options.vocabulary)
+def _write(folder: Path, options: ScratchConfig, mesh: Mesh, texts: Iterator[str]) -> None:
+    tokenizer = learn_tokenizer(texts, options.vocabulary)
     outline = _config(options, len(tokenizer), tokenizer.get_vocab()[END])
     source = WeightsSource(str(folder), outline, token_ids(outline), {}, no_tensor, lambda: tokenizer)
     resolved = resolve_spec(source)

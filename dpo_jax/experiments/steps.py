@@ -67,6 +67,9 @@ class Steps(Experiment):
     def check(self) -> None:
         """Refuses now what would fail after hours, and says what is unusual about the losses."""
 
+    def check_inputs(self, *sections: str) -> None:
+        """Refuses files of the configuration that cannot be read; of all, or of these sections of it."""
+
     def prepare(self) -> None:
         """Makes the weights that training starts from, where they are to be made from nothing."""
 

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from dpo_jax.config import Config, Source
+from dpo_jax.config import Source
 from dpo_jax.data.sources import PROMPTS, read_sources
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
+from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import AnyJudge, open_judge
+from dpo_jax.experiments.rows import located
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.reading import locate
@@ -44,10 +46,11 @@ def write_pairs(experiment: TextExperiment, output: str | None) -> None:
     if experiment.config.sampling.samples < 2:
         at = locate("sampling.samples", experiment.origins)
         raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
+    check_inputs(experiment.config, experiment.origins, "pairs" if options.prompts else "data.train")
     key = "pairs.judge" if options.judge else "evaluation.judge"
     judge = open_judge(asked, experiment, key)
     if options.prompts:
-        prompts = _read(options.prompts, experiment.config, "pairs", "pairs.prompts")
+        prompts = _read(experiment, options.prompts, "pairs", "pairs.prompts")
     else:
         prompts = experiment.train_data.prompts
     experiment.check_sampling()
@@ -114,7 +117,7 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
     samples, name = experiment.config.sampling.samples, "reference" if reference else "policy"
     experiment.check_sampling()
     if prompts:
-        asked = _read([{"path": prompts}], experiment.config, "sample", prompts)
+        asked = _read(experiment, [{"path": prompts}], "sample", "command line: --prompts")
     elif experiment.has_heldout:
         asked = experiment.eval_data.prompts
     else:
@@ -136,9 +139,11 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
     )
 
 
-def _read(sources: Sequence[Source], config: Config, command: str, name: str) -> list[Prompt]:
-    """The prompts of some sources; `command` and `name`, that of the sources, are for messages."""
-    prompts = read_sources(PROMPTS, sources, on_error=config.data.on_error, seed=config.seed)
+def _read(experiment: TextExperiment, sources: Sequence[Source], command: str, name: str) -> list[Prompt]:
+    """The prompts of some sources; `command` and `name`, the key of the sources, are for messages."""
+    config = experiment.config
+    with located(name, experiment.origins):
+        prompts = read_sources(PROMPTS, sources, on_error=config.data.on_error, seed=config.seed)
     for reason, count in prompts.skipped.items():
         say(command, f"{name}: {count} skipped ({reason})")
     return prompts.rows

@@ -25,6 +25,7 @@ from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
 from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted, values_of
+from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import RewardExperiment
 from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.texts import present, several
@@ -56,6 +57,13 @@ class TextSteps(RewardExperiment, Steps):
     kind = "texts"
     report_kind = TEXTS
     reward_loss = staticmethod(bradley_terry)
+    _inputs_are_checked = False
+
+    def check_inputs(self, *sections: str) -> None:
+        """Refuses sources and files that cannot be opened, or whose first row cannot be used."""
+        if not self._inputs_are_checked:
+            check_inputs(self.config, self.origins, *sections)
+            self._inputs_are_checked = not sections
 
     def prepare(self) -> None:
         """Makes the weights of `scratch:`, where they are missing."""

@@ -222,7 +222,7 @@ class TextExperiment(Experiment[Config]):
 
     def read(self, name: str, sources: Sequence[Source], *, limit: int | None = None) -> DataRows:
         """The rows of some sources, the first `limit` of them; `name` is their key in the configuration."""
-        return read_rows(self.config, self.tokenizer, name, sources, limit=limit)
+        return read_rows(self.config, self.origins, self.tokenizer, name, sources, limit=limit)
 
     @cached_property
     def train_data(self) -> DataRows:
@@ -239,7 +239,8 @@ class TextExperiment(Experiment[Config]):
         """The rows of the fine-tuning."""
         section = self.config.sft
         assert section is not None
-        return read_completions(self.config, self.tokenizer, "sft.data.train", section.data.train, seed=self.sft_seed)
+        name, sources = "sft.data.train", section.data.train
+        return read_completions(self.config, self.origins, self.tokenizer, name, sources, seed=self.sft_seed)
 
     @property
     def spec(self) -> Spec:

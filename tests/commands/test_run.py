@@ -31,6 +31,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             monkeypatch.setattr(module, name, lambda experiment, name=name: names.append(name))
     monkeypatch.setattr(report, "run", lambda experiment: names.append("report"))
     monkeypatch.setattr(TextSteps, "prepare", lambda self: None)
+    monkeypatch.setattr(TextSteps, "check_inputs", lambda self: None)
     return names
 
 

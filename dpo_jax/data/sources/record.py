@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -105,6 +106,26 @@ def limited(spec: Spec, items: Sequence[Value]) -> Sequence[Value]:
     return items[:limit]
 
 
+def head(spec: Spec, records: Records) -> Records:
+    """Return the first `limit` records; all where the source says nothing, or has fewer."""
+    if "limit" not in spec:
+        return records
+    fits = "a whole number above 0"
+    return islice(records, int(number_of(spec, "limit", 1, lambda rows: isinstance(rows, int) and rows > 0, fits)))
+
+
+def of_source(place: int, rows: Iterator[Value | BadRow]) -> Iterator[Value | BadRow]:
+    """Yield the rows of a source; each of its errors, yielded or raised, is told the place of the source."""
+    try:
+        for row in rows:
+            if isinstance(row, BadRow):
+                row.source = place
+            yield row
+    except UserError as error:
+        error.source = place
+        raise
+
+
 def column_names(spec: Spec, wanted: Iterable[str]) -> dict[str, str]:
     """Map each wanted name to the column of the source: its namesake, unless the spec's `columns` renames it."""
     names = {name: name for name in wanted}
@@ -132,7 +153,7 @@ def rows_of(
     weight = number_of(spec, "weight", 1.0, lambda weight: 0 < weight < infinite, "a number above 0, such as 0.5")
     flip = number_of(spec, "flip", 0.0, lambda share: 0 <= share <= 1, "a share of the rows, such as 0.2")
     name = text_of(spec, "name", Path(str(spec[kind])).name.partition(".")[0])
-    for number, record in enumerate(records):
+    for number, record in enumerate(records if kind == "package" else head(spec, records)):
         draw = f"{seed} {name} {number}"
         try:
             if isinstance(record, BadRow):

@@ -121,6 +121,15 @@ def test_a_bad_file_or_source_is_named_and_never_skipped(tmp_path):
         assert all(word in text for word in words), text
 
 
+def test_a_limit_takes_the_first_records_of_each_source(tmp_path):
+    write("a.jsonl", *({**GOOD, "prompt": f"{n}"} for n in range(3)), b"broken")
+    limited = [{"path": "a.jsonl", "limit": 2}, {"path": "a.jsonl", "limit": 1, "weight": 2}]
+    assert [row.prompt for row in read_sources(PAIRS, limited).rows] == ["0", "1", "0", "0"]
+    for limit in (0, True, 1.5, "2"):
+        text = message(read_sources, PAIRS, [{"path": "a.jsonl", "limit": limit}])
+        assert f"limit is {limit!r}; it must be a whole number above 0" in text
+
+
 def test_sources_without_a_row_and_unknown_policies_are_refused():
     assert "hold no rows" in message(read_sources, PAIRS, [write("empty.jsonl")])
     assert "hold no rows" in message(read_sources, PAIRS, [])
