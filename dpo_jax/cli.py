@@ -142,6 +142,8 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
     commands = [*COMMANDS, "config", *_WITHOUT_CONFIG]
     if arguments and not arguments[0].startswith("-") and arguments[0] not in commands:
         raise UserError(f"command line: {arguments[0]!r} is not a command. {nearest(arguments[0], commands)}")
+    if "--config" in (word.partition("=")[0] for word in arguments):
+        raise UserError("command line: name the experiment file without --config: `dpo-jax COMMAND FILE --key value`.")
     known, overrides = _parser().parse_known_args(arguments)
     running.command = known.command
     _check_local(known)

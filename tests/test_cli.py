@@ -52,6 +52,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None
         (["reference", "e.yaml", "--jsonl", "s3://b/x"], "command line: --jsonl: 's3://b/x' is an address"),
         (["report", "e.yaml", "--compare", "gs://b/x"], "command line: --compare: 'gs://b/x' is an address"),
         (["verify", "gs://b/x"], "command line: FOLDER: 'gs://b/x' is an address"),
+        (["train", "--config", "e.yaml"], "name the experiment file without --config"),
+        (["train", "--seed", "3", "e.yaml"], "3: there is no such configuration file. The file is named right behind"),
+        (["losses", "dpo"], "losses: 'dpo' is not understood"),
+        (["config", "schema", "e.yaml"], "config: 'e.yaml' is not understood"),
+        (["config", "show"], "config show: name the experiment file"),
         (["config", "shwo", "e.yaml"], "command line: .*shwo"),
     ],
 )

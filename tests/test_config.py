@@ -26,7 +26,7 @@ from dpo_jax.config import (
 )
 from dpo_jax.config.model import FREE
 from dpo_jax.config.pictures import PicturesConfig
-from dpo_jax.config.resume import free_settings, refuse_changes
+from dpo_jax.config.resume import free_settings
 from dpo_jax.config.training import CommonConfig, SftDataConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.texts import TextExperiment
@@ -94,68 +94,6 @@ def test_overrides_come_last_and_say_so(example: str):
     assert config.optimizer.learning_rate == 2e-5  # YAML reads 2e-5 as text
     assert config.data.train[0] == {"path": "b.jsonl"}
     assert origins["train.steps"] == "command line" and origins["loss.0.options.beta"] == "command line"
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["runs/run #1", "2026", "runs/a: b", "12:30", "on", "1e5", "2024-01-01", "010", "null", "1_000", "[a]", "{a"],
-)
-def test_a_text_setting_is_the_text_that_was_typed(example: str, tmp_path: Path, text: str):
-    settings = {"workdir": text, "data.train.0.path": text, "data.train.0.columns.chosen": text}
-    given, _ = load(example, [f"--{key}={text}" for key in settings])
-    assert given.workdir == text and given.data.train[0] == {"path": text, "columns": {"chosen": text}}
-    if text not in ("runs/run #1", "runs/a: b", "[a]", "{a"):  # YAML itself cuts or refuses these
-        listed = f"[{{path: {text}, columns: {{chosen: {text}}}}}]"
-        written = (
-            MINIMAL.replace(": w", f": {text}").replace("[{path: p.jsonl}]", listed) + f"sweep: [{{workdir: {text}}}]"
-        )
-        read, _ = load(write(tmp_path, written))
-        assert (read.workdir, read.data.train) == (given.workdir, given.data.train)
-        assert read.sweep == ({"workdir": [text]},)
-
-
-@pytest.mark.parametrize("text", ["1e-1", "1E-1", "1.0e-1", ".1", "0.1"])
-def test_numbers_are_numbers_everywhere(tmp_path: Path, text: str):
-    sections = f"reward: {{options: {{margin: {text}}}}}\nsweep: [{{loss.options.beta: [{text}], seed: 1e1}}]"
-    config, _ = load(
-        write(tmp_path, MINIMAL.replace("dpo}", f"dpo, options: {{beta: {{start: {text}}}}}}}") + sections)
-    )
-    assert config.loss[0].options == {"beta": {"start": 0.1}} and config.sweep[0]["loss.options.beta"] == [0.1]
-    assert config.reward and config.reward.options == {"margin": 0.1} and config.sweep[0]["seed"] == [10.0]
-    given, _ = load(write(tmp_path, MINIMAL), ["--loss.options.beta", text, "--train.steps", "1e3"])
-    assert given.loss[0].options == {"beta": 0.1} and given.train.steps == 1000
-
-
-def test_a_number_that_was_kept_as_text_is_the_same_run(tmp_path: Path):
-    config, _ = load(write(tmp_path, MINIMAL.replace("dpo}", "dpo, options: {beta: 1e-1}}")))
-    saved, now = ({"config": as_mapping(config), "steps": 1} for _ in range(2))
-    saved["config"]["loss"][0]["options"] = {"beta": "1e-1"}
-    refuse_changes("train", saved, now)
-    saved["config"]["loss"][0]["options"] = {"beta": "2e-1"}
-    with pytest.raises(UserError, match=r"beta: was 0\.2, is 0\.1"):
-        refuse_changes("train", saved, now)
-
-
-@pytest.mark.parametrize(
-    "address", ["gs://bucket/x", "s3://b/x", "hf://datasets/x", "http://host/x", "file:///x", "GS:/b"]
-)
-def test_an_address_is_no_path(example: str, address: str):
-    judge = "--evaluation.judge={name: http, url: http://h/v1, model: m, %s: %s}"
-    keys = [
-        "workdir",
-        "model.weights",
-        "reference.store",
-        "data.chat_template",
-        "data.train.0.path",
-        "data.train.0.hub",
-    ]
-    keys += ["evaluation.rewardbench", "evaluation.outputs.policy", "sft.data.train.0.path", "data.eval.0.data_dir"]
-    for arguments in [f"--{key}={address}" for key in keys], [judge % (key, address) for key in ("template", "cache")]:
-        for argument in arguments:
-            with pytest.raises(
-                UserError, match=r"command line: [\w.]+: '.*' is an address.* file or folder of this machine"
-            ):
-                load(example, ["--evaluation.outputs.reference=x" if "outputs" in argument else "--seed=1", argument])
 
 
 def test_losses_may_be_a_list(tmp_path: Path):
@@ -236,6 +174,12 @@ def test_files_that_are_no_experiment(tmp_path: Path, text: str, says: str):
         (["--loss.options", "3"], "options: a mapping of keys is wanted"),
         (["--train.steps", "--seed", "3"], "--train.steps has no value"),
         (["--train.steps", "010"], "train.steps: a whole number is wanted, not '010'"),
+        (["--lr", "3"], "lr: the key is unknown. Did you mean optimizer.learning_rate[?] Allowed: analysis"),
+        (["--train.lr", "3"], "train.lr: the key is unknown. Did you mean optimizer.learning_rate[?]"),
+        (["--lora_rank", "3"], "Did you mean lora.rank[?]"),
+        (["--wpo", "true"], "Did you mean loss.wpo[?]"),
+        (["--train.epochs", "inf"], "train.epochs: must be at least 1e-06 and at most 1000000"),
+        (["--seed", "-1"], "must be at least 0 and at most 4294967295, got -1"),
         (["--a..b", "3"], "'--a..b' is not an override"),
         (["--model", "NAME"], "not 'NAME'. Write --model '{weights: NAME}'."),
         (["--data", "a.jsonl"], r"Write --data '{train: \[{path: a.jsonl}\]}'"),
@@ -249,7 +193,7 @@ def test_mistakes_on_the_command_line(example: str, arguments: list[str], says: 
 
 @pytest.mark.parametrize("path", ["nowhere.yaml", "configs/nowhere.yaml", "."])
 def test_a_file_that_is_not_there(path: str):
-    with pytest.raises(UserError, match="no such configuration file"):
+    with pytest.raises(UserError, match=r"no (such )?configuration file.*right behind the command"):
         load(path)
 
 

@@ -129,9 +129,10 @@ def _device_memory(error: BaseException) -> str | None:
     said = str(error)
     if not _is_xla(error) or not re.search("RESOURCE_EXHAUSTED|out of memory", said, re.IGNORECASE):
         return None
-    asked = re.search(r"(?:allocat\w*|Attempting to reserve)\s+([\d.]+\s*\w+)", said)
+    asked = re.search(r"(?:allocat\w*|Attempting to reserve)\s+([\d.]+)\s*([KMGT]?)(?:i?B|bytes?)?\b", said)
     lower = size_setting(error) or "the size of the batches"
-    more = f": {asked[1]} more were wanted" if asked else ""
+    gib = float(asked[1]) * 1024.0 ** ("KMGT".find(asked[2].upper()) + 1 if asked[2] else 0) / 2**30 if asked else 0.0
+    more = f": {gib:.3g} GiB more were wanted" if asked else ""
     return (
         f"out of memory on the device{more}. Lower {lower}, set model.remat: full, or use more devices and mesh.fsdp.\n"
         "`dpo-jax plan CONFIG --search` says what fits."

@@ -28,7 +28,7 @@ from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.runs.run import Run
-from dpo_jax.runtime.progress import say
+from dpo_jax.runtime.progress import each_once, say
 
 
 def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
@@ -45,13 +45,14 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     points = read_points(grid or (), experiment.config.sweep, experiment.origins, kind=type(experiment.config))
     compiled = _count_compilations()
     trials: list[Trial] = []
-    for number, settings in enumerate(points, 1):
-        label = label_of(settings, points)
-        say("sweep", f"{number} of {len(points)}: {label}")
-        opened = functools.partial(point_of, experiment, label, settings)
-        trials.append(_trial(opened, label, settings, compiled, lean=lean))
-        write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
-        _write_tables(experiment, trials, [])
+    with each_once():
+        for number, settings in enumerate(points, 1):
+            label = label_of(settings, points)
+            say("sweep", f"{number} of {len(points)}: {label}")
+            opened = functools.partial(point_of, experiment, label, settings)
+            trials.append(_trial(opened, label, settings, compiled, lean=lean))
+            write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
+            _write_tables(experiment, trials, [])
     left_out = [trial for trial in trials if trial.failed is not None]
     if len(left_out) == len(points):
         raise UserError(f"sweep: no point could be run. The first: {left_out[0].failed}")

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig
 from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchConfig, Source, file_bytes
 from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, check_pictures
+from dpo_jax.config.settings import meant_by
 from dpo_jax.config.texts import AnalysisConfig, Config, DataConfig, PairsConfig, SamplingConfig, check_texts
 from dpo_jax.config.training import (
     LoggingConfig,
@@ -28,6 +29,7 @@ from dpo_jax.config.training import (
 from dpo_jax.masking import masked
 from dpo_jax.reading import (
     Origins,
+    UnknownKey,
     Written,
     as_setting,
     mistake,
@@ -84,7 +86,10 @@ def _finished(mapping: dict[str, Any], origins: Origins) -> tuple[AnyConfig, Ori
 
 
 def _checked(kind: type[C], mapping: dict[str, Any], origins: Origins) -> C:
-    config = typed(kind, {**mapping, "sweep": _grids(kind, mapping.get("sweep") or ())}, origins)
+    try:
+        config = typed(kind, {**mapping, "sweep": _grids(kind, mapping.get("sweep") or ())}, origins)
+    except UnknownKey as unknown:
+        raise unknown.hinted(meant_by(kind, unknown.key)) from None
     _check_lengths(config, origins)
     if isinstance(config, PictureConfig):
         check_pictures(config, origins)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import functools
 import inspect
 import re
@@ -41,6 +42,57 @@ def keys_of(kind: type) -> list[str]:
     leaves = [each.key for each in _settings(kind, "", None)]
     above = [key[: dot.start()] for key in leaves for dot in re.finditer(r"\.", key)]
     return list(dict.fromkeys([*leaves, *above]))
+
+
+_ELSEWHERE = {
+    "adam_beta1": "optimizer.beta1",
+    "adam_beta2": "optimizer.beta2",
+    "adam_epsilon": "optimizer.epsilon",
+    "batch_size": "train.batch_pairs",
+    "beta": "loss.options.beta",
+    "bf16": "model.dtype",
+    "dataset": "data.train",
+    "dataset_name": "data.train",
+    "eval_steps": "evaluation.every",
+    "gradient_accumulation_steps": "train.micro_batch_pairs",
+    "gradient_checkpointing": "model.remat",
+    "label_smoothing": "loss.options.label_smoothing",
+    "logging_steps": "train.log_every",
+    "lora_r": "lora.rank",
+    "lora_target_modules": "lora.targets",
+    "loss_type": "loss.name",
+    "lr": "optimizer.learning_rate",
+    "lr_scheduler_type": "optimizer.schedule",
+    "max_grad_norm": "optimizer.clip_norm",
+    "max_length": "data.max_tokens",
+    "max_prompt_length": "data.max_prompt_tokens",
+    "max_steps": "train.steps",
+    "model_name": "model.weights",
+    "model_name_or_path": "model.weights",
+    "num_train_epochs": "train.epochs",
+    "output_dir": "workdir",
+    "per_device_train_batch_size": "train.batch_pairs",
+    "report_to": "logging.wandb",
+    "save_steps": "train.save_every",
+    "torch_dtype": "model.dtype",
+    "warmup_ratio": "optimizer.warmup_steps",
+}
+"""Names in other trainers -> the setting here."""
+
+
+def meant_by(kind: type, key: str) -> list[str]:
+    """The settings that an unknown key may mean: by the name that it has elsewhere, or by its last part."""
+    section, _, name = key.replace("-", "_").lower().rpartition(".")
+    if name in _ELSEWHERE:
+        return [_ELSEWHERE[name]]
+    known = keys_of(kind)
+    whole = [each for each in known if each == name.replace("_", ".", 1) and "." in each]  # lora_rank
+    if whole:
+        return whole
+    beside = [each.removeprefix(f"{section}.") for each in known if each.rpartition(".")[0] == section]
+    if name in beside or difflib.get_close_matches(name, beside):
+        return []
+    return [each for each in known if each.rpartition(".")[2] == name][:3]
 
 
 def _settings(kind: type, prefix: str, section: Any) -> Iterator[Setting]:

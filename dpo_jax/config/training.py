@@ -55,7 +55,7 @@ class TrainConfig:
     batch_pairs: Positive = 8  # real pairs in a step
     micro_batch_pairs: Positive | None = free(None)  # pairs in memory at once; default: all of the batch
     steps: Positive | None = free(None)  # steps or epochs; without both: one epoch
-    epochs: Annotated[float, Range(1e-6)] | None = free(None)
+    epochs: Annotated[float, Range(1e-6, 1e6)] | None = free(None)
     save_every: Positive | None = free(None)  # steps between checkpoints; the last step is always saved
     log_every: Positive = free(1)
     keep: Positive = free(2)  # checkpoints kept

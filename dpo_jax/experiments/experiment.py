@@ -163,7 +163,8 @@ class Experiment(abc.ABC, Generic[C]):
         try:
             self.workdir.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"workdir: {self.workdir} cannot be written: {error.strerror}.") from None
+            why = "it is a file, not a folder" if self.workdir.is_file() else error.strerror
+            raise UserError(f"{self.at('workdir')}: workdir: {self.workdir} cannot be written: {why}.") from None
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,7 +27,7 @@ from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.watchdog import Watchdog
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.loop import Callbacks, NotFinite, Pace, Placed, TooManySkips, traced, train_loop
+from dpo_jax.training.loop import Callbacks, NotFinite, Pace, Placed, Step, TooManySkips, traced, train_loop
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, create_state
@@ -209,6 +210,7 @@ def _run(
 
     progress, whole = Progress(stage, steps, done=done), _whole_at_the_end(checkpoints, sinks)
     with progress, tracing as step, dog, notice, whole, sized_by(f"{section}train.micro_batch_pairs"):
+        step = _telling(stage, step)
         callbacks = Callbacks(
             log=lambda number, values: _log(stage, sinks, progress, number, values),
             save=save,
@@ -217,6 +219,23 @@ def _run(
             watched=dog.watched,
         )
         return train_loop(step, state, read, training.knobs, steps=steps, pace=pace, callbacks=callbacks)
+
+
+def _telling(stage: str, step: Step) -> Step:
+    """The step, which says before its first call that it is compiled then, and after it for how long."""
+    told = False
+
+    def telling(*arguments: Any) -> Any:
+        nonlocal told
+        if told:
+            return step(*arguments)
+        told, start = True, time.perf_counter()
+        say(stage, "compiles the first step")
+        result = step(*arguments)
+        say(stage, f"compiled the first step in {time.perf_counter() - start:.1f} s")
+        return result
+
+    return telling
 
 
 def restored(

@@ -50,8 +50,8 @@ class Range(NamedTuple):
         """The number itself; what is wrong with it is a ValueError."""
         if self.low <= value <= self.high:
             return value
-        bounds = [f"at least {self.low:g}"] if self.low > float("-inf") else []
-        bounds += [f"at most {self.high:g}"] if self.high < float("inf") else []
+        bounds = [f"at least {self.low:.10g}"] if self.low > float("-inf") else []
+        bounds += [f"at most {self.high:.10g}"] if self.high < float("inf") else []
         raise ValueError(f"must be {' and '.join(bounds)}, got {value}.")
 
 
@@ -77,6 +77,21 @@ Count = Annotated[int, Range(0)]
 NotNegative = Annotated[float, Range(0.0)]
 Seed = Annotated[int, Range(0, 2**32 - 1)]
 Share = Annotated[float, Range(0.0, 1.0)]
+
+
+class UnknownKey(UserError):
+    """A key that its section does not have; `hinted` says better what was meant than the names that are near."""
+
+    def __init__(self, key: str, where: str, allowed: Sequence[str], meant: Sequence[str] = ()):
+        near = nearest(key.rpartition(".")[2], allowed)
+        if meant:
+            near = f"Did you mean {' or '.join(meant)}? {near[near.index('Allowed: ') :]}"
+        super().__init__(f"{where}: {key}: the key is unknown. {near}")
+        self.key, self._where, self._allowed = key, where, allowed
+
+    def hinted(self, meant: Sequence[str]) -> UnknownKey:
+        """Return the same error with the dotted keys that may have been meant."""
+        return UnknownKey(self.key, self._where, self._allowed, meant)
 
 
 def typed(kind: type[T], value: object, origins: Origins, key: str = "") -> T:
@@ -222,7 +237,7 @@ def _dataclass(kind: Any, value: object, origins: Origins, key: str) -> Any:
     prefix = f"{key}." if key else ""
     for name in value:
         if name not in fields:
-            raise mistake(prefix + str(name), origins, f"the key is unknown. {nearest(str(name), fields)}")
+            raise UnknownKey(prefix + str(name), locate(prefix + str(name), origins), list(fields))
     for name, field in fields.items():
         if _default(field) is dataclasses.MISSING and name not in value:
             raise mistake(key, origins, f"the key {prefix}{name} is missing; it has no default.")

@@ -61,13 +61,16 @@ def read_settings(path: Path) -> tuple[dict[str, Any], Origins]:
         _check_depth(path, text)  # the parser takes time by the square of it
         root = yaml.compose(text, Loader=_Loader)
     except (FileNotFoundError, IsADirectoryError):
-        raise UserError(f"{path}: there is no such configuration file.") from None
+        what = "this is a folder, no configuration file" if path.is_dir() else "there is no such configuration file"
+        behind = "The file is named right behind the command: `dpo-jax COMMAND FILE --key value`."
+        raise UserError(f"{path}: {what}. {behind}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.") from None
+        other = "" if path.suffix in (".yaml", ".yml") else " Is it another file? A configuration is YAML."
+        raise UserError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}.{other}") from None
     if not isinstance(root, yaml.MappingNode):
         raise UserError(f"{path}: a configuration is a mapping of keys, such as `workdir: runs/demo`.")
     origins: Origins = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -21,8 +23,26 @@ _LONGEST = 300  # characters of what other libraries say
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_said: set[tuple[str, str]] | None = None
+
+
+@contextlib.contextmanager
+def each_once() -> Iterator[None]:
+    """The context in which no line about the data or the model is printed twice, as where one run follows another."""
+    global _said
+    before, _said = _said, set()
+    try:
+        yield
+    finally:
+        _said = before
+
+
 def say(stage: str, message: str) -> None:
     """Print one line of what a stage does or found."""
+    if _said is not None and stage in ("data", "model"):
+        if (stage, message) in _said:
+            return
+        _said.add((stage, message))
     console.print(f"[bold]{stage:>9}[/bold]  ", end="")
     console.print(mask(message), markup=False)
 

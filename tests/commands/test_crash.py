@@ -40,7 +40,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 PLANTED = {
     "device memory": (
         XLA("RESOURCE_EXHAUSTED: Out of memory allocating 8589934592 bytes."),
-        "out of memory on the device: 8589934592 bytes .*Lower the size of the batches, set model.*\n.*dpo-jax plan",
+        "out of memory on the device: 8 GiB more were wanted. Lower the size of the batches.*model.*\n.*dpo-jax plan",
     ),
     "host memory": (MemoryError("Unable to allocate 3 GiB"), "out of memory on this host: Unable to allocate 3 GiB"),
     "full disk": (os_error(errno.ENOSPC), "/runs/a/metrics.jsonl: No space left on device: make room"),
@@ -191,3 +191,9 @@ def test_the_innermost_setting_that_sizes_a_batch_is_to_be_lowered():
     with pytest.raises(XLA) as held, sized_by("train.micro_batch_pairs"):
         sample()
     assert "Lower sampling.batch_rows, set" in explain(held.value, "train")
+
+
+@pytest.mark.parametrize("asked", ["17.45GiB", "18736797286 bytes", "17868.80M", "17.45G"])
+def test_memory_is_told_in_gib(asked: str):
+    words = explain(XLA(f"RESOURCE_EXHAUSTED: Out of memory while trying to allocate {asked}."), "train")
+    assert "17.4 GiB more were wanted" in words or "17.5 GiB more were wanted" in words

@@ -5,6 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
+from dpo_jax.runtime import progress
+
 FAILS = """
 import asyncio, gc, logging, threading
 from dpo_jax.runtime import progress
@@ -59,3 +63,13 @@ def test_a_line_each():
         "ERROR:absl:Orbax says this",
         "beside  OSError: the disk",
     ]
+
+
+def test_a_line_about_the_data_is_said_once_where_runs_follow_each_other(capsys: pytest.CaptureFixture[str]):
+    with progress.each_once():
+        for line in ("3 ties", "3 ties", "4 ties"):
+            progress.say("data", line)
+            progress.say("train", "again")
+    progress.say("data", "3 ties")
+    lines = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["data 3 ties", "train again", "train again", "data 4 ties", "train again", "data 3 ties"]
