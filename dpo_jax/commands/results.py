@@ -42,8 +42,14 @@ def sample(
     experiment.write_samples(prompts=prompts, output=output, reference=model == "reference")
 
 
-def export(experiment: Steps, *, fine_tuned: bool = False) -> None:
-    """Write WORKDIR/export from the newest checkpoint; with `fine_tuned` the result of `sft`, WORKDIR/sft/export."""
+def export(experiment: Steps, *, fine_tuned: bool = False, base: bool = False) -> None:
+    """Write WORKDIR/export from the newest checkpoint; else the result of `sft`, or `model.weights` before training.
+
+    An earlier export of something else is not replaced.
+    """
+    if fine_tuned and base:
+        raise UserError("command line: export --fine-tuned --base: they are two exports; ask for one.")
     if fine_tuned and experiment.config.sft is None:
         raise UserError("command line: export --fine-tuned: the configuration has no `sft:` section.")
-    experiment.export(fine_tuned=fine_tuned, card=lambda kinds: model_card(gather(experiment), source_kinds=kinds))
+    what = "fine-tuned" if fine_tuned else "base" if base else "trained"
+    experiment.export(what=what, card=lambda kinds: model_card(gather(experiment), source_kinds=kinds))

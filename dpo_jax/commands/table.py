@@ -147,7 +147,10 @@ COMMANDS: dict[str, Command] = {
         "write the trained model as a Hugging Face folder, WORKDIR/export",
         lambda: _results().export,
         settings={"dtype": "export.dtype", "max-shard-size": "export.max_shard_size", "lora": "export.lora"},
-        switches={"fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export"},
+        switches={
+            "fine-tuned": "write the result of the fine-tuning instead, into WORKDIR/sft/export",
+            "base": "write the weights before any training instead, into WORKDIR/base: of an adapter the base",
+        },
         sections=_START | {"lora", "export"},
     ),
     "plan": Command(

@@ -17,7 +17,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments import data_reports, picture_evaluation, picture_samples
 from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.experiments.steps import Steps
+from dpo_jax.experiments.steps import Exported, Steps
 from dpo_jax.experiments.training import fit, make_training
 from dpo_jax.losses import preference_score
 from dpo_jax.objectives.diffusion import denoising_objective, scoring_objective
@@ -145,12 +145,15 @@ class PictureSteps(PictureExperiment, Steps):
             return str(error)
         return None
 
-    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
+    def export(self, *, what: Exported, card: Callable[[Collection[str]], str]) -> None:
         """Writes a Diffusers folder; an adapter is merged. The format has no card."""
-        folder = (self.sft_folder if fine_tuned else self.workdir) / "export"
-        params = self.start_params(held=False) if fine_tuned else self.merged_params()
+        if what == "base":
+            raise UserError("command line: export --base is of experiments on texts.")
+        stage, where = ("sft", self.sft_folder) if what == "fine-tuned" else ("train", self.workdir)
+        folder, made = self.place_of(what, where, stage)
+        params = self.start_params(held=False) if what == "fine-tuned" else self.merged_params()
         dtype = self.config.export.dtype
-        export_dit(folder, params, self.model, dtype=dtype)
+        export_dit(folder, params, self.model, dtype=dtype, made=made)
         say("export", f"wrote {folder} ({dtype}, for Diffusers' DiTTransformer2DModel)")
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -16,21 +17,27 @@ from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
-from dpo_jax.experiments.experiment import Experiment
+from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.stores import UNITS, check_scores
 from dpo_jax.experiments.training import preference_training
+from dpo_jax.files import digest
 from dpo_jax.losses import Loss
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import Kind
+from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.loop import After
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
+from dpo_jax.weights.export import Made, free_place
+
+Exported = Literal["trained", "fine-tuned", "base"]
+"""The weights that are exported."""
 
 _CHECKED_ROWS = 4
 
@@ -221,9 +228,21 @@ class Steps(Experiment):
         """The reason for which no other program has a format for this model; None if one has."""
         return None
 
+    def place_of(self, form: str, folder: Path, stage: str) -> tuple[Path, Made]:
+        """The place for an export of the newest checkpoint in a folder, and its origin; another export stays."""
+        _, step = newest(folder, stage)
+        seal = Run(folder).checkpoints / f"{step}.json"
+        dtype = "float32" if form == "adapter" else self.config.export.dtype
+        made = Made(form, step, dtype, digest(seal.read_bytes()))
+        usual = Run(folder).export
+        place = free_place(usual, made)
+        if place != usual:
+            say("export", f"{usual} holds another export, which stays as it is: this one goes to {place}")
+        return place, made
+
     @abc.abstractmethod
-    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
-        """Writes the trained model, or the result of the fine-tuning, for other programs.
+    def export(self, *, what: Exported, card: Callable[[Collection[str]], str]) -> None:
+        """Writes the trained model, the result of the fine-tuning, or the weights before either, for other programs.
 
         `card` makes the page that lies beside the trained model, where the format has one, of the kinds of sources.
         """

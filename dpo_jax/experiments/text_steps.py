@@ -27,11 +27,11 @@ from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evalu
 from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted, values_of
 from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import RewardExperiment
-from dpo_jax.experiments.steps import Start, Steps
+from dpo_jax.experiments.steps import Exported, Start, Steps
 from dpo_jax.experiments.texts import present, several
 from dpo_jax.experiments.training import make_training
 from dpo_jax.experiments.watch import make_callback
-from dpo_jax.files import read_json, write_json
+from dpo_jax.files import digest, read_json, write_json
 from dpo_jax.losses import bradley_terry
 from dpo_jax.models.heads import trunk_of
 from dpo_jax.objectives.preference import completion_objective, reward_objective, with_margins
@@ -39,14 +39,14 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Scores, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import TEXTS
-from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.loop import After
 from dpo_jax.training.state import param_shardings
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
 from dpo_jax.weights.adapter import export_adapter
-from dpo_jax.weights.export import Files, export_folder
+from dpo_jax.weights.export import Files, Made, export_folder, free_place
+from dpo_jax.weights.opening import Base, base_of
 from dpo_jax.weights.reward import export_reward
 from dpo_jax.weights.source import WeightsSource
 
@@ -222,14 +222,14 @@ class TextSteps(RewardExperiment, Steps):
 
     def export_reward(self) -> None:
         """Writes the reward model as a Hugging Face folder, WORKDIR/reward/export."""
-        options, folder = self.config.export, Run(self.reward_folder).export
+        options, (folder, made) = self.config.export, self.place_of("reward model", self.reward_folder, "reward")
         can_pad = export_reward(
             folder,
             self.merged_reward(),
             self.reward_model,
             self.exported_source,
             ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
-            files=Files(options.dtype, file_bytes(options.max_shard_size)),
+            files=Files(options.dtype, file_bytes(options.max_shard_size), made),
         )
         alone = "" if can_pad else "; its tokenizer has no token to pad with, so score one sequence at a time"
         say("reward", f"wrote {folder} ({options.dtype}, for AutoModelForSequenceClassification{alone})")
@@ -253,27 +253,46 @@ class TextSteps(RewardExperiment, Steps):
         """Writes responses to prompts, with the keys that AlpacaEval reads."""
         text_samples.write_samples(self, prompts=prompts, output=output, reference=reference)
 
-    def export(self, *, fine_tuned: bool, card: Callable[[Collection[str]], str]) -> None:
+    def export(self, *, what: Exported, card: Callable[[Collection[str]], str]) -> None:
         """Writes a Hugging Face folder of weights, or an adapter.
 
-        The base of an adapter that was trained after fine-tuning is the result of that: it goes to WORKDIR/sft/export.
+        The base of an adapter that was trained after fine-tuning is the result of that, in WORKDIR/sft/export; what
+        PEFT cannot open (a GGUF file, a package) goes to WORKDIR/base.
         """
         config, lora = self.config, self.model.lora
-        if fine_tuned:
-            self._export_weights(Run(self.sft_folder).export, self.start_params(held=False), card=None)
-            return
-        folder = self.run.export
-        if config.export.lora == "merged" or lora is None:
-            self._export_weights(folder, self.merged_params(), card=card(KINDS))
-            return
-        base = config.model.weights
-        if config.sft:
-            base = str(Run(self.sft_folder).export.resolve())
-            self._export_weights(Path(base), self.start_params(held=False), card=None)
-        rules, adapter = self.resolved.rules, self.trained_adapter()
-        tokenizer = self.exported_source.tokenizer()
-        export_adapter(folder, adapter, lora, rules, base=base, tokenizer=tokenizer, card=card(KINDS))
-        say("export", f"wrote {folder} (an adapter of {base})")
+        if what == "base":
+            self._export_base()
+        elif what == "fine-tuned":
+            self._export_fine_tuned()
+        elif config.export.lora == "merged" or lora is None:
+            place, made = self.place_of("merged", self.workdir, "train")
+            self._export_weights(place, made, self.merged_params, card=card(KINDS))
+        else:
+            place, made = self.place_of("adapter", self.workdir, "train")
+            base = Base(str(self._export_fine_tuned())) if config.sft else base_of(config.model.weights)
+            base = base or Base(str(self._export_base()))
+            export_adapter(
+                place,
+                self.trained_adapter(),
+                lora,
+                self.resolved.rules,
+                base=base,
+                tokenizer=self.exported_source.tokenizer(),
+                card=card(KINDS),
+                made=made,
+            )
+            say("export", f"wrote {place} (an adapter of {base}; `dpo-jax export CONFIG --base` writes model.weights)")
+
+    def _export_fine_tuned(self) -> Path:
+        place, made = self.place_of("fine-tuned", self.sft_folder, "sft")
+        return self._export_weights(place, made, lambda: self.start_params(held=False))
+
+    def _export_base(self) -> Path:
+        """The weights before any training, with their own chat template."""
+        options, weights = self.config.export, self.config.model.weights
+        made = Made("base", dtype=options.dtype, checkpoint=digest(weights.encode()))
+        place = free_place(self.run.base, made)
+        return self._export_weights(place, made, self.pretrained, source=self.source)
 
     @property
     def exported_source(self) -> WeightsSource:
@@ -282,19 +301,28 @@ class TextSteps(RewardExperiment, Steps):
         tokenizer.chat_template = exported(self.tokenizer, rules.template, rules.chat_template)
         return self.source._replace(tokenizer=lambda: tokenizer)
 
-    def _export_weights(self, folder: Path, params: Params, *, card: str | None) -> None:
+    def _export_weights(
+        self,
+        folder: Path,
+        made: Made,
+        params: Callable[[], Params],
+        *,
+        source: WeightsSource | None = None,
+        card: str | None = None,
+    ) -> Path:
         options = self.config.export
         export_folder(
             folder,
-            params,
+            params(),
             self.model,
             self.resolved.rules,
-            self.exported_source,
+            source or self.exported_source,
             skipped=self.resolved.skipped,
-            files=Files(options.dtype, file_bytes(options.max_shard_size)),
+            files=Files(options.dtype, file_bytes(options.max_shard_size), made),
             card=card,
         )
         say("export", f"wrote {folder} ({options.dtype})")
+        return folder.resolve()
 
     def evaluate(self) -> Evaluation:
         """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""

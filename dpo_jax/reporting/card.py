@@ -19,8 +19,22 @@ _USE = """\
 from transformers import pipeline
 
 write = pipeline("text-generation", "path/to/this/folder")
-print(write("Once upon a time")[0]["generated_text"])
 """
+_ASK = {
+    "plain": 'print(write("Once upon a time")[0]["generated_text"])\n',
+    "chat": 'print(write([{"role": "user", "content": "Who are you?"}])[0]["generated_text"][-1]["content"])\n',
+}
+_WRITTEN = {
+    "plain": "as they are, without a chat template (`template: plain`), and the response right after them. Prompt it "
+    "with plain text, with as much white space at its end as there was in training. The chat template of this "
+    "tokenizer does the same with messages: it writes their contents one after the other.",
+    "hh": "as turns of Human and Assistant (`template: hh`), by no chat template of the base. The chat template of "
+    "this tokenizer writes them so: prompt it with messages.",
+    "tokenizer": "by the chat template of the base's tokenizer (`template: tokenizer`), which this tokenizer has. "
+    "Prompt it with messages.",
+    "own": "by a chat template of the run's own (`chat_template`: {name}), not that of the base; this tokenizer has "
+    "it. Prompt it with messages.",
+}
 _LIBRARIES = ("dpo_jax", "python", "jax", "flax", "optax")
 
 
@@ -46,6 +60,7 @@ def model_card(
     weights = base_model or public_name(run.config.get("model", {}).get("weights", "an unnamed model"))
     loss = _loss_name(run.config.get("loss"))
     sources = _sources(run.config, source_kinds)
+    template = (run.config.get("data") or {}).get("template")
     judgement = verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
@@ -60,7 +75,8 @@ def model_card(
         f"```yaml\n{yaml.safe_dump(_published(run.config), sort_keys=False, width=10_000)}```",
         _versions(run.environment),
         "## Use",
-        f"```python\n{_USE}```",
+        _prompting(run.config.get("data") or {}),
+        f"```python\n{_USE}{_ASK['plain' if template in (None, 'plain') else 'chat']}```",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -85,6 +101,17 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     chosen = {key: config[key] for key in _TRAINING_KEYS if key in config}
     sft = {key: value for key, value in (config.get("sft") or {}).items() if key in _SFT_KEYS}
     return chosen | ({"sft": sft} if sft else {})
+
+
+def _prompting(data: Mapping[str, Any]) -> str:
+    """How prompts were written in training, and how to write them for the model; empty of an unknown template."""
+    template, own, date = (data.get(name) for name in ("template", "chat_template", "date"))
+    form = "own" if template == "tokenizer" and own else str(template)
+    if form not in _WRITTEN:
+        return ""
+    written = f"In training prompts were written {_WRITTEN[form].format(name=_code(public_name(str(own))))}"
+    clock = f" The template reads the clock, which said {date} all through the training: give it that day."
+    return written + (clock if date and template == "tokenizer" else "")
 
 
 def _sources(config: Mapping[str, Any], kinds: Collection[str]) -> list[str]:

@@ -42,6 +42,7 @@ class Run:
     wandb = Place("wandb")
     profile = Place("profile")  # the trace of a few steps
     export = Place("export")  # a Hugging Face or Diffusers folder
+    base = Place("base")  # the weights before any training, as a folder
     evaluation = Place("evaluation.json")
     begun = Place("begun.json")  # the day that its chat template reads off the clock
 

@@ -15,8 +15,9 @@ from dpo_jax.errors import nearest
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Lora, Params
-from dpo_jax.weights.export import on_host, whole_or_absent
+from dpo_jax.weights.export import Made, on_host, whole_or_absent
 from dpo_jax.weights.load import leaf, tensor_names
+from dpo_jax.weights.opening import Base
 from dpo_jax.weights.source import JsonObject
 
 if TYPE_CHECKING:
@@ -78,19 +79,20 @@ def export_adapter(
     lora: Lora,
     rules: Sequence[TensorRule],
     *,
-    base: str,
+    base: Base,
     tokenizer: PreTrainedTokenizerFast,
     card: str | None = None,
+    made: Made | None = None,
 ) -> None:
     """Write an adapter as PEFT has it; an earlier export at `folder` is replaced.
 
     Args:
-        base: the folder or hub id of the model that the adapter belongs to, as PEFT looks it up.
+        base: the model that the adapter belongs to, as PEFT looks it up.
 
     Raises:
         UserError: `folder` holds something that is not an export.
     """
-    with whole_or_absent(folder) as partial:
+    with whole_or_absent(folder, made) as partial:
         tensors = _tensors(adapter, lora, rules)  # takes every process
         if partial is None:
             return
@@ -117,7 +119,7 @@ def _tensors(adapter: Params, lora: Lora, rules: Sequence[TensorRule]) -> dict[s
     return tensors
 
 
-def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: str) -> JsonObject:
+def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: Base) -> JsonObject:
     maps = _linear_maps(rules)
     adapted = [name for name, path in maps.items() if path in lora.paths]
     last = sorted({name.rpartition(".")[2] for name in adapted})
@@ -125,7 +127,8 @@ def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: str) -> JsonObje
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
+        "base_model_name_or_path": base.name,
+        "revision": base.revision,
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": lora.dropout,

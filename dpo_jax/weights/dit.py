@@ -22,7 +22,7 @@ from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import write_json
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
-from dpo_jax.weights.export import as_stored, export_dtype, whole_or_absent
+from dpo_jax.weights.export import Made, as_stored, export_dtype, whole_or_absent
 from dpo_jax.weights.folder import open_folder
 from dpo_jax.weights.load import Loaded, is_stacked, leaf, load_params, tensor_names
 from dpo_jax.weights.source import JsonObject, WeightsSource, check_sizes
@@ -124,14 +124,16 @@ def _check_positions(source: WeightsSource, spec: TransformerSpec) -> None:
         raise UserError(f"{source.where}: tensor {_POSITIONS!r} does not hold sines and cosines of {spec.base} places.")
 
 
-def export_dit(folder: Path, params: Params, model: Diffuser, *, dtype: str = "float32") -> None:
+def export_dit(
+    folder: Path, params: Params, model: Diffuser, *, dtype: str = "float32", made: Made | None = None
+) -> None:
     """Write a folder that Diffusers loads; an earlier export at `folder` is replaced. Every process calls it.
 
     Raises:
         UserError: an unknown `dtype`, no class for this network, or `folder` holds something that is not an export.
     """
     config, stored_dtype = dit_config(model.spec), export_dtype(dtype)
-    with whole_or_absent(folder) as partial:
+    with whole_or_absent(folder, made) as partial:
         tensors = dict(_tensors(params, model, stored_dtype))
         if partial:
             file = partial / f"{STEM}.safetensors"

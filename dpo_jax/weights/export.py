@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from dpo_jax import locks
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.files import digest_folder, write_atomic, write_json
+from dpo_jax.files import digest_folder, read_json, write_atomic, write_json
 from dpo_jax.mesh import meet
 from dpo_jax.models.families import TensorRule
 from dpo_jax.models.heads import RewardModel
@@ -29,6 +29,7 @@ from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
 from dpo_jax.weights.load import is_stacked, leaf, tensor_names
 from dpo_jax.weights.source import WeightsSource
 
+EXPORT_FILE = "export.json"
 EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
@@ -41,11 +42,57 @@ class _Tensor(NamedTuple):
     size: int  # elements
 
 
+class Made(NamedTuple):
+    """The origin of an export, which it keeps as export.json: two that differ in it never take each other's place."""
+
+    form: str  # merged, adapter, base, ...
+    step: int | None = None
+    dtype: str = "float32"
+    checkpoint: str = ""  # a digest of what was exported
+
+    def __str__(self) -> str:
+        at = "" if self.step is None else f" of step {self.step}"
+        return f"an export ({self.form}{at}, {self.dtype})"
+
+
+def free_place(folder: Path, made: Made) -> Path:
+    """`folder`, or one beside it where that holds another export, which stays.
+
+    Raises:
+        UserError: both hold another.
+    """
+    step = "" if made.step is None else f"-step-{made.step}"
+    other = folder.with_name(f"{folder.name}-{made.form.replace(' ', '-')}{step}-{made.dtype}")
+    for place in (folder, other):
+        held = _held(place)
+        if held is None or held == made:
+            return place
+    raise UserError(
+        f"{folder}: holds {_held(folder)}, and {other} {_held(other)} of "
+        "another run. Neither is replaced by what was asked for: move or delete one of them."
+    )
+
+
+_UNKNOWN = Made("of an earlier version, which does not say of what", dtype="of a dtype it does not name")
+
+
+def _held(folder: Path) -> Made | None:
+    """The origin of the export in a folder; None where there is none."""
+    if not (folder / DIGESTS_FILE).exists():
+        return None
+    path = folder / EXPORT_FILE
+    try:
+        return Made(**read_json(path)) if path.exists() else _UNKNOWN
+    except TypeError:
+        return _UNKNOWN
+
+
 class Files(NamedTuple):
     """The form of exported weights."""
 
     dtype: str = "float32"  # a name of `EXPORT_DTYPES`
     max_shard_bytes: int = 5 * 2**30  # of one file
+    made: Made | None = None  # written beside them
 
 
 def export_folder(
@@ -75,7 +122,7 @@ def export_folder(
     ]
     gather = functools.partial(_gather, params, source, dtype)
     tensors = [*_list_tensors(model, rules), *copied]
-    with whole_or_absent(folder) as partial:
+    with whole_or_absent(folder, files.made) as partial:
         if partial:
             config = {key: value for key, value in source.config.items() if key != "torch_dtype"}
             write_json(partial / "config.json", {**config, "dtype": files.dtype})
@@ -94,8 +141,10 @@ def export_dtype(name: str) -> np.dtype:
 
 
 @contextlib.contextmanager
-def whole_or_absent(folder: Path) -> Iterator[Path | None]:
+def whole_or_absent(folder: Path, made: Made | None = None) -> Iterator[Path | None]:
     """An empty folder to fill, which takes the place of an earlier export at the end, with digests of what is in it.
+
+    What it is made of, `made`, is kept in it; `free_place` finds a folder that holds no other export.
 
     Every process of a run enters; the first one gets the folder, the others None.
 
@@ -114,6 +163,8 @@ def whole_or_absent(folder: Path) -> Iterator[Path | None]:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
             yield partial
+            if made:
+                write_json(partial / EXPORT_FILE, made._asdict())
             write_json(partial / DIGESTS_FILE, digest_folder(partial))
             # The earlier export is moved aside first: a crash in between leaves no folder, never a mixed one.
             old = folder.with_name(f".{folder.name}.old")

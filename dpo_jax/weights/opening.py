@@ -48,6 +48,27 @@ def open_weights(location: str) -> WeightsSource:
     )
 
 
+class Base(NamedTuple):
+    """A model as PEFT and transformers open it: a folder, or a hub id with its revision."""
+
+    name: str
+    revision: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}" if self.revision else self.name
+
+
+def base_of(location: str) -> Base | None:
+    """A location of weights as others open it, wherever they are; None of what only this library opens."""
+    path = Path(location).expanduser()
+    if location.startswith(_PACKAGE) or path.is_file():
+        return None
+    hub = _HUB_ID.fullmatch(location)
+    if hub is None or path.is_dir():
+        return Base(str(path.resolve()))
+    return Base(hub["repo"], hub["revision"])
+
+
 def _fetch(repo: str, revision: str | None, files: Sequence[str] = _HUB_FILES) -> Path:
     """Files of a hub repository in the local cache: safetensors, configs and tokenizer; nothing of it is ever run."""
     from huggingface_hub import snapshot_download

@@ -118,15 +118,19 @@ def test_all_the_rest_reads_the_policy_through_its_adapter(house: Path):
 
 
 @pytest.mark.slow("whole commands")
-def test_an_adapter_folder_is_what_the_merged_weights_are(house: Path):
+def test_an_adapter_folder_is_what_the_merged_weights_are(house: Path, capsys):
     targets = ("--lora.targets", "[q_proj, '*.mlp.down_proj']")
     run(house, "train", "runs/export", *targets)
     run(house, "export", "runs/export", *targets)
     folder = house / "runs/export/export"
     merged = load_file(folder / "model.safetensors")
     run(house, "export", "runs/export", *targets, "--lora", "adapter")
+    assert (folder / "model.safetensors").exists()  # the merged one stays
+    folder = folder.with_name("export-adapter-step-3-float32")
+    assert f"this one goes to runs/export/{folder.name}" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} >= {"adapter_config.json", "adapter_model.safetensors", "README.md"}
-    assert not (folder / "model.safetensors").exists()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["base_model_name_or_path"], config["revision"]) == (str((house / "model").resolve()), None)
     thin, base = load_file(folder / "adapter_model.safetensors"), load_file(house / "model/model.safetensors")
     assert len(thin) == 2 * 2 * 2
     for name, weight in base.items():
@@ -154,6 +158,19 @@ def test_fine_tuning_with_an_adapter_gives_the_base_of_the_next(house: Path, pla
     tuned, model = (load_file(folder / "model.safetensors") for folder in (base, house / "model"))
     moved = {name for name in model if not np.array_equal(tuned[name], model[name])}
     assert len(moved) == 14 and all("proj" in name for name in moved)
+
+
+@pytest.mark.slow("whole commands")
+def test_a_base_that_peft_cannot_open_is_exported_as_a_folder(house: Path, monkeypatch):
+    run(house, "train", "runs/packed")
+    monkeypatch.setattr("dpo_jax.experiments.text_steps.base_of", lambda location: None)  # as of a package
+    run(house, "export", "runs/packed", "--lora", "adapter")
+    folder = house / "runs/packed/base"
+    config = json.loads((house / "runs/packed/export/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(folder.resolve())
+    run(house, "export", "runs/packed", "--base")  # the same by name
+    given, written = (load_file(each / "model.safetensors") for each in (house / "model", folder))
+    assert given.keys() == written.keys() and all((given[name] == written[name]).all() for name in given)
 
 
 @pytest.mark.slow("whole commands")

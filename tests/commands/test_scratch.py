@@ -121,7 +121,10 @@ def test_a_warning_where_fine_tuning_was_of_something_else(
         store: Any = SimpleNamespace(lookup=lambda ids, logp=logp: scores(logp))
         say_how_fitted(data, before, store, lambda: {}, base=lambda: {}, path=path)
         said = " ".join(capsys.readouterr().err.split())
-        assert f"perplexity {np.exp(-logp / 5):.2f} a token after fine-tuning, 7.39 before" in said
+        assert (
+            f"perplexity {np.exp(-logp / 5):.2f} a token (95 % interval" in said
+            and "after fine-tuning, 7.39 before" in said
+        )
         assert ("fine-tuning has not fitted the policy to the chosen responses" in said) == warned
         assert json.loads((tmp_path / "fitted.json").read_text())["fitted"] == (not warned)
 

@@ -12,6 +12,7 @@ import pytest
 from dpo_jax.models.model import make_model
 from dpo_jax.types import Lora, Params, join
 from dpo_jax.weights.adapter import adapted_paths, export_adapter
+from dpo_jax.weights.opening import Base
 from tests.contracts.families import ids, write_folder
 from tests.parity.golden import their_model
 from tests.parity.ours import Ours, load, their_logits
@@ -46,7 +47,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         jax.device_put(adapter),
         lora,
         ours.rules,
-        base=str(folder / "base"),
+        base=Base(str(folder / "base")),
         tokenizer=ours.source.tokenizer(),
     )
     theirs = PeftModel.from_pretrained(base, str(folder / "adapter"), is_trainable=True).eval()
@@ -75,7 +76,7 @@ def test_gradients_of_the_dpo_loss(pair: tuple[Any, Ours, Params], tmp_path: Pat
         jax.device_put(gradient),
         ours.model.lora,
         ours.rules,
-        base="",
+        base=Base(""),
         tokenizer=ours.source.tokenizer(),
     )
     from safetensors.numpy import load_file

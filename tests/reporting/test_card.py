@@ -49,6 +49,25 @@ def test_a_run_without_an_evaluation_has_no_table() -> None:
     assert "|" not in card and "not been evaluated" in card
 
 
+@pytest.mark.parametrize(
+    ("data", "says", "asks"),
+    [
+        ({"template": "plain"}, "without a chat template (`template: plain`)", 'write("Once'),
+        ({"template": "hh"}, "turns of Human and Assistant (`template: hh`)", '"role": "user"'),
+        ({"template": "tokenizer"}, "the chat template of the base's tokenizer", '"role": "user"'),
+        (
+            {"template": "tokenizer", "chat_template": "/home/me/own.jinja", "date": "2026-11-30"},
+            "own (`chat_template`: `own.jinja`), not that of the base",
+            '"role": "user"',
+        ),
+    ],
+)
+def test_it_says_how_prompts_were_written_and_are_to_be(data: dict, says: str, asks: str) -> None:
+    card = model_card(made_up_run()._replace(config=CONFIG | {"data": data}))
+    assert says in card and asks in card and "/home" not in card
+    assert ("2026-11-30 all through the training" in card) == ("date" in data)
+
+
 def test_several_losses_are_all_named() -> None:
     losses = [{"name": "dpo", "options": {}, "weight": 1.0}, {"name": "sft", "options": {}, "weight": 0.1}]
     assert "`dpo + sft` loss" in model_card(made_up_run()._replace(config=CONFIG | {"loss": losses}))

@@ -164,3 +164,23 @@ def test_tensors_that_are_none_of_the_decoders_are_copied_through(tmp_path: Path
     loaded.export(tmp_path / "export", skipped=skipped, dtype="bfloat16")
     copied = open_weights(str(tmp_path / "export")).read("vision_tower.layer.weight")
     np.testing.assert_array_equal(copied, extra["vision_tower.layer.weight"], strict=True)
+
+
+def test_another_export_is_never_replaced(tmp_path: Path):
+    folder, merged = tmp_path / "export", export.Made("merged", 4, "float32", "a")
+    adapter, longer, other = merged._replace(form="adapter"), merged._replace(step=8), merged._replace(checkpoint="b")
+
+    def write(made: export.Made | None) -> Path:
+        place = export.free_place(folder, made) if made else folder
+        with export.whole_or_absent(place, made):
+            return place
+
+    assert write(merged) == write(merged) == folder  # the same again
+    assert write(adapter).name == "export-adapter-step-4-float32"
+    assert write(longer).name == "export-merged-step-8-float32"
+    assert write(other).name == "export-merged-step-4-float32"
+    assert write(merged) == folder and read_json(folder / "export.json")["checkpoint"] == "a"
+    with pytest.raises(UserError, match=r"holds an export \(merged of step 4, float32\), and .* of another run"):
+        write(merged._replace(checkpoint="c"))
+    write(None)  # as an earlier version wrote it
+    assert write(merged._replace(dtype="bfloat16")).name == "export-merged-step-4-bfloat16"

