@@ -135,7 +135,15 @@ _MOST_RUNS = 12
 """Lines of a plot that can be told apart."""
 
 
-def compare(experiment: Steps, others: Sequence[str]) -> None:
+def run_or_compare(experiment: Steps, *, compare: Sequence[str] | None) -> None:
+    """Write WORKDIR/report.html, or, with other runs to compare, WORKDIR/comparison.html."""
+    if compare:
+        compare_runs(experiment, compare)
+    else:
+        run(experiment)
+
+
+def compare_runs(experiment: Steps, others: Sequence[str]) -> None:
     """Write WORKDIR/comparison.html: the run of the configuration beside others, working directories or experiments.
 
     Raises:

@@ -74,9 +74,9 @@ def _check_data() -> Runner:
 
 
 def _report() -> Runner:
-    from dpo_jax.commands.report import compare, run
+    from dpo_jax.commands.report import run_or_compare
 
-    return lambda experiment, **flags: compare(experiment, flags["compare"]) if flags["compare"] else run(experiment)
+    return run_or_compare
 
 
 COMMANDS: dict[str, Command] = {

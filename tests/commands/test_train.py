@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.experiments.heldout import check_losses
 from dpo_jax.experiments.losses import read_terms
 from dpo_jax.experiments.stores import check_scores
-from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.objectives.preference import moving
 from dpo_jax.reference.store import Scores
 
 ROWS = 3
@@ -56,13 +55,8 @@ def test_step_zero_notices_a_loss_that_is_not_what_it_must_be():
 
 
 def test_the_reference_moves_by_its_share_every_so_many_steps():
-    reference = SimpleNamespace(update_every=3, update_share=0.25)
-    experiment: Any = SimpleNamespace(config=SimpleNamespace(reference=reference))
-    refresh = TextExperiment._refresh(experiment)
-    assert refresh is not None
+    refresh = moving(3, 0.25)
     policy, frozen = {"w": jnp.array([8.0])}, {"w": jnp.array([4.0], jnp.bfloat16)}
     moved = [refresh(policy, frozen, jnp.asarray(done))["w"] for done in (1, 2, 3, 4, 6)]
     assert [float(w[0]) for w in moved] == [4.0, 4.0, 5.0, 4.0, 5.0]  # 4 + (8 - 4) / 4
     assert all(w.dtype == jnp.bfloat16 for w in moved)
-    reference.update_every = None
-    assert TextExperiment._refresh(experiment) is None
