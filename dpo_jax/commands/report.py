@@ -26,8 +26,11 @@ from dpo_jax.runs.run import Run, read_history, session
 from dpo_jax.runtime.progress import say
 
 
-def run(experiment: Steps) -> None:
-    """Write WORKDIR/report.html."""
+def run(experiment: Steps, *, compare: Sequence[str] | None = None) -> None:
+    """Write WORKDIR/report.html, or, with other runs to compare, WORKDIR/comparison.html."""
+    if compare:
+        _compare(experiment, compare)
+        return
     path = experiment.run.report
     write_atomic(path, render(gather(experiment)))
     say("report", f"wrote {path}")
@@ -135,15 +138,7 @@ _MOST_RUNS = 12
 """Lines of a plot that can be told apart."""
 
 
-def run_or_compare(experiment: Steps, *, compare: Sequence[str] | None) -> None:
-    """Write WORKDIR/report.html, or, with other runs to compare, WORKDIR/comparison.html."""
-    if compare:
-        compare_runs(experiment, compare)
-    else:
-        run(experiment)
-
-
-def compare_runs(experiment: Steps, others: Sequence[str]) -> None:
+def _compare(experiment: Steps, others: Sequence[str]) -> None:
     """Write WORKDIR/comparison.html: the run of the configuration beside others, working directories or experiments.
 
     Raises:

@@ -74,9 +74,9 @@ def _check_data() -> Runner:
 
 
 def _report() -> Runner:
-    from dpo_jax.commands.report import run_or_compare
+    from dpo_jax.commands.report import run
 
-    return run_or_compare
+    return run
 
 
 COMMANDS: dict[str, Command] = {
