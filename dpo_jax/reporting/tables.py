@@ -198,7 +198,7 @@ def _of_texts(evaluation: Evaluation, also: str) -> Sequence[Result | None]:
     good, bad = ("desirable", "undesirable") if labelled else ("chosen", "rejected")
     by_judge = f"by the judge, {judged.judge}, {number} after training"
     against = f"policy against reference in {compared}, ties half; judge: {judged.judge}"
-    on, error = f"{kind} held out{also}", heldout.calibration.expected_error
+    on, error = f"{kind} of data.eval{also}" if also else f"{kind} held out", heldout.calibration.expected_error
     sampled = f"from the reference, on {counted(kl.samples, 'samples')}"
     exactly = f"{sampled}, over the vocabulary at each token"
     biased = f"of preference probabilities, {on}; it has no interval, and is too large where pairs are few"

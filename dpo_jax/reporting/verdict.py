@@ -68,7 +68,8 @@ def judgement(evaluation: Evaluation, *, shared: int = 0) -> tuple[str, str]:
         spread = f"{percent(judged.win_rate)} of the {compared} (95{GAP}% interval {interval((low, high), percent)})"
         return status, f"{_OPENINGS[status]}: its samples win {spread}.{distance}"
     if heldout.accuracy is not None:
-        compared = f"On {heldout.pairs} held-out pairs the chosen response"
+        held = f"{heldout.pairs} pairs of data.eval" if shared else f"{heldout.pairs} held-out pairs"
+        compared = f"On {held} the chosen response"
         if heldout.rows is not None:
             compared = f"Of {heldout.rows} labelled rows a desirable one"
         higher = f"{compared} has the higher reward in {percent(heldout.accuracy)}"

@@ -117,7 +117,7 @@ def test_result_rows_hold_value_unit_interval_and_count() -> None:
 
 def test_held_out_rows_that_were_trained_on_are_no_unseen_ones() -> None:
     notes = [row.note for row in result_rows(measured(EVALUATION), shared=8) if row.measure.startswith("Held-out")]
-    assert len(notes) == 3 and all("64 pairs held out, 8 of the rows also trained on" in note for note in notes)
+    assert len(notes) == 3 and all("64 pairs of data.eval, 8 of the rows also trained on" in note for note in notes)
     unjudged = measured({"heldout": EVALUATION["heldout"]})
     assert "8 of the rows were also trained on" in verdict(unjudged, [], data=[DATA[1]._replace(shared=8)]).text
     for shared in (0, None):
