@@ -116,6 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _dispatch([each for each in given if each != "--verbose"], running)
     except UserError as error:
         _leave(2, mask(str(error)), error, running)
+    except BrokenPipeError:  # who read what is printed has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nor is it complained of at the end
+        raise SystemExit(141) from None
     except KeyboardInterrupt as error:
         _leave(130, "interrupted; the same command goes on from the last checkpoint", error, running)
     except Exception as error:

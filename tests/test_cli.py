@@ -99,3 +99,12 @@ def test_help_needs_nothing_heavy_and_is_quick():
     seconds = time.perf_counter() - start
     assert done.stderr.strip() == "[]" and "evaluate" in done.stdout
     assert seconds < 2.0, f"{seconds:.2f} s"  # 0.2 s on an idle machine; the imports are what this guards
+
+
+def test_who_stops_reading_hears_no_complaint():
+    command = [sys.executable, "-u", "-m", "dpo_jax.cli", "config", "schema"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout and child.stderr
+        child.stdout.read(9)
+        child.stdout.close()
+        assert (child.wait(), child.stderr.read()) == (141, b"")
