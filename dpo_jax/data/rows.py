@@ -51,6 +51,7 @@ class DataRows(NamedTuple):
     counts: Counts = Counts()  # what tokenization changed
     skipped: Mapping[str, int] = MappingProxyType({})  # reason -> rows that were left out
     unread: Mapping[str, int] = MappingProxyType({})  # name -> rows that say it, and the chat template does not
+    unread_columns: tuple[tuple[str, ...], ...] = ()  # of each source the columns that nobody has read
 
     @property
     def notes(self) -> list[str]:
@@ -95,7 +96,9 @@ def read_rows(
         UserError: a source or (with on_error "stop") a row cannot be used, none is left, or all have the same label.
     """
     unusable, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
-    rows: Iterable[Row] = stream(layout, sources, on_error=reading.on_error, seed=reading.seed, skipped=unusable)
+    unread_columns = list[Counter[str]]()
+    told: dict[str, Any] = {"skipped": unusable, "unread": unread_columns}
+    rows: Iterable[Row] = stream(layout, sources, on_error=reading.on_error, seed=reading.seed, **told)
     if mismatched:
         rows = with_mismatched(list(rows))  # type: ignore[arg-type]
     columns, counts = _Columns(), np.zeros(len(Counts()), int)
@@ -115,6 +118,7 @@ def read_rows(
         counts=Counts(*counts.tolist()),
         skipped=dict(dropped + unusable),
         unread=dict(sorted(unread.items())),
+        unread_columns=tuple(map(tuple, unread_columns)),
     )
     if not len(table):
         reasons = ", ".join(data.notes) or "the sources are empty"

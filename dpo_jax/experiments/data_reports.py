@@ -72,6 +72,12 @@ def _split(tokenizer: Any, data: DataRows) -> Split:
 
 def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, shared: Overlap | None) -> SplitReport:
     facts = _rows_read("rows kept", findings.rows, data.skipped)
+    unread = [
+        (f"of {name}.{place}: columns not read", columns)
+        for place, columns in enumerate(data.unread_columns)
+        if columns
+    ]
+    facts += [(what, ", ".join(columns), False) for what, columns in unread]
     counted = {
         "prompts truncated, their end kept": data.counts.prompts_truncated,
         "responses truncated, their start kept": data.counts.responses_truncated,

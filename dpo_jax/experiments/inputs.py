@@ -79,7 +79,7 @@ def _check_file(key: str, path: str, origins: Origins) -> None:
     with located(key, origins):
         first = next(paths.read({"path": path}), None)
         if first is None:
-            raise UserError(f"data file {path} is empty.")
+            raise UserError(f"{path} holds no {'rows' if key.endswith('rewardbench') else 'responses'}: it is empty.")
         if isinstance(first, BadRow):
             raise first
         if key == "evaluation.rewardbench":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,16 @@ def _read(
     with located(name, origins):
         data = rows.read_rows(layout, sources, tokenizer, reading, name=name, **more)
     say("data", ", ".join([f"{name}: {len(data.rows)} rows", *data.notes]))
+    say_unread(name, sources, data.unread_columns)
     return data
+
+
+def say_unread(name: str, sources: Sequence[Source], unread: Iterable[Iterable[str]]) -> None:
+    """Say of each source which of its columns nobody has read; `name` is the key of the sources."""
+    for place, columns in enumerate(unread):
+        if listed := ", ".join(columns):
+            of = next(iter(sources[place].values()), "")
+            say("data", f"{name}.{place} ({of}): columns not read: {listed}")
 
 
 @contextmanager

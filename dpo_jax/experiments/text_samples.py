@@ -6,6 +6,7 @@ Dimension key: N prompts, S responses to each.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import AnyJudge, open_judge
-from dpo_jax.experiments.rows import located
+from dpo_jax.experiments.rows import located, say_unread
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.reading import locate
@@ -141,9 +142,10 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
 
 def _read(experiment: TextExperiment, sources: Sequence[Source], command: str, name: str) -> list[Prompt]:
     """The prompts of some sources; `command` and `name`, the key of the sources, are for messages."""
-    config = experiment.config
+    config, unread = experiment.config, list[Counter[str]]()
     with located(name, experiment.origins):
-        prompts = read_sources(PROMPTS, sources, on_error=config.data.on_error, seed=config.seed)
+        prompts = read_sources(PROMPTS, sources, on_error=config.data.on_error, seed=config.seed, unread=unread)
+    say_unread(name, sources, unread)
     for reason, count in prompts.skipped.items():
         say(command, f"{name}: {count} skipped ({reason})")
     return prompts.rows

@@ -64,7 +64,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"evaluation.rewardbench": "sft.jsonl"}, "evaluation.rewardbench: sft.jsonl:1: no column 'chosen'"),
     (
         {"evaluation.outputs": {"policy": "out.jsonl", "reference": "empty.jsonl"}, "evaluation.judge": {}},
-        "evaluation.outputs.reference: data file empty.jsonl is empty",
+        "evaluation.outputs.reference: empty.jsonl holds no responses",
     ),
     ({**JUDGED, "evaluation.judge": {"name": "lexicon", "words": "none.txt"}}, "evaluation.judge.words: .*none.txt"),
     (

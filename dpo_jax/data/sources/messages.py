@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import json
 import math
 import reprlib
@@ -166,7 +167,7 @@ def check_number(value: object, column: str, where: str, *, low: float, high: fl
     """Return a number from `low` to `high`, or None where there is none; raises BadRow."""
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise BadRow(where, "not a number", f"{column} is {reprlib.repr(value)}, not a number.")
     if abs(value) > sys.float_info.max or not low <= value <= high:
         bounds = "finite" if low == -math.inf else f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"

@@ -15,8 +15,9 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 
+from dpo_jax.data.sources.hub import has_classes, with_classes
 from dpo_jax.data.sources.record import Record, Records, Spec, text_of
 from dpo_jax.errors import LONGEST_ROW, BadRow, UserError
 
@@ -191,6 +192,7 @@ def _read_parquet(file: IO[bytes], path: Path, spec: Spec) -> Records:
 
     try:
         table = pq.ParquetFile(file)
+        named = _classes(table.schema_arrow)
         number = 0
         for batch in table.iter_batches(batch_size=_ROWS):
             if batch.nbytes > _MOST_BYTES:
@@ -198,11 +200,21 @@ def _read_parquet(file: IO[bytes], path: Path, spec: Spec) -> Records:
                 raise UserError(f"data file {path}: {held}, which no {len(batch)} rows do.")
             for row in batch.to_pylist():
                 number += 1
-                yield Record(f"{path} row {number}", row)
+                yield Record(f"{path} row {number}", with_classes(row, named))
     except pa.ArrowException as error:
         raise UserError(f"data file {path} is not Parquet, or damaged: {error}") from error
     if number != table.metadata.num_rows:
         raise UserError(f"data file {path} declares {table.metadata.num_rows} rows and holds {number}.")
+
+
+def _classes(schema: Any) -> dict[str, Any]:
+    """The columns that `datasets` has noted as classes by their numbers."""
+    if b"ClassLabel" not in (schema.metadata or {}).get(b"huggingface", b""):
+        return {}
+    import datasets
+
+    features = datasets.Features.from_arrow_schema(schema)
+    return {column: feature for column, feature in features.items() if has_classes(feature)}
 
 
 READERS: dict[str, Callable[[IO[bytes], Path, Spec], Records]] = {

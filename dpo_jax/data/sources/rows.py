@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dpo_jax.data.sources import messages
+from dpo_jax.data.sources.cells import ClassNumber, is_alpaca, truth_of
 from dpo_jax.data.sources.labels import TEMPLATE_COLUMNS, halves, labelled, row_id_of
 from dpo_jax.data.sources.record import Record
 from dpo_jax.errors import BadRow
@@ -150,10 +151,11 @@ def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False
     prompt = _prompt(record, columns)
     messages.check_response(prompt, response, f"column {columns['completion']!r}", where)
     label = value_of(record, columns, "label")
-    if not isinstance(label, bool | int | float) or label not in (0, 1):
-        value = f"column {columns['label']!r} is {reprlib.repr(label)}"
+    desirable = truth_of(label)
+    if desirable is None:
+        value = f"column {columns['label']!r} is {label if isinstance(label, ClassNumber) else reprlib.repr(label)}"
         raise BadRow(where, "not a label", f"{value}; it must be true or false (1 or 0), without quotes.")
-    return [labelled(prompt, response, desirable=bool(label), where=where, **brings)]
+    return [labelled(prompt, response, desirable=desirable, where=where, **brings)]
 
 
 def prompts(record: Record, columns: Mapping[str, str]) -> list[Prompt]:
@@ -231,6 +233,8 @@ def value_of(record: Record, columns: Mapping[str, str], name: str) -> object:
         near = difflib.get_close_matches(column, values, n=1)
         near = near or [like for like in _LIKE_A_PROMPT if name == "prompt" and like in values]
         hint = f" Did you mean {near[0]!r}? Then set columns: {{{name}: {near[0]}}}." if near else ""
+        if is_alpaca(values) and name in ("prompt", "completion"):
+            hint = " For instruction, input, system and history, set format: alpaca."
         raise BadRow(record.where, "missing column", f"no column {column!r}.{hint} {_present(values)}")
     return values[column]
 

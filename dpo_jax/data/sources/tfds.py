@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from dpo_jax.data.sources.cells import ClassNumber
 from dpo_jax.data.sources.record import Record, Records, Spec, text_of
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.types import PreferencePair
@@ -36,6 +37,8 @@ def read(spec: Spec) -> Records:
             raise UserError(f"data source {dict(spec)}: no split {whole!r}. {allowed}")
         declared = builder.info.splits[split].num_examples
         rows = builder.as_data_source(split)
+        features = dict(builder.info.features.items())
+        classes = {name: of for name, of in features.items() if isinstance(of, tfds.features.ClassLabel)}
     except UserError:
         raise
     except Exception as error:  # TFDS raises what it likes: ValueError, AssertionError, NotImplementedError
@@ -45,6 +48,7 @@ def read(spec: Spec) -> Records:
     for number in range(declared):
         try:
             values = {column: _text(value) for column, value in rows[number].items()}
+            values |= {column: ClassNumber.of(values[column], of.names) for column, of in classes.items()}
         except Exception as error:  # of a damaged file: RuntimeError, ValueError, DecodeError
             raise _unread(spec, f"row {number + 1} ", error) from error
         yield Record(f"{name} {split} row {number + 1}", values)
