@@ -41,8 +41,6 @@ def read(spec: Spec) -> Records:
         for column, feature in features.items():
             if (stored := _stored(feature)) is not feature:
                 rows = rows.cast_column(column, stored)
-        if isinstance(rows, datasets.Dataset):  # it may remember a format: arrays, frames
-            rows = rows.with_format(None)
         named = {column: feature for column, feature in features.items() if has_classes(feature)}
         for number, row in enumerate(rows, 1):
             yield Record(f"{name} {split} row {number}", with_classes(row, named))
