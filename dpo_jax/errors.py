@@ -88,6 +88,15 @@ def check_local(name: str) -> str:
     return name
 
 
+def no_embedding(token: int, name: object, tokens: int, known: int) -> str:
+    """Say that a token, one of `tokens` of a tokenizer, is beyond the `known` ones of the model."""
+    return (
+        f"token {token} ({name!r}) has no embedding: the tokenizer has {tokens} tokens, the model embeddings for "
+        f"{known} (vocab_size of its config.json). Use the tokenizer of these weights, or enlarge the model first, by "
+        "resize_token_embeddings of transformers for example."
+    )
+
+
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """End a message about an unknown name: the nearest known one, if any is near, and all that are allowed."""
     known = sorted(allowed)

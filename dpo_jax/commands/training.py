@@ -64,7 +64,7 @@ def train(experiment: Steps) -> None:
     check_sinks(experiment.config.logging, experiment.origins)
     experiment.check()
     prepare_start(experiment)
-    _ = experiment.train_data, experiment.eval_data  # a bad row is told before hours of scoring and training
+    experiment.read_all()  # a bad row is told before hours of scoring and training
     start = Start(experiment.start_params)
     store = complete_store(experiment, start) if experiment.reads_store else None
     experiment.warn_of_data()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +30,7 @@ class Findings(NamedTuple):
     rows: int
     lengths: Mapping[str, Sequence[int]]  # prompt, chosen, rejected (completion) -> token counts at PERCENTILES
     nearly_identical: int
-    responses_without_eos: int  # last or, before the line end of a template, last but one; truncated, mostly
+    responses_without_end: int  # last or, before the line end of a template, last but one; truncated, mostly
     prompts_with_two_bos: int
     repeated: int  # rows that stood there before
     both_orders: int  # rows whose pair stood there before with chosen and rejected exchanged, or with the other label
@@ -53,23 +53,23 @@ class Overlap(NamedTuple):
 
 
 def check_rows(
-    rows: Sequence[TokenRow], *, eos: int | None, bos: int | None, desirable: np.ndarray | None = None
+    rows: Sequence[TokenRow], *, ends: Collection[int], bos: int | None, desirable: np.ndarray | None = None
 ) -> Split:
     """Look through the rows of one split.
 
     Args:
-        eos: the token that ends a response.
+        ends: the tokens that end a response.
         bos: the token that begins a text, if there is one.
         desirable: the labels of unpaired completions, bool [rows]; only the first response of such a row is looked at.
     """
     sizes = sizes_of(rows)
     names = ("prompt", "completion") if desirable is not None else ("prompt", "chosen", "rejected")
     counts = np.column_stack([sizes.prompt, sizes.responses])[:, : len(names)]
-    odd: Counter[str] = Counter()
+    odd, ends = Counter[str](), frozenset(ends)
     texts, labels, prompts = array("Q"), array("Q"), array("Q")  # what is compared, how it is labelled
     for number, row in enumerate(rows):
         responses = row.responses[: len(names) - 1]
-        odd["without eos"] += sum(eos not in response[-2:] for response in responses)
+        odd["without end"] += sum(ends.isdisjoint(response[-2:].tolist()) for response in responses)
         odd["two bos"] += bos is not None and len(row.prompt) > 1 and row.prompt[0] == row.prompt[1] == bos
         odd["near"] += len(responses) > 1 and _same_share(*responses[:2]) > NEAR
         prompts.append(xxhash.xxh3_64_intdigest(row.prompt.tobytes()))
@@ -83,7 +83,7 @@ def check_rows(
         rows=len(counts),
         lengths=dict(zip(names, percentiles, strict=True)),
         nearly_identical=odd["near"],
-        responses_without_eos=odd["without eos"],
+        responses_without_end=odd["without end"],
         prompts_with_two_bos=odd["two bos"],
         repeated=len(counts) - len(labelled),
         both_orders=len(labelled) - len(different),

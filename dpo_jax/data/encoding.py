@@ -12,7 +12,7 @@ import numpy as np
 
 from dpo_jax import files
 from dpo_jax.data.chat import Template, find_template
-from dpo_jax.errors import BadRow, UserError, nearest
+from dpo_jax.errors import BadRow, UserError, nearest, no_embedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,6 +43,9 @@ class Rules:
     truncation: str = "keep"  # of a row that is too long: keep a part, or drop it
     max_prompt_tokens: int = 512
     max_tokens: int = 1024
+    # Of the model, which decides no token: None is not known, and not checked.
+    vocabulary: int | None = None  # its token ids; a row with others is refused
+    positions: int | None = None  # on which it was trained
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
@@ -151,6 +154,21 @@ def check_end(wholes: Sequence[Encoded], tokenizer: PreTrainedTokenizerFast, whe
     """Raise UserError unless all end with EOS."""
     if any(whole.ids[-1] != tokenizer.eos_token_id for whole in wholes):
         raise UserError(f"{where}: the tokenizer does not encode its eos_token {tokenizer.eos_token!r} as one token.")
+
+
+def check_ids(
+    rows: Sequence[Sequence[np.ndarray]], wheres: Sequence[str], tokenizer: PreTrainedTokenizerFast, rules: Rules
+) -> None:
+    """Raise UserError at the first row with a token that the model has no embedding for."""
+    known = rules.vocabulary
+    every = [ids for row in rows for ids in row]
+    if known is None or not every or np.concatenate(every).max(initial=0) < known:
+        return
+    for where, row in zip(wheres, rows, strict=True):
+        for token in (int(ids.max(initial=0)) for ids in row):
+            if token >= known:
+                name = tokenizer.convert_ids_to_tokens(token)
+                raise UserError(f"{where}: {no_embedding(token, name, len(tokenizer), known)}")
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:

@@ -41,18 +41,18 @@ class StepRows:
             raise ValueError(f"micro_batch_pairs is {micro_batch_pairs}; it must divide batch_pairs, {batch_pairs}.")
         if desirable is not None:
             require_both_labels(desirable, batch_pairs=batch_pairs)
-        self._count, self._batch_pairs = count, batch_pairs
+        self.count, self.batch_pairs = count, batch_pairs
         of_epoch = functools.partial(epoch_order, count, seed=seed, order=order, desirable=desirable)
         self._order = functools.lru_cache(maxsize=2)(of_epoch)
         self._order(epoch=0)  # an unknown order is told here
 
     def steps(self, epochs: float) -> int:
         """Return the number of steps that pass over the data `epochs` times; the last may reach into the next epoch."""
-        return math.ceil(epochs * self._count / self._batch_pairs)
+        return math.ceil(epochs * self.count / self.batch_pairs)
 
     def of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of a step, and the epoch of each, int64 [B]."""
-        epochs, places = np.divmod(np.arange(self._batch_pairs) + step * self._batch_pairs, self._count)
+        epochs, places = np.divmod(np.arange(self.batch_pairs) + step * self.batch_pairs, self.count)
         rows = np.concatenate([self._order(epoch=int(e))[places[epochs == e]] for e in np.unique(epochs)])
         return rows, epochs
 

@@ -91,6 +91,9 @@ def tokenize_chunks(
                 unread.update(whole.unread)
                 kept.append(row)
                 tokens.append(cut)
+        encoding.check_ids(
+            [(row.prompt, *row.responses) for row in tokens], [row.where for row in kept], tokenizer, rules
+        )
         yield Chunk(kept, tokens, Counts(*totals.tolist()), dict(skipped), dict(unread))
 
 
@@ -115,6 +118,7 @@ def tokenize_prompts(
     texts = [prompt_text(prompt, tokenizer, form, specials) for prompt in prompts]
     encoded = list(_ids(texts, tokenizer, form, specials))
     kept = [encoding.keep_end(whole.ids, tokenizer.bos_token_id, limit) for whole in encoded]
+    encoding.check_ids([(ids,) for ids in kept], [prompt.where for prompt in prompts], tokenizer, rules)
     return kept, sum(len(whole.ids) > limit for whole in encoded)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ Fact = tuple[str, str, bool]
 """What is counted, the count in words, and whether it is odd."""
 
 
-def reports_of_texts(tokenizer: Any, train: DataRows, held_out: DataRows | None) -> list[SplitReport]:
+def reports_of_texts(
+    tokenizer: Any, stop_tokens: Collection[int], train: DataRows, held_out: DataRows | None
+) -> list[SplitReport]:
     """One report for each split."""
-    own = _split(tokenizer, train)
+    own = _split(tokenizer, stop_tokens, train)
     reports = [_text_report(tokenizer, "data.train", train, own.findings, None)]
     if held_out is not None:
-        other = _split(tokenizer, held_out)
+        other = _split(tokenizer, stop_tokens, held_out)
         reports.append(_text_report(tokenizer, "data.eval", held_out, other.findings, overlap(own, other)))
     return reports
 
@@ -66,8 +68,8 @@ def _rows_read(name: str, count: int, skipped: Mapping[str, int]) -> list[Fact]:
     ]
 
 
-def _split(tokenizer: Any, data: DataRows) -> Split:
-    return check_rows(data.rows, eos=tokenizer.eos_token_id, bos=tokenizer.bos_token_id, desirable=data.desirable)
+def _split(tokenizer: Any, stop_tokens: Collection[int], data: DataRows) -> Split:
+    return check_rows(data.rows, ends=stop_tokens, bos=tokenizer.bos_token_id, desirable=data.desirable)
 
 
 def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, shared: Overlap | None) -> SplitReport:
@@ -85,7 +87,7 @@ def _text_report(tokenizer: Any, name: str, data: DataRows, findings: Findings, 
         "over-long rows dropped": data.counts.long_rows_dropped,
         **{f"rows with {name}, unread by the chat template": count for name, count in data.unread.items()},
         "pairs nearly identical": findings.nearly_identical,
-        "responses that do not end with EOS": findings.responses_without_eos,
+        "responses that do not end with a stop token": findings.responses_without_end,
         "prompts that begin with BOS twice": findings.prompts_with_two_bos,
         "rows that stand there twice": findings.repeated,
         "pairs labelled both ways": findings.both_orders,

@@ -57,6 +57,9 @@ from dpo_jax.weights.reward import describe_reward, load_reward
 
 AnyJudge = Scoring | Comparing
 
+_TRIED = 256
+"""Prompts that a reward model must be able to read before anything is sampled."""
+
 
 @dataclass(frozen=True)
 class JudgeContext:
@@ -208,10 +211,15 @@ class RewardExperiment(TextExperiment):
         self, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> np.ndarray:
         """The rewards of responses [n], whatever is in them, formatted and cut as rows are."""
+        return self.score_rewards(model, params, self.judged_rows(prompts, responses))[:, 0]
+
+    def judged_rows(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenRow]:
+        """Prompts with the responses to be judged, as tokens of the reward model."""
         rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
         rules = dataclasses.replace(self.rules, special_tokens="allow")
         tokens = tokenize(rows, self.tokenizer, rules).rows
-        return self.score_rewards(model, params, tokens)[:, 0]
+        self.tell_long("judged responses", tokens, self.rules)
+        return tokens
 
     def other(self, config: Config) -> RewardExperiment:
         """Another experiment, on the same mesh."""
@@ -243,6 +251,9 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
     try:
         _ = owner.model  # has it positions enough?
         model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)
+        if experiment.has_heldout and not experiment.config.evaluation.outputs:
+            prompts = experiment.eval_data.prompts[:_TRIED]  # has it a token for all that they become?
+            owner.judged_rows(prompts, ["."] * len(prompts))
     except UserError as error:
         raise UserError(f"{experiment.at(key)}: {key}: {error} The WORKDIR of a run is allowed, too.") from None
 

@@ -19,6 +19,7 @@ from dpo_jax.data.encoding import Rules
 from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
 from dpo_jax.data.specials import Row
+from dpo_jax.data.tokens import sizes_of
 from dpo_jax.errors import BadRow, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_json, write_json
@@ -29,15 +30,34 @@ from dpo_jax.reading import Origins, locate, mistake
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.hosts import from_first
 from dpo_jax.runtime.progress import say
+from dpo_jax.types import TokenRow
+from dpo_jax.weights.resolve import Resolved
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-def rules_of(config: Config) -> Rules:
-    """The rules by which text becomes tokens, as `data` says them."""
-    rules = {field.name: getattr(config.data, field.name) for field in dataclasses.fields(Rules)}
-    return Rules(**{**rules, "chat_template": _chat_template(config.data.chat_template)})
+def rules_of(config: Config, resolved: Resolved | None = None) -> Rules:
+    """The rules by which text becomes tokens, as `data` says them, and the sizes of the model."""
+    names = {field.name for field in dataclasses.fields(Rules)} - {"vocabulary", "positions"}
+    given = {name: getattr(config.data, name) for name in names}
+    rules = Rules(**{**given, "chat_template": _chat_template(config.data.chat_template)})
+    if resolved is None:
+        return rules
+    return dataclasses.replace(rules, vocabulary=resolved.spec.vocabulary, positions=resolved.positions)
+
+
+def tell_long(name: str, rows: Sequence[TokenRow], rules: Rules) -> None:
+    """Say how many rows are longer than what the model was trained on, which may still compute something."""
+    sizes, limit = sizes_of(rows), rules.positions
+    lengths = sizes.prompt + sizes.responses.max(axis=1)
+    if limit is not None and (longer := int((lengths > limit).sum())):
+        say(
+            "data",
+            f"{name}: {longer} rows are longer than the {limit} positions on which the model was trained "
+            f"(max_position_embeddings, and its rope scaling): {lengths.max()} tokens at most. Expect little of what "
+            f"lies beyond, or set data.max_tokens to {limit} or less",
+        )
 
 
 def _chat_template(given: str | None) -> str | None:
@@ -76,6 +96,7 @@ def read_rows(
     config: Config,
     origins: Origins,
     tokenizer: PreTrainedTokenizerFast,
+    rules: Rules,
     name: str,
     sources: Sequence[Source],
     *,
@@ -88,7 +109,7 @@ def read_rows(
     if not sources:
         return DataRows([], [])
     layout, more = layout_of(config), {"mismatched": needs_mismatched(config.loss), "limit": limit}
-    return _read(layout, config, origins, tokenizer, name, sources, seed=config.seed, **more)
+    return _read(layout, config, origins, tokenizer, rules, name, sources, seed=config.seed, **more)
 
 
 def layout_of(config: Config) -> Layout[Any]:
@@ -100,13 +121,14 @@ def read_completions(
     config: Config,
     origins: Origins,
     tokenizer: PreTrainedTokenizerFast,
+    rules: Rules,
     name: str,
     sources: Sequence[Source],
     *,
     seed: int,
 ) -> DataRows:
     """Read the rows of a fine-tuning; `name` is the key of the sources."""
-    return _read(COMPLETIONS, config, origins, tokenizer, name, sources, seed=seed)
+    return _read(COMPLETIONS, config, origins, tokenizer, rules, name, sources, seed=seed)
 
 
 def _read(
@@ -114,6 +136,7 @@ def _read(
     config: Config,
     origins: Origins,
     tokenizer: PreTrainedTokenizerFast,
+    rules: Rules,
     name: str,
     sources: Sequence[Source],
     *,
@@ -122,11 +145,12 @@ def _read(
 ) -> DataRows:
     """Read rows and say what was left out; `more` is what else the reading takes."""
     folder = Path(config.workdir) / "tokens"
-    reading = Reading(rules=rules_of(config), folder=folder, on_error=config.data.on_error, seed=seed)
+    reading = Reading(rules=rules, folder=folder, on_error=config.data.on_error, seed=seed)
     with located(name, origins):
         data = rows.read_rows(layout, sources, tokenizer, reading, name=name, **more)
     say("data", ", ".join([f"{name}: {len(data.rows)} rows", *data.notes]))
     say_unread(name, sources, data.unread_columns)
+    tell_long(name, data.rows, rules)
     return data
 
 

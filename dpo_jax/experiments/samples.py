@@ -52,6 +52,7 @@ def make_sampling(
     prompt_ids, truncated = tokenize_prompts(prompts, tokenizer, rules)
     if truncated:
         say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {rules.max_prompt_tokens} tokens")
+    _tell_long(max(map(len, prompt_ids), default=0), drawing.max_new_tokens, rules)
     sampler = make_sampler(model, max_new_tokens=drawing.max_new_tokens, stop_tokens=stop_tokens)
 
     @sized_by("evaluation.batch_rows (of `dpo-jax sample` and `pairs`: sampling.batch_rows)")
@@ -79,3 +80,15 @@ def make_sampling(
         return Samples(written, rows, seconds)
 
     return sample
+
+
+def _tell_long(prompt: int, new: int, rules: Rules) -> None:
+    """Say that the longest prompt and its response may be longer than what the model was trained on."""
+    if rules.positions is not None and prompt + new - 1 > rules.positions:  # the last token is drawn and never read
+        say(
+            "samples",
+            f"a prompt of {prompt} tokens and {new} new ones go beyond the {rules.positions} positions on which the "
+            "model was trained (max_position_embeddings, and its rope scaling): allow fewer new ones by "
+            "evaluation.max_new_tokens (`dpo-jax sample` and `pairs`: sampling.max_new_tokens; a KL budget: "
+            "kl_max_new_tokens), or lower data.max_prompt_tokens",
+        )

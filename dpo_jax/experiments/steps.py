@@ -20,7 +20,7 @@ from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.stores import UNITS, check_scores
-from dpo_jax.experiments.training import preference_training
+from dpo_jax.experiments.training import check_batches, preference_training
 from dpo_jax.files import digest
 from dpo_jax.losses import Loss
 from dpo_jax.objectives.terms import Term
@@ -82,6 +82,11 @@ class Steps(Experiment):
 
     def before_sft(self) -> None:
         """Reads and checks all rows before hours of fine-tuning, where they are there already."""
+
+    def read_all(self) -> None:
+        """Reads and checks the rows of both splits, and whether a step has enough of them."""
+        _ = self.train_data, self.eval_data
+        check_batches(len(self.train_data.rows), self.config.train.batch_pairs, "train", self.origins)
 
     def make_missing_pairs(self) -> None:
         """Makes the pairs that the experiment samples itself, where they are missing."""

@@ -60,6 +60,8 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
         answered = f"{len(matched.prompts)} responses in {options.outputs.policy} and in {options.outputs.reference}"
         say("evaluate", answered)
         return dataclasses.replace(compare(matched, judge, folder=Run(workdir).outputs), settings=settings)
+    if options.rewardbench:  # a row that cannot be scored is told before anything is measured
+        _benchmark_rows(experiment, _read_benchmark(options.rewardbench)[0])
     frozen = experiment.start_params()
     policy = experiment.trained_params(frozen)
     parts: dict[str, Any] = {"settings": settings}
@@ -333,13 +335,18 @@ def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
 
 def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
     """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
-    rules = dataclasses.replace(experiment.rules, truncation="keep")
-    tokens = tokenize(pairs, experiment.tokenizer, rules).rows
+    tokens = _benchmark_rows(experiment, pairs)
+    experiment.tell_long("evaluation.rewardbench", tokens, experiment.rules)
     margins: list[dict[str, float]] = []
     for params in (policy, frozen):
         row_ids, scores = experiment.scorer(params, tokens)
         margins.append(dict(zip(row_ids, scores.logps_nP[:, 0] - scores.logps_nP[:, 1], strict=True)))
     return np.array([margins[0][row.row_id] > margins[1][row.row_id] for row in tokens])
+
+
+def _benchmark_rows(experiment: TextExperiment, pairs: list[PreferencePair]) -> list[TokenRow]:
+    rules = dataclasses.replace(experiment.rules, truncation="keep")
+    return tokenize(pairs, experiment.tokenizer, rules).rows
 
 
 def _text(pair: PreferencePair, slot: int) -> str:

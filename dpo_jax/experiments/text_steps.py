@@ -75,7 +75,7 @@ class TextSteps(RewardExperiment, Steps):
         scratch.make(self.config, self.origins, self.mesh)
 
     def check(self) -> None:
-        """Refuses losses and lengths that cannot be, and says what is unusual about the losses."""
+        """Refuses losses, lengths, rows and batches that cannot be, and says what is unusual about the losses."""
         terms, _ = self.terms, self.model
         reason = self.why_no_store()
         if reason and self.live_reference:
@@ -85,6 +85,7 @@ class TextSteps(RewardExperiment, Steps):
         alone = [term.name for term in terms if term.entry.beside_sft]
         if alone and not any(term.entry.likelihood for term in terms):
             say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
+        self.read_all()
 
     def before_sft(self) -> None:
         """Reads and checks all rows."""
@@ -228,7 +229,7 @@ class TextSteps(RewardExperiment, Steps):
             self.merged_reward(),
             self.reward_model,
             self.exported_source,
-            ends={int(response[-1]) for row in self.train_data.rows for response in row.responses},
+            ends={*self.stop_tokens, *(int(each[-1]) for row in self.train_data.rows for each in row.responses)},
             files=Files(options.dtype, file_bytes(options.max_shard_size), made),
         )
         alone = "" if can_pad else "; its tokenizer has no token to pad with, so score one sequence at a time"
@@ -237,7 +238,7 @@ class TextSteps(RewardExperiment, Steps):
     def data_reports(self) -> list[SplitReport]:
         """Reports of each split: rows read, cut and left out, and what is odd about the rest."""
         held_out = self.eval_data if self.has_heldout else None
-        return data_reports.reports_of_texts(self.tokenizer, self.train_data, held_out)
+        return data_reports.reports_of_texts(self.tokenizer, self.stop_tokens, self.train_data, held_out)
 
     def warn_of_data(self) -> None:
         """Says what is odd about the rows, and keeps all that was counted in WORKDIR/data.json."""

@@ -28,6 +28,7 @@ from dpo_jax.experiments.rows import (
     read_completions,
     read_rows,
     rules_of,
+    tell_long,
     with_date,
 )
 from dpo_jax.experiments.samples import Sampler, Samples, make_sampling
@@ -76,6 +77,7 @@ class TextExperiment(Experiment[Config]):
 
     batch_axes = BATCH_AXES
     score_type = Scores
+    tell_long = staticmethod(tell_long)
 
     @cached_property
     def source(self) -> WeightsSource:
@@ -138,8 +140,14 @@ class TextExperiment(Experiment[Config]):
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The model's own tokenizer."""
-        return self.source.tokenizer()
+        """The model's own tokenizer, which ends responses with tokens that the model has."""
+        vocabulary = self.resolved.spec.vocabulary
+        return self.source.check_stop_tokens(self.source.tokenizer(), vocabulary)
+
+    @cached_property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a response."""
+        return self.source.stop_tokens(self.tokenizer)
 
     @cached_property
     def score(self) -> Score:
@@ -155,15 +163,13 @@ class TextExperiment(Experiment[Config]):
 
     def sampler(self, prompts: Sequence[Prompt], drawing: SamplingConfig) -> Sampler:
         """The sampler of responses to these prompts, each formatted and cut as in training."""
-        ends = np.atleast_1d(self.source.generation_config.get("eos_token_id") or [])
-        stops = {self.tokenizer.eos_token_id, *ends}
         return make_sampling(
             self.model,
             self.tokenizer,
             prompts,
             drawing,
             rules=self.rules,
-            stop_tokens=tuple(int(token) for token in stops if token is not None),
+            stop_tokens=self.stop_tokens,
             row_multiple=self.row_multiple,
         )
 
@@ -209,7 +215,7 @@ class TextExperiment(Experiment[Config]):
     @property
     def rules(self) -> Rules:
         """The rules by which text becomes tokens."""
-        return rules_of(self.config)
+        return rules_of(self.config, self.resolved)
 
     def begin(self) -> None:
         """Makes the working directory, turns the compile cache on and fixes the day of the run."""
@@ -222,7 +228,7 @@ class TextExperiment(Experiment[Config]):
 
     def read(self, name: str, sources: Sequence[Source], *, limit: int | None = None) -> DataRows:
         """The rows of some sources, the first `limit` of them; `name` is their key in the configuration."""
-        return read_rows(self.config, self.origins, self.tokenizer, name, sources, limit=limit)
+        return read_rows(self.config, self.origins, self.tokenizer, self.rules, name, sources, limit=limit)
 
     @cached_property
     def train_data(self) -> DataRows:
@@ -239,8 +245,8 @@ class TextExperiment(Experiment[Config]):
         """The rows of the fine-tuning."""
         section = self.config.sft
         assert section is not None
-        name, sources = "sft.data.train", section.data.train
-        return read_completions(self.config, self.origins, self.tokenizer, name, sources, seed=self.sft_seed)
+        name, sources, seed = "sft.data.train", section.data.train, self.sft_seed
+        return read_completions(self.config, self.origins, self.tokenizer, self.rules, name, sources, seed=seed)
 
     @property
     def spec(self) -> Spec:

@@ -114,6 +114,7 @@ def preference_training(
 def fit(experiment: Experiment, training: Training) -> None:
     """Trains to the last step, from the newest checkpoint of its folder or from its start."""
     stage, folder = training.stage, training.folder
+    check_batches(training.batches.count, training.batches.batch_pairs, stage, experiment.origins)
     record = {"config": as_mapping(experiment.config), "steps": training.steps}
     checkpoints = Checkpoints(Run(folder).checkpoints, keep=training.pace.keep)
     done = checkpoints.latest()
@@ -152,6 +153,13 @@ def fit(experiment: Experiment, training: Training) -> None:
 def _section(stage: str) -> str:
     """The prefix of a training's settings."""
     return "" if stage == "train" else f"{stage}."
+
+
+def check_batches(rows: int, batch_pairs: int, stage: str, origins: Origins) -> None:
+    """Refuse a step of more rows than there are: it would hold some twice, and count them twice."""
+    if batch_pairs > rows:
+        says = f"is {batch_pairs}, but there are only {rows} rows: a step would hold some of them more than once. "
+        raise mistake(f"{_section(stage)}train.batch_pairs", origins, f"{says}Set it to {rows} or less, or add rows.")
 
 
 def _opened(training: Training, program: Program, checkpoints: Checkpoints, done: int | None) -> TrainState:

@@ -53,6 +53,9 @@ class HostBatch(Protocol):
 class Batches(Protocol):
     """Batches by their step."""
 
+    count: int  # of the rows
+    batch_pairs: int  # rows of a step
+
     def steps(self, epochs: float) -> int:
         """The number of steps that pass over the data `epochs` times."""
         ...

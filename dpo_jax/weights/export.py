@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import ml_dtypes
@@ -27,7 +27,10 @@ from dpo_jax.models.model import Model
 from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
 from dpo_jax.weights.load import is_stacked, leaf, tensor_names
-from dpo_jax.weights.source import WeightsSource
+from dpo_jax.weights.source import JsonObject, WeightsSource
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 EXPORT_FILE = "export.json"
 EXPORT_DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
@@ -126,11 +129,21 @@ def export_folder(
         if partial:
             config = {key: value for key, value in source.config.items() if key != "torch_dtype"}
             write_json(partial / "config.json", {**config, "dtype": files.dtype})
-            write_json(partial / "generation_config.json", source.generation_config)
-            source.tokenizer().save_pretrained(str(partial))
+            tokenizer = source.tokenizer()
+            write_json(partial / "generation_config.json", _generation_config(source, tokenizer))
+            tokenizer.save_pretrained(str(partial))
             if card is not None:
                 write_atomic(partial / "README.md", card)
         _write_tensors(partial, gather, tensors, dtype, files.max_shard_bytes)
+
+
+def _generation_config(source: WeightsSource, tokenizer: PreTrainedTokenizerFast) -> JsonObject:
+    """That of the source; other programs then stop at the tokenizer's EOS too, as sampling here does."""
+    stops = list(source.stop_tokens(tokenizer))
+    named = np.atleast_1d(source.generation_config.get("eos_token_id", [])).tolist()
+    if set(stops) <= set(named):
+        return source.generation_config
+    return {**source.generation_config, "eos_token_id": stops if len(stops) > 1 else stops[0]}
 
 
 def export_dtype(name: str) -> np.dtype:

@@ -19,6 +19,7 @@ class Resolved(NamedTuple):
     rules: tuple[TensorRule, ...]
     skipped: tuple[str, ...]  # prefixes of the tensors that are none of the decoder's
     unknown: tuple[str, ...]  # keys of the config that neither we nor transformers know, left unread
+    positions: int | None = None  # of rotary models, on which they were trained
 
 
 def resolve_family(config: Mapping[str, object]) -> Family:
@@ -49,7 +50,21 @@ def resolve_spec(source: WeightsSource) -> Resolved:
         raise UserError(f"{source.where}: config.json: {str(error).removeprefix('config.json: ')}") from None
     rules = family.rules(spec)  # some checkpoints write the names of tensors with a prefix, others without
     bare = tuple(rule._replace(name=rule.name.removeprefix(family.optional_prefix)) for rule in rules)
-    return Resolved(spec, bare if bare[0].name in source.shapes else rules, family.skipped, unknown)
+    return Resolved(
+        spec, bare if bare[0].name in source.shapes else rules, family.skipped, unknown, _positions(spec, given)
+    )
+
+
+def _positions(spec: Spec, given: JsonObject) -> int | None:
+    """The `max_position_embeddings` of a config, by as much more as its rope scaling stretches them.
+
+    Llama 3 counts that in already, as do models whose layers differ.
+    """
+    positions = given.get("max_position_embeddings")
+    scaling = spec.kinds[0].rope_scaling if isinstance(spec, DecoderSpec) and len(spec.kinds) == 1 else None
+    if positions is None or scaling is None or (scaling.original_tokens or positions) < positions:
+        return positions
+    return int(positions * scaling.factor)
 
 
 def _completed(config: JsonObject, inner: str | None) -> tuple[JsonObject, JsonObject, JsonObject]:

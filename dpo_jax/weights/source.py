@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, no_embedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -36,6 +36,30 @@ class WeightsSource(NamedTuple):
     shapes: dict[str, tuple[int, ...]]  # tensor name -> shape as stored
     read: ReadTensor
     tokenizer: Callable[[], PreTrainedTokenizerFast]
+
+    def stop_tokens(self, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+        """The tokens that end a response: the tokenizer's EOS, and all that the generation config names.
+
+        Raises:
+            UserError: the generation config names something else.
+        """
+        named: Any = self.generation_config.get("eos_token_id")
+        every: list[Any] = [tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])]
+        if any(each is not None and (type(each) is not int or each < 0) for each in every):
+            raise UserError(
+                f"{self.where}: generation_config.json: eos_token_id is {named!r}; a token id, or a list of them, is "
+                "wanted."
+            )
+        return tuple(sorted({each for each in every if each is not None}))
+
+    def check_stop_tokens(self, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> PreTrainedTokenizerFast:
+        """Return the tokenizer; raise UserError if a stop token is beyond the embeddings: nothing could end with it."""
+        for token in self.stop_tokens(tokenizer):
+            if token >= vocabulary:
+                name = tokenizer.convert_ids_to_tokens(token)
+                says = no_embedding(token, name, len(tokenizer), vocabulary)
+                raise UserError(f"{self.where}: eos_token_id: {says}")
+        return tokenizer
 
 
 def token_ids(config: JsonObject) -> JsonObject:

@@ -101,7 +101,7 @@ def main() -> None:
         "write tokens": write,
         "write the store": score,
         "look all rows up, make batches": batch,
-        "check the data": lambda folder: check_rows(rows, eos=2, bos=1),
+        "check the data": lambda folder: check_rows(rows, ends={2}, bos=1),
     }
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         Store(Path(folder) / "one", {}).append(["0" * 32], Scores(*np.zeros((3, 1, 2))))  # Orbax is imported

@@ -36,7 +36,7 @@ FOUND = {
         "prompts truncated, their end kept": (0, False),
         "responses truncated, their start kept": (1, True),
         "pairs nearly identical": (1, True),
-        "responses that do not end with EOS": (1, True),
+        "responses that do not end with a stop token": (1, True),
         "rows that stand there twice": (1, True),
         "pairs labelled both ways": (1, True),
     },

@@ -14,7 +14,7 @@ def row(prompt: list[int], *responses: list[int]) -> TokenRow:
 
 
 def found(*rows: TokenRow, **options):
-    return check_rows(rows, eos=EOS, bos=BOS, **options).findings
+    return check_rows(rows, ends={EOS}, bos=BOS, **options).findings
 
 
 GOOD = row([BOS, 7, 8], [5, 6, EOS], [9, EOS])
@@ -33,8 +33,8 @@ def test_percentiles_are_lengths_that_occur():
 
 def test_ends_and_beginnings():
     one = found(GOOD, row([BOS, BOS, 8], [5, 6], [9]), row([8, BOS], [5, EOS, 5, 5], [9, EOS, 5]))
-    assert one.responses_without_eos == 3 and one.prompts_with_two_bos == 1
-    assert check_rows([row([5, 5], [6, EOS], [7, EOS])], eos=EOS, bos=None).findings.prompts_with_two_bos == 0
+    assert one.responses_without_end == 3 and one.prompts_with_two_bos == 1
+    assert check_rows([row([5, 5], [6, EOS], [7, EOS])], ends={EOS}, bos=None).findings.prompts_with_two_bos == 0
 
 
 def test_nearly_identical_pairs_share_nine_tenths_of_the_longer_one():
@@ -70,6 +70,6 @@ def test_length_bias_is_of_pairs_of_unequal_length():
 def test_what_two_splits_share():
     turned = GOOD._replace(responses=GOOD.responses[::-1])
     other_prompt = GOOD._replace(prompt=np.array([9], np.int32))
-    train = check_rows([GOOD, other_prompt, GOOD], eos=EOS, bos=BOS)
-    held_out = check_rows([turned, row([9], [4, EOS], [3, EOS]), row([5], [4, EOS], [3, EOS])], eos=EOS, bos=BOS)
+    train = check_rows([GOOD, other_prompt, GOOD], ends={EOS}, bos=BOS)
+    held_out = check_rows([turned, row([9], [4, EOS], [3, EOS]), row([5], [4, EOS], [3, EOS])], ends={EOS}, bos=BOS)
     assert overlap(train, held_out) == (1, 2)

@@ -46,7 +46,7 @@ def read(*files: list[dict[str, Any]], loss: str = "dpo", seed: int = 0, weights
         data=DataConfig(train=tuple(sources), **data),
         loss=(LossConfig(name=loss),),
     )
-    return read_rows(config, {}, make_tokenizer(), "data.train", config.data.train)
+    return read_rows(config, {}, make_tokenizer(), rules_of(config), "data.train", config.data.train)
 
 
 def test_columns_of_numbers_become_arrays_in_the_order_of_the_rows():

@@ -184,3 +184,18 @@ def test_another_export_is_never_replaced(tmp_path: Path):
         write(merged._replace(checkpoint="c"))
     write(None)  # as an earlier version wrote it
     assert write(merged._replace(dtype="bfloat16")).name == "export-merged-step-4-bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("named", "written"), [({"eos_token_id": 5}, [2, 5]), ({}, 2), ({"eos_token_id": [5, 2]}, [5, 2])]
+)
+def test_other_programs_stop_at_the_eos_of_the_tokenizer_too(tmp_path: Path, loaded: Loaded, named, written):
+    source = loaded.source._replace(generation_config=named)
+    export.export_folder(tmp_path / "export", loaded.params, loaded.model, loaded.rules, source)
+    assert read_json(tmp_path / "export" / "generation_config.json")["eos_token_id"] == written
+
+
+def test_a_stop_token_that_is_no_id_is_refused(loaded: Loaded):
+    source = loaded.source._replace(generation_config={"eos_token_id": ["</s>"]})
+    with pytest.raises(UserError, match=r"eos_token_id is \['</s>'\]; a token id, or a list of them"):
+        source.stop_tokens(source.tokenizer())

@@ -166,3 +166,20 @@ def test_harmless_keys_pass_and_unknown_ones_are_listed():
 def test_an_unknown_family_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match=r"model_type 'lama' is not supported. Did you mean 'llama'\?"):
         resolve_family({"model_type": "lama"})
+
+
+@pytest.mark.parametrize(
+    ("config", "positions"),
+    [
+        ({"model_type": "llama"}, None),  # it says nothing
+        ({"model_type": "llama", "max_position_embeddings": 4096}, 4096),
+        (
+            {"model_type": "llama", "max_position_embeddings": 4096, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            16384,
+        ),
+        ({"model_type": "llama", "max_position_embeddings": 131072, "rope_scaling": LLAMA3}, 131072),
+        ({"model_type": "llama", "max_position_embeddings": 8192, "rope_scaling": LLAMA3}, 65536),
+    ],
+)
+def test_positions_of_the_training_and_of_the_scaling(config: dict[str, Any], positions: int | None):
+    assert resolve(**config).positions == positions
