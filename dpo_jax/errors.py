@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
@@ -22,6 +23,22 @@ LONGEST_ROW = 1 << 26
 """Bytes; no row is longer, and a small file may be packed from any number of them."""
 
 
+class Advised(UserError):
+    """A mistake with advice that names settings in braces, {template}; `in_section` says where they stand."""
+
+    def __init__(self, says: str, advice: str, *, section: str = ""):
+        super().__init__(f"{says} {_named(advice, section)}")
+        self._advised = says, advice
+
+    def in_section(self, section: str) -> Advised:
+        """Return the same error with each setting named as `section.setting`."""
+        return Advised(*self._advised, section=f"{section}.")
+
+
+def _named(advice: str, section: str) -> str:
+    return re.sub(r"\{(\w+)\}", rf"{section}\1", advice)
+
+
 class BadRow(UserError):
     """A row that cannot be used. `reason` is short and the same for all rows of its kind: skipped rows count by it.
 
@@ -29,18 +46,32 @@ class BadRow(UserError):
     """
 
     def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
-        named = re.sub(r"\{(\w+)\}", rf"{section}\1", advice and f" {advice}")
+        named = _named(advice and f" {advice}", section)
         # It may quote the row: no longer than can be read, and nothing in it that a terminal obeys.
         cut = detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST // 2]} ... {detail[-_LONGEST // 2 :]}"
         shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-        super().__init__(
-            f"{where}: {shown}{named} Mend the row, or set on_error: skip to leave such rows out, counted."
-        )
+        self.says = f"{where}: {shown}{named}"
+        super().__init__(f"{self.says} Mend the row, or set {section}on_error: skip to leave such rows out, counted.")
         self.reason, self._parts = reason, (where, reason, detail, advice)
 
     def in_section(self, section: str) -> BadRow:
         """Return the same error with each setting named as `section.setting`."""
         return BadRow(*self._parts, section=f"{section}.")
+
+
+class Skipped(Counter[str]):
+    """How many rows were left out for which reason."""
+
+    first: BadRow | None = None
+
+    def count_row(self, row: BadRow) -> None:
+        """Count a row that is left out."""
+        self[row.reason] += 1
+        self.first = self.first or row
+
+    def in_words(self) -> str:
+        """The first of them, as the end of a message."""
+        return f" The first: {self.first.says}" if self.first else ""
 
 
 class Finding(NamedTuple):

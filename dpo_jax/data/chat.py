@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from dpo_jax.data import rendering
 from dpo_jax.data.rendering import Jinja, Span
 from dpo_jax.data.unread import Reader, Seen
-from dpo_jax.errors import BadRow, UserError, nearest
+from dpo_jax.errors import Advised, BadRow, UserError, nearest
 from dpo_jax.types import Message, Text
 
 if TYPE_CHECKING:
@@ -195,13 +195,14 @@ def _tokenizer_template(
     if chat_template is not None:
         name = chat_template
     elif not named:
-        raise UserError("the tokenizer has no chat template. Use template: plain, or name one in chat_template.")
+        raise Advised("the tokenizer has no chat template.", "Set {template}: plain, or name one in {chat_template}.")
     else:
         name = "tool_use" if has_tools and "tool_use" in named else "default"
     if name not in named:
         says = f"has no chat template named {name!r}" if named else "has no chat template at all"
-        names = f" Name one of its own in chat_template: {', '.join(sorted(named))}." if named else ""
-        raise UserError(f"the tokenizer {says}, and there is no such file.{names}")
+        names = f"Name one of its own in {{chat_template}}: {', '.join(sorted(named))}." if named else ""
+        other = names or "Name a file in {chat_template}, or set {template}: plain."
+        raise Advised(f"the tokenizer {says}, and there is no such file.", other)
     return named[name]
 
 

@@ -25,7 +25,7 @@ from dpo_jax.data.sources.record import Spec
 from dpo_jax.data.specials import Row
 from dpo_jax.data.tokenize import Counts, tokenize_chunks
 from dpo_jax.data.tokens import write_table
-from dpo_jax.errors import UserError
+from dpo_jax.errors import Skipped, UserError
 from dpo_jax.types import Prompt, TokenRow
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def read_rows(
     Raises:
         UserError: a source or (with on_error "stop") a row cannot be used, none is left, or all have the same label.
     """
-    unusable, dropped, unread = Counter[str](), Counter[str](), Counter[str]()
+    unusable, dropped, unread = Skipped(), Counter[str](), Counter[str]()
     unread_columns = list[Counter[str]]()
     told: dict[str, Any] = {"skipped": unusable, "unread": unread_columns}
     rows: Iterable[Row] = stream(layout, sources, on_error=reading.on_error, seed=reading.seed, **told)
@@ -121,8 +121,8 @@ def read_rows(
         unread_columns=tuple(map(tuple, unread_columns)),
     )
     if not len(table):
-        reasons = ", ".join(data.notes) or "the sources are empty"
-        raise UserError(f"{name}: no rows are left of {[dict(source) for source in sources]}: {reasons}.")
+        reasons = f"{', '.join(data.notes) or 'the sources are empty'}.{unusable.in_words()}"
+        raise UserError(f"{name}: no rows are left of {[dict(source) for source in sources]}: {reasons}")
     data = data._replace(**columns.arrays())
     if data.desirable is not None and len(set(data.desirable.tolist())) < 2:
         all_labels = f"all {len(table)} labels are {bool(data.desirable[0])}"

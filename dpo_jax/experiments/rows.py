@@ -20,7 +20,7 @@ from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
 from dpo_jax.data.specials import Row
 from dpo_jax.data.tokens import sizes_of
-from dpo_jax.errors import BadRow, UserError
+from dpo_jax.errors import Advised, BadRow, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_json, write_json
 from dpo_jax.mesh import meet
@@ -171,7 +171,7 @@ def located(name: str, origins: Origins) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        says = str(error.in_section("data") if isinstance(error, BadRow) else error)
+        says = str(error.in_section("data") if isinstance(error, BadRow | Advised) else error)
         key = name if error.source is None else f"{name}.{error.source}"
         says = says.removeprefix(f"{name}: ")
         raise (

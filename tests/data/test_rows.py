@@ -65,7 +65,7 @@ def test_a_bad_row_names_the_settings_that_would_help(read):
 
 
 def test_no_row_left_is_said_with_the_reasons(read):
-    with pytest.raises(UserError, match=r"^these rows: no rows are left of .*mine.*: 1 skipped \(empty value\)\.$"):
+    with pytest.raises(UserError, match=r"^these rows: .* 1 skipped \(empty value\)\. The first: .*mine\.jsonl:1: .*"):
         read(PAIRS, [{**PAIR, "chosen": ""}], on_error="skip")
     with pytest.raises(UserError, match=r"no rows are left of .*: the sources are empty\.$"):
         read(PAIRS, [])

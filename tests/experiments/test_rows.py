@@ -81,8 +81,36 @@ def test_arrays_leave_out_what_tokenization_leaves_out():
         read([bad], **refuse)
 
 
+@pytest.mark.parametrize(
+    ("row", "hint"),
+    [
+        ({"conversations": [], "chosen": "a", "rejected": "b"}, "format: sharegpt"),
+        ({"text": "\n\nHuman: a\n\nAssistant: b"}, "format: hh"),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, "prompt: question"),
+    ],
+)
+def test_where_no_row_is_left_the_first_says_which_column_is_missing(row: dict[str, Any], hint: str):
+    with pytest.raises(
+        UserError, match=r"no rows are left of .*first: file0.jsonl:1: no column .*Columns of the row: "
+    ) as said:
+        read([row, row], on_error="skip")
+    assert hint in str(said.value) and "2 skipped (" in str(said.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "advice"),
+    [(None, "data.template: plain, or name one in data.chat_template"), ("mine", "file in data.chat_template")],
+)
+def test_a_tokenizer_without_a_template_names_the_settings(template: str | None, advice: str, monkeypatch):
+    bare = make_tokenizer()
+    bare.chat_template = None
+    monkeypatch.setattr(f"{__name__}.make_tokenizer", lambda: bare)
+    with pytest.raises(UserError, match=f"^configuration: data.train: the tokenizer has no chat template.*{advice}"):
+        read([TALK], template="tokenizer", chat_template=template)
+
+
 def test_a_bad_row_is_told_with_the_place_of_its_source():
-    with pytest.raises(UserError, match=r"^configuration: data\.train\.1: file1\.jsonl:2: .* set on_error: skip"):
+    with pytest.raises(UserError, match=r"^configuration: data\.train\.1: file1\.jsonl:2: .* set data.on_error: skip"):
         read([PAIR], [PAIR, {**PAIR, "chosen": ""}])
     with pytest.raises(UserError, match=r"^configuration: data\.train: file0\.jsonl:1: .*special"):
         read([{**PAIR, "chosen": "x<|im_end|>y"}], special_tokens="refuse")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -20,7 +19,7 @@ from dpo_jax.data.pictures.layouts import LAYOUTS, Wanted
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources.labels import row_id_of
 from dpo_jax.data.sources.record import Kind, Spec, check_keys, kind_of, no_rows, of_source, rows_of, sound
-from dpo_jax.errors import BadRow, nearest
+from dpo_jax.errors import BadRow, Skipped, nearest
 from dpo_jax.types import PictureRow
 
 WORKERS = min(16, os.cpu_count() or 1)
@@ -79,7 +78,7 @@ def read_pictures(
         raise ValueError(f"layout is {layout!r}. {nearest(str(layout), LAYOUTS)}")
     if classes and text_width:
         raise ValueError("pictures show either one of some classes or a text embedding, not both.")
-    skipped: Counter[str] = Counter()
+    skipped = Skipped()
     rows: list[PictureRow] = []
     ties = 0
     wanted = Wanted(shape, classes, text_width)

@@ -40,7 +40,7 @@ from dpo_jax.data.sources.record import (
     rows_of,
     sound,
 )
-from dpo_jax.errors import BadRow, UserError
+from dpo_jax.errors import BadRow, Skipped, UserError
 
 
 class Rows(NamedTuple, Generic[Row]):
@@ -71,7 +71,7 @@ def stream(
     *,
     on_error: str = "stop",
     seed: int = 0,
-    skipped: Counter[str] | None = None,
+    skipped: Skipped | None = None,
     unread: list[Counter[str]] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of some sources one after the other; `skipped` is told how many were left out for which reason.
@@ -86,7 +86,7 @@ def stream(
     left.extend(Counter() for _ in specs[len(left) :])
     read = (_rows_of(layout, spec, seed, left[place]) for place, spec in enumerate(specs))
     made = (each for place, rows in enumerate(read) for each in of_source(place, rows))
-    for rows_made, times in sound(made, on_error, Counter() if skipped is None else skipped):
+    for rows_made, times in sound(made, on_error, Skipped() if skipped is None else skipped):
         yield from rows_made * times
 
 
@@ -104,7 +104,7 @@ def read_sources(
         ValueError: `on_error` is unknown.
         UserError: as `stream` does, or no row is left.
     """
-    skipped: Counter[str] = Counter()
+    skipped = Skipped()
     read = list(stream(layout, specs, on_error=on_error, seed=seed, skipped=skipped, unread=unread))
     if not read:
         raise no_rows(specs, skipped)

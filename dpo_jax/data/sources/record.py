@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from dpo_jax import files
-from dpo_jax.errors import BadRow, UserError, nearest
+from dpo_jax.errors import BadRow, Skipped, UserError, nearest
 from dpo_jax.types import Completion, PictureRow, PreferencePair, Prompt, UnpairedCompletion
 
 Spec = Mapping[str, Any]
@@ -168,7 +167,7 @@ def rows_of(
         yield named, copies(weight, draw)
 
 
-def sound(rows: Iterable[Value | BadRow], on_error: str, skipped: Counter[str]) -> Iterator[Value]:
+def sound(rows: Iterable[Value | BadRow], on_error: str, skipped: Skipped) -> Iterator[Value]:
     """Yield the rows that can be used; at another one stop, or count the reason in `skipped`.
 
     Raises:
@@ -183,14 +182,14 @@ def sound(rows: Iterable[Value | BadRow], on_error: str, skipped: Counter[str]) 
         elif on_error == "stop":
             raise row
         else:
-            skipped[row.reason] += 1
+            skipped.count_row(row)
 
 
-def no_rows(specs: Sequence[Spec], skipped: Mapping[str, int], ties: int = 0) -> UserError:
+def no_rows(specs: Sequence[Spec], skipped: Skipped, ties: int = 0) -> UserError:
     """The error of sources of which no row is left, with the reasons why."""
     reasons = [f"{count} skipped: {reason}" for reason, count in skipped.items()] + [f"{ties} ties"] * bool(ties)
     held = "; ".join(reasons) or "they are empty"
-    return UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({held}).")
+    return UserError(f"data sources {[dict(spec) for spec in specs]} hold no rows ({held}).{skipped.in_words()}")
 
 
 def copies(weight: float, row: str) -> int:

@@ -46,7 +46,7 @@ def pairs(record: Record, columns: Mapping[str, str], *, rankings: str = "all") 
         if parts is None:
             detail = (
                 f"no column {columns['prompt']!r}, and 'chosen' and 'rejected' do not begin alike up to the end of a "
-                "word, a line, or the turn before an answer of the assistant."
+                "word, a line, or the turn before an answer of the assistant. " + _present(record.values)
             )
             raise BadRow(where, "no common prompt", detail)
         prompt, chosen, rejected = parts
@@ -240,4 +240,10 @@ def value_of(record: Record, columns: Mapping[str, str], name: str) -> object:
 
 
 def _present(values: Mapping[str, object]) -> str:
-    return f"Columns of the row: {', '.join(sorted(map(str, values))) or 'none'}."
+    known = None
+    if "conversations" in values:
+        known = "sharegpt"
+    elif any(isinstance(value, str) and value.startswith("\n\nHuman:") for value in values.values()):
+        known = "hh"
+    hint = f" This looks like `format: {known}`, a key of the source." if known else ""
+    return f"Columns of the row: {', '.join(sorted(map(str, values))) or 'none'}.{hint}"

@@ -94,7 +94,7 @@ def test_a_pair_is_not_split_unasked():
 
 def test_unpair_is_a_key_of_labelled_completions_only():
     spec = {**write("pairs.jsonl", PAIR), "unpair": True}
-    assert "unknown key 'unpair'. Allowed: columns, flip, format, name, path, rankings, weight." in message(
+    assert "unknown key 'unpair'. Allowed: columns, flip, format, ignore, limit, name, path, rankings, weight." in message(
         read_sources, PAIRS, [spec]
     )
     assert "unknown key 'unpair'. Allowed: columns, format, name, path, weight." in message(
