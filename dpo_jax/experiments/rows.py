@@ -82,8 +82,11 @@ def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokeni
     if data.date is not None or data.template != "tokenizer":
         return config
     if not run.begun.exists():
-        if not reads_clock(tokenizer(), data.template, _chat_template(data.chat_template)):
-            return config
+        try:
+            if not reads_clock(tokenizer(), data.template, _chat_template(data.chat_template)):
+                return config
+        except Advised as error:
+            raise error.in_section("data") from None
         (today,) = from_first(lambda: np.array([datetime.date.today().toordinal()]))
         write_json(run.begun, {"date": datetime.date.fromordinal(int(today)).isoformat()})
         meet("the day is written")

@@ -225,8 +225,7 @@ class TextExperiment(Experiment[Config]):
 
     def fix_date(self) -> None:
         """Sets `data.date`, where a chat template reads the clock, to the day of the first command of the run."""
-        with located("data.template", self.origins):
-            self.config = with_date(self.config, self.run, lambda: self.tokenizer)
+        self.config = with_date(self.config, self.run, lambda: self.tokenizer)
 
     def read(self, name: str, sources: Sequence[Source], *, limit: int | None = None) -> DataRows:
         """The rows of some sources, the first `limit` of them; `name` is their key in the configuration."""
