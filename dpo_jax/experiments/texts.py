@@ -25,7 +25,6 @@ from dpo_jax.experiments.rows import (
     check_new_tokens,
     check_rows,
     check_samples,
-    located,
     read_completions,
     read_rows,
     rules_of,
