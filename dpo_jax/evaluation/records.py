@@ -141,6 +141,7 @@ class Texts(Record):
     distinct_2: float | None = None
     repeated: float | None = None
     repeated_interval: Interval | None = None
+    cut: float | None = None  # share of those that did not end within the most tokens; of others' texts not known
 
 
 class BothTexts(Record):

@@ -25,6 +25,7 @@ class Samples(NamedTuple):
     written: list[str]  # with the white space around it, as training rows have theirs
     rows: list[TokenRow]
     seconds: float  # what sampling took, compilation left out
+    cut: list[bool]  # at the most new tokens, before a stop token ended it
 
     @property
     def texts(self) -> list[str]:
@@ -77,7 +78,11 @@ def make_sampling(
             TokenRow(digest(f"{i}".encode()), prompt_ids[i // drawing.samples], (response,))
             for i, response in enumerate(responses)
         ]
-        return Samples(written, rows, seconds)
+        cut = [not len(response) or int(response[-1]) not in stop_tokens for response in responses]
+        if any(cut):
+            new = drawing.max_new_tokens
+            say("samples", f"{sum(cut)} of {len(cut)} responses were cut at {new} new tokens, before they ended")
+        return Samples(written, rows, seconds, cut)
 
     return sample
 

@@ -123,7 +123,11 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
     matched = Matched(prompts, outputs["policy"], outputs["reference"])
     written = {side: samples.written for side, samples in sampled.items()}
     judgement = compare(matched, judge, folder=experiment.run.outputs, written=written)
-    return dataclasses.replace(measured, texts=judgement.texts, judged=judgement.judged, samples=judgement.samples)
+    ours, theirs = (
+        dataclasses.replace(getattr(judgement.texts, side), cut=float(np.mean(sampled[side].cut))) for side in names
+    )
+    texts = BothTexts(policy=ours, reference=theirs)
+    return dataclasses.replace(measured, texts=texts, judged=judgement.judged, samples=judgement.samples)
 
 
 def compare(

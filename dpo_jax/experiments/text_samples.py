@@ -15,6 +15,7 @@ import numpy as np
 
 from dpo_jax.config import Source
 from dpo_jax.data.sources import PROMPTS, read_sources
+from dpo_jax.data.sources.rows import CUT
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
@@ -60,15 +61,17 @@ def write_pairs(experiment: TextExperiment, output: str | None) -> None:
     else:
         params, who = experiment.trained_params(), "the trained policy"
     responses = experiment.sample("pairs", prompts, params, who)
-    end, samples = experiment.tokenizer.eos_token_id, experiment.config.sampling.samples
-    if unended := sum(len(row.responses[0]) == 0 or row.responses[0][-1] != end for row in responses.rows):
-        limit = experiment.config.sampling.max_new_tokens
-        say("pairs", f"{unended} responses were cut at sampling.max_new_tokens, {limit}")
+    samples, advice = experiment.config.sampling.samples, ""
     responses_NS = [responses.written[n * samples : (n + 1) * samples] for n in range(len(prompts))]
+    if cut := sum(responses.cut):  # training would put an EOS behind them, and teach to stop anywhere
+        advice = f"{cut} of {len(responses.cut)} were cut at sampling.max_new_tokens: raise it, so that they end"
+        say("pairs", f"{cut} cut responses are in no pair; sampling.max_new_tokens says where they are cut")
+    ended = ["" if cut else text for text, cut in zip(responses.written, responses.cut, strict=True)]
+    ended_NS = [ended[n * samples : (n + 1) * samples] for n in range(len(prompts))]
     if empty := sum(not text.strip() for text in responses.written):
         say("pairs", f"{empty} responses are empty, and in no pair")
     scores_NS = score(judge, prompts, responses_NS)
-    selected = select_pairs(scores_NS, responses_NS, select=options.select, min_gap=options.min_gap)
+    selected = select_pairs(scores_NS, ended_NS, select=options.select, min_gap=options.min_gap)
     rows = [
         _row(prompts[n], responses_NS[n][chosen], responses_NS[n][rejected])
         | {"chosen_score": float(scores_NS[n, chosen]), "rejected_score": float(scores_NS[n, rejected])}
@@ -77,6 +80,7 @@ def write_pairs(experiment: TextExperiment, output: str | None) -> None:
     if not rows:
         raise UserError(
             f"pairs: {judge.name} finds no response better than another to the same prompt; nothing written."
+            + (advice and f" {advice}.")
         )
     write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     without = f"; {selected.without} prompts gave none" if selected.without else ""
@@ -109,7 +113,8 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
     """Samples from the policy (the newest checkpoint) or the reference (where it started), and writes the file.
 
     One object for each response, in the order of the prompts: instruction (the prompt), output (without white space
-    around it), generator, dataset where the prompt's row names one, and, of several to a prompt, sample (from 0).
+    around it), generator, dataset where the prompt's row names one, of several to a prompt sample (from 0), and
+    finish_reason length where it was cut before it ended.
     JSON Lines; a file called .json holds one array, the only JSON that AlpacaEval opens.
     """
     path = Path(output) if output else experiment.run.samples
@@ -127,7 +132,7 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
     responses = experiment.sample("sample", asked, params, f"the {name}")
     tokens = sum(len(row.responses[0]) for row in responses.rows)
     generator = name if reference else experiment.run.name
-    objects = _objects(asked, responses.texts, generator, samples)
+    objects = _objects(asked, responses, generator, samples)
     if path.suffix == ".json":
         write_json(path, objects)
     else:
@@ -151,14 +156,16 @@ def _read(experiment: TextExperiment, sources: Sequence[Source], command: str, n
     return prompts.rows
 
 
-def _objects(prompts: list[Prompt], texts: list[str], generator: str, samples: int) -> list[dict[str, Any]]:
+def _objects(prompts: list[Prompt], responses: Any, generator: str, samples: int) -> list[dict[str, Any]]:
     objects = []
-    for row, text in enumerate(texts):
+    for row, (text, cut) in enumerate(zip(responses.texts, responses.cut, strict=True)):
         prompt = prompts[row // samples]
         line: dict[str, Any] = {"instruction": prompt.text, "output": text, "generator": generator}
         if prompt.dataset is not None:
             line["dataset"] = prompt.dataset
         if samples > 1:
             line["sample"] = row % samples
+        if cut:  # as completions of others have it; `data` leaves such a row out
+            line["finish_reason"] = CUT
         objects.append(line)
     return objects

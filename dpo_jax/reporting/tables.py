@@ -89,6 +89,7 @@ def samples_table(evaluation: Evaluation) -> Table | None:
     add("words", plain, policy.words, policy.words_interval, reference.words, reference.words_interval)
     add("empty responses", percent, policy.empty, policy.empty_interval, reference.empty, reference.empty_interval)
     add("groups of 4 words that repeat within a response", percent, *repeated)
+    add("responses cut before they ended", percent, policy.cut, None, reference.cut)
     add("different words, of all", percent, policy.distinct_1, None, reference.distinct_1)
     add("different pairs of words, of all", percent, policy.distinct_2, None, reference.distinct_2)
     if not rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,16 @@ COMPARED = ("--pairs.judge", "{name: python, function: 'mine.py:compare', compar
 SAMPLING = {"samples": 3, "max_new_tokens": 6, "temperature": 1.5}
 
 
+def end_soon() -> None:
+    """As if a third of all tokens ended a response: most do within six tokens, and some are cut there."""
+    path = Path("model/generation_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": list(range(2, 340, 3))}))
+
+
 @pytest.fixture
 def sampling(scored: str) -> str:
     amend(sampling=SAMPLING)
+    end_soon()
     return scored
 
 
@@ -59,6 +67,7 @@ def test_better_against_worse(sampling: str, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow("a second training")
 def test_a_second_round_is_two_commands(trained: str, capfd: pytest.CaptureFixture[str]) -> None:
     amend(sampling=SAMPLING, sft=None, evaluation=None)
+    end_soon()
     assert len(made(*BY_LENGTH)) > 8
     assert "from the trained policy" in capfd.readouterr().err
     second = ("--data.train.0.path", "runs/demo/pairs.jsonl", "--workdir", "runs/second", "--train.steps", "1")
@@ -99,3 +108,17 @@ def test_nonsense_is_refused(
 ) -> None:
     assert says in refused(capfd, "pairs", sampling, *arguments)
     assert not Path("runs/demo/pairs.jsonl").exists()
+
+
+def test_a_response_that_was_cut_is_in_no_pair(sampling: str, capfd: pytest.CaptureFixture[str]) -> None:
+    amend(sampling={**SAMPLING, "max_new_tokens": 1})
+    Path("model/generation_config.json").write_text('{"eos_token_id": 2}')
+    said = refused(capfd, "pairs", sampling, *BY_LENGTH)
+    assert "finds no response better" in said and "59 of 60 were cut at sampling.max_new_tokens: raise it" in said
+
+
+def test_a_cut_sample_is_no_completion_to_learn_from(sampling: str, capfd: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "the lamp", "completion": " was warm", "finish_reason": "length"}
+    write_lines("cut.jsonl", [row, {**row, "finish_reason": "stop"}])
+    data = ("--sft", "{data: {train: [{path: cut.jsonl}]}, train: {batch_pairs: 8}}")
+    assert "cut.jsonl:1: finish_reason is length" in refused(capfd, "sft", sampling, *data)

@@ -47,9 +47,9 @@ def test_one_object_a_prompt_in_the_format_of_alpacaeval(capsys):
     write_lines("prompts.jsonl", rows)
     found = sampled()
     assert [list(row) for row in found] == [
-        ["instruction", "output", "generator", "dataset"],
-        ["instruction", "output", "generator"],
-        ["instruction", "output", "generator"],
+        ["instruction", "output", "generator", "dataset", "finish_reason"],
+        ["instruction", "output", "generator", "finish_reason"],
+        ["instruction", "output", "generator", "finish_reason"],
     ]
     assert [row["instruction"] for row in found] == ["the lamp\u2028", LONG, "the lamp"]
     assert {row["generator"] for row in found} == {"demo"} and found[0]["dataset"] == "helpful_base"

@@ -26,6 +26,8 @@ RANKINGS = ("all", "adjacent")
 _LIKE_A_PROMPT = ("question", "query", "instruction", "input")
 _BOUNDARY = re.compile(r"(?<=\n)|(?=[ \t])")  # behind a line's end; before the space that a token begins with
 _INFINITE = math.inf
+CUT = "length"
+"""The finish_reason of a response that was cut at the most tokens, before it ended."""
 _BOUNDS = {"weight": (0.0, _INFINITE), "margin": (-_INFINITE, _INFINITE), "soft_label": (0.0, 1.0)}
 
 
@@ -121,6 +123,7 @@ def pairs_of(ranked: Ranking, which: str) -> list[PreferencePair]:
 
 def completions(record: Record, columns: Mapping[str, str]) -> list[Completion]:
     """A prompt and its completion, a conversation, or plain text; raises BadRow."""
+    _check_ended(record)
     where, brings = record.where, _brings(record, columns)
     if _has(record, columns, "messages") and not _has(record, columns, "completion"):
         prompt, response = _conversation(record, columns)
@@ -146,6 +149,7 @@ def unpaired(record: Record, columns: Mapping[str, str], *, unpair: bool = False
     if columns["completion"] not in values and {"chosen", "rejected"} <= values.keys():
         detail = f"no column {columns['completion']!r} but a pair. To read each pair as two rows, write unpair: true."
         raise BadRow(where, "a pair, without unpair: true", detail)
+    _check_ended(record)
     beside = {name: columns[name] for name in (*TEMPLATE_COLUMNS, "weight")}
     brings, response = _brings(record, beside), _text(record, columns, "completion")
     prompt = _prompt(record, columns)
@@ -220,6 +224,13 @@ def _prompt(record: Record, columns: Mapping[str, str]) -> Text:
 
 def _text(record: Record, columns: Mapping[str, str], name: str) -> Text:
     return messages.check(value_of(record, columns, name), f"column {columns[name]!r}", record.where)
+
+
+def _check_ended(record: Record) -> None:
+    """Raise BadRow for a response that was cut: an EOS behind it would teach to stop anywhere."""
+    if record.values.get("finish_reason") == CUT:
+        detail = f"finish_reason is {CUT}: the response was cut before it ended, and training would end it there."
+        raise BadRow(record.where, "cut response", detail)
 
 
 def _has(record: Record, columns: Mapping[str, str], name: str) -> bool:
