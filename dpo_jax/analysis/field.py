@@ -29,6 +29,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from dpo_jax.errors import nearest
 from dpo_jax.losses import LOSSES, PairLogps
@@ -75,7 +76,7 @@ def weighted_sum(losses: Sequence[tuple[float, PairLoss]]) -> PairLoss:
     return total
 
 
-def gradient(loss: PairLoss, points_N2: Any, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
+def gradient(loss: PairLoss, points_N2: ArrayLike, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
     """dL/dz at points z, in the same coordinates, by differentiating the loss itself; [N, 2].
 
     Args:
@@ -91,14 +92,14 @@ def gradient(loss: PairLoss, points_N2: Any, *, coordinates: Coordinates, refere
     return jax.grad(total)(jnp.asarray(points_N2, float))
 
 
-def descent(loss: PairLoss, points_N2: Any, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
+def descent(loss: PairLoss, points_N2: ArrayLike, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
     """The direction of steepest descent, -dL/dz, [N, 2]; see `gradient`."""
     return -gradient(loss, points_N2, coordinates=coordinates, reference=reference)
 
 
 def flow(
     loss: PairLoss,
-    start_N2: Any,
+    start_N2: ArrayLike,
     *,
     coordinates: Coordinates,
     reference: PairLogps,
@@ -120,7 +121,7 @@ def flow(
     return _integrate(velocity, value, start_N2, size=duration / steps, steps=steps)
 
 
-def directions(loss: PairLoss, logps_N2: Any, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
+def directions(loss: PairLoss, logps_N2: ArrayLike, *, coordinates: Coordinates, reference: PairLogps) -> jax.Array:
     """Directions of steepest descent in these coordinates, as unit vectors [N, 2]; NaN where nothing pulls.
 
     Other than the speed itself, they are known also where probabilities are too small for a float.
@@ -140,7 +141,7 @@ def directions(loss: PairLoss, logps_N2: Any, *, coordinates: Coordinates, refer
 
 def flow_lines(
     loss: PairLoss,
-    logps_N2: Any,
+    logps_N2: ArrayLike,
     *,
     coordinates: Coordinates,
     reference: PairLogps,
@@ -164,7 +165,7 @@ def flow_lines(
 def _integrate(
     velocity: Callable[[jax.Array], jax.Array],
     value: Callable[[jax.Array], jax.Array],
-    start_N2: Any,
+    start_N2: ArrayLike,
     *,
     size: float,
     steps: int,

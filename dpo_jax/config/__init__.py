@@ -29,6 +29,7 @@ from dpo_jax.config.training import (
 from dpo_jax.masking import masked
 from dpo_jax.reading import (
     Origins,
+    Plain,
     UnknownKey,
     Written,
     as_setting,
@@ -78,14 +79,14 @@ def check(config: C, origins: Origins) -> C:
     return _checked(type(config), _plain(config), origins)
 
 
-def _finished(mapping: dict[str, Any], origins: Origins) -> tuple[AnyConfig, Origins]:
+def _finished(mapping: Plain, origins: Origins) -> tuple[AnyConfig, Origins]:
     if isinstance(loss := structure(mapping.get("loss")), dict):
         mapping["loss"] = [loss]
         origins |= {key.replace("loss.", "loss.0.", 1): at for key, at in origins.items() if key.startswith("loss.")}
     return _checked(PictureConfig if "pictures" in mapping else Config, mapping, origins), origins
 
 
-def _checked(kind: type[C], mapping: dict[str, Any], origins: Origins) -> C:
+def _checked(kind: type[C], mapping: Plain, origins: Origins) -> C:
     try:
         config = typed(kind, {**mapping, "sweep": _grids(kind, mapping.get("sweep") or ())}, origins)
     except UnknownKey as unknown:
@@ -135,12 +136,12 @@ def _check_lengths(config: AnyConfig, origins: Origins) -> None:
         raise mistake("profile.start_step", origins, says)
 
 
-def as_mapping(config: AnyConfig) -> dict[str, Any]:
+def as_mapping(config: AnyConfig) -> Plain:
     """The whole configuration as plain data to be kept and shown: defaults filled in, secrets hidden."""
     return masked(_plain(config))
 
 
-def _plain(config: AnyConfig) -> dict[str, Any]:
+def _plain(config: AnyConfig) -> Plain:
     def plain(value: Any) -> Any:
         if dataclasses.is_dataclass(value):
             # A judge is written with the options of all judges: that is the form of every file that holds one.

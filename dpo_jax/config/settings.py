@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from dpo_jax.config.model import Source
-from dpo_jax.reading import Keys, Local, Range
+from dpo_jax.reading import Hint, Keys, Local, Plain, Range
 
 _WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false", Source: "source of rows"}
 _TYPES = {str: "string", int: "integer", float: "number", bool: "boolean"}
@@ -95,7 +95,7 @@ def meant_by(kind: type, key: str) -> list[str]:
     return [each for each in known if each.rpartition(".")[2] == name][:3]
 
 
-def _settings(kind: type, prefix: str, section: Any) -> Iterator[Setting]:
+def _settings(kind: type, prefix: str, section: Hint) -> Iterator[Setting]:
     """The settings of a dataclass; `section` is the one that is the default, if there is one."""
     hints = get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
@@ -115,7 +115,7 @@ def _settings(kind: type, prefix: str, section: Any) -> Iterator[Setting]:
             yield from _settings(kinds[0], f"{key}.", default)
 
 
-def _sections(hint: Any) -> Iterator[type]:
+def _sections(hint: Hint) -> Iterator[type]:
     """The dataclasses that a setting may hold; a list of losses counts as one loss."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         yield hint
@@ -124,7 +124,7 @@ def _sections(hint: Any) -> Iterator[type]:
             yield from _sections(inner)
 
 
-def _shown(default: Any) -> str:
+def _shown(default: object) -> str:
     if default is dataclasses.MISSING:
         return "needed"
     if default in (None, (), {}):
@@ -140,7 +140,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
-def _in_words(hint: Any) -> str:
+def _in_words(hint: Hint) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if hint in _WORDS:
         return _WORDS[hint]
@@ -183,9 +183,9 @@ def _source(module: types.ModuleType | None) -> tuple[list[str], dict[str, ast.C
     return text.splitlines(), {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
 
 
-def json_schema(texts: type, pictures: type) -> dict[str, Any]:
+def json_schema(texts: type, pictures: type) -> Plain:
     """A JSON schema of the experiment files; those with a section `pictures` are of that kind."""
-    definitions: dict[str, Any] = {}
+    definitions: Plain = {}
     kinds = [_schema(kind, definitions) for kind in (texts, pictures)]
     for kind in (texts, pictures):  # in the file one mapping, or a list
         loss = definitions[kind.__name__]["properties"]["loss"]
@@ -201,7 +201,7 @@ def json_schema(texts: type, pictures: type) -> dict[str, Any]:
     }
 
 
-def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
+def _schema(hint: Hint, definitions: Plain) -> Plain:
     origin, inner = get_origin(hint), get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         if hint.__name__ not in definitions:
@@ -232,7 +232,7 @@ def _schema(hint: Any, definitions: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object"} | ({"additionalProperties": _schema(of, definitions)} if of in _TYPES else {})
 
 
-def _object(kind: type, definitions: dict[str, Any]) -> dict[str, Any]:
+def _object(kind: type, definitions: Plain) -> Plain:
     hints, fields = get_type_hints(kind, include_extras=True), dataclasses.fields(kind)
     properties = {field.name: _schema(hints[field.name], definitions) for field in fields}
     for field in fields:

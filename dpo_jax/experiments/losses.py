@@ -102,14 +102,14 @@ def _term(index: int, config: LossConfig, origins: Origins) -> Term:
     return term
 
 
-def read_term(name: str, entry: Loss, options: Mapping[str, Any], where: Callable[[str], str]) -> Term:
+def read_term(name: str, entry: Loss, options: Mapping[str, object], where: Callable[[str], str]) -> Term:
     """A loss with its options; `where` as for `read_options`."""
     static, numbers = read_options(name, knobs(entry.function), options, where)
     return Term(name, entry, 1.0, static, numbers)
 
 
 def read_options(
-    loss: str, specs: Mapping[str, KnobSpec], options: Mapping[str, Any], where: Callable[[str], str]
+    loss: str, specs: Mapping[str, KnobSpec], options: Mapping[str, object], where: Callable[[str], str]
 ) -> tuple[dict[str, Any], dict[str, float | Ramp]]:
     """All options of a loss, those that are no numbers and those that are; defaults filled in.
 
@@ -126,7 +126,7 @@ def read_options(
     return static, numbers
 
 
-def _option(spec: KnobSpec, value: Any, at: str) -> Any:
+def _option(spec: KnobSpec, value: object, at: str) -> Any:
     """One option, checked: a number or a ramp becomes one, a choice stays itself."""
     if (isinstance(value, str | bool) or value is None) and value in spec.choices:
         return value
@@ -142,7 +142,7 @@ def _option(spec: KnobSpec, value: Any, at: str) -> Any:
     return number
 
 
-def _ramp(spec: KnobSpec, value: Mapping[str, Any], at: str) -> Ramp:
+def _ramp(spec: KnobSpec, value: Mapping[str, object], at: str) -> Ramp:
     for name in value:
         if name not in Ramp._fields:
             raise UserError(f"{at}.{name}: the key is unknown. {nearest(str(name), Ramp._fields)}")
@@ -181,7 +181,7 @@ def _budget(index: int, loss: str, options: dict[str, Any], origins: Origins) ->
     return budget
 
 
-def _number(value: Any) -> float | None:
+def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -191,5 +191,5 @@ def _number(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _yaml(choice: Any) -> str:
+def _yaml(choice: object) -> str:
     return "null" if choice is None else str(choice).lower() if isinstance(choice, bool) else str(choice)

@@ -18,6 +18,9 @@ from dpo_jax.planning.topologies import GIB, Machine
 _LOW_EFFORT = {"optimization_level": 19}  # O1, by its number: so every jax knows it
 _LABEL = re.compile(r'op_name="([^"]*)"')
 
+Facts = dict[str, Any]
+"""Facts by name, as JSON has them."""
+
 
 class Rows(TypedDict):
     """The rows that a program is compiled for."""
@@ -46,8 +49,8 @@ class Outcome(TypedDict):
     has: int
     compile_seconds: NotRequired[float]
     says: NotRequired[str]  # the compiler's words on a program that is too large
-    buffers: NotRequired[list[dict[str, Any]]]
-    collectives: NotRequired[list[dict[str, Any]]]
+    buffers: NotRequired[list[Facts]]
+    collectives: NotRequired[list[Facts]]
     collectives_in_unknown_loops: NotRequired[int]
     activations: NotRequired[dict[str, int]]  # by analysis, of what
 
@@ -65,17 +68,17 @@ class Alternative(TypedDict):
 class Plan(TypedDict):
     """All that is known of an experiment on a machine; written as it is by `dpo-jax plan --json`."""
 
-    model: dict[str, Any]
-    machine: dict[str, Any]
+    model: Facts
+    machine: Facts
     mesh: dict[str, int]
-    settings: dict[str, Any]
-    lengths: dict[str, Any]
+    settings: Facts
+    lengths: Facts
     work: dict[str, float]
     fits: bool
     analysis: Outcome  # of the training step
     programs: NotRequired[dict[str, Outcome]]  # the reference pass and the training step, compiled
     alternatives: list[Alternative]
-    search: NotRequired[dict[str, Any]]  # for the largest micro-batch
+    search: NotRequired[Facts]  # for the largest micro-batch
 
 
 def bytes_per_chip(tree: object) -> int:

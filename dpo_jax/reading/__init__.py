@@ -15,6 +15,7 @@ from dpo_jax.errors import UserError, check_local, nearest
 from dpo_jax.reading.written import (
     NULLS,
     Origins,
+    Plain,
     Written,
     override,
     put,
@@ -27,6 +28,7 @@ from dpo_jax.reading.written import (
 
 __all__ = [  # what is not of this file
     "Origins",
+    "Plain",
     "Written",
     "as_setting",
     "override",
@@ -38,6 +40,9 @@ __all__ = [  # what is not of this file
 ]
 
 T = TypeVar("T")
+
+Hint = Any
+"""A type as annotations name it: a class, a union, an alias with arguments, for which Python has no one type."""
 
 
 class Range(NamedTuple):
@@ -67,7 +72,7 @@ class Local(NamedTuple):
 class Keys:
     """The mark of a mapping of any keys, of which these hold text, or, where the kind is Mapping, a mapping to text."""
 
-    kinds: Mapping[str, Any]
+    kinds: Mapping[str, Hint]
 
 
 File = Annotated[str, Local()]
@@ -99,7 +104,7 @@ def typed(kind: type[T], value: object, origins: Origins, key: str = "") -> T:
     return _typed(kind, value, origins, key)
 
 
-def _typed(kind: Any, value: object, origins: Origins, key: str) -> Any:
+def _typed(kind: Hint, value: object, origins: Origins, key: str) -> Any:
     origin = get_origin(kind)
     if origin is Annotated:
         inner, mark = get_args(kind)
@@ -137,14 +142,14 @@ def _typed(kind: Any, value: object, origins: Origins, key: str) -> Any:
 
 def as_setting(root: type, key: str, value: object) -> Any:
     """A value as plain data of which only the dotted key below `root` says whether it is text."""
-    kind: Any = root
+    kind: Hint = root
     for name in key.split("."):
         kind = _below(kind, name)
     is_null = type(None) in get_args(kind) and value in NULLS
     return str(value) if isinstance(value, Written) and _is_text(kind) and not is_null else untyped(value)
 
 
-def _below(kind: Any, name: str) -> Any:
+def _below(kind: Hint, name: str) -> Hint:
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return inner[1].kinds.get(name, Any) if isinstance(inner[1], Keys) else _below(inner[0], name)
@@ -157,13 +162,13 @@ def _below(kind: Any, name: str) -> Any:
     return inner[1] if origin in (dict, Mapping) else Any
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: Hint) -> bool:
     if get_origin(kind) is Literal:
         return all(isinstance(option, str) for option in get_args(kind))
     return kind is str or any(_is_text(inner) for inner in get_args(kind) if isinstance(get_origin(kind), type))
 
 
-def _of_keys(keys: Keys, value: object, origins: Origins, key: str) -> dict[str, Any]:
+def _of_keys(keys: Keys, value: object, origins: Origins, key: str) -> Plain:
     named = _mapping(Annotated[Mapping[str, Any], keys], value, origins, key)
     plain = untyped(named)
     for name, kind in keys.kinds.items():
@@ -175,7 +180,7 @@ def _of_keys(keys: Keys, value: object, origins: Origins, key: str) -> dict[str,
     return plain
 
 
-def _mapping(kind: Any, value: object, origins: Origins, key: str) -> dict[str, Any]:
+def _mapping(kind: Hint, value: object, origins: Origins, key: str) -> Plain:
     named = structure(value)
     if not isinstance(named, dict):
         raise mistake(
@@ -204,14 +209,14 @@ def _shown(value: object) -> str:
     return "nothing" if value == "" else "null" if value is None or value in NULLS else repr(untyped(value))
 
 
-def _example(kind: Any, value: object, origins: Origins, key: str) -> str:
+def _example(kind: Hint, value: object, origins: Origins, key: str) -> str:
     """The way to write a value whose setting wants more around it; nothing where that is not known."""
     if isinstance(value, dict):
         return " Put brackets around it: [{...}]."
     if not isinstance(value, str) or not re.fullmatch(r"[^\s\[\]{},#'\"~]+", value) or value in NULLS:
         return ""
 
-    def around(kind: Any) -> str:
+    def around(kind: Hint) -> str:
         options = [option for option in get_args(kind) if option is not type(None)]
         if get_origin(kind) in (Union, types.UnionType):
             return around(options[0])
@@ -230,7 +235,7 @@ def _example(kind: Any, value: object, origins: Origins, key: str) -> str:
     return f" Write --{key} '{written}'." if typed_in else f" Write {key.rpartition('.')[2]}: {written}."
 
 
-def _dataclass(kind: Any, value: object, origins: Origins, key: str) -> Any:
+def _dataclass(kind: Hint, value: object, origins: Origins, key: str) -> Any:
     value = _mapping(kind, value, origins, key)
     hints = get_type_hints(kind, include_extras=True)
     fields = {field.name: field for field in dataclasses.fields(kind)}
@@ -244,7 +249,7 @@ def _dataclass(kind: Any, value: object, origins: Origins, key: str) -> Any:
     return kind(**{name: _typed(hints[name], item, origins, prefix + name) for name, item in value.items()})
 
 
-def _named(kinds: Sequence[Any], value: Any, origins: Origins, key: str) -> Any:
+def _named(kinds: Sequence[Hint], value: Any, origins: Origins, key: str) -> Any:
     """The one of several dataclasses whose field `name` allows the name that is given; without a name the first one.
 
     What belongs to another one is refused, unless it is empty or the default there: an earlier version wrote all.
@@ -266,7 +271,7 @@ def _named(kinds: Sequence[Any], value: Any, origins: Origins, key: str) -> Any:
     return _dataclass(of_names[name], kept, origins, key)
 
 
-def options_of_all(kinds: Sequence[Any]) -> dict[str, Any]:
+def options_of_all(kinds: Sequence[Hint]) -> Plain:
     """The options of all these dataclasses with their defaults, None where there is none."""
     defaults = {field.name: _default(field) for kind in kinds for field in dataclasses.fields(kind)}
     return {name: None if value is dataclasses.MISSING else value for name, value in defaults.items()}

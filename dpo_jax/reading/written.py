@@ -11,6 +11,9 @@ import yaml
 
 from dpo_jax.errors import UserError
 
+Plain = dict[str, Any]
+"""Settings by their keys, as plain data."""
+
 Origins = dict[str, str]
 """Dotted key -> "file.yaml:12" or "command line"; a key that is not there has its default."""
 
@@ -49,12 +52,12 @@ class _Loader(yaml.SafeLoader):
 _WRITTEN = "written"
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> Plain:
     """The mapping of one YAML file as plain values."""
     return untyped(read_settings(path)[0])
 
 
-def read_settings(path: Path) -> tuple[dict[str, Any], Origins]:
+def read_settings(path: Path) -> tuple[Plain, Origins]:
     """The mapping of one YAML file with its scalars as they are written, and the line of each of its keys."""
     try:
         text = path.read_text(encoding="utf8")
@@ -103,7 +106,7 @@ def _plain(node: yaml.Node, path: str, key: str, origins: Origins) -> Any:
     if not isinstance(node, yaml.ScalarNode) and node.tag not in _PLAIN_TAGS:
         raise UserError(f"{where}: {key}: the tag {node.tag} is not allowed; write plain values.")
     if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
+        result: Plain = {}
         for name_node, value_node in node.value:
             name = str(name_node.value)
             if name in result:
@@ -118,7 +121,7 @@ def _plain(node: yaml.Node, path: str, key: str, origins: Origins) -> Any:
         raise UserError(f"{where}: {key}: the tag {node.tag} is not allowed; write plain values.") from None
 
 
-def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]) -> None:
+def override(mapping: Plain, origins: Origins, arguments: Sequence[str]) -> None:
     """Apply `--key.sub value` arguments to the mapping before it is typed; `--loss.0.weight` reaches into a list."""
     words = list(arguments)
     while words:
@@ -133,7 +136,7 @@ def override(mapping: dict[str, Any], origins: Origins, arguments: Sequence[str]
         put(mapping, origins, key, Written(text))
 
 
-def put(mapping: dict[str, Any], origins: Origins, key: str, value: object) -> None:
+def put(mapping: Plain, origins: Origins, key: str, value: object) -> None:
     """Set the value with this dotted key, as the command line does."""
     _set(mapping, key, value)
     for old in [old for old in origins if old.startswith(f"{key}.")]:
@@ -141,7 +144,7 @@ def put(mapping: dict[str, Any], origins: Origins, key: str, value: object) -> N
     origins[key] = "command line"
 
 
-def _set(mapping: dict[str, Any], key: str, value: object) -> None:
+def _set(mapping: Plain, key: str, value: object) -> None:
     at: Any = mapping
     names = key.split(".")
     for depth, name in enumerate(names):

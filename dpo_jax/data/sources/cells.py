@@ -59,7 +59,7 @@ def truth_of(label: object) -> bool | None:
 class Cells(dict[str, Any]):
     """The values of a record by column, and the columns that somebody has read, in `read`."""
 
-    def __init__(self, values: Mapping[str, Any], read: set[str] | None = None):
+    def __init__(self, values: Mapping[str, object], read: set[str] | None = None):
         super().__init__(values)
         self.read: set[str] = set() if read is None else read
 
@@ -67,14 +67,14 @@ class Cells(dict[str, Any]):
         self.read.add(column)
         return _upright(super().__getitem__(column))
 
-    def get(self, column: str, default: Any = None) -> Any:
+    def get(self, column: str, default: object = None) -> Any:
         """The value of a column, which is then read; the default where there is no such column."""
         if column not in self:
             return default
         return self[column]
 
 
-def _upright(value: Any) -> Any:
+def _upright(value: object) -> object:
     """The turns of {role: [...], content: [...]}, as Arrow and TFDS store a sequence of structs."""
     if not isinstance(value, Mapping) or not any(keys <= value.keys() for keys in _TURNS):
         return value
@@ -84,7 +84,7 @@ def _upright(value: Any) -> Any:
     return [dict(zip(value, cells, strict=True)) for cells in zip(*columns, strict=True)]
 
 
-def unread_columns(cells: Cells, ignored: Collection[str], rows: Sequence[Any], where: str) -> list[str]:
+def unread_columns(cells: Cells, ignored: Collection[str], rows: Sequence[object], where: str) -> list[str]:
     """Return the columns with something in them that nobody has read, but for the ignored ones.
 
     Raises:
@@ -113,7 +113,7 @@ def _advice(column: str, cells: Cells) -> str:
     return "Write it into the prompt."
 
 
-def is_alpaca(values: Mapping[str, Any]) -> bool:
+def is_alpaca(values: Mapping[str, object]) -> bool:
     """Return True for a row with an instruction and what Alpaca has beside it."""
     beside = ("input", "system", "history")
     asks = any(name in values for name in ("instruction", "question", "query"))

@@ -51,7 +51,7 @@ def read(spec: Spec) -> Records:
         raise UserError(f"data source {dict(spec)}: cannot be read ({type(error).__name__}): {said}") from error
 
 
-def _stored(feature: Any) -> Any:
+def _stored(feature: object) -> Any:
     """The feature with pictures, clips and sounds as they are stored; itself where it has none."""
     import datasets
 
@@ -63,7 +63,7 @@ def _stored(feature: Any) -> Any:
     return feature
 
 
-def has_classes(feature: Any) -> bool:
+def has_classes(feature: object) -> bool:
     """Return True if the feature is a class by its number, or holds such ones."""
     if isinstance(feature, dict):
         return any(map(has_classes, feature.values()))
