@@ -77,7 +77,7 @@ def with_classes(row: Mapping[str, Any], features: Mapping[str, Any]) -> Mapping
     return {column: _named(cell, features[column]) if column in features else cell for column, cell in row.items()}
 
 
-def _named(cell: Any, feature: Any, *, inside: bool = False) -> Any:
+def _named(cell: Any, feature: Any, *, inside: bool = False) -> object:
     if cell is None:
         return None
     if hasattr(feature, "int2str"):
