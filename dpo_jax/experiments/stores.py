@@ -115,7 +115,7 @@ def _advised() -> Iterator[None]:
         raise UserError(f"{other}\n{advice}") from None
 
 
-def _fill(store: Store, shards: Iterator[Sequence[object]], count: int, score: Callable[..., Any]) -> None:
+def _fill(store: Store, shards: Iterator[Sequence[Any]], count: int, score: Callable[..., Any]) -> None:
     """Scores `count` rows into a store, shard by shard, and says how fast."""
     there = f", {len(store)} are there" if len(store) else ""
     say("reference", f"scores {count} rows into {store.folder}{there}")
@@ -173,7 +173,7 @@ def describe(root: Path) -> str:
     return "\n".join(lines) or f"no reference store in {root} or below"
 
 
-def _shards(parts: Sequence[Sequence[object]], picks: np.ndarray, size: int) -> Iterator[Sequence[object]]:
+def _shards(parts: Sequence[Sequence[object]], picks: np.ndarray, size: int) -> Iterator[Sequence[Any]]:
     """The picked rows of all parts behind each other, at most `size` at a time, each time of one part."""
     start = 0
     for rows in parts:
