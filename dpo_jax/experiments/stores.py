@@ -173,7 +173,7 @@ def describe(root: Path) -> str:
     return "\n".join(lines) or f"no reference store in {root} or below"
 
 
-def _shards(parts: Sequence[Sequence[object]], picks: np.ndarray, size: int) -> Iterator[Sequence[Any]]:
+def _shards(parts: Sequence[Sequence[Any]], picks: np.ndarray, size: int) -> Iterator[Sequence[Any]]:
     """The picked rows of all parts behind each other, at most `size` at a time, each time of one part."""
     start = 0
     for rows in parts:

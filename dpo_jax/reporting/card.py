@@ -103,7 +103,7 @@ def _published(config: Mapping[str, Any]) -> dict[str, Any]:
     return chosen | ({"sft": sft} if sft else {})
 
 
-def _prompting(data: Mapping[str, Any]) -> str:
+def _prompting(data: Mapping[str, object]) -> str:
     """How prompts were written in training, and how to write them for the model; empty of an unknown template."""
     template, own, date = (data.get(name) for name in ("template", "chat_template", "date"))
     form = "own" if template == "tokenizer" and own else str(template)
