@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dpo_jax.data.encoding import Rules
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout, paths, stream
 from dpo_jax.data.tokenize import tokenize_chunks
-from dpo_jax.errors import BadRow, UserError
+from dpo_jax.errors import BadRow, Skipped, UserError
 from dpo_jax.weights.opening import open_weights
 from tests.commands.malformed import TABLE
 from tests.faults.fuzzed import GOOD, lines
@@ -38,7 +38,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def read(path: Path, kind: str, tokenizer: Any, data: Mapping[str, Any], spec: Mapping[str, Any], on_error: str) -> Any:
     """The number of token rows that a file holds, and what was skipped."""
-    skipped: Counter[str] = Counter()
+    skipped = Skipped()
     rules = Rules(**{"max_prompt_tokens": data.get("max_tokens", 65) - 1, "max_tokens": 65, **data})
     rows = stream(LAYOUTS[kind], [{"path": str(path), **spec}], on_error=on_error, skipped=skipped)
     found = 0
