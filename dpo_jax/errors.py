@@ -62,16 +62,16 @@ class BadRow(UserError):
 class Skipped(Counter[str]):
     """How many rows were left out for which reason."""
 
-    first: BadRow | None = None
+    _first = ""  # its words; the error itself would keep the generator that raised it, with its threads, alive
 
     def count_row(self, row: BadRow) -> None:
         """Count a row that is left out."""
         self[row.reason] += 1
-        self.first = self.first or row
+        self._first = self._first or row.says
 
     def in_words(self) -> str:
         """The first of them, as the end of a message."""
-        return f" The first: {self.first.says}" if self.first else ""
+        return f" The first: {self._first}" if self._first else ""
 
 
 class Finding(NamedTuple):

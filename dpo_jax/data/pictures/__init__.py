@@ -118,9 +118,11 @@ def _identified(drafts: Iterator[_Draft]) -> Iterator[_Draft]:
         except BadRow as bad:
             return bad
 
-    with ThreadPoolExecutor(WORKERS) as pool:
-        while window := list(itertools.islice(drafts, _WINDOW)):
-            yield from pool.map(identified, window)
+    while window := list(itertools.islice(drafts, _WINDOW)):
+        # No pool is open at a yield: a generator that is never ended may be collected by one of the pool's own threads.
+        with ThreadPoolExecutor(WORKERS) as pool:
+            done = list(pool.map(identified, window))
+        yield from done
 
 
 def _with_id(row: PictureRow) -> PictureRow:
