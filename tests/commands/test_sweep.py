@@ -231,7 +231,7 @@ def test_points_are_analysed_where_the_configuration_asks_for_it(
 ) -> None:
     amend(analysis={"rows": 4, "pairs": 2})
     found = run("loss.name=dpo,kto", code=2)  # which says that a point is missing, once the others are done
-    assert "kto is trained on labelled completions" in found[1]["failed"]
+    assert "To read each pair as two rows, write unpair: true" in found[1]["failed"]
     assert found[0]["evaluation"]["halves"] == HALVES
     heads, _, row, *_ = table()
     cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (heads, row)), strict=True))
