@@ -27,7 +27,7 @@ class LossConfig:
 
     name: str
     options: Mapping[str, Any] = field(default_factory=dict)  # the loss's keywords
-    weight: float = 1.0
+    weight: NotNegative = 1.0
     ld_alpha: Share | None = None  # LD-DPO: weight of the tokens beyond the length of the shorter response
     wpo: bool = False  # WPO: pairs count by how much they look like the policy's own
 

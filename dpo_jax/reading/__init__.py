@@ -41,6 +41,8 @@ __all__ = [  # what is not of this file
 
 T = TypeVar("T")
 
+_LARGEST = 3.4e38
+
 Hint = Any
 """A type as annotations name it: a class, a union, an alias with arguments, for which Python has no one type."""
 
@@ -198,6 +200,8 @@ def _scalar(kind: type, value: object, origins: Origins, key: str) -> object:
         read = int(value)
     else:
         read = value if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) else None
+    if isinstance(read, float) and abs(read) > _LARGEST:
+        raise mistake(key, origins, f"must be finite, and at most {_LARGEST:.1e}, which float32 holds, not {value}.")
     if read is not None and read == read and not (isinstance(value, Written) and not value):
         return read
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
