@@ -62,6 +62,7 @@ class TextSteps(RewardExperiment, Steps):
     def check_inputs(self, *sections: str) -> None:
         """Refuses sources and files that cannot be opened, or whose first row cannot be used."""
         if not self._inputs_are_checked:
+            _ = self.terms  # which decide what rows are wanted
             check_inputs(self.config, self.origins, *sections)
             self._inputs_are_checked = not sections
 
