@@ -73,8 +73,7 @@ def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
     ids, lengths, scored = bytearray(), [], []
     rows = iter(rows)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="tokens-") as file:
+        with _new_file(folder) as file:
             while chunk := list(islice(rows, _CHUNK_ROWS)):
                 ids += b"".join(bytes.fromhex(row.row_id) for row in chunk)
                 file.write(b"".join(tokens.tobytes() for row in chunk for tokens in _marked(row)))
@@ -97,6 +96,13 @@ def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
     sizes = Sizes(lengths_nP[:, 0], lengths_nP[:, 1:], np.concatenate(scored))
     row_ids = np.frombuffer(bytes(ids), np.uint8).reshape(-1, _ID_BYTES)
     return TokenTable(tokens, np.concatenate([[0], ends[:-1]]), row_ids, sizes)
+
+
+def _new_file(folder: Path) -> tempfile._TemporaryFileWrapper[bytes]:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # another process of the run was done, and took the folder away
+            return tempfile.NamedTemporaryFile(dir=folder, prefix="tokens-")
 
 
 def _marked(row: TokenRow) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -233,6 +234,7 @@ def _telling(stage: str, step: Step) -> Step:
     """The step, which says before its first call that it is compiled then, and after it for how long."""
     told = False
 
+    @functools.wraps(step)
     def telling(*arguments: Any) -> Any:
         nonlocal told
         if told:

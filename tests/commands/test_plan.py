@@ -152,7 +152,7 @@ def test_the_programs_are_the_very_ones_that_train_and_reference_call(
     called: dict[str, str] = {}
 
     def instead(step, state, read, knobs, **options):
-        called["train"] = step.lower(state, read(0).arrays, knobs(0)).as_text()
+        called["train"] = step.__wrapped__.lower(state, read(0).arrays, knobs(0)).as_text()
         return state._replace(step=options["steps"])
 
     score = TextExperiment.score.func  # type: ignore[attr-defined]

@@ -153,6 +153,15 @@ def write_sharegpt(rows: list[Row]) -> dict[str, Any]:
     return {"path": "gpt.jsonl", "format": "sharegpt"}
 
 
+def write_alpaca(rows: list[Row]) -> dict[str, Any]:
+    made = [
+        {"instruction": asked["content"], "chosen": good["content"], "rejected": bad["content"]}
+        for (asked,), (good,), (bad,) in rows
+    ]
+    Path("alpaca.jsonl").write_text("\n".join(map(json.dumps, made)))
+    return {"path": "alpaca.jsonl", "format": "alpaca"}
+
+
 SAMPLES = {
     "saved": Sample(("KINDS", "hub"), write_saved, lambda: cut_first("*.arrow", "saved")),
     "tfds": Sample(("KINDS", "tfds"), write_tfds, lambda: cut_first("*.array_record*", "my_pairs")),
@@ -161,6 +170,7 @@ SAMPLES = {
     ),
     "hh": Sample(("FORMATS", "hh"), write_hh, lambda: cut("hh.jsonl"), TALKS),
     "sharegpt": Sample(("FORMATS", "sharegpt"), write_sharegpt, lambda: cut("gpt.jsonl"), TALKS),
+    "alpaca": Sample(("FORMATS", "alpaca"), write_alpaca, lambda: cut("alpaca.jsonl"), TALKS),
     "path": Sample(("KINDS", "path"), functools.partial(write_file, "a.jsonl", ""), lambda: cut("a.jsonl"), TALKS),
 } | {
     name + pack: Sample(

@@ -45,7 +45,7 @@ def place_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def load(path: Path) -> Any:
     source = open_weights(str(path))
-    spec, rules, skipped, _ = resolve_spec(source)
+    spec, rules, skipped, *_ = resolve_spec(source)
     return load_params(source, make_model(spec), rules, make_mesh(data=2, fsdp=2, tensor=2), skipped=skipped)
 
 

@@ -224,7 +224,7 @@ def test_exports_without_digests_and_folders_without_anything(run: Path, capsys,
     (tmp_path / "empty").mkdir()
     assert "holds no checkpoint" in refused(capsys, "verify", "empty")
     assert "is not a folder" in refused(capsys, "verify", "nowhere")
-    assert "Give one folder" in refused(capsys, "verify", "empty", "more")
+    assert "verify: 'more' is not understood" in refused(capsys, "verify", "empty", "more")
 
 
 def test_a_new_file_in_a_checkpoint_is_named(run: Path):

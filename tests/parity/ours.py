@@ -69,7 +69,7 @@ class Ours(NamedTuple):
 def load(location: str | Path, mesh: jax.sharding.Mesh | None = None) -> Ours:
     """Opens the weights and places them on a mesh, by default one of all devices."""
     mesh, source = mesh or make_mesh(), open_weights(str(location))
-    spec, rules, skipped, _ = resolve_spec(source)
+    spec, rules, skipped, *_ = resolve_spec(source)
     model = make_model(spec)
     return Ours(mesh, source, rules, model, load_params(source, model, rules, mesh, skipped=skipped), skipped)
 
