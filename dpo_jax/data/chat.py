@@ -125,10 +125,7 @@ def _of_messages(source: Source, *, date: str | None = None, special_tokens: boo
         )
 
     def facts(tokenizer: PreTrainedTokenizerFast) -> str:
-        texts = [source(tokenizer, False)]
-        if isinstance(tokenizer.chat_template, dict) and "tool_use" in tokenizer.chat_template:
-            texts.append(source(tokenizer, True))
-        texts = list(dict.fromkeys(texts))
+        texts = _possible(source, tokenizer)
         read = frozenset[str]().union(*map(rendering.variables, texts))
         tokens = {k: v for k, v in tokenizer.special_tokens_map.items() if k in read - {"bos_token", "eos_token"}}
         clock = [f"date: {date}"] if rendering.CLOCK in read else []
@@ -142,12 +139,26 @@ def _arguments(row: Asked) -> dict[str, Any]:
     return {**(row.chat_template_kwargs or {}), **({"tools": list(row.tools)} if row.tools else {})}
 
 
-def reads_clock(tokenizer: PreTrainedTokenizerFast, name: str, chat_template: str | None = None) -> bool:
-    """Return True if a template of this name writes the day on which it is rendered."""
+def reads_clock(tokenizer: Callable[[], PreTrainedTokenizerFast], name: str, chat_template: str | None = None) -> bool:
+    """Return True if a template of this name writes the day on which it is rendered; opens the tokenizer if it must."""
     if name != "tokenizer":
         return False
-    texts = {_tokenizer_template(tokenizer, has_tools, chat_template=chat_template) for has_tools in (False, True)}
-    return any(rendering.CLOCK in rendering.variables(text) for text in texts)
+    texts = [chat_template]
+    if chat_template is None or "{" not in chat_template:
+        texts = _possible(functools.partial(_tokenizer_template, chat_template=chat_template), tokenizer())
+    return any(text is not None and rendering.CLOCK in rendering.variables(text) for text in texts)
+
+
+def _possible(source: Source, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    """The templates of rows without tools and of rows with them; of one kind there may be none."""
+    texts: list[str] = []
+    for has_tools in (False, True):
+        try:
+            texts.append(source(tokenizer, has_tools))
+        except UserError:
+            if has_tools and not texts:
+                raise
+    return list(dict.fromkeys(texts))
 
 
 def _ended_once(text: str, eos: object) -> str:
@@ -187,11 +198,11 @@ def _tokenizer_template(
     tokenizer: PreTrainedTokenizerFast, has_tools: bool, *, chat_template: str | None = None
 ) -> str:
     """The jinja given, or that of the tokenizer; of several named ones `tool_use` for tools, else `default`."""
+    if chat_template is not None and "{" in chat_template:
+        return chat_template
     named = tokenizer.chat_template
     if not isinstance(named, dict):
         named = {} if named is None else {"default": named}
-    if chat_template is not None and "{" in chat_template:
-        return chat_template
     if chat_template is not None:
         name = chat_template
     elif not named:

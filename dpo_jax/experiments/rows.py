@@ -82,8 +82,10 @@ def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokeni
     if data.date is not None or data.template != "tokenizer":
         return config
     if not run.begun.exists():
+        if config.scratch and data.chat_template is None:  # whose tokenizer is still to be made, and has none
+            return config
         try:
-            if not reads_clock(tokenizer(), data.template, _chat_template(data.chat_template)):
+            if not reads_clock(tokenizer, data.template, _chat_template(data.chat_template)):
                 return config
         except Advised as error:
             raise error.in_section("data") from None

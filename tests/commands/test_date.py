@@ -50,6 +50,14 @@ def test_a_template_that_reads_no_clock_has_no_date(folder: Path):
     assert not Path("runs/demo/begun.json").exists()
 
 
+def test_a_model_that_is_still_to_be_made_has_no_template_to_ask(folder: Path):
+    scratch = ("--scratch.data", "[{path: pairs.jsonl}]", "--model.weights", "runs/none")
+    for more in ((), ("--data.chat_template", CLOCK)):
+        made = opened(*scratch, *more)
+        made.begin()
+        assert (made.config.data.date is not None) == bool(more)
+
+
 def test_exports_carry_the_template_of_the_training(folder: Path):
     Path("own.jinja").write_text(CHAT_TEMPLATE.replace("user", "human"))
     arguments = ("--data.chat_template", "own.jinja", "--lora.rank", "2", "--train.steps", "1")

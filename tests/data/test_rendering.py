@@ -79,8 +79,9 @@ def test_the_date_is_in_the_fingerprint_of_a_template_that_reads_it():
 
     assert template(CLOCK, "2024-07-26") != template(CLOCK, "2024-07-27")
     assert template(CHAT_TEMPLATE, "2024-07-26") == template(CHAT_TEMPLATE, "2024-07-27")
-    assert chat.reads_clock(make_tokenizer(chat=CLOCK), "tokenizer")
-    assert not chat.reads_clock(make_tokenizer(chat=CLOCK), "hh")
+    assert chat.reads_clock(lambda: make_tokenizer(chat=CLOCK), "tokenizer")
+    assert not chat.reads_clock(lambda: make_tokenizer(chat=CLOCK), "hh")
+    assert not chat.reads_clock(lambda: make_tokenizer(chat=CLOCK), "tokenizer", CHAT_TEMPLATE)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +199,9 @@ def test_a_tokenizer_with_several_templates(tmp_path: Path, named: dict[str, str
     templates: Any = named
     assert read(tmp_path, [tools], templates).rows[0].row_id == read(tmp_path, [tools], OBJECT).rows[0].row_id
     assert texts(read(tmp_path, [tools], templates)) == texts(read(tmp_path, [tools], OBJECT))
+    rules = Rules(template="tokenizer")
+    assert tokenization_fingerprint(make_tokenizer(chat=templates), rules)["template"]
+    assert not chat.reads_clock(lambda: make_tokenizer(chat=templates), "tokenizer")
     if "default" in named:
         assert texts(read(tmp_path, [row(*ANSWERS)], templates)) == texts(read(tmp_path, [row(*ANSWERS)]))
         return
