@@ -167,7 +167,8 @@ def _below(kind: Hint, name: str) -> Hint:
 def _is_text(kind: Hint) -> bool:
     if get_origin(kind) is Literal:
         return all(isinstance(option, str) for option in get_args(kind))
-    return kind is str or any(_is_text(inner) for inner in get_args(kind) if isinstance(get_origin(kind), type))
+    around = get_origin(kind) in (Annotated, Union, types.UnionType, tuple)
+    return kind is str or (around and any(map(_is_text, get_args(kind))))
 
 
 def _of_keys(keys: Keys, value: object, origins: Origins, key: str) -> Plain:
