@@ -130,7 +130,8 @@ def test_activations_of_every_policy_are_near_what_xla_allocates_for_a_user():
     cases = [("long rows", "dots"), ("many layers", "full"), ("short rows", "full")]
     found = evaluate("tests.models.test_costs", f"[m.estimated_and_allocated(*case) for case in {cases}]")
     for case, (estimate, allocated) in zip(cases, found, strict=True):
-        assert estimate == pytest.approx(allocated, rel=0.3), case  # 26 % at most, without YNNPACK
+        rel = 0.27 if case == ("many layers", "full") else 0.25  # 26 % there, where XLA leaves out YNNPACK
+        assert estimate == pytest.approx(allocated, rel=rel), case
 
 
 def test_activations_split_over_tensor_shards_and_without_scores():

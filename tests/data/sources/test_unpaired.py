@@ -94,8 +94,11 @@ def test_a_pair_is_not_split_unasked():
 
 def test_unpair_is_a_key_of_labelled_completions_only():
     spec = {**write("pairs.jsonl", PAIR), "unpair": True}
-    for layout in (PAIRS, COMPLETIONS):
-        assert "unknown key 'unpair'. Allowed: columns, " in message(read_sources, layout, [spec])
+    of_pairs, of_completions = (message(read_sources, layout, [spec]) for layout in (PAIRS, COMPLETIONS))
+    assert "'unpair'. Allowed: columns, flip, format, ignore, limit, name, path, rankings, weight." in of_pairs
+    assert "'unpair'. Allowed: columns, format, ignore, limit, name, path, weight." in of_completions
+    typo = {"path": "pairs.jsonl", "unpiar": True}
+    assert "unknown key 'unpiar'. Did you mean 'unpair'?" in message(read_sources, UNPAIRED, [typo])
 
 
 def test_the_id_is_of_prompt_completion_label_and_mismatched():
