@@ -9,6 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from dpo_jax.masking import mask
+
 
 class UserError(Exception):
     """A mistake in a configuration, in data or on disk that the user can mend; shown without a traceback."""
@@ -18,9 +20,37 @@ class UserError(Exception):
 
 
 _LONGEST = 600  # characters
+_LOOKED_THROUGH = 1 << 16
+"""Characters of a text in which secrets are looked for; of the others none is shown."""
 
 LONGEST_ROW = 1 << 26
 """Bytes; no row is longer, and a small file may be packed from any number of them."""
+
+
+def shown(text: str, longest: int = _LONGEST) -> str:
+    """Text of others as it may be shown: no secrets, no longer than can be read, nothing that a terminal obeys."""
+    return _readable(_ends(_without_secrets(text), longest))
+
+
+def told(what: object, longest: int = _LONGEST) -> str:
+    """The beginning of what another program or an exception says, on one line, as it may be shown."""
+    try:
+        text = str(what)
+    except Exception as error:  # it is somebody else's exception
+        text = f"{type(what).__name__}, whose text fails with {type(error).__name__}"
+    return _readable(" ".join(_without_secrets(text).split())[:longest])
+
+
+def _without_secrets(text: str) -> str:
+    return mask(_ends(text, _LOOKED_THROUGH))  # before it is cut: half a secret is not known as one
+
+
+def _readable(text: str) -> str:
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
+
+
+def _ends(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
 
 
 class Advised(UserError):
@@ -47,10 +77,7 @@ class BadRow(UserError):
 
     def __init__(self, where: str, reason: str, detail: str, advice: str = "", *, section: str = ""):
         named = _named(advice and f" {advice}", section)
-        # It may quote the row: no longer than can be read, and nothing in it that a terminal obeys.
-        cut = detail if len(detail) <= _LONGEST else f"{detail[: _LONGEST // 2]} ... {detail[-_LONGEST // 2 :]}"
-        shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in cut)
-        self.says = f"{where}: {shown}{named}"
+        self.says = f"{where}: {shown(detail)}{named}"  # it may quote the row
         super().__init__(f"{self.says} Mend the row, or set {section}on_error: skip to leave such rows out, counted.")
         self.reason, self._parts = reason, (where, reason, detail, advice)
 

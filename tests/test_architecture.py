@@ -31,7 +31,7 @@ MOST_HOLDERS = 60
 # Room -> the rooms of ours it may import, besides itself and `errors`.
 MAY_IMPORT: dict[str, set[str]] = {
     "types": set(),
-    "errors": set(),
+    "errors": {"masking"},
     "files": set(),
     "reading": set(),
     "masking": set(),
@@ -49,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": {"types", "files"},
     "training": {"types", "mesh", "files"},
     "reference": {"types", "logprobs", "mesh", "files", "locks"},
-    "evaluation": {"types", "logprobs"},
+    "evaluation": {"types", "logprobs", "masking"},
     "analysis": {"types", "logprobs", "losses"},
     "reporting": {"types", "evaluation"},
     "runtime": {"files", "locks", "masking"},

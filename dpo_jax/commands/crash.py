@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from dpo_jax import __version__
-from dpo_jax.errors import size_setting
+from dpo_jax.errors import size_setting, told
 from dpo_jax.masking import mask
 
 _PACKAGE = Path(__file__).parents[1]
@@ -91,8 +91,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 def _first_line(error: BaseException) -> str:
     """The first line with a word in it: TensorStore and XLA go on for pages."""
-    lines = (" ".join(line.split()) for line in str(error).splitlines())
-    return next((line for line in lines if re.search(r"\w", line)), "")[:_LONGEST]
+    return told(next((line for line in str(error).splitlines() if re.search(r"\w", line)), ""), _LONGEST)
 
 
 def _frames(error: BaseException) -> list[traceback.FrameSummary]:

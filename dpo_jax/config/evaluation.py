@@ -69,6 +69,11 @@ class PythonJudge(Judge):
     name: Literal["python"] = "python"
     function: File  # file.py:name or package.module:name
     compares: bool = False  # true: it is shown two responses, instead of scoring one
+    timeout_seconds: NotNegative | None = None  # for a call; default: 600
+
+    def mistakes(self) -> Iterator[tuple[str, str]]:
+        """A time in which nothing ends."""
+        yield from _no_time(self.timeout_seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ class HttpJudge(Judge):
     api_key_env: str | None = None  # the environment variable that holds the key; never the key itself
     template: File | None = None  # a file with the question, with {prompt}, {a} and {b}
     request: Mapping[str, object] = field(default_factory=lambda: {"max_tokens": 16, "temperature": 0.0})  # beside it
-    timeout_seconds: NotNegative | None = None  # for a request; default: 60
+    timeout_seconds: NotNegative | None = None  # for a request and its whole answer; default: 60
     retries: Count = 6  # of a request that failed in a way that may pass
     parallel: Positive = 8  # requests at a time
     cache: File | None = None  # file of the verdicts that are known; default: WORKDIR/verdicts.jsonl

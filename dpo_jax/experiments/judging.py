@@ -116,7 +116,8 @@ def _command(options: CommandJudge, context: JudgeContext) -> AnyJudge:
 
 
 def _python(options: PythonJudge, context: JudgeContext) -> AnyJudge:
-    return (comparing_function if options.compares else scoring_function)(load_function(options.function))
+    make = comparing_function if options.compares else scoring_function
+    return make(load_function(options.function), timeout_seconds=options.timeout_seconds or 600.0)
 
 
 def _http(options: HttpJudge, context: JudgeContext) -> Comparing:

@@ -18,7 +18,7 @@ from dpo_jax.masking import forms
 from dpo_jax.masking.forms import MARK
 from dpo_jax.masking.names import is_secret, is_secret_variable
 
-__all__ = ["MARK", "is_secret", "mask", "masked", "remember"]
+__all__ = ["mask", "masked", "remember", "remember_all"]
 
 _SHORTEST = 8  # a shorter value would hide half the words of a log
 _SHORTEST_WORD = 4  # of what `remember` was told; that hides whole words alone
@@ -37,6 +37,18 @@ def remember(secret: str) -> None:
         base64.urlsafe_b64encode(encoded).decode(),
     )
     _remembered.update(form for form in forms_of if len(form) >= _SHORTEST_WORD)
+
+
+def remember_all(value: Any, name: str = "") -> None:
+    """Hide from now on what stands in this data under a name such as `api_key`."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            remember_all(item, _name_of(value, str(key), name))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            remember_all(item, name)
+    elif isinstance(value, str) and is_secret(name):
+        remember(value)
 
 
 def mask(text: str) -> str:

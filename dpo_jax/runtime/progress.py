@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
+from dpo_jax.errors import told
 from dpo_jax.masking import mask
 
 _QUIET_SECONDS = 10.0
@@ -134,7 +135,7 @@ def _first_of_its_kind(record: logging.LogRecord) -> bool:
 
 def _shortened(record: logging.LogRecord) -> bool:
     text = record.getMessage()
-    record.msg, record.args = mask(_first_line(text)), ()
+    record.msg, record.args = _first_line(text), ()
     record.exc_info = record.exc_text = record.stack_info = None
     return _is_news(text)
 
@@ -143,4 +144,4 @@ _told: set[object] = set()
 
 
 def _first_line(text: str) -> str:
-    return text.partition("\n")[0][:_LONGEST]
+    return told(text.partition("\n")[0], _LONGEST)

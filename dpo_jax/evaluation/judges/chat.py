@@ -1,25 +1,32 @@
 """One request to an OpenAI-compatible endpoint, made again where the failure may pass.
 
-The key is sent in a header alone: it is in no message, and is taken out of what the endpoint says.
+The endpoint is not trusted: an answer has a time, a size and a depth, redirects are not followed, and what it says is
+shown in one short line without secrets. The key is sent in a header alone.
 """
 
 from __future__ import annotations
 
+import asyncio
 import email.utils
-import http.client
 import json
 import random
-import threading
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import urllib.parse
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, told
+from dpo_jax.masking import remember, remember_all
 
+if TYPE_CHECKING:
+    import httpx2
+
+LARGEST_ANSWER = 4 << 20
+"""Bytes of an answer; a reasoning of 100,000 tokens has a tenth of them."""
 _LONGEST_WAIT_SECONDS = 600
 _SHOWN_CHARACTERS = 300
+_MOST_TOKENS = 1 << 53
 _PASSING_CODES = (408, 409, 425, 429)  # and all from 500 on
 
 
@@ -31,10 +38,6 @@ class Answer(NamedTuple):
     completion_tokens: int | None
 
 
-class Stopped(Exception):
-    """Another request has failed for good, and this one is not wanted any more."""
-
-
 class _Passing(Exception):
     """A failure that may pass, and after how many seconds the endpoint wants to be asked again, if it says so."""
 
@@ -43,22 +46,15 @@ class _Passing(Exception):
         self.retry_after = retry_after
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key along to wherever it leads."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
 class Chat:
-    """`ask(text)` of one model; threads may share it.
+    """`ask(text)` of one model, within `connected()`.
 
     Args:
         url: of the API, such as http://localhost:8000/v1, or of its /chat/completions.
         model: as the endpoint calls it.
         key: sent as a bearer token; None: none is sent.
         settings: what the request holds beside model and messages, such as max_tokens.
-        timeout_seconds: that the endpoint may be silent.
+        timeout_seconds: for a request, from the first byte sent to the last one of its answer.
         retries: how often a request is made again after 429, 5xx, a time-out, a broken connection or no answer in it.
         backoff_seconds: before the first retry; doubled before each later one. Retry-After comes before it.
     """
@@ -77,82 +73,107 @@ class Chat:
         self.url = (
             url.rstrip("/") if url.rstrip("/").endswith("/chat/completions") else f"{url.rstrip('/')}/chat/completions"
         )
-        self.model, self.settings, self._key = model, dict(settings), key
+        self.model, self.settings = model, dict(settings)
         self._timeout, self._retries, self._backoff = timeout_seconds, retries, backoff_seconds
-        self._opener = urllib.request.build_opener(_NoRedirect)
-        self._lock, self.requests, self.repeated = threading.Lock(), 0, 0
-        self.stop = threading.Event()
+        self._key, self.requests, self.repeated = key, 0, 0
+        self._client: httpx2.AsyncClient | None = None
+        if key:
+            remember(key)
+        remember_all(settings)
+        remember_all(dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(url).query)))
 
-    def ask(self, text: str) -> Answer:
-        """The answer to one user message. Raises UserError once all retries are used up; Stopped after `stop`."""
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """The context in which it can be asked."""
+        import httpx2
+
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        try:
+            headers |= {"Authorization": f"Bearer {self._key}"} if self._key else {}
+            async with httpx2.AsyncClient(headers=headers, timeout=None, follow_redirects=False) as self._client:
+                yield
+        except UnicodeEncodeError:
+            raise UserError("judge http: its key holds characters that a header cannot hold.") from None
+
+    async def ask(self, text: str) -> Answer:
+        """The answer to one user message. Raises UserError once all retries are used up."""
         for attempt in range(self._retries + 1):
-            if self.stop.is_set():
-                raise Stopped
-            with self._lock:
-                self.requests += 1
-                self.repeated += attempt > 0
+            self.requests += 1
+            self.repeated += attempt > 0
             try:
-                return self._once(text)
-            except _Passing as failure:
-                if attempt == self._retries:
-                    raise UserError(
-                        f"judge http: {self.url} failed {attempt + 1} times, at last with: {failure}. The verdicts so "
-                        "far are kept in the judge's `cache`: the same command goes on from them."
-                    ) from None
-                self._wait(failure.retry_after, attempt)
+                async with asyncio.timeout(self._timeout):
+                    return await self._once(text)
+            except TimeoutError:
+                failure = _Passing(f"no whole answer within {self._timeout:g} s")
+            except _Passing as passing:
+                failure = passing
+            if attempt == self._retries:
+                raise UserError(
+                    f"judge http: {self.url} failed {attempt + 1} times, at last with: {failure}. The verdicts so "
+                    "far are kept in the judge's `cache`: the same command goes on from them."
+                )
+            await self._wait(failure.retry_after, attempt)
         raise AssertionError("the last attempt returns or raises")
 
-    def _once(self, text: str) -> Answer:
-        body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.settings}
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
-        try:
-            request = urllib.request.Request(self.url, json.dumps(body).encode(), headers)
-            with self._opener.open(request, timeout=self._timeout) as response:
-                return _read(response.read())
-        except urllib.error.HTTPError as error:
-            says = self._clean(f"{error.code} {error.reason}: {_body(error)}")
-            if error.code in _PASSING_CODES or error.code >= 500:
-                raise _Passing(says, _retry_after(error.headers.get("Retry-After"))) from None
-            raise UserError(f"judge http: {self.url} refused the request: {says}") from None
-        except (OSError, http.client.HTTPException) as error:  # no connection, a broken one, a time-out
-            raise _Passing(self._clean(f"{type(error).__name__}: {error}")) from None
-        except ValueError as error:  # an address or a key that cannot be sent
-            raise UserError(self._clean(f"judge http: {self.url} cannot be asked: {error}")) from None
+    async def _once(self, text: str) -> Answer:
+        import httpx2
 
-    def _wait(self, retry_after: float | None, attempt: int) -> None:
-        """Waits as long as the endpoint asks for, else twice as long as before, spread so that threads part."""
+        assert self._client is not None, "ask within connected()"
+        body = {"model": self.model, "messages": [{"role": "user", "content": text}], **self.settings}
+        try:
+            async with self._client.stream("POST", self.url, content=json.dumps(body)) as response:
+                answer = bytearray()
+                async for piece in response.aiter_raw():  # as it came: what is small may unpack to anything
+                    answer += piece
+                    if len(answer) > LARGEST_ANSWER:
+                        raise _Passing(f"an answer of more than {LARGEST_ANSWER:,} bytes")
+        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, httpx2.InvalidURL) as error:
+            raise UserError(f"judge http: {self.url} cannot be asked: {_said(error)}") from None
+        except httpx2.TransportError as error:  # no connection, or a broken one
+            raise _Passing(f"{type(error).__name__}: {_said(_innermost(error))}") from None
+        code = response.status_code
+        if code == 200:
+            return _read(bytes(answer))
+        says = _said(f"{code} {response.reason_phrase}: {answer.decode('utf8', 'replace')}")
+        if code in _PASSING_CODES or code >= 500:
+            raise _Passing(says, _retry_after(response.headers.get("Retry-After")))
+        raise UserError(f"judge http: {self.url} refused the request: {says}")
+
+    async def _wait(self, retry_after: float | None, attempt: int) -> None:
+        """Waits as long as the endpoint asks for, else twice as long as before, spread so that requests part."""
         if retry_after is not None and retry_after > _LONGEST_WAIT_SECONDS:
             raise UserError(
                 f"judge http: {self.url} asks to wait {retry_after:.0f} s; run the same command again after that."
             )
         spread = self._backoff * 2**attempt * random.uniform(0.5, 1.0)
-        if self.stop.wait(min(spread, _LONGEST_WAIT_SECONDS) if retry_after is None else retry_after):
-            raise Stopped
-
-    def _clean(self, text: str) -> str:
-        """One short line without the key."""
-        line = " ".join(text.split())
-        return (line.replace(self._key, "***") if self._key else line)[:_SHOWN_CHARACTERS]
+        await asyncio.sleep(min(spread, _LONGEST_WAIT_SECONDS) if retry_after is None else retry_after)
 
 
-def _body(error: urllib.error.HTTPError) -> str:
-    try:
-        return error.read(4096).decode("utf8", "replace")
-    except OSError:  # it broke off, or went silent
-        return ""
+def _said(what: object) -> str:
+    return told(what, _SHOWN_CHARACTERS)
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What an error comes from: that the connection was refused, and not that all attempts failed."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return error
 
 
 def _read(body: bytes) -> Answer:
     try:
         found = json.loads(body)
         text, usage = found["choices"][0]["message"]["content"], found.get("usage") or {}
-        return Answer(str(text or ""), _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens")))
-    except (ValueError, LookupError, TypeError, AttributeError):
-        raise _Passing(f"no answer in {body[:80]!r}") from None
+        counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        text, counts = NotImplemented, (None, None)
+    if not isinstance(text, str | None):
+        raise _Passing(f"no answer in '{told(body.decode('utf8', 'replace'), 80)}'")
+    return Answer(text or "", *counts)
 
 
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS else None
 
 
 def _retry_after(value: str | None) -> float | None:
@@ -160,10 +181,11 @@ def _retry_after(value: str | None) -> float | None:
     if not value:
         return None
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
+        return None if seconds != seconds else max(0.0, seconds)
     except ValueError:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None

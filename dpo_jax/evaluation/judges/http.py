@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from dpo_jax.errors import UserError
-from dpo_jax.evaluation.judges.chat import Answer, Chat, Stopped
+from dpo_jax.errors import UserError, told
+from dpo_jax.evaluation.judges.chat import Answer, Chat
 from dpo_jax.evaluation.judges.interface import Comparing
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template, fill, understand
 from dpo_jax.evaluation.records import Usage
@@ -21,14 +19,14 @@ _MUCH_NONSENSE = 0.5
 
 
 class Cache:
-    """Verdicts by their key, so that none is paid for twice; threads may share it.
+    """Verdicts that are `known` by their key, so that none is paid for twice.
 
     On disk it is JSON Lines, a line for each, added as it comes; without a path it is forgotten with the process. A
     last line that a crash cut short is left out. Processes that write at the same time add lines of their own.
     """
 
     def __init__(self, path: Path | None):
-        self._path, self._known, self._lock = path, dict[str, Any](), threading.Lock()
+        self._path, self.known = path, dict[str, float]()
         if path is None:
             return
         try:
@@ -42,21 +40,17 @@ class Cache:
         for line in lines:
             try:
                 row = json.loads(line)
-                self._known[row["key"]] = row["value"]
-            except (ValueError, LookupError, TypeError):
+                if type(row["value"]) in (int, float) and 0 <= row["value"] <= 1:
+                    self.known[row["key"]] = row["value"]
+            except (ValueError, LookupError, TypeError, RecursionError):
                 continue
 
-    def get(self, key: str) -> Any:
-        """The known answer, or None."""
-        return self._known.get(key)
-
-    def put(self, key: str, value: Any) -> None:
-        """Keeps a value, on disk before this returns."""
-        with self._lock:
-            self._known[key] = value
-            if self._path is not None:
-                with self._path.open("a", encoding="utf8") as file:
-                    file.write(json.dumps({"key": key, "value": value}) + "\n")
+    def put(self, key: str, value: float) -> None:
+        """Keeps a verdict, on disk before this returns."""
+        self.known[key] = value
+        if self._path is not None:
+            with self._path.open("a", encoding="utf8") as file:
+                file.write(json.dumps({"key": key, "value": value}) + "\n")
 
 
 def http_judge(
@@ -95,11 +89,11 @@ def http_judge(
         asked = [json.dumps((chat.url, chat.model, chat.settings, template, text), sort_keys=True) for text in texts]
         keys = [hashlib.sha256(each.encode()).hexdigest() for each in asked]
         questions = dict(zip(keys, (fill(template, **text) for text in texts), strict=True))
-        wanted = {key: question for key, question in questions.items() if cache.get(key) is None}
+        wanted = {key: question for key, question in questions.items() if key not in cache.known}
         counts.add(cached=len(questions) - len(wanted))
 
-        def judge(key: str, question: str) -> float:
-            answer = chat.ask(question)
+        async def judge(key: str, question: str) -> float:
+            answer = await chat.ask(question)
             verdict = understand(answer.text)
             counts.answered(answer, understood=verdict is not None)
             if verdict is None:
@@ -107,68 +101,56 @@ def http_judge(
             cache.put(key, verdict)
             return verdict
 
-        chat.stop.clear()
-        verdicts = _all(judge, wanted, chat, parallel, progress)
+        verdicts = asyncio.run(_all(judge, wanted, chat, parallel, progress)) if wanted else {}
         counts.check()
-        return [verdicts[key] if key in verdicts else cache.get(key) for key in keys]
+        return [cache.known[key] if key in cache.known else verdicts[key] for key in keys]
 
     return Comparing("http", compare, usage=lambda: counts.summary(chat))
 
 
-def _all(
-    judge: Callable[[str, str], float],
+async def _all(
+    judge: Callable[[str, str], Awaitable[float]],
     wanted: dict[str, str],
     chat: Chat,
     parallel: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
     """The verdicts by key. The first that fails for good ends all others."""
-
-    def unless_stopped(key: str, question: str) -> float | None:
-        try:
-            return judge(key, question)
-        except Stopped:
-            return None
-        except BaseException:
-            chat.stop.set()
-            raise
-
     verdicts: dict[str, float] = {}
-    with ThreadPoolExecutor(parallel) as pool:
-        pending = {pool.submit(unless_stopped, key, question): key for key, question in wanted.items()}
-        try:
-            for done in as_completed(pending):
-                if (verdict := done.result()) is not None:
-                    verdicts[pending[done]] = verdict
-                    progress(len(verdicts), len(wanted))
-        except BaseException:
-            chat.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    waiting = iter(wanted.items())
+
+    async def work() -> None:
+        for key, question in waiting:
+            verdicts[key] = await judge(key, question)
+            progress(len(verdicts), len(wanted))
+
+    try:
+        async with chat.connected(), asyncio.TaskGroup() as group:
+            for _ in range(min(parallel, len(wanted))):
+                group.create_task(work())
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return verdicts
 
 
 class _Counts:
-    """Questions and answers so far; threads may share it."""
+    """Questions and answers so far."""
 
     def __init__(self, input_price: float | None, output_price: float | None):
         self._prices = input_price, output_price
-        self._lock = threading.Lock()
         self._counts: dict[str, int] = dict.fromkeys(("answers", "cached", "not_understood", "not_counted"), 0)
         self._tokens = [0, 0]
         self._nonsense = ""
 
     def add(self, **more: int) -> None:
-        with self._lock:
-            for name, count in more.items():
-                self._counts[name] += count
+        for name, count in more.items():
+            self._counts[name] += count
 
     def answered(self, answer: Answer, *, understood: bool) -> None:
         tokens = (answer.prompt_tokens, answer.completion_tokens)
         self.add(answers=1, not_understood=not understood, not_counted=None in tokens)
-        with self._lock:
-            self._tokens = [before + (more or 0) for before, more in zip(self._tokens, tokens, strict=True)]
-            self._nonsense = self._nonsense if understood else answer.text
+        self._tokens = [before + (more or 0) for before, more in zip(self._tokens, tokens, strict=True)]
+        self._nonsense = self._nonsense if understood else answer.text
 
     def check(self) -> None:
         """Refuses verdicts that are mostly none, as a UserError."""
@@ -176,7 +158,7 @@ class _Counts:
         if lost > _MUCH_NONSENSE * answers:
             raise UserError(
                 f"judge http: {lost} of {answers} answers were not understood, such as "
-                f"{self._nonsense[:80]!r}. The template has to ask for one letter, A, B or C, or for [[A]], "
+                f"'{told(self._nonsense, 80)}'. The template has to ask for one letter, A, B or C, or for [[A]], "
                 "[[B]], [[C]]; a model that thinks first needs more max_tokens in the judge's `request`."
             )
 

@@ -108,8 +108,11 @@ class Comparing:
 def _numbers(name: str, raw: Any, count: int) -> np.ndarray:
     """Answers of a judge as finite numbers, float [count]."""
     try:
-        numbers = np.asarray(raw, np.float64)
-    except (TypeError, ValueError):
+        entries = np.asarray(raw)
+        if entries.dtype.kind in "SUcmM" or any(isinstance(entry, str) for entry in entries.astype(object).flat):
+            raise TypeError  # NumPy would read a text, and forget the imaginary part
+        numbers = entries.astype(np.float64)
+    except Exception:  # whatever its entries raise when they are asked for a number
         raise UserError(f"judge {name}: it gave {type(raw).__name__} with entries that are no numbers.") from None
     if numbers.shape != (count,):
         raise UserError(f"judge {name}: {count} numbers are wanted, one each; it gave {list(numbers.shape)}.")

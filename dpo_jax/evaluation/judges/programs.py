@@ -8,20 +8,27 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import math
+import queue
 import shlex
-import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError, nearest, told
 from dpo_jax.evaluation.judges.interface import Comparing, Scoring
+from dpo_jax.evaluation.judges.process import TooMuch, run_program
 from dpo_jax.types import Prompt
 
+_SECONDS = 600.0
 _SHOWN_LINES = 3
+_MOST_BYTES = 1 << 20
+"""That a program may write, and a line more for each row."""
+_MOST_BYTES_A_LINE = 1 << 12
 
 
 def load_function(location: str) -> Callable[..., Any]:
@@ -41,17 +48,17 @@ def load_function(location: str) -> Callable[..., Any]:
     return found
 
 
-def scoring_function(function: Callable[..., Any]) -> Scoring:
-    """`function(prompts, responses)`, lists of texts, gives as many scores."""
-    return Scoring("python", lambda *asked: _call(function, *_texts(*asked)))
+def scoring_function(function: Callable[..., Any], *, timeout_seconds: float = _SECONDS) -> Scoring:
+    """`function(prompts, responses)`, lists of texts, gives as many scores within `timeout_seconds`."""
+    return Scoring("python", lambda *asked: _call(function, timeout_seconds, *_texts(*asked)))
 
 
-def comparing_function(function: Callable[..., Any]) -> Comparing:
+def comparing_function(function: Callable[..., Any], *, timeout_seconds: float = _SECONDS) -> Comparing:
     """`function(prompts, a, b)`, lists of texts, gives as many numbers from 0 to 1: how likely a is better."""
-    return Comparing("python", lambda *asked: _call(function, *_texts(*asked)))
+    return Comparing("python", lambda *asked: _call(function, timeout_seconds, *_texts(*asked)))
 
 
-def scoring_command(command: str, *, timeout_seconds: float) -> Scoring:
+def scoring_command(command: str, *, timeout_seconds: float = _SECONDS) -> Scoring:
     """A program that reads `{"prompt", "response"}` and writes a score: a number, or `{"score": number}`.
 
     It is started once for all texts, and is stopped after `timeout_seconds`.
@@ -60,7 +67,7 @@ def scoring_command(command: str, *, timeout_seconds: float) -> Scoring:
     return Scoring("command", lambda *asked: _ask(command, _rows(names, *asked), "score", timeout_seconds))
 
 
-def comparing_command(command: str, *, timeout_seconds: float) -> Comparing:
+def comparing_command(command: str, *, timeout_seconds: float = _SECONDS) -> Comparing:
     """A program that reads `{"prompt", "a", "b"}` and writes how likely a is better, from 0 to 1.
 
     It writes a number, or `{"verdict": number}`, and is started once, with all comparisons in both orders.
@@ -93,37 +100,56 @@ def _module(place: str) -> ModuleType:
         return module
     except UserError:
         raise
-    except Exception as error:
-        raise UserError(f"judge python: {place} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"judge python: {place} cannot be imported: {type(error).__name__}: {told(error)}") from error
 
 
-def _call(function: Callable[..., Any], *arguments: list[str]) -> Any:
+def _call(function: Callable[..., Any], timeout_seconds: float, *arguments: list[str]) -> Any:
+    """What the function returns; one that does not end is left to a thread that ends with the process."""
+    answers = queue.SimpleQueue[tuple[Any, BaseException | None]]()
+
+    def work() -> None:
+        try:
+            answers.put((function(*arguments), None))
+        except BaseException as error:  # SystemExit, too: it would end the thread without a word
+            answers.put((None, error))
+
+    threading.Thread(target=work, daemon=True, name="judge").start()
     try:
-        return function(*arguments)
-    except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        at = f"{Path(frame.filename).name}:{frame.lineno}"
-        raise UserError(f"judge python: the function failed at {at}: {type(error).__name__}: {error}") from error
+        answer, error = answers.get(timeout=timeout_seconds)
+    except queue.Empty:
+        raise UserError(
+            f"judge python: the function had not ended after {timeout_seconds:g} s; allow it more in the judge's "
+            "`timeout_seconds`."
+        ) from None
+    if error is None:
+        return answer
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    at = f"{Path(frame.filename).name}:{frame.lineno}"
+    raise UserError(f"judge python: the function failed at {at}: {type(error).__name__}: {told(error)}") from error
 
 
 def _ask(command: str, rows: Sequence[Mapping[str, str]], key: str, timeout_seconds: float) -> list[float]:
-    sent = "".join(json.dumps(row) + "\n" for row in rows)
+    given = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    most = _MOST_BYTES + _MOST_BYTES_A_LINE * len(rows)
     try:
-        words = shlex.split(command)
-        done = subprocess.run(
-            words, input=sent, capture_output=True, timeout=timeout_seconds, encoding="utf8", errors="replace"
-        )
-    except subprocess.TimeoutExpired:
+        ended = run_program(shlex.split(command), given, seconds=timeout_seconds, most_bytes=most)
+    except TimeoutError:
         raise UserError(
             f"judge command: {command!r} had not ended after {timeout_seconds:g} s; allow it more in "
             "the judge's `timeout_seconds`."
         ) from None
+    except TooMuch:
+        raise UserError(
+            f"judge command: {command!r} was stopped: it wrote more than {most:,} bytes for {len(rows)} rows. A line "
+            "with one number is wanted for each."
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"judge command: {command!r} cannot be started: {error}.") from None
-    if done.returncode:
-        said = " | ".join(done.stderr.strip().splitlines()[-_SHOWN_LINES:]) or "nothing on its standard error"
-        raise UserError(f"judge command: {command!r} ended with exit code {done.returncode}; it said: {said}")
-    lines = [line for line in done.stdout.splitlines() if line.strip()]
+    if ended.code:
+        said = told(" | ".join(ended.said.strip().splitlines()[-_SHOWN_LINES:])) or "nothing on its standard error"
+        raise UserError(f"judge command: {command!r} ended with exit code {ended.code}; it said: {said}")
+    lines = [line for line in ended.wrote.split("\n") if line.strip()]
     if len(lines) != len(rows):
         raise UserError(f"judge command: {command!r} wrote {len(lines)} lines for {len(rows)} that it was given.")
     return [_number(command, line, number, key) for number, line in enumerate(lines, 1)]
@@ -132,13 +158,16 @@ def _ask(command: str, rows: Sequence[Mapping[str, str]], key: str, timeout_seco
 def _number(command: str, line: str, number: int, key: str) -> float:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):
         value = value.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(
-            f'judge command: line {number} that {command!r} wrote is {line[:80]!r}, neither a number nor {{"{key}": '
-            "number}."
+            f"judge command: line {number} that {command!r} wrote is '{told(line, 80)}', neither a number nor "
+            f'{{"{key}": number}}.'
         )
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:  # a whole number of any length
+        return math.inf

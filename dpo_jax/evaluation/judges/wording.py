@@ -26,7 +26,8 @@ good.
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _BRACKETED = re.compile(r"\[\[\s*(A|B|C|TIE|A>>B|A>B|A=B|B=A|B>A|B>>A)\s*\]\]")
-_BARE = re.compile(r"[\s\"'`*.:(\[]*(?:VERDICT|ANSWER|RESPONSE|WINNER)?[\s\"'`*.:(\[]*(A|B|C|TIE)[\s\"'`*.)\]]*")
+_AROUND = " \t\r\n\f\v\"'`*.:()[]"
+_BARE = re.compile(rf"(?:(?:VERDICT|ANSWER|RESPONSE|WINNER)[{re.escape(_AROUND)}]*)?(A|B|C|TIE)")
 _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WINS = {"A": 1.0, "B": 0.0, "C": 0.5, "TIE": 0.5}
 
@@ -57,5 +58,5 @@ def understand(answer: str) -> float | None:
     if bracketed:
         label = bracketed[-1]
         return _WINS.get(label, 0.5 if "=" in label else float(label.startswith("A")))
-    bare = _BARE.fullmatch(answer.upper())
+    bare = _BARE.fullmatch(answer.upper().strip(_AROUND))  # two stars in a row would take quadratic time
     return _WINS[bare[1]] if bare else None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, told
 from dpo_jax.evaluation.judges.interface import Scoring
 from dpo_jax.types import Prompt
 
@@ -67,9 +67,9 @@ def read_weights(path: Path) -> dict[str, float]:
         except ValueError:
             weight = math.nan
         if not math.isfinite(weight) or not _WORD.fullmatch(word):
-            raise UserError(f"{path}:{number}: {line.strip()!r} is not a word and its weight, such as `lovely 1.5`.")
+            raise UserError(f"{path}:{number}: '{told(line, 100)}' is not a word and its weight, such as `lovely 1.5`.")
         if word in weights:
-            raise UserError(f"{path}:{number}: the word {word!r} is there twice.")
+            raise UserError(f"{path}:{number}: the word '{told(word, 100)}' is there twice.")
         weights[word] = weight
     if not weights:
         raise UserError(f"{path}: the list holds no word.")
