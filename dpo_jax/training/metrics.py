@@ -123,6 +123,7 @@ class WandbSink:
                 dir=str(folder),
                 id=known,
                 resume="allow" if known else None,
+                settings={"x_disable_meta": True},  # it would keep the command line as it is, with what is secret in it
             )
         except wandb.Error as error:
             says = f"{error} Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later."

@@ -83,6 +83,7 @@ def test_a_training_that_begins_anew_begins_a_new_run(wandb: Wandb) -> None:
         for sink in open_sinks(setup, "train", folder, resume_step=resume_step):
             sink.close()
     assert [run.id for run in wandb.runs] == ["id0", "id1", "id1"]
+    assert all(run.settings["settings"] == {"x_disable_meta": True} for run in wandb.runs)  # no command line
 
 
 def test_one_process_alone_tells_it(wandb: Wandb, monkeypatch: pytest.MonkeyPatch) -> None:
