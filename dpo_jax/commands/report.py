@@ -63,7 +63,9 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
     if not metrics and not sft_metrics:
         raise UserError(f"{workdir}: no metrics yet; run `dpo-jax train` first.")
     sessions = read_history(workdir) or read_history(sft_folder) or [unknown]
-    evaluation = _evaluation(run)
+    evaluation, analysis, of_reward = _evaluation(run), _analysis(run.analysis), _evaluation(run.reward)
+    measured = ((run, run.evaluation, evaluation), (run, run.analysis, analysis))
+    measured = (*measured, (run.reward, run.reward.evaluation, of_reward))
     return RunReport(
         title=run.name,
         command=_commands(sessions),
@@ -75,12 +77,13 @@ def read_run(workdir: Path, sft_folder: Path, *, unknown: Mapping[str, Any]) -> 
         sft_metrics=sft_metrics,
         reward_metrics=_metric_rows(run.reward.folder),
         evaluation=evaluation,
-        reward=_evaluation(run.reward).heldout,
-        analysis=_analysis(run.analysis),
+        reward=of_reward.heldout,
+        analysis=analysis,
         fitted=Fitted.from_json(_known(run.fitted) or {}, where=str(run.fitted)),
         data=read_splits(run),
         frontier=_frontier(evaluation),
-        pictures=_pictures(run.samples_arrays),
+        outdated=[words for each in measured if (words := _outdated(*each))],
+        pictures=_pictures(run.samples_arrays, evaluation),
     )
 
 
@@ -99,11 +102,33 @@ def _analysis(path: Path) -> Analysis | None:
     return Analysis.from_json(read_json(path), where=str(path)) if path.exists() else None
 
 
-def _pictures(path: Path) -> dict[str, np.ndarray] | None:
+def _outdated(run: Run, path: Path, measured: Evaluation | Analysis | None) -> str:
+    """A sentence about what was measured of other weights than the newest of a training; empty where it was not.
+
+    A training whose checkpoints were deleted is known by its last logged step.
+    """
+    if not measured or measured.step is None:
+        return ""
+    newest = run.newest_checkpoint()
+    last = newest.step if newest else max((row["step"] for row in _metric_rows(run.folder)), default=measured.step)
+    if measured.step == last and (newest is None or measured.checkpoint in (None, newest.digest)):
+        return ""
+    now = f"step {last}" if measured.step != last else f"another step {last}, trained since"
+    command = "analyse" if isinstance(measured, Analysis) else "evaluate"
+    return (
+        f"{path.name} is of step {measured.step}, but the training has come to {now}: it says nothing of those "
+        f"weights; run `dpo-jax {command}` again."
+    )
+
+
+def _pictures(path: Path, evaluation: Evaluation) -> dict[str, np.ndarray] | None:
+    """The samples that the evaluation looked at."""
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as arrays:
-        return dict(arrays)
+        pictures = dict(arrays)
+    other = "checkpoint" in pictures and str(pictures["checkpoint"]) != evaluation.checkpoint
+    return None if other else pictures
 
 
 def _frontier(evaluation: Evaluation) -> list[Line]:
@@ -154,6 +179,9 @@ def _compare(experiment: Steps, others: Sequence[str]) -> None:
         label: read_run(_evaluated(folder, like=folders[0]), sft_folder, unknown=unknown)
         for label, folder, sft_folder in zip(_labels(folders), folders, sft_folders, strict=True)
     }
+    for folder, report in zip(folders, runs.values(), strict=True):
+        if words := _outdated(Run(folder), Run(folder).evaluation, report.evaluation):
+            raise UserError(f"{folder}: {words}")
     if len(runs) > _MOST_RUNS:
         raise UserError(f"command line: --compare: {len(runs)} runs; a plot tells {_MOST_RUNS} apart at most.")
     table = _settings(runs)

@@ -27,6 +27,7 @@ from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
 from dpo_jax.files import digest, read_json, write_atomic, write_json
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
+from dpo_jax.runs.facts import Facts, facts_of, refuse_other
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import each_once, say
 
@@ -45,12 +46,13 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     points = read_points(grid or (), experiment.config.sweep, experiment.origins, kind=type(experiment.config))
     compiled = _count_compilations()
     trials: list[Trial] = []
+    known: dict[str, Facts] = {}
     with each_once():
         for number, settings in enumerate(points, 1):
             label = label_of(settings, points)
             say("sweep", f"{number} of {len(points)}: {label}")
             opened = functools.partial(point_of, experiment, label, settings)
-            trials.append(_trial(opened, label, settings, compiled, lean=lean))
+            trials.append(_trial(opened, label, settings, compiled, known, lean=lean))
             write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
             _write_tables(experiment, trials, [])
     left_out = [trial for trial in trials if trial.failed is not None]
@@ -84,15 +86,26 @@ def _best_of(experiment: Steps, points: Sequence[Settings]) -> Sequence[BestOf]:
 
 
 def _trial(
-    opened: Callable[[], Steps], label: str, settings: Settings, compiled: Callable[[], int], *, lean: bool
+    opened: Callable[[], Steps],
+    label: str,
+    settings: Settings,
+    compiled: Callable[[], int],
+    known: dict[str, Facts],
+    *,
+    lean: bool,
 ) -> Trial:
-    """A point of the sweep, run; or, with the reason, one that could not be run."""
+    """A point of the sweep, run; or, with the reason, one that could not be run.
+
+    `known` are the facts of points whose data and start are configured alike.
+    """
     try:
         point = opened()
         kept = point.run.point
         if kept.exists():
             done = Trial.from_json({"label": label, "settings": settings, **read_json(kept)}, where=str(kept))
             if _decides(done.config) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
+                point.begin()  # whose chat template may read the day
+                refuse_other("sweep", point.workdir, done.facts, point.facts_of_result(known))
                 say("sweep", "is done already")
                 return done
         start, before = time.perf_counter(), compiled()
@@ -100,6 +113,8 @@ def _trial(
         with point.locked(), _everything_cached():
             train_and_measure(point)
             report.run(point)
+            newest = point.run.newest_checkpoint()
+            facts = {**(facts_of(newest.record) if newest else {}), **point.facts_of_rows("data.eval", point.eval_data)}
     except UserError as error:
         say("sweep", f"left out: {error}")
         return Trial(label=label, settings=settings, failed=str(error))
@@ -107,6 +122,7 @@ def _trial(
         label=label,
         settings=settings,
         config=as_mapping(point.config),
+        facts=facts,
         evaluation=_measured(point.workdir),
         seconds=time.perf_counter() - start,
         compiled=compiled() - before,

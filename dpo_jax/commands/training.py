@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from functools import cache
 from pathlib import Path
 
 from dpo_jax.errors import UserError
@@ -47,7 +46,7 @@ def reference(experiment: Steps, *, jsonl: str | None = None, verify: str | None
         raise UserError(f"reference: nothing to store: {reason}.")
     experiment.check_inputs()
     prepare_start(experiment)
-    params = cache(experiment.start_params)
+    params = Start(experiment.load_start)
     store = complete_store(experiment, params)
     if jsonl:
         lines = experiment.score_lines(store)
@@ -65,7 +64,7 @@ def train(experiment: Steps) -> None:
     experiment.check()
     prepare_start(experiment)
     experiment.read_all()  # a bad row is told before hours of scoring and training
-    start = Start(experiment.start_params)
+    start = Start(experiment.load_start)
     store = complete_store(experiment, start) if experiment.reads_store else None
     experiment.warn_of_data()
     fit(experiment, experiment.training(store, start))
@@ -88,7 +87,7 @@ def reward(experiment: Steps) -> None:
             loss_interval=mean_interval(losses_n, groups),
         )
         path = experiment.run.reward.evaluation
-        write_json(path, Evaluation(heldout=heldout).to_json())
+        write_json(path, Evaluation(**experiment.run.reward.measured(), heldout=heldout).to_json())
         say(
             "reward",
             f"{heldout.pairs} held-out pairs: accuracy {heldout.accuracy:.3f} "

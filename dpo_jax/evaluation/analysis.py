@@ -114,10 +114,14 @@ class OneStep(Record):
 
 
 class Analysis(Record):
-    """Why a run moved its log-probs as it did: its course on the field of its loss, displacement, one step."""
+    """Why a run moved its log-probs as it did: its course on the field of its loss, displacement, one step.
+
+    `step` and `checkpoint`, a digest of its seal, say whose weights were taken apart.
+    """
 
     settings: Settings = dataclasses.field(default_factory=dict)
     step: int
+    checkpoint: str | None = None
     trajectory: Course
     field: Field
     halves: Halves

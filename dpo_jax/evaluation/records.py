@@ -339,12 +339,14 @@ class Halves(Record):
 class Evaluation(Record):
     """All that was measured of a policy.
 
-    `settings` are those of `evaluation` in the configuration, `step` is the checkpoint, and `rows` a digest of the
-    held-out rows. `halves` is of the analysis of a run, where a sweep asks for one.
+    `settings` are those of `evaluation` in the configuration, `step` and `checkpoint`, a digest of its seal, say whose
+    weights were measured, and `rows` is a digest of the held-out rows. `halves` is of the analysis of a run, where a
+    sweep asks for one.
     """
 
     settings: Settings = field(default_factory=dict)
     step: int | None = None
+    checkpoint: str | None = None
     rows: str | None = None
     heldout: Heldout = Heldout()
     rewardbench: Benchmarks = Benchmarks()
@@ -372,11 +374,15 @@ class Fitted(Record):
 
 
 class Trial(Record):
-    """One point of a sweep: its settings by dotted keys, and what came of it, or why it failed."""
+    """One point of a sweep: its settings by dotted keys, and what came of it, or why it failed.
+
+    `facts` are digests of what decided it beside its configuration.
+    """
 
     label: str
     settings: Settings
     config: Settings = field(default_factory=dict)
+    facts: Mapping[str, str] = field(default_factory=dict)
     evaluation: Evaluation = Evaluation()
     seconds: float | None = None
     compiled: int | None = None

@@ -26,7 +26,8 @@ from dpo_jax.mesh import axis_splits, make_mesh, named_sharding, place
 from dpo_jax.networks import merge
 from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate
-from dpo_jax.reference.fingerprint import Fingerprint
+from dpo_jax.reference.fingerprint import Fingerprint, weights_digest
+from dpo_jax.runs.facts import Facts, facts_of, refuse_other
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.machine import compile_cache
@@ -72,6 +73,19 @@ class Experiment(abc.ABC, Generic[C]):
     @abc.abstractmethod
     def pretrained(self, *, held: bool = False) -> Params:
         """The parameters before any training, on the mesh: float32, or as they are held where they are not trained."""
+
+    @property
+    def weights_file(self) -> str | None:
+        """The setting that names those parameters; None where they are random."""
+        return "model.weights"
+
+    @abc.abstractmethod
+    def facts_of_rows(self, name: str, data: Any) -> Facts:
+        """Digests of rows and of what makes tokens of them; `name` is their key in the configuration."""
+
+    def facts_of_reading(self, trained: Mapping[str, Any]) -> Facts:
+        """The facts that hold however a model is measured which was trained with this configuration."""
+        return {}
 
     @property
     def sft_seed(self) -> int:
@@ -223,19 +237,53 @@ class Experiment(abc.ABC, Generic[C]):
         shardings = self.batch_shardings(batch, micro_batches=micro_batches)
         return jax.tree.map(lambda array, to: place(to, array), batch, shardings)
 
-    def start_params(self, *, held: bool | None = None) -> Params:
-        """The start of the policy, which is the reference: the result of fine-tuning, or the pretrained weights.
+    def load_pretrained(self, *, held: bool = False) -> tuple[Params, Facts]:
+        """The parameters before any training, and their digests.
 
-        Under an adapter they are held as they are used, unless `held` says otherwise.
+        Raises:
+            UserError: what lies in the working directory was trained from others.
+        """
+        params, model, name = self.pretrained(held=held), self.model, self.weights_file
+        facts: dict[str, str] = {}
+        if name is not None:
+            # Float32 tells more, and is not there where a frozen base is held as it is used.
+            forms = {jnp.dtype(model.dtype).name: model.held_dtypes()} | ({} if held else {"float32": None})
+            facts = {f"{name} in {form}": weights_digest(params, dtypes) for form, dtypes in forms.items()}
+        self._check_start(facts)
+        return params, facts
+
+    def load_start(self, *, held: bool | None = None) -> tuple[Params, Facts]:
+        """The start of the policy, which is the reference, and its digests.
+
+        It is the result of fine-tuning, or the pretrained weights. Under an adapter they are held as they are used,
+        unless `held` says otherwise.
+
+        Raises:
+            UserError: what lies in the working directory was trained from another start.
         """
         held = self.config.lora is not None if held is None else held
         if not self.config.sft:
-            return self.pretrained(held=held)
-        params = self.fine_tuned()
+            return self.load_pretrained(held=held)
+        params, facts = self.fine_tuned(), dict[str, str]()
+        facts["result of sft"] = weights_digest(params)
         if self.sft_model.lora:
-            merged = merge(self.pretrained(), params, self.sft_model.lora)
-            params = jax.device_put(merged, param_shardings(self.mesh, self.model.tree))
-        return jax.tree.map(jnp.asarray, params, self.model.held_dtypes()) if held else params
+            base, of_base = self.load_pretrained()
+            params = jax.device_put(
+                merge(base, params, self.sft_model.lora), param_shardings(self.mesh, self.model.tree)
+            )
+            facts |= of_base
+        self._check_start(facts)
+        return jax.tree.map(jnp.asarray, params, self.model.held_dtypes()) if held else params, facts
+
+    def _check_start(self, facts: Facts) -> None:
+        """Checks that all that was trained in the working directory began with these weights."""
+        for stage, folder in (("sft", self.sft_folder), ("train", self.workdir), ("reward", self.run.reward.folder)):
+            if sealed := Run(folder).newest_checkpoint():
+                refuse_other(stage, folder, facts_of(sealed.record), facts)
+
+    def start_params(self, *, held: bool | None = None) -> Params:
+        """The parameters of `load_start` alone."""
+        return self.load_start(held=held)[0]
 
     def fine_tuned(self) -> Params:
         """The parameters that the fine-tuning has trained."""
@@ -271,6 +319,8 @@ class Experiment(abc.ABC, Generic[C]):
     def restored(self, folder: Path, command: str, model: Any) -> Params:
         """The parameters of `model` that `command` trained, from the newest checkpoint in `folder`."""
         checkpoints, step = newest(folder, command)
+        record = checkpoints.record(step)
+        refuse_other(command, folder, facts_of(record), self.facts_of_reading(record["config"]))
         return checkpoints.restore_params(step, self.placed_shapes(model))
 
     def placed_shapes(self, model: Any) -> Params:

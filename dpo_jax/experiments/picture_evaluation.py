@@ -35,7 +35,6 @@ from dpo_jax.objectives.diffusion import pixels
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.scorers.quality import METRICS, OF_IMAGES, fit_weights, measured, quality_scores
-from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Params, PictureRow
 
 
@@ -60,8 +59,7 @@ def evaluate(experiment: PictureExperiment) -> Evaluation:
     of_samples = Evaluation()
     if experiment.config.evaluation.samples:
         of_samples = _of_samples(experiment, _draw(experiment, policy, base))
-    step = Checkpoints(experiment.run.checkpoints).latest()
-    return dataclasses.replace(of_samples, step=step, heldout=heldout)
+    return dataclasses.replace(of_samples, **experiment.run.measured(), heldout=heldout)
 
 
 def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> Heldout:
@@ -107,6 +105,7 @@ def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
     numbers = [str(number) for number in range(len(drawn.policy))]  # each its own noise, and so its own prompt
     if drawn.shown is not None:
         arrays["shown"] = drawn.shown
+    arrays |= {name: np.array(value) for name, value in experiment.run.measured().items()}
     if options.judge:
         judge = open_judge(options.judge, experiment, "evaluation.judge")
         scores = {name: np.asarray(judge.scores(samples), np.float64) for name, samples in drawn.sides.items()}

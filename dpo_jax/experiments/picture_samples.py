@@ -23,6 +23,7 @@ from dpo_jax.experiments.picture_evaluation import PictureJudge, open_judge
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json, write_atomic, write_json
 from dpo_jax.mesh import meet
+from dpo_jax.runs.facts import Facts, differing
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
 
@@ -57,14 +58,17 @@ def make_missing(experiment: PictureExperiment) -> None:
         [experiment.pairs_file, *([experiment.heldout_file] if options.heldout else [])],
         experiment.pairs_folder / _RECORD,
     )
+    params, facts = experiment.load_start()
     if not record.exists() or not all(file.exists() for file in wanted):
-        make(experiment, experiment.start_params())
+        make(experiment, params, facts)
         return
     old, new = read_json(record), _settings(as_mapping(experiment.config))
-    if changed := sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key)):
+    kept = old.pop("facts", {})
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    if changed := changed + differing(kept, facts):
         raise UserError(
-            f"{experiment.pairs_file} was made with other settings: {', '.join(changed)}. Undo the change, make the "
-            "pairs anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
+            f"{experiment.pairs_file} was made with other settings, or of other weights: {', '.join(changed)}. Undo "
+            "the change, make the pairs anew with `dpo-jax pairs`, or start afresh with `--workdir FOLDER`."
         )
 
 
@@ -74,8 +78,8 @@ def _settings(config: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(deciding("pairs", config) | {"judge": judge}))
 
 
-def make(experiment: PictureExperiment, params: Params) -> None:
-    """Writes pairs.parquet and heldout.parquet anew, from samples under `params`."""
+def make(experiment: PictureExperiment, params: Params, facts: Facts) -> None:
+    """Writes pairs.parquet and heldout.parquet anew, from samples under `params`, whose digests are `facts`."""
     options = experiment.config.pairs
     assert options is not None
     asked = options.judge or experiment.config.evaluation.judge
@@ -94,7 +98,7 @@ def make(experiment: PictureExperiment, params: Params) -> None:
             with Progress("pairs", groups * options.samples, unit="samples") as progress:
                 samples = sample(params, shown, groups * options.samples, purpose, progress.update)
             _write(file, options, judge, samples, shown)
-    write_json(experiment.pairs_folder / _RECORD, _settings(as_mapping(experiment.config)))
+    write_json(experiment.pairs_folder / _RECORD, _settings(as_mapping(experiment.config)) | {"facts": facts})
     meet("pairs written")
 
 

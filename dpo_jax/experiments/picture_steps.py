@@ -17,7 +17,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments import data_reports, picture_evaluation, picture_samples
 from dpo_jax.experiments.pictures import PictureExperiment
-from dpo_jax.experiments.steps import Exported, Steps
+from dpo_jax.experiments.steps import Exported, Start, Steps
 from dpo_jax.experiments.training import fit, make_training
 from dpo_jax.losses import preference_score
 from dpo_jax.objectives.diffusion import denoising_objective, scoring_objective
@@ -54,13 +54,15 @@ class PictureSteps(PictureExperiment, Steps):
         assert section is not None
         average = section.average
         data = self.read("sft.data.train", section.data.train, "samples", seed=seed)
+        start = Start(self.load_pretrained)
         return make_training(
             section,
             stage="sft",
             folder=self.sft_folder,
             model=model,
-            start=self.pretrained,
-            frozen=self.pretrained if average else None,
+            start=start.take,
+            frozen=self.pretrained if average else None,  # another copy: it moves
+            facts=self.facts_of_training("sft.data.train", data, self.sft_folder, start, frozen=False),
             objective=denoising_objective(
                 model.apply, **self.noise, seed=seed, drop=section.drop_condition, average=average
             ),
@@ -97,6 +99,7 @@ class PictureSteps(PictureExperiment, Steps):
             start=lambda: init(jax.random.key(seed)),
             objective=scoring_objective(model),
             batches=self.batches(section.train, self.train_data, seed=seed),
+            facts=lambda: self.facts_of_rows("data.train", self.train_data),
             hyperparams=lambda step: {"options": term.knobs(step)},
             seed=seed,
         )
@@ -129,7 +132,7 @@ class PictureSteps(PictureExperiment, Steps):
             )
         if self.config.sft:
             fit(self, self.sft_training())
-        picture_samples.make(self, self.start_params())
+        picture_samples.make(self, *self.load_start())
 
     def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
         """Writes pictures or clips into WORKDIR/samples, or the folder `output`."""

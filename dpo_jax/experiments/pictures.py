@@ -31,8 +31,9 @@ from dpo_jax.mesh import place
 from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import locate, mistake
-from dpo_jax.reference.fingerprint import Fingerprint
+from dpo_jax.reference.fingerprint import Fingerprint, rows_digest
 from dpo_jax.reference.store import Errors
+from dpo_jax.runs.facts import Facts
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.scorers.networks import Scorer, ScorerSpec, make_scorer
@@ -281,6 +282,17 @@ class PictureExperiment(Experiment[PictureConfig]):
             "the reference runs beside the policy in every step; `reference: {draws: 8}` stores its errors at 8 draws "
             "of time and noise for each row instead"
         )
+
+    @property
+    def weights_file(self) -> str | None:
+        """The setting that names the weights; None where the model begins with random ones."""
+        return None if self.source is None else "model.weights"
+
+    def facts_of_rows(self, name: str, data: Pictures) -> Facts:
+        """Digests of rows, which are those of their pixels, with their weights."""
+        weights_n = np.array([np.nan if row.weight is None else row.weight for row in data.rows], np.float32)
+        rows = rows_digest([row.row_id for row in data.rows], [weights_n])
+        return {f"rows of {name}": f"{len(data.rows)} rows {rows}"}
 
     def scoring_facts(self) -> dict[str, str]:
         """Named facts that decide the errors of rows."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ from dpo_jax.data.encoding import Rules
 from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
 from dpo_jax.data.specials import Row
-from dpo_jax.data.tokens import sizes_of
+from dpo_jax.data.tokens import row_ids_of, sizes_of
 from dpo_jax.errors import Advised, BadRow, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_json, write_json
@@ -27,6 +27,8 @@ from dpo_jax.mesh import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import Origins, locate, mistake
+from dpo_jax.reference.fingerprint import rows_digest
+from dpo_jax.runs.facts import Facts
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.hosts import from_first
 from dpo_jax.runtime.progress import say
@@ -115,6 +117,32 @@ def read_rows(
         return DataRows([], [])
     layout, more = layout_of(config), {"mismatched": needs_mismatched(config.loss), "limit": limit}
     return _read(layout, config, origins, tokenizer, rules, name, sources, seed=config.seed, **more)
+
+
+def digest_rows(data: DataRows) -> str:
+    """How many rows there are, and a digest of them in their order, with their labels, weights, margins and sources."""
+    columns = (data.desirable, data.weight_B, data.margin_B, data.soft_label_B, data.source_B)
+    return f"{len(data.rows)} rows {rows_digest(row_ids_of(data.rows), columns)}"
+
+
+def facts_of_reading(facts: Facts, asked: Mapping[str, Any], trained: Mapping[str, Any]) -> Facts:
+    """The facts that hold however a model is measured: its tokenizer, and the template that is still called the same.
+
+    `asked` and `trained` are the sections `data` of now and of the training.
+    """
+    as_then = all(asked[name] == trained.get(name) for name in ("template", "chat_template", "date"))
+    names = ("tokenizer", "vocabulary", "eos", "bos", *(("template",) if as_then else ()))
+    return {name: fact for name, fact in facts.items() if name in names}
+
+
+def several(data: DataRows) -> np.ndarray | None:
+    """The source of each row, where there are several."""
+    return data.source_B if len(data.sources) > 1 else None
+
+
+def present(**columns: np.ndarray | None) -> Mapping[str, np.ndarray]:
+    """The columns that there are."""
+    return {name: values for name, values in columns.items() if values is not None}
 
 
 def layout_of(config: Config) -> Layout[Any]:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import json
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from dpo_jax.config import as_mapping
+from dpo_jax.config.resume import deciding, refuse_changes
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.analysis import Analysis
@@ -27,6 +30,7 @@ from dpo_jax.objectives.terms import Term
 from dpo_jax.reference.store import Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import Kind
+from dpo_jax.runs.facts import Facts, facts_of, refuse_other
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
@@ -40,18 +44,31 @@ Exported = Literal["trained", "fine-tuned", "base"]
 """The weights that are exported."""
 
 _CHECKED_ROWS = 4
+_NAMING = ("data", "model", "sft", "pairs", "sampling", "pictures", "scratch", "seed", "lora")
+"""Sections that decide which rows are read, how, and what the policy starts from."""
 
 
 class Start:
     """The parameters a training starts from: loaded once, and let go when the training takes them over."""
 
-    def __init__(self, load: Callable[[], Params]):
+    def __init__(self, load: Callable[[], tuple[Params, Facts]]):
         self._load, self._params = load, None
+        self._facts: Facts | None = None
 
     def __call__(self) -> Params:
         """Returns them, and keeps them for the next call."""
-        self._params = self._load() if self._params is None else self._params
+        if self._params is None:
+            self._params, self._facts = self._load()
         return self._params
+
+    def facts(self, *, keep: bool) -> Facts:
+        """Returns their digests; `keep` says whether they are still needed."""
+        if self._facts is None:
+            self()
+        if not keep:
+            self.forget()
+        assert self._facts is not None
+        return self._facts
 
     def take(self) -> Params:
         """Returns them to who uses their buffers up."""
@@ -84,8 +101,12 @@ class Steps(Experiment):
         """Reads and checks all rows before hours of fine-tuning, where they are there already."""
 
     def read_all(self) -> None:
-        """Reads and checks the rows of both splits, and whether a step has enough of them."""
+        """Reads and checks the rows of both splits, whether a step has enough of them, and the run is still on them."""
         _ = self.train_data, self.eval_data
+        if sealed := self.run.newest_checkpoint():
+            refuse_changes("train", sealed.record, {**sealed.record, "config": as_mapping(self.config)})
+            rows = self.facts_of_rows("data.train", self.train_data)
+            refuse_other("train", self.workdir, facts_of(sealed.record), rows)
         check_batches(len(self.train_data.rows), self.config.train.batch_pairs, "train", self.origins)
 
     def make_missing_pairs(self) -> None:
@@ -104,8 +125,37 @@ class Steps(Experiment):
         elif not self.model.lora:
             start.forget()  # a resumed policy is read from there: the reference must not lie beside it
         taken: dict[str, Any] = {"frozen" if self.model.lora else "start": start.take}
+        taken["facts"] = self.facts_of_training("data.train", data, self.workdir, start, frozen=bool(self.model.lora))
         training = preference_training(self, data, scores, check=lambda state: self.check_start(state, store), **taken)
         return dataclasses.replace(training, callback=self.callback(training.steps, store))
+
+    def facts_of_training(
+        self, name: str, data: Any, folder: Path, start: Start, *, frozen: bool
+    ) -> Callable[[], Facts]:
+        """The digests of rows and start that decide a training in `folder`; `name` is the key of its rows.
+
+        The start is let go where the training goes on without it: it has a checkpoint, and no use for `frozen` ones.
+        """
+
+        def facts() -> Facts:
+            needed = frozen or Run(folder).newest_checkpoint() is None
+            return {**self.facts_of_rows(name, data), **start.facts(keep=needed)}
+
+        return facts
+
+    def facts_of_result(self, known: dict[str, Facts]) -> Facts:
+        """Digests of the start and of the rows of both splits, which decide a training and its evaluation.
+
+        `known` are those of experiments whose data and start are configured alike; these join them.
+        """
+        settings = deciding("train", as_mapping(self.config)).items()
+        named = {name: value for name, value in settings if name.startswith(_NAMING)}
+        losses = [term.name for term in self.terms]  # which decide what becomes of a row
+        key = json.dumps([named, losses, str(self.sft_folder)], sort_keys=True, default=str)
+        if key not in known:
+            trained = {**self.facts_of_rows("data.train", self.train_data), **self.load_start()[1]}
+            known[key] = {**trained, **self.facts_of_rows("data.eval", self.eval_data)}
+        return known[key]
 
     def say_how_fitted(self, store: Store | None, start: Start) -> None:
         """Says how well the start of the policy knows the chosen responses."""

@@ -78,7 +78,7 @@ def analyse(experiment: TextExperiment) -> Analysis:
     stored = store if experiment.reads_store else None
     analysis = Analysis(
         settings=dataclasses.asdict(options),
-        step=step,
+        **experiment.run.measured(),
         trajectory=Course(kind=trajectory.kind, steps=trajectory.steps.tolist(), places=trajectory.places_S2.tolist()),
         field=Field.from_json(field_of(loss, pair, spread_N2)) if loss else Field(refused=reason),
         halves=Halves.from_json(halves(trajectory.moved_2, loss, pair)),

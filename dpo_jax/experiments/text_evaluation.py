@@ -64,7 +64,7 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
         _benchmark_rows(experiment, _read_benchmark(options.rewardbench)[0])
     frozen = experiment.start_params()
     policy = experiment.trained_params(frozen)
-    parts: dict[str, Any] = {"settings": settings}
+    parts: dict[str, Any] = {"settings": settings, **experiment.run.measured()}
     if experiment.has_heldout:
         parts["rows"] = digest(as_ids(row_ids_of(experiment.eval_data.rows)).tobytes())  # what was held out
         parts["heldout"] = _heldout(experiment, policy, frozen)

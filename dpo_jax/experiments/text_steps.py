@@ -27,8 +27,8 @@ from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evalu
 from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted, values_of
 from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import RewardExperiment
+from dpo_jax.experiments.rows import present, several
 from dpo_jax.experiments.steps import Exported, Start, Steps
-from dpo_jax.experiments.texts import present, several
 from dpo_jax.experiments.training import make_training
 from dpo_jax.experiments.watch import make_callback
 from dpo_jax.files import digest, read_json, write_json
@@ -97,6 +97,8 @@ class TextSteps(RewardExperiment, Steps):
         section, seed, data = self.config.sft, self.sft_seed, self.sft_data
         assert section is not None
         model, weights = self.sft_model, present(loss_weight_B=data.weight_B)
+        lora = bool(model.lora)
+        start = Start(lambda: self.load_pretrained(held=lora))
         return make_training(
             section,
             stage="sft",
@@ -104,8 +106,9 @@ class TextSteps(RewardExperiment, Steps):
             model=model,
             objective=completion_objective(model.apply, adapter=model.lora is not None, **self.tiles),
             batches=self.batches_of(section.train, data.rows, seed=seed, columns=weights),
-            start=(lambda: self.fresh_adapter(model, seed=seed)) if model.lora else self.pretrained,
-            frozen=(lambda: self.pretrained(held=True)) if model.lora else None,
+            start=(lambda: self.fresh_adapter(model, seed=seed)) if lora else start.take,
+            frozen=start.take if lora else None,
+            facts=self.facts_of_training("sft.data.train", data, self.sft_folder, start, frozen=lora),
             seed=seed,
         )
 
@@ -173,12 +176,13 @@ class TextSteps(RewardExperiment, Steps):
 
     def shared_best_of(self) -> Sequence[BestOf]:
         """Scores of the best of n responses of the start; measured once, and kept in WORKDIR/best_of.json."""
-        config = as_mapping(self.config)
+        config, (params, facts) = as_mapping(self.config), self.load_start()
         asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
+        asked["facts"] = {**facts, **self.facts_of_rows("data.eval", self.eval_data)}
         path, wanted = self.run.best_of, json.loads(json.dumps(deciding("sft", config) | asked))
         if path.exists() and (kept := read_json(path))["settings"] == wanted:
             return Evaluation.from_json(kept, where=str(path)).best_of
-        table = text_evaluation.measure_best_of(self, self.start_params(), text_evaluation.judge_of(self))
+        table = text_evaluation.measure_best_of(self, params, text_evaluation.judge_of(self))
         write_json(path, Evaluation(settings=wanted, best_of=table).to_json())
         return table
 
@@ -192,9 +196,10 @@ class TextSteps(RewardExperiment, Steps):
                 "of the rows."
             )
         head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
+        start, lora = Start(self.load_start), bool(model.lora)
 
-        def start() -> Params:
-            trunk = model.trunk.init_adapter(adapter_key) if model.lora else trunk_of(self.start_params())
+        def first() -> Params:
+            trunk = model.trunk.init_adapter(adapter_key) if lora else trunk_of(start.take())
             return jax.device_put({**trunk, **model.init_head(head_key)}, param_shardings(self.mesh, model.trained))
 
         columns = present(loss_weight_B=data.weight_B, margin_B=data.margin_B, source_B=several(data))
@@ -203,10 +208,11 @@ class TextSteps(RewardExperiment, Steps):
             stage="reward",
             folder=self.reward_folder,
             model=model,
-            objective=reward_objective(model.rewards, adapter=model.lora is not None, sources=data.sources),
+            objective=reward_objective(model.rewards, adapter=lora, sources=data.sources),
             batches=self.batches_of(config.reward.train, data.rows, seed=config.seed, columns=columns),
-            start=start,
-            frozen=(lambda: trunk_of(self.start_params())) if model.lora else None,
+            start=first,
+            frozen=(lambda: trunk_of(start.take())) if lora else None,
+            facts=self.facts_of_training("data.train", data, self.reward_folder, start, frozen=lora),
             hyperparams=lambda step: {"options": term.knobs(step)},
             seed=config.seed,
         )
@@ -270,6 +276,7 @@ class TextSteps(RewardExperiment, Steps):
             place, made = self.place_of("merged", self.workdir, "train")
             self._export_weights(place, made, self.merged_params, card=card(KINDS))
         else:
+            _ = self.start_params()  # is the base still the one it was trained over?
             place, made = self.place_of("adapter", self.workdir, "train")
             base = Base(str(self._export_fine_tuned())) if config.sft else base_of(config.model.weights)
             base = base or Base(str(self._export_base()))
@@ -294,7 +301,7 @@ class TextSteps(RewardExperiment, Steps):
         options, weights = self.config.export, self.config.model.weights
         made = Made("base", dtype=options.dtype, checkpoint=digest(weights.encode()))
         place = free_place(self.run.base, made)
-        return self._export_weights(place, made, self.pretrained, source=self.source)
+        return self._export_weights(place, made, lambda: self.load_pretrained()[0], source=self.source)
 
     @property
     def exported_source(self) -> WeightsSource:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
-from dpo_jax.config import Config, LoraConfig, SamplingConfig, Source, TrainConfig
+from dpo_jax.config import Config, LoraConfig, SamplingConfig, Source, TrainConfig, as_mapping
 from dpo_jax.data.batches import Batches, evaluation_batches
 from dpo_jax.data.encoding import Rules, tokenization_fingerprint
 from dpo_jax.data.order import UnevenLabels
@@ -25,9 +24,13 @@ from dpo_jax.experiments.rows import (
     check_new_tokens,
     check_rows,
     check_samples,
+    digest_rows,
+    facts_of_reading,
+    present,
     read_completions,
     read_rows,
     rules_of,
+    several,
     tell_long,
     with_date,
 )
@@ -43,6 +46,7 @@ from dpo_jax.reading import locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint
 from dpo_jax.reference.score import Score, Scorer, make_scorer
 from dpo_jax.reference.store import Scores
+from dpo_jax.runs.facts import Facts
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import HostBatch, Knobs, Lora, Objective, Params, Prompt, TokenRow
 from dpo_jax.weights.adapter import adapted_paths
@@ -176,13 +180,8 @@ class TextExperiment(Experiment[Config]):
     def evaluation_sampler(self, prompts: Sequence[Prompt], *, samples: int = 1) -> Sampler:
         """The sampler of the evaluation, of `samples` responses to each of these prompts."""
         options = self.config.evaluation
-        drawing = SamplingConfig(
-            max_new_tokens=options.max_new_tokens,
-            temperature=options.temperature,
-            samples=samples,
-            batch_rows=options.batch_rows,
-        )
-        return self.sampler(prompts, drawing)
+        same = {name: getattr(options, name) for name in ("max_new_tokens", "temperature", "batch_rows")}
+        return self.sampler(prompts, SamplingConfig(samples=samples, **same))
 
     def sample(self, command: str, prompts: Sequence[Prompt], params: Params, who: str) -> Samples:
         """Responses to prompts as `sampling` of the configuration says; `command` and `who` are for messages."""
@@ -261,6 +260,14 @@ class TextExperiment(Experiment[Config]):
     def scoring_facts(self) -> dict[str, str]:
         """Named facts that decide how text becomes tokens."""
         return tokenization_fingerprint(self.tokenizer, self.rules)
+
+    def facts_of_rows(self, name: str, data: DataRows) -> Facts:
+        """Digests of rows and their columns, and of what makes tokens of them."""
+        return {f"rows of {name}": digest_rows(data), **self.scoring_facts()}
+
+    def facts_of_reading(self, trained: Mapping[str, Any]) -> Facts:
+        """The tokenizer, and the template where it is called as it was in the training."""
+        return facts_of_reading(self.scoring_facts(), as_mapping(self.config)["data"], trained["data"])
 
     @property
     def packing(self) -> Packing:
@@ -388,13 +395,3 @@ class TextExperiment(Experiment[Config]):
         blank = tuple(term.memory() for term in self.terms)
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), blank)
         return checkpoints.restore_loss_state(step, like)
-
-
-def several(data: DataRows) -> np.ndarray | None:
-    """The source of each row, where there are several."""
-    return data.source_B if len(data.sources) > 1 else None
-
-
-def present(**columns: np.ndarray | None) -> Mapping[str, np.ndarray]:
-    """The columns that there are."""
-    return {name: values for name, values in columns.items() if values is not None}

@@ -23,6 +23,7 @@ from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment
 from dpo_jax.reading import Origins, mistake
 from dpo_jax.reference.store import Errors, Scores
+from dpo_jax.runs.facts import facts_of, refuse_other
 from dpo_jax.runs.run import Run, note_session
 from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
@@ -116,11 +117,14 @@ def fit(experiment: Experiment, training: Training) -> None:
     """Trains to the last step, from the newest checkpoint of its folder or from its start."""
     stage, folder = training.stage, training.folder
     check_batches(training.batches.count, training.batches.batch_pairs, stage, experiment.origins)
-    record = {"config": as_mapping(experiment.config), "steps": training.steps}
+    record: dict[str, Any] = {"config": as_mapping(experiment.config), "steps": training.steps}
     checkpoints = Checkpoints(Run(folder).checkpoints, keep=training.pace.keep)
     done = checkpoints.latest()
     if done is not None:
         refuse_changes(stage, checkpoints.record(done), record)
+    record["facts"] = training.facts()
+    if done is not None:
+        refuse_other(stage, folder, facts_of(checkpoints.record(done)), record["facts"])
     # WORKDIR/config.yaml is of the policy, for its report: a fine-tuning writes it where there is none yet.
     if stage == "train" or (stage == "sft" and not Checkpoints(experiment.run.checkpoints).steps()):
         experiment.keep_config(experiment.workdir)

@@ -7,6 +7,7 @@ Dimension key: n rows.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -45,22 +46,31 @@ def _mixed(leaf: jax.Array) -> jax.Array:
     return jnp.stack([first.sum(dtype=jnp.uint32), second.sum(dtype=jnp.uint32)])
 
 
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> jax.Array:
-    return constrain(jnp.stack([_mixed(leaf) for leaf in leaves]), None, None)  # every host reads them
+@functools.partial(jax.jit, static_argnums=1)
+def _sums(leaves: list[jax.Array], dtypes: tuple[np.dtype, ...]) -> jax.Array:
+    sums = [_mixed(leaf.astype(dtype)) for leaf, dtype in zip(leaves, dtypes, strict=True)]
+    return constrain(jnp.stack(sums), None, None)  # every host reads them
 
 
-def weights_digest(params: Params) -> str:
-    """A digest of the parameters, computed where they lie; it does not depend on the mesh."""
-    paths_leaves = jax.tree_util.tree_leaves_with_path(params)
-    names = [f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}" for path, leaf in paths_leaves]
-    sums = _sums([leaf for _, leaf in paths_leaves])
-    return digest("\n".join(names).encode() + np.asarray(sums).tobytes())
+def weights_digest(params: Params, dtypes: Params | None = None) -> str:
+    """A digest of the parameters, computed where they lie; it does not depend on the mesh.
+
+    `dtypes` are those in which they are digested, by default their own.
+    """
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
+    wanted = jax.tree.leaves(dtypes) if dtypes else [leaf.dtype for leaf in leaves]
+    as_held = tuple(map(jnp.dtype, wanted))
+    names = [
+        f"{jax.tree_util.keystr(path)} {dtype} {leaf.shape}"
+        for path, leaf, dtype in zip(paths, leaves, as_held, strict=True)
+    ]
+    return digest("\n".join(names).encode() + np.asarray(_sums(leaves, as_held)).tobytes())
 
 
-def rows_digest(row_ids: RowIds) -> str:
-    """A digest of the rows and their order."""
-    return digest(as_ids(row_ids).tobytes())
+def rows_digest(row_ids: RowIds, columns: Sequence[np.ndarray | None] = ()) -> str:
+    """A digest of the rows, of their order, and of columns beside their texts, in the order of the rows."""
+    beside = (b"none" if column is None else digest(column.tobytes()).encode() for column in columns)
+    return digest(b"".join([as_ids(row_ids).tobytes(), *beside]))
 
 
 def make_fingerprint(

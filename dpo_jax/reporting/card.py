@@ -6,11 +6,11 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.reporting.data import shared_rows
 from dpo_jax.reporting.numbers import GAP
-from dpo_jax.reporting.report import RunReport, training_summary
+from dpo_jax.reporting.report import RunReport, training_summary, verdict_of
 from dpo_jax.reporting.tables import result_rows
-from dpo_jax.reporting.verdict import verdict
 
 # A card is published: only what is named here leaves the configuration, and neither command nor environment does.
 _TRAINING_KEYS = ("loss", "optimizer", "train", "seed")
@@ -61,7 +61,9 @@ def model_card(
     loss = _loss_name(run.config.get("loss"))
     sources = _sources(run.config, source_kinds)
     template = (run.config.get("data") or {}).get("template")
-    judgement = verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data)
+    if run.outdated:  # numbers of other weights than those it lies beside are not published
+        run = run._replace(evaluation=Evaluation())
+    judgement = verdict_of(run)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {_text(run.title)}",

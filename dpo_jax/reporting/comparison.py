@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 from dpo_jax.reporting.page import page
 from dpo_jax.reporting.plots import COMPARED_PLOTS, overlay
-from dpo_jax.reporting.report import SHOWN_SAMPLES, RunReport
+from dpo_jax.reporting.report import SHOWN_SAMPLES, RunReport, verdict_of
 from dpo_jax.reporting.samples import side_by_side
 from dpo_jax.reporting.sweep import Line, draw, make_table
 from dpo_jax.reporting.tables import Table
-from dpo_jax.reporting.verdict import verdict
 
 # Of these settings a measure does not depend: how fast it is taken, at what price, and what else is.
 _NO_MATTER = {
@@ -49,9 +48,7 @@ def render_comparison(compared: Comparison) -> str:
         command=compared.command,
         created=max(run.created for run in runs.values()),
         runs=runs,
-        verdicts={
-            name: verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data) for name, run in runs.items()
-        },
+        verdicts={name: verdict_of(run) for name, run in runs.items()},
         unlike=unlike,
         measures_of_runs=make_table(compared.lines, []),
         means=make_table(compared.means, []) if compared.means else None,

@@ -26,7 +26,7 @@ from dpo_jax.reporting.tables import (
     result_rows,
     samples_table,
 )
-from dpo_jax.reporting.verdict import verdict
+from dpo_jax.reporting.verdict import Verdict, verdict
 
 SHOWN_SAMPLES = 6
 
@@ -49,7 +49,8 @@ class RunReport(NamedTuple):
 
     `metrics`, `sft_metrics` and `reward_metrics` are rows of metrics.jsonl, `created` an ISO date. `reward` is the
     held-out accuracy of the run's reward model. `analysis` is what `dpo-jax analyse` wrote. `frontier` are this run and
-    the best of n responses of its reference, where those were measured. Of sampled pictures the page shows the first
+    the best of n responses of its reference, where those were measured. `outdated` says, a sentence each, which of them
+    are of other weights than those of the newest checkpoint. Of sampled pictures the page shows the first
     `shown`.
     """
 
@@ -67,6 +68,7 @@ class RunReport(NamedTuple):
     fitted: Fitted = Fitted()
     data: Sequence[SplitReport] = ()
     frontier: Sequence[Line] = ()
+    outdated: Sequence[str] = ()
     pictures: Arrays | None = None
     shown: int = 0
     kind: Kind = TEXTS
@@ -81,7 +83,7 @@ def render(run: RunReport) -> str:
     return page(
         "report.html.jinja",
         run=run,
-        verdict=verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data),
+        verdict=verdict_of(run),
         results=result_rows(run.evaluation, run.reward, reward_name=kind.reward, shared=shared_rows(run.data)),
         tables=[table for table in tables if table],
         histograms=histograms(run.pictures or {}),
@@ -100,6 +102,11 @@ def render(run: RunReport) -> str:
         data=data_table(run.data),
         config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),
     )
+
+
+def verdict_of(run: RunReport) -> Verdict:
+    """The verdict of a run."""
+    return verdict(run.evaluation, run.metrics, fitted=run.fitted, data=run.data, outdated=run.outdated)
 
 
 def training_summary(rows: Rows) -> str:

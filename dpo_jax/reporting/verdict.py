@@ -37,11 +37,20 @@ class Verdict(NamedTuple):
 
 
 def verdict(
-    evaluation: Evaluation, rows: Rows, *, fitted: Fitted | None = None, data: Sequence[SplitReport] = ()
+    evaluation: Evaluation,
+    rows: Rows,
+    *,
+    fitted: Fitted | None = None,
+    data: Sequence[SplitReport] = (),
+    outdated: Sequence[str] = (),
 ) -> Verdict:
-    """The verdict read off an evaluation, of which any part may be missing, and the rows of the preference run."""
+    """The verdict read off an evaluation, of which any part may be missing, and the rows of the preference run.
+
+    `outdated` are sentences about what was measured of other weights than those of the run's end.
+    """
     status, text = judgement(evaluation, shared=shared_rows(data))
     concerns = [
+        *outdated,
         *judgement_concerns(evaluation),
         *sample_concerns(evaluation),
         *heldout_concerns(evaluation),

@@ -7,10 +7,18 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 from dpo_jax import __version__
-from dpo_jax.files import Json, read_json, write_json
+from dpo_jax.files import Json, digest, read_json, read_sealed, sealed_steps, write_json
+
+
+class Sealed(NamedTuple):
+    """A checkpoint by its seal: the record beside its arrays, and a digest of all that it holds."""
+
+    step: int
+    record: Json
+    digest: str
 
 
 class Place:
@@ -93,6 +101,19 @@ class Run:
     def exists(self) -> bool:
         """True where a policy or a reward model was trained, and where a folder of weights is not what lies here."""
         return self.config.exists() or self.reward.folder.exists()
+
+    def newest_checkpoint(self) -> Sealed | None:
+        """The newest checkpoint of the training; None where there is none yet."""
+        steps = sealed_steps(self.checkpoints)
+        if not steps:
+            return None
+        seal = self.checkpoints / f"{steps[-1]}.json"
+        return Sealed(steps[-1], read_sealed(seal, "record", "digests")["record"], digest(seal.read_bytes()))
+
+    def measured(self) -> Json:
+        """The fields of a record that say whose weights were measured: those of the newest checkpoint."""
+        newest = self.newest_checkpoint()
+        return {} if newest is None else {"step": newest.step, "checkpoint": newest.digest}
 
     @property
     def is_trained(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -93,6 +93,7 @@ class Training:
     loss_state: Any = ()  # before the first step
     seed: int = 0
     pace: Pace = dataclasses.field(default_factory=Pace)
+    facts: Callable[[], Mapping[str, str]] = dict  # digests of what decides it beside its configuration, by name
     check: Callable[[TrainState], None] = lambda state: None  # sees the state before the first step
     callback: After | None = None  # after each step
 

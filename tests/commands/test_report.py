@@ -58,6 +58,27 @@ def test_the_commands_that_trained_it_are_named_not_the_one_that_reports() -> No
     assert "dpo-jax report" not in text and sessions[1]["environment"]["devices"] in text
 
 
+def test_an_evaluation_of_earlier_weights_is_not_that_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "evaluation.json is of step 4, but the training has come to step 5"
+    assert words in shown()
+    shutil.copytree("runs/demo", "runs/copy")
+    assert words in compare(capsys, "runs/copy")
+    cli.main(["export", "e.yaml", "--dtype", "bfloat16"])
+    card = Path("runs/demo/export-merged-step-5-bfloat16/README.md").read_text()
+    assert words in card and "## Results" not in card and "wins" not in card
+
+
+def test_an_evaluation_of_other_weights_of_the_same_step_is_told(tmp_path: Path) -> None:
+    shutil.copytree("runs/demo", tmp_path / "again")
+    path = tmp_path / "again" / "evaluation.json"
+    measured = json.loads(path.read_text())
+    assert set(measured) >= {"step", "checkpoint", "rows"}
+    path.write_text(json.dumps(measured | {"step": 5}))
+    cli.main(["report", "e.yaml", "--workdir", str(tmp_path / "again")])
+    page = Page((tmp_path / "again" / "report.html").read_text()).text
+    assert "evaluation.json is of step 5, but the training has come to another step 5" in page
+
+
 @pytest.mark.slow("a training and samples")
 def test_the_best_of_n_stands_beside_the_run(finished: str) -> None:
     assert "best of n responses" not in Path("runs/demo/report.html").read_text()
@@ -80,6 +101,7 @@ def test_several_runs_on_one_page() -> None:
     Path("b.yaml").write_text(Path("e.yaml").read_text().replace("runs/demo", "runs/b"))
     for command in ("train", "evaluate"):
         cli.main([command, *other])
+    cli.main(["evaluate", "e.yaml"])  # whose training has gone on
     before = Path("runs/demo/report.html").read_bytes()
     cli.main(["report", "e.yaml", "--compare", "b.yaml"])
     by_file = Path("runs/demo/comparison.html").read_text()
