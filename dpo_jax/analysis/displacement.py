@@ -72,6 +72,7 @@ class Bin(NamedTuple):
     fell: int  # whose chosen log-prob is below the reference's
     chosen: float  # mean log-ratio, nats
     rejected: float
+    places: np.ndarray  # of the pairs
 
 
 def by_similarity(similarity_n: np.ndarray, log_ratios_nP: np.ndarray, *, bins: int = 4) -> list[Bin]:
@@ -83,7 +84,7 @@ def by_similarity(similarity_n: np.ndarray, log_ratios_nP: np.ndarray, *, bins: 
     for picks in np.array_split(np.argsort(similarity_n, kind="stable"), min(bins, len(similarity_n))):
         own_n, (chosen, rejected) = similarity_n[picks], log_ratios_nP[picks].mean(axis=0)
         fell = int((log_ratios_nP[picks, 0] < 0).sum())
-        parts.append(Bin(float(own_n[0]), float(own_n[-1]), len(picks), fell, float(chosen), float(rejected)))
+        parts.append(Bin(float(own_n[0]), float(own_n[-1]), len(picks), fell, float(chosen), float(rejected), picks))
     return parts
 
 

@@ -79,7 +79,12 @@ def reward_metrics(rewards_BP: np.ndarray, groups_B: Groups = None) -> Heldout:
 
 
 def unpaired_metrics(
-    policy_logps_n: np.ndarray, reference_logps_n: np.ndarray, desirable_n: np.ndarray, *, beta: float
+    policy_logps_n: np.ndarray,
+    reference_logps_n: np.ndarray,
+    desirable_n: np.ndarray,
+    *,
+    beta: float,
+    groups_n: Groups = None,
 ) -> Heldout:
     """Accuracy and margin on labelled completions, from summed log-probs [n] in nats.
 
@@ -89,7 +94,7 @@ def unpaired_metrics(
     Raises:
         ValueError: one label is missing.
     """
-    log_ratios_n = policy_logps_n - reference_logps_n
+    log_ratios_n = np.asarray(policy_logps_n, np.float64) - reference_logps_n
     good, bad = (np.sort(log_ratios_n[labels]) for labels in (desirable_n, ~desirable_n))
     if not len(good) or not len(bad):
         raise ValueError(f"{len(good)} desirable and {len(bad)} undesirable completions; both are needed")
@@ -99,9 +104,9 @@ def unpaired_metrics(
         rows=len(log_ratios_n),
         pairs=len(good) * len(bad),
         accuracy=right / (len(good) * len(bad)),
-        accuracy_interval=ranking_interval(right, len(good), len(bad)),
+        accuracy_interval=ranking_interval(log_ratios_n, desirable_n, groups_n),
         margin=margin,
-        margin_interval=difference_interval(good, bad),
+        margin_interval=difference_interval(log_ratios_n, desirable_n, groups_n),
         reward_margin=float(beta * margin),
     )
 
@@ -112,9 +117,9 @@ def perplexity(logps_n: np.ndarray, tokens_n: np.ndarray) -> float:
     return _exp(-mean)
 
 
-def perplexity_interval(logps_n: np.ndarray, tokens_n: np.ndarray) -> Interval:
-    """The interval of `perplexity`, the responses being independent."""
-    low, high = ratio_interval(np.asarray(-logps_n, np.float64), np.asarray(tokens_n, np.float64))
+def perplexity_interval(logps_n: np.ndarray, tokens_n: np.ndarray, groups_n: Groups = None) -> Interval:
+    """The interval of `perplexity`."""
+    low, high = ratio_interval(np.asarray(-logps_n, np.float64), np.asarray(tokens_n, np.float64), groups_n)
     return _exp(low), _exp(high)
 
 
@@ -122,7 +127,9 @@ def _exp(nats: float) -> float:
     return math.exp(nats) if nats < 700 else math.inf
 
 
-def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray | None = None) -> Calibration:
+def calibration(
+    margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray | None = None, groups_B: Groups = None
+) -> Calibration:
     """The calibration of p = sigmoid(beta * margin), the probability that the chosen response is better.
 
     The policy's confidence in whichever response it prefers, max(p, 1 - p), is compared with how often it is right, in
@@ -133,6 +140,7 @@ def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray 
         margins_B: differences of the two log-ratios, nats.
         beta: of the loss.
         soft_label_B: the probability that chosen is better, where the rows have one.
+        groups_B: of the interval.
 
     References: Guo et al. 2017, On calibration of modern neural networks, equation 3; Brier 1950.
     """
@@ -151,7 +159,7 @@ def calibration(margins_B: np.ndarray, *, beta: float, soft_label_B: np.ndarray 
         expected_error=float(sum(distances) / len(logits_B)),
         brier=float(np.mean((label_B - chance_B) ** 2)),
         log_loss=float(losses_B.mean()),
-        log_loss_interval=mean_interval(losses_B),
+        log_loss_interval=mean_interval(losses_B, groups_B),
         bins=[
             CalibrationBin(
                 from_=start,

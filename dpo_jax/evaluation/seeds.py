@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dpo_jax.evaluation.intervals import Interval, mean_interval
+from dpo_jax.evaluation.intervals import Interval, student_interval
 from dpo_jax.evaluation.records import BestOf, Evaluation, Place, Quality, Settings, Trial
 
 Figure = tuple[float | None, Interval | None]
@@ -85,14 +85,14 @@ class Line(NamedTuple):
 
 
 def across_seeds(values: Sequence[float]) -> tuple[float, Interval]:
-    """The mean of one figure of several runs, and its interval, `mean_interval`: all numbers where runs are alike.
+    """The mean of one figure of several runs, and its interval, `student_interval`: all numbers where runs are alike.
 
     Raises:
         ValueError: there is no run.
     """
     if not values:
         raise ValueError("no runs, and so no mean")
-    return float(np.mean(values)), mean_interval(values)
+    return float(np.mean(values)), student_interval(values)
 
 
 def lines_of(trials: Sequence[Trial]) -> list[Line]:

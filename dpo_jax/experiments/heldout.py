@@ -71,19 +71,19 @@ def heldout(
         margins_n = _margins(now, frozen)
         perplexities = Sides(
             policy=_first_perplexity(now),
-            policy_interval=_first_perplexity_interval(now),
+            policy_interval=_first_perplexity_interval(now, groups),
             reference=_first_perplexity(frozen),
-            reference_interval=_first_perplexity_interval(frozen),
+            reference_interval=_first_perplexity_interval(frozen, groups),
         )
         metrics = dataclasses.replace(
             preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta, groups_B=groups),
-            calibration=calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"]),
+            calibration=calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"], groups_B=groups),
             perplexity=perplexities,
             by_length=accuracy_by_length(margins_n, now.tokens_nP, groups),
             by_source={} if source is None else accuracy_by_source(margins_n, source, data.sources, groups),
         )
     else:
-        metrics = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta)
+        metrics = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta, groups_n=groups)
     if any(term.entry.needs_distribution or term.wpo for term in terms):
         return metrics
     losses_n = loss_of_rows(terms, now, frozen, desirable, loss_state, **beside)
@@ -190,8 +190,10 @@ def say_how_fitted(
     """
     chosen = np.arange(len(data.rows)) if data.desirable is None else np.flatnonzero(data.desirable)
     rows = take(data.rows, chosen[np.linspace(0, len(chosen) - 1, min(_ROWS, len(chosen))).astype(int)])
-    scores = store.lookup(row_ids_of(rows)) if store else scorer(start(), rows)[1]
-    now, interval = _first_perplexity(scores), _first_perplexity_interval(scores)
+    known = row_ids_of(rows)
+    row_ids, scores = (list(known), store.lookup(known)) if store else scorer(start(), rows)
+    groups = values_of(rows, prompt_groups(rows), row_ids)
+    now, interval = _first_perplexity(scores), _first_perplexity_interval(scores, groups)
     of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token ({in_words(interval, '.2f')})"
     if base is None:
         write_json(path, Fitted(responses=len(rows), perplexity=now, perplexity_interval=interval).to_json())
@@ -221,5 +223,5 @@ def _first_perplexity(scores: Scores) -> float:
     return perplexity(scores.logps_nP[:, 0], scores.tokens_nP[:, 0])
 
 
-def _first_perplexity_interval(scores: Scores) -> tuple[float, float]:
-    return perplexity_interval(scores.logps_nP[:, 0], scores.tokens_nP[:, 0])
+def _first_perplexity_interval(scores: Scores, groups: np.ndarray | None) -> tuple[float, float]:
+    return perplexity_interval(scores.logps_nP[:, 0], scores.tokens_nP[:, 0], groups)

@@ -69,13 +69,21 @@ def _heldout(experiment: PictureExperiment, policy: Params, base: Params) -> Hel
         experiment.scorer(params, rows, draws=draws)[1].errors_nP.reshape(len(rows), draws, -1).mean(axis=1)
         for params in (policy, base)
     )
-    if experiment.is_labelled:
-        desirable_n = np.array([row.desirable for row in rows], bool)
+    desirable_n = np.array([row.desirable for row in rows], bool) if experiment.is_labelled else None
+    preferred = heldout_of_errors(policy_nP, base_nP, desirable_n, draws=draws)
+    accuracy = f"accuracy {preferred.accuracy:.3f} ({in_words(preferred.accuracy_interval, '.3f')})"
+    say("evaluate", f"{preferred.pairs} held-out pairs: {accuracy} over {draws} draws")
+    return preferred
+
+
+def heldout_of_errors(
+    policy_nP: np.ndarray, base_nP: np.ndarray, desirable_n: np.ndarray | None, *, draws: int
+) -> Heldout:
+    """Preferences and means of both models' denoising errors, each the mean of some draws; of pairs, or of labelled."""
+    if desirable_n is not None:
         preferred = unpaired_metrics(-policy_nP[:, 0], -base_nP[:, 0], desirable_n, beta=1.0)
     else:
         preferred = preference_metrics(-policy_nP, -base_nP, beta=1.0)
-    accuracy = f"accuracy {preferred.accuracy:.3f} ({in_words(preferred.accuracy_interval, '.3f')})"
-    say("evaluate", f"{preferred.pairs} held-out pairs: {accuracy} over {draws} draws")
     return Heldout(
         pairs=preferred.pairs,
         accuracy=preferred.accuracy,
@@ -125,18 +133,19 @@ def _of_samples(experiment: PictureExperiment, drawn: Drawn) -> Evaluation:
 def _qualities(sides: Mapping[str, np.ndarray]) -> dict[str, Quality]:
     """Of each quality metric the means, and the mean difference from the same noise with its interval."""
     of_sides = {name: metrics_of(samples) for name, samples in sides.items()}
-    qualities = {}
-    for metric, ours in of_sides["policy"].items():
-        theirs = of_sides["reference"][metric]
-        difference = np.asarray(ours - theirs, np.float64)
-        qualities[metric] = Quality(
-            policy=float(ours.mean()),
-            reference=float(theirs.mean()),
-            difference=float(difference.mean()),
-            difference_interval=mean_interval(difference),
-            samples=len(difference),
-        )
-    return qualities
+    return {metric: quality_of(ours, of_sides["reference"][metric]) for metric, ours in of_sides["policy"].items()}
+
+
+def quality_of(policy_n: np.ndarray, reference_n: np.ndarray) -> Quality:
+    """The means of one metric of both models' samples, and their difference."""
+    difference_n = np.asarray(policy_n - reference_n, np.float64)
+    return Quality(
+        policy=float(policy_n.mean()),
+        reference=float(reference_n.mean()),
+        difference=float(difference_n.mean()),
+        difference_interval=mean_interval(difference_n),
+        samples=len(difference_n),
+    )
 
 
 def _classes(rows: Sequence[PictureRow], sides: Mapping[str, np.ndarray], shown_n: np.ndarray) -> Classes:
@@ -145,21 +154,10 @@ def _classes(rows: Sequence[PictureRow], sides: Mapping[str, np.ndarray], shown_
     kept = len(rows) - max(1, len(rows) // 10)  # the last tenth says how good it is
     classify = _classifier(pixels_nX[:kept], labels_n[:kept])
     right = {name: classify(samples) == shown_n for name, samples in sides.items()}
-    seen = {
-        name: Seen(share=float(right_n.mean()), interval=bounded_interval(right_n)) for name, right_n in right.items()
-    }
-    difference = right["policy"].astype(float) - right["reference"].astype(float)
     right_of_real = classify(pixels_nX[kept:]) == labels_n[kept:]
-    classes = Classes(
-        real=float(np.mean(right_of_real)),
-        real_samples=len(right_of_real),
-        real_interval=bounded_interval(right_of_real),
-        samples=len(shown_n),
-        **seen,
-        difference=float(difference.mean()),
-        difference_interval=bounded_interval(difference, low=-1.0),
-    )
-    spread = {name: in_words(each.interval, ".1%") for name, each in seen.items()}
+    classes = shares_seen(right["policy"], right["reference"], right_of_real)
+    spread = {"policy": classes.policy.interval, "reference": classes.reference.interval}
+    spread = {name: in_words(interval, ".1%") for name, interval in spread.items()}
     say(
         "evaluate",
         f"the class asked for is seen in {classes.policy.share:.1%} ({spread['policy']}) of the policy's "
@@ -167,6 +165,24 @@ def _classes(rows: Sequence[PictureRow], sides: Mapping[str, np.ndarray], shown_
         f"{classes.real:.1%} ({in_words(classes.real_interval, '.1%')}) of {len(right_of_real)} real ones",
     )
     return classes
+
+
+def shares_seen(policy_n: np.ndarray, reference_n: np.ndarray, real_n: np.ndarray) -> Classes:
+    """How often the class is the one asked for, from which samples of both models, and which real ones, show it."""
+    difference_n = policy_n.astype(float) - reference_n
+    policy, reference = (
+        Seen(share=float(right_n.mean()), interval=bounded_interval(right_n)) for right_n in (policy_n, reference_n)
+    )
+    return Classes(
+        real=float(real_n.mean()),
+        real_samples=len(real_n),
+        real_interval=bounded_interval(real_n),
+        samples=len(policy_n),
+        policy=policy,
+        reference=reference,
+        difference=float(difference_n.mean()),
+        difference_interval=bounded_interval(difference_n, low=-1.0),
+    )
 
 
 def _classifier(samples_nX: np.ndarray, labels_n: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:

@@ -40,7 +40,7 @@ from dpo_jax.evaluation.analysis import (
     Pulled,
     PulledPair,
 )
-from dpo_jax.evaluation.intervals import share_interval
+from dpo_jax.evaluation.intervals import bounded_interval, groups_of
 from dpo_jax.evaluation.records import Halves
 from dpo_jax.experiments.stores import complete_store, heldout_store
 from dpo_jax.experiments.texts import TextExperiment
@@ -69,7 +69,7 @@ def analyse(experiment: TextExperiment) -> Analysis:
         raise UserError(f"{workdir}: there is no trained run yet; run `dpo-jax train` first.")
     trajectory = read_trajectory(read_json_lines(log), where=str(log))
     store = _store(experiment)
-    now, frozen, likeness = _compared(experiment, store, options.rows)
+    now, frozen, likeness, groups_n = _compared(experiment, store, options.rows)
     pair = _typical(frozen)
     loss, reason = loss_of_run(experiment.terms, experiment.restored_memory(), step)
     log_ratios_nP = now.logps_nP - frozen.logps_nP
@@ -82,7 +82,9 @@ def analyse(experiment: TextExperiment) -> Analysis:
         trajectory=Course(kind=trajectory.kind, steps=trajectory.steps.tolist(), places=trajectory.places_S2.tolist()),
         field=Field.from_json(field_of(loss, pair, spread_N2)) if loss else Field(refused=reason),
         halves=Halves.from_json(halves(trajectory.moved_2, loss, pair)),
-        displacement=_displacement("held out" if experiment.has_heldout else "training", now, frozen, likeness),
+        displacement=displacement_of(
+            "held out" if experiment.has_heldout else "training", now, frozen, likeness, groups_n
+        ),
         one_step=one_step(experiment, step, stored, experiment.start_params, most_pairs=options.pairs),
     )
     _tell(analysis)
@@ -98,8 +100,8 @@ def _store(experiment: TextExperiment) -> Store | None:
 
 def _compared(
     experiment: TextExperiment, store: Store | None, count: int
-) -> tuple[Scores, Scores, dict[str, np.ndarray]]:
-    """Of `count` rows the policy's and the reference's scores, and how alike the responses of each are, [n] each."""
+) -> tuple[Scores, Scores, dict[str, np.ndarray], np.ndarray]:
+    """Of `count` rows the policy's and the reference's scores, how alike the responses of each are, and its prompt."""
     data = experiment.eval_data if experiment.has_heldout else experiment.train_data
     rows = data.rows[:count]
     base = experiment.start_params()
@@ -108,7 +110,8 @@ def _compared(
     frozen = store.lookup(row_ids) if store else experiment.scorer(base, rows)[1]
     known = {row.row_id: row for row in rows}
     alike_n = np.array([edit_similarity(*known[row_id].responses) for row_id in row_ids])
-    return now, frozen, {"edit_similarity": alike_n, "ches": ches(_hidden_means(experiment, base, rows))}
+    likeness = {"edit_similarity": alike_n, "ches": ches(_hidden_means(experiment, base, rows))}
+    return now, frozen, likeness, groups_of([known[row_id].prompt.tobytes() for row_id in row_ids])
 
 
 @sized_by("reference.batch_pairs")
@@ -131,20 +134,27 @@ def _typical(frozen: Scores) -> PairLogps:
     return PairLogps(*frozen.logps_nP.mean(axis=0), *frozen.tokens_nP.mean(axis=0))
 
 
-def _displacement(split: str, now: Scores, frozen: Scores, likeness: dict[str, np.ndarray]) -> Displacement:
+def displacement_of(
+    split: str, now: Scores, frozen: Scores, likeness: dict[str, np.ndarray], groups_n: np.ndarray
+) -> Displacement:
+    """Chosen responses that fell, all and by how alike the two are; rows of one group are no independent ones."""
     log_ratios_nP = now.logps_nP - frozen.logps_nP
-    pairs, fell = len(log_ratios_nP), int((log_ratios_nP[:, 0] < 0).sum())
+    pairs, fell_n = len(log_ratios_nP), log_ratios_nP[:, 0] < 0
     chosen, rejected = log_ratios_nP.mean(axis=0).tolist()
     by = {}
     for name, values_n in likeness.items():
         parts = by_similarity(values_n, log_ratios_nP)
-        bins = [LikenessBin(**part._asdict(), interval=share_interval(part.fell, part.pairs)) for part in parts]
+        bins = []
+        for part in parts:
+            figures = part._asdict()
+            inside = figures.pop("places")
+            bins.append(LikenessBin(**figures, interval=bounded_interval(fell_n[inside], groups_n[inside])))
         by[name] = Likeness(correlation=rank_correlation(values_n, log_ratios_nP[:, 0]), bins=bins)
     return Displacement(
         split=split,
         pairs=pairs,
-        fell=fell,
-        interval=share_interval(fell, pairs),
+        fell=int(fell_n.sum()),
+        interval=bounded_interval(fell_n, groups_n),
         chosen=chosen,
         rejected=rejected,
         chosen_likelier=float((now.logps_nP[:, 0] > now.logps_nP[:, 1]).mean()),

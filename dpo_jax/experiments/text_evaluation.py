@@ -175,7 +175,7 @@ def judged(
     if isinstance(judge, Scoring):
         policy_n, reference_n = np.split(judge.scores([*prompts, *prompts], [*policy, *reference]), 2)
         verdicts_n = (1 + np.sign(policy_n - reference_n)) / 2
-        total = _of_scores(policy_n, reference_n, judge, names)
+        total = judged_by_scores(policy_n, reference_n, names, judge=judge.name, neutral=judge.neutral)
         of_each = [
             {"reference_score": float(b), "policy_score": float(a)} for a, b in zip(policy_n, reference_n, strict=True)
         ]
@@ -190,11 +190,14 @@ def judged(
     return dataclasses.replace(total, length_controlled=equal), of_each
 
 
-def _of_scores(policy_n: np.ndarray, reference_n: np.ndarray, judge: Scoring, prompts: Sequence[str]) -> Judged:
-    rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge.name)
-    if judge.neutral is None:
+def judged_by_scores(
+    policy_n: np.ndarray, reference_n: np.ndarray, prompts: Sequence[str], *, judge: str | None, neutral: float | None
+) -> Judged:
+    """The rewards of both; of scores that have a neutral one how many are above it, and how many more."""
+    rewards = compare_rewards(policy_n, reference_n, prompts, judge=judge)
+    if neutral is None:
         return rewards
-    groups_n, above = groups_of(prompts), [scores_n > judge.neutral for scores_n in (policy_n, reference_n)]
+    groups_n, above = groups_of(prompts), [scores_n > neutral for scores_n in (policy_n, reference_n)]
     policy, reference = (
         JudgedSide(
             score=side.reward,

@@ -113,8 +113,9 @@ def test_the_share_that_fell_by_similarity():
     similarity = np.array([0.9, 0.1, 0.5, 0.2, 0.8])
     ratios = np.array([[-1.0, -5.0], [2.0, 0.0], [0.0, -1.0], [-2.0, 2.0], [-3.0, -3.0]])
     low, middle, high = by_similarity(similarity, ratios, bins=3)
-    assert low[:4] == (0.1, 0.2, 2, 1) and middle[:4] == (0.5, 0.8, 2, 1) and high == (0.9, 0.9, 1, 1, -1.0, -5.0)
-    assert low[4:] == (0.0, 1.0) and middle[4:] == (-1.5, -2.0)  # at the reference itself is not below it
+    assert low[:4] == (0.1, 0.2, 2, 1) and middle[:4] == (0.5, 0.8, 2, 1) and high[:6] == (0.9, 0.9, 1, 1, -1.0, -5.0)
+    assert low[4:6] == (0.0, 1.0) and middle[4:6] == (-1.5, -2.0)  # at the reference itself is not below it
+    assert [part.places.tolist() for part in (low, middle, high)] == [[1, 3], [2, 4], [0]]
     assert len(by_similarity(similarity[:2], ratios[:2], bins=4)) == 2
 
 
