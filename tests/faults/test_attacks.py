@@ -16,8 +16,8 @@ from PIL import Image
 
 from dpo_jax.config import load
 from dpo_jax.data import rendering
+from dpo_jax.data.decoding import Undecodable, clip, picture
 from dpo_jax.data.encoding import Rules
-from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.errors import BadRow, UserError
 from dpo_jax.types import PreferencePair

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpo_jax.data.pictures.decoding import Undecodable, clip, picture
+from dpo_jax.data.decoding import Undecodable, clip, picture
 from dpo_jax.errors import BadRow
 from tests.data.pictures.conftest import array, encoded
 from tests.data.pictures.test_decoding import mp4

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_jax.data.pictures.decoding import CLIPS, PICTURES
+from dpo_jax.data.decoding import CLIPS, PICTURES
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.data.sources import hub, paths
 from dpo_jax.data.sources.record import Record, Records, Spec, text_of

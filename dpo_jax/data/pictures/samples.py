@@ -11,57 +11,13 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import numpy as np
-from PIL import Image
 
-from dpo_jax.data.pictures import decoding
-from dpo_jax.data.pictures.decoding import Undecodable, over_white
+from dpo_jax.data.decoders import decoded
+from dpo_jax.data.decoding import Shape, Undecodable, brought
 from dpo_jax.errors import BadRow
 
 Cell = bytes | Path | Callable[[], np.ndarray]
 """A file's bytes, the file, or what makes the pixels, uint8 [F, H, W, C]."""
-
-_MODES = {1: "L", 3: "RGB"}
-
-
-class Shape(NamedTuple):
-    """Sizes of every sample, in pixels; channels are 1 (grey) or 3 (red, green, blue). Without frames: of pictures."""
-
-    frames: int | None
-    height: int
-    width: int
-    channels: int
-
-
-def brought(pixels_FHWC: np.ndarray, shape: Shape) -> np.ndarray:
-    """Bring frames of uint8 to the shape: uint8 [H, W, C] or [F, H, W, C].
-
-    Of a clip the first frames are taken. Each frame is cut to the middle of the wanted aspect ratio and then resized,
-    antialiased.
-
-    Raises:
-        Undecodable: a clip has fewer frames than are wanted, or none.
-    """
-    wanted = 1 if shape.frames is None else shape.frames
-    if len(pixels_FHWC) < wanted:
-        raise Undecodable("too few frames", f"it has {len(pixels_FHWC)} frames; {wanted} are wanted.")
-    frames = np.stack([_frame(frame, shape) for frame in pixels_FHWC[:wanted]])
-    return frames[0] if shape.frames is None else frames
-
-
-def _frame(pixels_HWC: np.ndarray, shape: Shape) -> np.ndarray:
-    height, width, channels = pixels_HWC.shape
-    if (height, width, channels) == shape[1:]:
-        return pixels_HWC
-    picture = Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC)
-    picture = over_white(picture).convert(_MODES[shape.channels])
-    if (height, width) != (shape.height, shape.width):
-        scale = min(height / shape.height, width / shape.width)
-        kept_height, kept_width = max(1, round(scale * shape.height)), max(1, round(scale * shape.width))
-        left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        # Cut first: with `box`, Pillow would mix in what lies beside it.
-        middle = picture.crop((left, top, left + kept_width, top + kept_height))
-        picture = middle.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
-    return np.asarray(picture).reshape(shape[1:])
 
 
 class Sample(NamedTuple):
@@ -78,20 +34,16 @@ class Sample(NamedTuple):
     def __call__(self) -> np.ndarray:
         """Read and decode; raises BadRow where that fails."""
         try:
-            return brought(self._frames(), self.shape)
+            return brought(self.cell(), self.shape) if callable(self.cell) else decoded(self._bytes(), self.shape)
         except Undecodable as bad:
             raise BadRow(self.where, bad.reason, f"{self.what}: {bad}") from bad
 
-    def _frames(self) -> np.ndarray:
-        if callable(self.cell):
-            return self.cell()
+    def _bytes(self) -> bytes:
+        assert not callable(self.cell)
         try:
-            data = self.cell.read_bytes() if isinstance(self.cell, Path) else self.cell
+            return self.cell.read_bytes() if isinstance(self.cell, Path) else self.cell
         except OSError as error:
             raise Undecodable("unreadable file", f"it cannot be read: {error.strerror or error}.") from error
-        if self.shape.frames is None:
-            return decoding.picture(data)
-        return decoding.clip(data, frames=self.shape.frames)
 
 
 def sample_of(value: object, column: str, where: str, *, shape: Shape, root: Path | None) -> Sample:

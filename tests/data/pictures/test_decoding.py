@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-import time
 import zlib
 from pathlib import Path
 
@@ -13,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpo_jax.data.pictures import decoding
-from dpo_jax.data.pictures.decoding import MOST_PIXELS
+from dpo_jax.data.decoding import MOST_PIXELS
 from dpo_jax.data.pictures.samples import Shape
 from dpo_jax.errors import UserError
 from tests.data.pictures.conftest import CLIP, COLOUR, GREY, array, encoded, moving, plain, read, write
@@ -114,12 +112,6 @@ def test_mp4(pixels):
     assert pixels(titled, Shape(3, 8, 8, 3), "d.mp4").shape == (3, 8, 8, 3)
 
 
-def test_mp4_without_pyav_says_what_to_install(pixels, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "av", None)
-    with pytest.raises(UserError, match=r"pip install 'dpo-jax\[video\]'"):
-        pixels(b"\0\0\0\x18ftypmp42" + bytes(20), CLIP, "a.mp4")
-
-
 def bomb(side: int) -> bytes:
     """A PNG that claims so many pixels."""
     head = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
@@ -188,23 +180,6 @@ def test_bad_clips_are_named_and_counted(tmp_path: Path, name: str):
         read({"videos": str(folder)}, shape=CLIP)
     found = read({"videos": str(folder)}, shape=CLIP, on_error="skip")
     assert (len(found.rows), found.skipped) == (1, {reason: 1})
-
-
-def test_headers_of_arrays_are_read_one_at_a_time(tmp_path: Path, monkeypatch):
-    """Where threads met in Python's parser, an array that is good was called damaged."""
-    inside, most, read_header = [], [], decoding._HEADERS[1, 0]
-
-    def slowly(file: io.BytesIO):
-        inside.append(file)
-        most.append(len(inside))
-        time.sleep(0.02)
-        inside.pop()
-        return read_header(file)
-
-    monkeypatch.setitem(decoding._HEADERS, (1, 0), slowly)
-    folder = write(tmp_path, {f"{n}.npy": moving(n, n, n) for n in range(8)})
-    assert len(read({"videos": str(folder)}, shape=CLIP).rows) == 8
-    assert len(most) == 8 and max(most) == 1
 
 
 def test_a_pickle_is_never_loaded(tmp_path: Path):

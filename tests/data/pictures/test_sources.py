@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dpo_jax.data import pictures
-from dpo_jax.data.pictures import decoding, read_pictures
+from dpo_jax.data import decoding, pictures
+from dpo_jax.data.pictures import read_pictures
 from dpo_jax.errors import UserError
 from tests.data.pictures.conftest import CLIP, COLOUR, GREY, lines, moving, plain, read, write
 

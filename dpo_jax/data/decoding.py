@@ -1,4 +1,4 @@
-"""Bytes of pictures and clips to pixels: what Pillow reads, arrays of numpy, and MP4 by PyAV.
+"""Bytes of pictures and clips to pixels: what Pillow reads, arrays of numpy, and MP4 by PyAV. `decoders` runs it.
 
 Nothing here trusts a file: no pickles, no more pixels than fit, and every failure is an `Undecodable`.
 
@@ -10,11 +10,10 @@ from __future__ import annotations
 import io
 import itertools
 import math
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -28,6 +27,18 @@ _STILL = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # not all that Pi
 _MOVING = ("GIF", "PNG", "TIFF", "WEBP")
 PICTURES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CLIPS = (".gif", ".mp4", ".npy", ".npz")
+
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Shape(NamedTuple):
+    """Sizes of every sample, in pixels; channels are 1 (grey) or 3 (red, green, blue). Without frames: of pictures."""
+
+    frames: int | None
+    height: int
+    width: int
+    channels: int
 
 
 class Undecodable(Exception):
@@ -66,6 +77,8 @@ def _or_refused(reason: str, says: str) -> Iterator[None]:
         yield
     except Undecodable:
         raise
+    except MemoryError as error:
+        raise Undecodable("too much memory", "to decode it takes more memory than a decoder may have.") from error
     except Exception as error:
         raise Undecodable(reason, f"{says}: {error}") from error
 
@@ -121,7 +134,7 @@ def _gif(data: bytes) -> Iterator[np.ndarray]:
 def _npy(data: bytes) -> Iterator[np.ndarray]:
     """The frames of an array, [F, H, W] or [F, H, W, C]; read by hand, because numpy allocates before it looks."""
     file = io.BytesIO(data)
-    with _or_refused("damaged array", "the head of the array cannot be read"), _HEADER:
+    with _or_refused("damaged array", "the head of the array cannot be read"):
         version = np.lib.format.read_magic(file)
         shape, by_columns, dtype = _HEADERS[version](file)
     if dtype != np.uint8:
@@ -136,8 +149,6 @@ def _npy(data: bytes) -> Iterator[np.ndarray]:
     yield from np.ascontiguousarray(frames[..., None] if frames.ndim == 3 else frames)
 
 
-_HEADER = threading.Lock()
-"""One header at a time: numpy reads it by `ast`, which fails in Python 3.11.7 where threads meet."""
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
@@ -179,3 +190,35 @@ _CLIPS: dict[tuple[int, bytes], Callable[[bytes], Iterator[np.ndarray]]] = {
     (4, b"ftyp"): _mp4,
 }
 """Where a file of a kind begins how -> its frames, uint8 [H, W, C], one after the other."""
+
+
+def brought(pixels_FHWC: np.ndarray, shape: Shape) -> np.ndarray:
+    """Bring frames of uint8 to the shape: uint8 [H, W, C] or [F, H, W, C].
+
+    Of a clip the first frames are taken. Each frame is cut to the middle of the wanted aspect ratio and then resized,
+    antialiased.
+
+    Raises:
+        Undecodable: a clip has fewer frames than are wanted, or none.
+    """
+    wanted = 1 if shape.frames is None else shape.frames
+    if len(pixels_FHWC) < wanted:
+        raise Undecodable("too few frames", f"it has {len(pixels_FHWC)} frames; {wanted} are wanted.")
+    frames = np.stack([_frame(frame, shape) for frame in pixels_FHWC[:wanted]])
+    return frames[0] if shape.frames is None else frames
+
+
+def _frame(pixels_HWC: np.ndarray, shape: Shape) -> np.ndarray:
+    height, width, channels = pixels_HWC.shape
+    if (height, width, channels) == shape[1:]:
+        return pixels_HWC
+    picture = Image.fromarray(pixels_HWC[..., 0] if channels == 1 else pixels_HWC)
+    picture = over_white(picture).convert(_MODES[shape.channels])
+    if (height, width) != (shape.height, shape.width):
+        scale = min(height / shape.height, width / shape.width)
+        kept_height, kept_width = max(1, round(scale * shape.height)), max(1, round(scale * shape.width))
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        # Cut first: with `box`, Pillow would mix in what lies beside it.
+        middle = picture.crop((left, top, left + kept_width, top + kept_height))
+        picture = middle.resize((shape.width, shape.height), Image.Resampling.BICUBIC)
+    return np.asarray(picture).reshape(shape[1:])
