@@ -182,10 +182,11 @@ class PairBatch(NamedTuple):
 
 
 class HostBatch(NamedTuple):
-    """A `PairBatch` of numpy arrays and the ids of its rows, in the order of its pairs."""
+    """A `PairBatch` of numpy arrays, and the ids and places of its rows, in the order of its pairs."""
 
     arrays: PairBatch
     row_ids: tuple[str, ...]
+    places: tuple[int, ...]  # among the rows that batches are made of, of which several may have one id
 
     @property
     def work(self) -> dict[str, int]:

@@ -68,7 +68,7 @@ class Batches(StepRows):
             for name, values in self._of_pairs.items()
         }
         arrays = arrays._replace(**columns, mismatched=mismatched[0] if mismatched else None)  # type: ignore[arg-type]
-        return HostBatch(arrays, tuple(self._rows[pick].row_id for pick in picks))
+        return HostBatch(arrays, tuple(self._rows[pick].row_id for pick in picks), tuple(picks.tolist()))
 
     def _parts(self, picks: np.ndarray) -> list[Part]:
         """Micro-batch after micro-batch; of labelled completions first all with the own one."""
@@ -91,7 +91,7 @@ class Batches(StepRows):
 def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, packing: Packing | None = None) -> Iterator[HostBatch]:
     """Batches with every row once, longest first, `pairs` at a time; the last is filled up with pairs of weight 0.
 
-    `row_ids` holds real rows only. Longest first pads little, and what does not fit in memory fails at once.
+    Ids and places are of real rows only. Longest first pads little, and what does not fit in memory fails at once.
     """
     if not rows:
         return
@@ -101,9 +101,10 @@ def evaluation_batches(rows: Sequence[TokenRow], *, pairs: int, packing: Packing
     shapes = Shapes(rows, packing or Packing(), pairs=pairs, examples=batches[:: -(-len(batches) // EXAMPLES)])
     for parts in batches:
         (places,), shape = shapes.of(parts)
-        chosen = [rows[pick] for pick in parts[0][0]]
+        picks = parts[0][0]
+        chosen = [rows[pick] for pick in picks]
         arrays = fill(shapes.layout, chosen, places, shape=shape, pairs=pairs)
-        yield HostBatch(arrays, tuple(row.row_id for row in chosen))
+        yield HostBatch(arrays, tuple(row.row_id for row in chosen), tuple(picks.tolist()))
 
 
 def padded(

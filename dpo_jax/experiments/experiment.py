@@ -144,7 +144,7 @@ class Experiment(abc.ABC, Generic[C]):
     def scorer(
         self, params: Params, rows: Sequence[Any], *, progress: Callable[[int], None] = lambda rows: None
     ) -> tuple[list[str], Any]:
-        """Row ids and scores of rows under `params`; `progress` is called with the number of rows done."""
+        """Ids and scores of rows under `params`, in their order; `progress` is called with the number of rows done."""
 
     @abc.abstractmethod
     def why_no_store(self) -> str | None:

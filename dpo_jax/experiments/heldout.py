@@ -58,15 +58,12 @@ def heldout(
 
     A loss that remembers earlier batches begins anew here, and is measured by the statistics of the held-out rows
     themselves; only what `alpha: auto` came to is taken from `loss_state`. Where a loss reads token distributions,
-    which are not scored here (TDPO, WPO), `loss` is left out.
+    which are not scored here (TDPO, WPO), or rows have soft labels, which a loss cannot read, `loss` is left out.
     """
     row_ids, now = scorer(policy, data.rows)
     frozen = store.lookup(row_ids)
     beta = next((term.options["beta"] for term in terms if "beta" in term.options), 1.0)
-    desirable, source = (values_of(data.rows, values, row_ids) for values in (data.desirable, data.source_B))
-    brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
-    beside = {name: values_of(data.rows, values, row_ids) for name, values in brought.items()}
-    groups = values_of(data.rows, prompt_groups(data.rows), row_ids)
+    desirable, source, groups = data.desirable, data.source_B, prompt_groups(data.rows)
     if desirable is None:
         margins_n = _margins(now, frozen)
         perplexities = Sides(
@@ -77,16 +74,18 @@ def heldout(
         )
         metrics = dataclasses.replace(
             preference_metrics(now.logps_nP, frozen.logps_nP, beta=beta, groups_B=groups),
-            calibration=calibration(margins_n, beta=beta, soft_label_B=beside["soft_label_B"], groups_B=groups),
+            calibration=calibration(margins_n, beta=beta, soft_label_B=data.soft_label_B, groups_B=groups),
             perplexity=perplexities,
             by_length=accuracy_by_length(margins_n, now.tokens_nP, groups),
             by_source={} if source is None else accuracy_by_source(margins_n, source, data.sources, groups),
         )
     else:
         metrics = unpaired_metrics(now.logps_nP[:, 0], frozen.logps_nP[:, 0], desirable, beta=beta, groups_n=groups)
-    if any(term.entry.needs_distribution or term.wpo for term in terms):
+    unread = data.soft_label_B is not None and not all(term.reads_soft_labels for term in terms)
+    if unread or any(term.entry.needs_distribution or term.wpo for term in terms):
         return metrics
-    losses_n = loss_of_rows(terms, now, frozen, desirable, loss_state, **beside)
+    brought = {"loss_weight_B": data.weight_B, "soft_label_B": data.soft_label_B}
+    losses_n = loss_of_rows(terms, now, frozen, desirable, loss_state, **brought)
     return dataclasses.replace(
         metrics, loss=float(losses_n.mean()), loss_interval=mean_interval(np.asarray(losses_n), groups)
     )
@@ -101,14 +100,6 @@ def _margins(now: Scores, frozen: Scores) -> np.ndarray:
     """The chosen log-ratio less the rejected one, nats, [n]."""
     log_ratios_nP = now.logps_nP.astype(np.float64) - frozen.logps_nP
     return log_ratios_nP[:, 0] - log_ratios_nP[:, 1]
-
-
-def values_of(rows: Sequence[TokenRow], values: np.ndarray | None, row_ids: Sequence[str]) -> np.ndarray | None:
-    """The values, [n], of rows, which begin with those of `rows`, in the order of these ids; None if none."""
-    if values is None:
-        return None
-    by_id = dict(zip((row.row_id for row in rows), values[: len(rows)], strict=True))
-    return np.array([by_id[row_id] for row_id in row_ids])
 
 
 def loss_of_rows(

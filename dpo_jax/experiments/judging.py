@@ -202,11 +202,11 @@ class RewardExperiment(TextExperiment):
     def score_rewards(self, model: RewardModel, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
         """The rewards of rows under a reward model, [n, P], in their order."""
         score = jax.jit(lambda params, batch: constrain(model.rewards(params, batch), None, None))
-        rewards: dict[str, np.ndarray] = {}
+        rewards: dict[int, np.ndarray] = {}
         for batch in self.scoring_batches(rows):
             rewards_BP = jax.device_get(score(params, self.place(batch.arrays)))
-            rewards |= zip(batch.row_ids, rewards_BP, strict=False)  # pairs that only fill the batch have no id
-        return np.stack([rewards[row.row_id] for row in rows])
+            rewards |= zip(batch.places, rewards_BP, strict=False)  # pairs that only fill the batch have none
+        return np.stack([rewards[place] for place in range(len(rows))])
 
     def judge_rewards(
         self, model: RewardModel, params: Params, prompts: Sequence[Prompt], responses: Sequence[str]

@@ -108,15 +108,14 @@ def _compared(
 
     row_ids, now = experiment.scorer(experiment.trained_params(base), rows)
     frozen = store.lookup(row_ids) if store else experiment.scorer(base, rows)[1]
-    known = {row.row_id: row for row in rows}
-    alike_n = np.array([edit_similarity(*known[row_id].responses) for row_id in row_ids])
+    alike_n = np.array([edit_similarity(*row.responses) for row in rows])
     likeness = {"edit_similarity": alike_n, "ches": ches(_hidden_means(experiment, base, rows))}
-    return now, frozen, likeness, groups_of([known[row_id].prompt.tobytes() for row_id in row_ids])
+    return now, frozen, likeness, groups_of([row.prompt.tobytes() for row in rows])
 
 
 @sized_by("reference.batch_pairs")
 def _hidden_means(experiment: TextExperiment, params: Params, rows: Sequence[TokenRow]) -> np.ndarray:
-    """[n, P, D], in the order in which rows are scored."""
+    """[n, P, D], in the order of the rows."""
 
     @jax.jit
     def means(params: Params, batch: PairBatch) -> jax.Array:
@@ -124,9 +123,11 @@ def _hidden_means(experiment: TextExperiment, params: Params, rows: Sequence[Tok
         hidden_RTD, _ = experiment.model.apply(params, *tokens, sequences=batch.sequences)
         return constrain(hidden_means(hidden_RTD, batch), None, None, None)
 
-    batches = experiment.scoring_batches(rows)
-    parts = [jax.device_get(means(params, experiment.place(batch.arrays)))[: len(batch.row_ids)] for batch in batches]
-    return np.concatenate(parts)
+    parts, places = list[np.ndarray](), list[int]()
+    for batch in experiment.scoring_batches(rows):
+        parts.append(jax.device_get(means(params, experiment.place(batch.arrays)))[: len(batch.places)])
+        places += batch.places
+    return np.concatenate(parts)[np.argsort(places)]
 
 
 def _typical(frozen: Scores) -> PairLogps:

@@ -263,11 +263,10 @@ def measure_divergence(
         sums = sample_divergences(ours, theirs, batch, **tiles)
         return Divergences(*(constrain(each_BP, None, None) for each_BP in sums))  # every host reads them
 
-    parts, tokens, prompts = list[Divergences](), list[np.ndarray](), {row.row_id: row.prompt.tobytes() for row in rows}
-    asked = list[bytes]()
+    parts, tokens, asked = list[Divergences](), list[np.ndarray](), list[bytes]()
     for batch in experiment.scoring_batches(rows):
-        count = len(batch.row_ids)  # pairs that only fill the batch come last
-        asked += [prompts[row_id] for row_id in batch.row_ids]
+        count = len(batch.places)  # pairs that only fill the batch come last
+        asked += [rows[place].prompt.tobytes() for place in batch.places]
         sums = jax.device_get(measure(policy, frozen, experiment.place(batch.arrays)))
         parts.append(jax.tree.map(lambda each_BP, count=count: each_BP[:count, 0], sums))
         tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:count, 0])
@@ -344,11 +343,11 @@ def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Par
     """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
     tokens = _benchmark_rows(experiment, pairs)
     experiment.tell_long("evaluation.rewardbench", tokens, experiment.rules)
-    margins: list[dict[str, float]] = []
-    for params in (policy, frozen):
-        row_ids, scores = experiment.scorer(params, tokens)
-        margins.append(dict(zip(row_ids, scores.logps_nP[:, 0] - scores.logps_nP[:, 1], strict=True)))
-    return np.array([margins[0][row.row_id] > margins[1][row.row_id] for row in tokens])
+    ours, theirs = (
+        scores.logps_nP[:, 0] - scores.logps_nP[:, 1]
+        for _, scores in (experiment.scorer(params, tokens) for params in (policy, frozen))
+    )
+    return ours > theirs
 
 
 def _benchmark_rows(experiment: TextExperiment, pairs: list[PreferencePair]) -> list[TokenRow]:

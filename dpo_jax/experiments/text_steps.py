@@ -24,7 +24,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
-from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted, values_of
+from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted
 from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import RewardExperiment
 from dpo_jax.experiments.rows import present, several
@@ -123,8 +123,8 @@ class TextSteps(RewardExperiment, Steps):
 
     def check_known_losses(self, row_ids: Sequence[str], now: Scores, stored: Scores, where: str) -> None:
         """Checks each loss of these rows against its known value where policy and reference are one."""
-        data = self.train_data
-        desirable = values_of(data.rows[: len(row_ids)], data.desirable, row_ids)
+        labels = self.train_data.desirable
+        desirable = None if labels is None else labels[: len(row_ids)]
         check_losses(self.terms, now, stored, desirable, where=where, dtype=self.config.model.dtype)
 
     def score_lines(self, store: Store) -> list[dict[str, Any]]:
@@ -190,11 +190,12 @@ class TextSteps(RewardExperiment, Steps):
         """A reward model's training, from where the policy starts."""
         config, data, model = self.config, self.train_data, self.reward_model
         assert config.reward is not None
-        if data.soft_label_B is not None:
-            raise UserError(
-                "reward: data.train has soft labels, which a reward model cannot read. Take the column soft_label out "
-                "of the rows."
-            )
+        for name, rows in {"train": data, **({"eval": self.eval_data} if self.has_heldout else {})}.items():
+            if rows.soft_label_B is not None:
+                raise UserError(
+                    f"reward: data.{name} has soft labels, which a reward model cannot read. Take the column "
+                    "soft_label out of the rows."
+                )
         head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
         start, lora = Start(self.load_start), bool(model.lora)
 
@@ -222,7 +223,7 @@ class TextSteps(RewardExperiment, Steps):
         data = self.eval_data
         rewards_nP = self.score_rewards(self.reward_model, self.trained_reward(), data.rows)
         losses_n = bradley_terry(*jnp.asarray(rewards_nP.T), **with_margins(term.knobs(0), data.margin_B))
-        return rewards_nP, np.asarray(losses_n)
+        return rewards_nP, np.asarray(losses_n if data.weight_B is None else losses_n * data.weight_B)
 
     def heldout_groups(self) -> np.ndarray:
         """The pairs of one prompt belong together."""

@@ -12,13 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax.losses.diffusion import diffusion_baseline
-from dpo_jax.losses.knobs import Interval, knobs
+from dpo_jax.losses.knobs import knobs
 from dpo_jax.losses.metrics import implicit_rewards
 from dpo_jax.losses.stateful import RunningMean, running_mean
 from dpo_jax.types import PairLogps
-
-SMOOTHING = Interval(0.0, 0.5)
-"""The share of wrong labels, where each pair may have its own."""
 
 
 class LossInputs(NamedTuple):
@@ -61,7 +58,7 @@ class Loss(NamedTuple):
     def reads_soft_labels(self) -> bool:
         """True if each pair may have its own probability that chosen is better, as label smoothing of 1 - p."""
         smoothing = knobs(self.function).get("label_smoothing")
-        return bool(smoothing and smoothing.interval == SMOOTHING and not self.batch_global)
+        return bool(smoothing and smoothing.interval and smoothing.interval.high_of_each)
 
     def call(
         self, inputs: LossInputs, *, state: Any = None, key: jax.Array | None = None, **options: Any

@@ -14,12 +14,21 @@ from jax.typing import ArrayLike
 
 
 class Interval(NamedTuple):
-    """Range of a knob: between two numbers, each of which may itself be left out."""
+    """Range of a knob: between two numbers, each of which may itself be left out.
+
+    Where each pair has a number of its own, `high_of_each`, if there is one, stands for `high`.
+    """
 
     low: float = -np.inf
     high: float = np.inf
     without_low: bool = False
     without_high: bool = False
+    high_of_each: float | None = None
+
+    @property
+    def of_each(self) -> Interval:
+        """The range of the numbers of single pairs."""
+        return self if self.high_of_each is None else self._replace(high=self.high_of_each)
 
     def holds(self, value: ArrayLike) -> bool:
         """True if every number of `value` lies inside; NaN does not."""
@@ -39,7 +48,8 @@ Real = Annotated[Knob, Interval(without_low=True, without_high=True)]
 Positive = Annotated[Knob, Interval(low=0.0, without_low=True, without_high=True)]
 NotNegative = Annotated[Knob, Interval(low=0.0, without_high=True)]
 Share = Annotated[Knob, Interval(0.0, 1.0)]
-Smoothing = Annotated[Knob, Interval(0.0, 0.5)]
+Smoothing = Annotated[Knob, Interval(0.0, 0.5, high_of_each=1.0)]
+"""The probability that a label is wrong; above 0.5 for a pair whose soft label prefers the rejected response."""
 
 
 class KnobSpec(NamedTuple):
@@ -93,6 +103,8 @@ def check_knobs(function: Callable[..., Any], **values: Any) -> None:
             continue
         if choices and (isinstance(value, str | bool) or value is None) and value in choices:
             continue
+        if interval is not None and np.ndim(value):  # pyright: ignore[reportArgumentType]
+            interval = interval.of_each
         if interval is None:
             raise ValueError(f"{function.__name__}: {name} must be one of {list(choices)}, got {value!r}")
         if value is None or isinstance(value, str) or not interval.holds(value):

@@ -33,7 +33,7 @@ def dpo(
         policy: log-probs of both responses under the policy, nats, [B] each.
         reference: the same under the frozen reference.
         beta: strength of the pull to the reference, > 0; a scalar or [B].
-        label_smoothing: probability that a label is wrong, in [0, 0.5]; a scalar or [B].
+        label_smoothing: probability that a label is wrong, in [0, 0.5]; or [B], each 1 - its soft label, in [0, 1].
 
     Returns:
         One loss per pair, [B]; log 2 where policy and reference agree.

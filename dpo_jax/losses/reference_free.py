@@ -38,7 +38,7 @@ def simpo(
         policy: log-probs of both responses under the policy, nats, [B] each, with token counts.
         beta: scale of the average log-probs, > 0; a scalar or [B].
         gamma: target of beta (p - q); a scalar or [B].
-        label_smoothing: probability that a label is wrong, in [0, 0.5]; a scalar or [B].
+        label_smoothing: probability that a label is wrong, in [0, 0.5]; or [B], each 1 - its soft label, in [0, 1].
 
     Returns:
         One loss per pair, [B].
@@ -71,7 +71,7 @@ def cpo(policy: PairLogps, *, beta: Positive = 0.1, label_smoothing: Smoothing =
     Args:
         policy: log-probs of both responses under the policy, nats, [B] each.
         beta: scale of the log-probs, > 0; a scalar or [B].
-        label_smoothing: probability that a label is wrong, in [0, 0.5]; a scalar or [B].
+        label_smoothing: probability that a label is wrong, in [0, 0.5]; or [B], each 1 - its soft label, in [0, 1].
 
     Returns:
         One loss per pair, [B].

@@ -5,13 +5,18 @@ Dimension key: B pairs (of this shard), G pairs of all shards.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from dpo_jax.losses.knobs import Positive, Smoothing, check_knobs
+from dpo_jax.losses.knobs import Interval, Knob, Positive, check_knobs
 from dpo_jax.losses.pairs import log_ratios, smoothed, widened
 from dpo_jax.losses.statistics import AxisName, gathered, own, present
 from dpo_jax.types import PairLogps
+
+Smoothing = Annotated[Knob, Interval(0.0, 0.5)]
+"""As for other losses, but of a rank: no pair has one of its own, and so no soft label."""
 
 
 def aot(

@@ -94,7 +94,7 @@ class Term(NamedTuple):
                 reference=read.reference and _shortened(read.reference, inputs.reference_heads, self.ld_alpha),
             )
         options = {**self.static, **knobs}
-        if inputs.soft_label_B is not None and "label_smoothing" in knobs:
+        if inputs.soft_label_B is not None and self.entry.reads_soft_labels:
             options["label_smoothing"] = 1.0 - inputs.soft_label_B
         if self.budget:
             options["alpha"] = memory["alpha"]

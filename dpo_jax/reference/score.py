@@ -46,11 +46,13 @@ def score_rows(
     place: Callable[[PairBatch], PairBatch],
     progress: Callable[[int], None] = lambda rows: None,
 ) -> tuple[list[str], Scores]:
-    """Score every row of the batches; pairs that only fill the last batch are left out.
+    """Score every row of the batches, which are of all rows; ids and scores come in the order of the rows.
 
-    One batch is computed while the one before is fetched. `progress` is called with the rows done.
+    Pairs that only fill the last batch are left out. One batch is computed while the one before is fetched. `progress`
+    is called with the rows done.
     """
     row_ids: list[str] = []
+    places: list[int] = []
     logps: list[np.ndarray] = []
     heads: list[np.ndarray] = []
     tokens: list[np.ndarray] = []
@@ -69,10 +71,13 @@ def score_rows(
             fetch(late, rows_before)
         late, rows_before = now, rows
         row_ids.extend(batch.row_ids)
+        places.extend(batch.places)
         tokens.append(np.asarray(batch.arrays.response_tokens_BP)[:rows])
     if late is not None:
         fetch(late, rows_before)
-    return row_ids, Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32), np.concatenate(heads))
+    order = np.argsort(places)
+    scores = Scores(np.concatenate(logps), np.concatenate(tokens).astype(np.int32), np.concatenate(heads))
+    return [row_ids[place] for place in order], Scores(*(values[order] for values in scores))
 
 
 class Scorer(NamedTuple):
@@ -85,5 +90,5 @@ class Scorer(NamedTuple):
     def __call__(
         self, params: Params, rows: Sequence[TokenRow], *, progress: Callable[[int], None] = lambda rows: None
     ) -> tuple[list[str], Scores]:
-        """Every row once; as `score_rows`."""
+        """Every row once, in their order; as `score_rows`."""
         return score_rows(self.score, params, self.batches(rows), place=self.place, progress=progress)

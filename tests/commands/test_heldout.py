@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,8 +14,8 @@ from dpo_jax.config import LossConfig
 from dpo_jax.data.batches import evaluation_batches
 from dpo_jax.data.rows import DataRows
 from dpo_jax.evaluation.records import Heldout
-from dpo_jax.experiments.heldout import heldout, known_loss, loss_of_rows, values_of
-from dpo_jax.experiments.losses import read_terms
+from dpo_jax.experiments.heldout import heldout, known_loss, loss_of_rows
+from dpo_jax.experiments.losses import TRAINED, read_terms
 from dpo_jax.losses import AlphaDPOState, PairLogps, alpha_dpo, bco, bco_pair, dpo, implicit_rewards, kto
 from dpo_jax.objectives.terms import Term, as_pair
 from dpo_jax.reference.score import Scorer
@@ -82,10 +83,12 @@ def test_what_is_known_of_each_loss_where_policy_and_reference_agree():
     np.testing.assert_allclose(known_loss(longer, NOW, None), np.log1p(np.exp(-margin)), rtol=1e-5)
 
 
-def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought: np.ndarray) -> Heldout:
-    """`heldout` of rows of which policy and reference say NOW and FROZEN."""
+def evaluated(
+    loss: dict[str, Any], labels: np.ndarray | None = None, rows: Sequence[int] = range(ROWS), **brought: Any
+) -> Heldout:
+    """`heldout` of rows of which policy and reference say NOW and FROZEN; a number twice is one row again."""
     slots = 2 if labels is None else 1
-    rows = [TokenRow(f"{i}", np.zeros(1 + i, np.int32), (np.zeros(2, np.int32),) * slots) for i in range(ROWS)]
+    data = [TokenRow(f"{i}", np.zeros(1 + i, np.int32), (np.zeros(2, np.int32),) * slots) for i in rows]
 
     def score(params: Any, batch: Any) -> Any:
         lengths_R = batch.segments_RT.sum(axis=1)[: slots * len(batch.weight_B)]
@@ -97,7 +100,7 @@ def evaluated(loss: dict[str, Any], labels: np.ndarray | None = None, **brought:
 
     scorer = Scorer(score, lambda rows: evaluation_batches(rows, pairs=2), lambda batch: batch)
     store: Any = SimpleNamespace(lookup=lookup)
-    return heldout(DataRows(rows, [], labels, **brought), terms(loss), scorer, store, {})
+    return heldout(DataRows(data, [], labels, **brought), terms(loss), scorer, store, {})
 
 
 def test_pairs_are_measured_with_the_losss_own_beta():
@@ -119,8 +122,6 @@ def test_labels_go_with_their_rows():
     good = jnp.asarray(LABELS)
     expected = bco(POLICY.chosen, REFERENCE.chosen, good, 0.1 * ratios.mean()).mean()
     assert found.loss == pytest.approx(float(expected), rel=1e-5)
-    data = DataRows([TokenRow(f"{i}", np.zeros(1), ()) for i in range(ROWS)], [], LABELS)
-    np.testing.assert_array_equal(values_of(data.rows, data.desirable, ["4", "1", "0"]), [True, False, True])
 
 
 def test_soft_labels_and_weights_count_as_in_training():
@@ -128,6 +129,45 @@ def test_soft_labels_and_weights_count_as_in_training():
     found = evaluated({"name": "dpo"}, soft_label_B=soft, weight_B=weights)
     expected = weights * dpo(POLICY, REFERENCE, label_smoothing=1 - soft)
     assert found.loss == pytest.approx(float(expected.mean()), rel=1e-5)
+
+
+SOFT_LABELLED = sorted(name for name, loss in TRAINED.items() if loss.reads_soft_labels)
+TWICE = [0, 1, 2, 3, 4, 1, 3, 1]  # rows that stand there again, with other values beside them
+
+
+@pytest.mark.parametrize("name", SOFT_LABELLED)
+def test_a_soft_label_may_prefer_the_rejected_response(name: str):
+    soft = np.linspace(0, 1, ROWS, dtype=np.float32)
+    scored = POLICY._replace(chosen_tokens=jnp.full(ROWS, 2.0), rejected_tokens=jnp.full(ROWS, 2.0))
+    both = [scored, REFERENCE][: 1 + TRAINED[name].needs_reference]
+    right, wrong = (TRAINED[name].function(*both, label_smoothing=each) for each in (0.0, jnp.ones(ROWS)))
+    found = evaluated({"name": name}, soft_label_B=soft)
+    assert found.loss == pytest.approx(float((soft * right + (1 - soft) * wrong).mean()), rel=1e-5)
+
+
+def test_a_row_that_stands_there_twice_counts_by_its_own_soft_label_and_weight():
+    soft, weights = (np.linspace(*ends, len(TWICE), dtype=np.float32) for ends in ((0, 1), (3, 0)))
+    found = evaluated({"name": "dpo"}, rows=TWICE, soft_label_B=soft, weight_B=weights)
+    logits = 0.1 * ((NOW.logps_nP - FROZEN.logps_nP) @ np.array([1.0, -1.0]))[TWICE]
+    losses = soft * np.logaddexp(0, -logits) + (1 - soft) * np.logaddexp(0, logits)
+    assert found.loss == pytest.approx((weights * losses).mean(), rel=1e-5)
+    assert found.calibration and found.calibration.log_loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert found.calibration.brier == pytest.approx(np.mean((soft - 1 / (1 + np.exp(-logits))) ** 2), rel=1e-5)
+
+
+def test_a_row_that_stands_there_twice_counts_for_its_own_source_and_label():
+    source, margins = np.array([0, 0, 1, 1, 0, 1, 0, 2]), (NOW.logps_nP - FROZEN.logps_nP) @ np.array([1.0, -1.0])
+    found = evaluated({"name": "ipo"}, rows=TWICE, source_B=source, sources=("a", "b", "c"))
+    right = {name: float((margins[TWICE][source == place] > 0).mean()) for place, name in enumerate("abc")}
+    assert {name: part.accuracy for name, part in found.by_source.items()} == right
+    labels = np.array([True, False, False, True, True, True, False, False])
+    found, ratios = evaluated({"name": "bco"}, labels, TWICE), (NOW.logps_nP - FROZEN.logps_nP)[TWICE, 0]
+    assert found.margin == pytest.approx(ratios[labels].mean() - ratios[~labels].mean(), rel=1e-5)
+
+
+def test_soft_labels_that_a_loss_cannot_read_leave_it_out():
+    found = evaluated({"name": "robust_dpo"}, soft_label_B=np.full(ROWS, 0.5, np.float32))
+    assert found.loss is None and found.calibration
 
 
 @pytest.mark.parametrize("loss", [{"name": "tdpo1"}, {"name": "dpo", "wpo": True}])

@@ -51,7 +51,7 @@ def test_the_completion_is_in_the_batch_and_the_mismatched_one_beside_it():
     rows = make_rows(2)
     stream = make(rows, packing=Packing(row_multiple=8))
     for step in range(5):
-        batch, row_ids = stream.batch(step)
+        batch, row_ids, _ = stream.batch(step)
         check_slot(batch, rows, row_ids, 0)
         assert batch.mismatched is not None
         check_slot(batch.mismatched, rows, row_ids, 1)
@@ -66,7 +66,7 @@ def test_the_completion_is_in_the_batch_and_the_mismatched_one_beside_it():
 
 def test_without_mismatched_completions_there_is_no_second_batch():
     rows = make_rows(1)
-    batch, row_ids = make(
+    batch, row_ids, _ = make(
         rows, columns={"reference_logps_BP": REFERENCE[:, :1]}, packing=Packing(row_multiple=8)
     ).batch(1)
     check_slot(batch, rows, row_ids, 0)

@@ -118,7 +118,7 @@ def test_labelled_completions_and_their_mismatched_ones_have_one_shape(name: str
         rows, batch_pairs=4, micro_batch_pairs=2, seed=0, packing=Packing(name), desirable=np.arange(12) % 2 > 0
     )
     for step in range(3):
-        batch, row_ids = stream.batch(step)
+        batch, row_ids, _ = stream.batch(step)
         assert batch.mismatched is not None
         for own, slot in ((batch, 0), (batch.mismatched, 1)):
             for place, row_id in enumerate(row_ids):

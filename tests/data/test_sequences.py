@@ -73,7 +73,7 @@ def test_a_batch_tells_every_sequence_once(layout: str, slots: int, parts: int, 
     rows = make_rows(24, slots=slots, seed=seed, longest=15)
     stream = Batches(rows, batch_pairs=8, micro_batch_pairs=4, seed=0, packing=Packing(layout, parts, BOTH))
     for step in range(3):
-        batch, row_ids = stream.batch(step)
+        batch, row_ids, _ = stream.batch(step)
         assert batch.sequences is not None and {each.shape[1] for each in batch.sequences} == {parts}
         assert sequences_of(batch) == wanted_of(rows, row_ids, micro=4)
 

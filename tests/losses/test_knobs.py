@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, get_args
 
@@ -116,6 +117,24 @@ def test_a_concrete_value_out_of_range_is_refused_by_name(value: Any):
 def test_a_choice_that_is_none_is_refused_with_those_there_are(loss: Any, knob: str, value: Any, allowed: str):
     with pytest.raises(ValueError, match=rf"{loss.__name__}: {knob} must be .*{allowed}"):
         check_knobs(loss, **{knob: value})
+
+
+@pytest.mark.parametrize("name", [name for name, loss in TABLES.items() if loss.reads_soft_labels])
+def test_each_pair_may_have_the_smoothing_of_its_soft_label(name: str):
+    """Outside a jit as inside; of one number for all it is still refused."""
+    function = functools.partial(TABLES[name].function, *[POLICY, REFERENCE][: 1 + TABLES[name].needs_reference])
+    given = jnp.linspace(0, 1, len(POLICY.chosen))
+    traced = jax.jit(lambda each_B: function(label_smoothing=each_B))(given)
+    np.testing.assert_allclose(function(label_smoothing=given), traced, rtol=1e-6)
+    for value, allowed in ((0.7, r"\[0, 0\.5\]"), (given - 0.01, r"\[0, 1\]"), (given + 0.01, r"\[0, 1\]")):
+        with pytest.raises(ValueError, match=f"{name}: label_smoothing must be in {allowed}"):
+            function(label_smoothing=value)
+
+
+@pytest.mark.parametrize("name", ["robust_dpo", "exo_pair", "aot"])
+def test_a_loss_that_reads_no_soft_labels_has_one_range_for_all(name: str):
+    with pytest.raises(ValueError, match="label_smoothing must be"):
+        TABLES[name].function(POLICY, REFERENCE, label_smoothing=jnp.full(len(POLICY.chosen), 0.7))
 
 
 def test_a_traced_value_cannot_be_looked_at_but_a_concrete_one_beside_it_is():

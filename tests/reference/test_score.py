@@ -24,8 +24,8 @@ def test_every_row_gets_its_own_scores_over_several_batches():
     row_ids, scores = score_rows(
         score, -2.0, evaluation_batches(rows, pairs=2), place=lambda batch: batch, progress=done.append
     )
-    tokens = np.array([[5, 1], [4, 1], [3, 1], [2, 1], [1, 1]])  # longest first; the sixth, which fills, is left out
-    assert row_ids == ["4", "3", "2", "1", "0"] and done == [2, 4, 5]
+    tokens = np.array([[1, 1], [2, 1], [3, 1], [4, 1], [5, 1]])  # the sixth, which fills, is left out
+    assert row_ids == ["0", "1", "2", "3", "4"] and done == [2, 4, 5]
     np.testing.assert_array_equal(scores.tokens_nP, tokens)
     np.testing.assert_array_equal(scores.logps_nP, -2.0 * tokens)
     np.testing.assert_array_equal(scores.heads_nP, tokens - 0.5)
