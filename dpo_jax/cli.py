@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:  # installed for the losses alone
     raise SystemExit(
         f"dpo-jax: the package {error.name} is not installed; the commands need all of `pip install dpo-jax`."
     ) from None
-from dpo_jax.errors import UserError, check_local, nearest
+from dpo_jax.errors import UserError, check_local, nearest, printable
 from dpo_jax.masking import mask
 from dpo_jax.runtime import xla_flags
 
@@ -133,6 +133,7 @@ def _leave(code: int, message: str, error: BaseException, running: _Running) -> 
         from dpo_jax.commands import crash
 
         message += f"\n\n{crash.details(error)}"
+    message = printable(message, lines=True)
     if "jax" not in sys.modules:  # a mistake that was found at once
         print(f"dpo-jax: {message}", file=sys.stderr)
         raise SystemExit(code)
@@ -186,7 +187,7 @@ def _check_local(known: argparse.Namespace) -> None:
 def _list_stores(known: argparse.Namespace) -> None:
     from dpo_jax.experiments.stores import describe
 
-    print(describe(Path(known.folder)))
+    print("\n".join(map(printable, describe(Path(known.folder)).split("\n"))))
 
 
 def _verify(known: argparse.Namespace) -> None:
@@ -263,7 +264,7 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
         with experiment.locked(), jax.set_mesh(experiment.mesh):
             run(experiment, **flags)
     except preemption.Preempted as told:
-        hosts.leave_together(preemption.EXIT_CODE, str(told))
+        hosts.leave_together(preemption.EXIT_CODE, printable(str(told), lines=True))
     except (Exception, KeyboardInterrupt):  # `main` says it, and ends this process as it must
         raise
     except BaseException:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import reprlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 from dpo_jax.masking import mask
+
+Value = TypeVar("Value")
 
 
 class UserError(Exception):
@@ -22,6 +25,7 @@ class UserError(Exception):
 _LONGEST = 600  # characters
 _LOOKED_THROUGH = 1 << 16
 """Characters of a text in which secrets are looked for; of the others none is shown."""
+_SPACES = "\u00a0\u2009\u202f"  # that part a number from its unit
 
 LONGEST_ROW = 1 << 26
 """Bytes; no row is longer, and a small file may be packed from any number of them."""
@@ -29,7 +33,7 @@ LONGEST_ROW = 1 << 26
 
 def shown(text: str, longest: int = _LONGEST) -> str:
     """Text of others as it may be shown: no secrets, no longer than can be read, nothing that a terminal obeys."""
-    return _readable(_ends(_without_secrets(text), longest))
+    return printable(_ends(_without_secrets(text), longest))
 
 
 def told(what: object, longest: int = _LONGEST) -> str:
@@ -38,15 +42,11 @@ def told(what: object, longest: int = _LONGEST) -> str:
         text = str(what)
     except Exception as error:  # it is somebody else's exception
         text = f"{type(what).__name__}, whose text fails with {type(error).__name__}"
-    return _readable(" ".join(_without_secrets(text).split())[:longest])
+    return printable(" ".join(_without_secrets(text).split())[:longest])
 
 
 def _without_secrets(text: str) -> str:
     return mask(_ends(text, _LOOKED_THROUGH))  # before it is cut: half a secret is not known as one
-
-
-def _readable(text: str) -> str:
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def _ends(text: str, longest: int) -> str:
@@ -67,6 +67,16 @@ class Advised(UserError):
 
 def _named(advice: str, section: str) -> str:
     return re.sub(r"\{(\w+)\}", rf"{section}\1", advice)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """Return the text with nothing in it that a terminal or a page obeys: such letters are shown by their number.
+
+    With `lines` it may have several, of which those behind the first are indented: none can pretend to be another's.
+    """
+    if lines:
+        return "\n  ".join(map(printable, text.split("\n")))
+    return "".join(letter if letter.isprintable() or letter in _SPACES else ascii(letter)[1:-1] for letter in text)
 
 
 class BadRow(UserError):
@@ -127,6 +137,31 @@ def size_setting(error: BaseException) -> str | None:
     """The setting that `sized_by` noted; None where none did."""
     notes = getattr(error, "__notes__", ())
     return next((note.removeprefix(_SIZED) for note in notes if note.startswith(_SIZED)), None)
+
+
+def each_once(pairs: Sequence[tuple[str, Value]]) -> dict[str, Value]:
+    """Make a JSON object of its keys and values, as a hook of `json.loads`, which would let the last of a key win.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {reprlib.repr(twice)} is given twice")
+    return made
+
+
+LARGEST = 3.4e38
+"""No number may be larger: a device holds it as float32."""
+
+
+def fits_float32(number: object) -> bool:
+    """True for a number that is finite, and stays so as float32; NaN is none."""
+    try:
+        return abs(float(number)) <= LARGEST  # type: ignore[arg-type]
+    except (OverflowError, ValueError):  # a whole number of 400 digits, or a NaN of `decimal` that says so
+        return False
 
 
 _ADDRESS = re.compile(r"\s*([A-Za-z][A-Za-z0-9+.-]+):/")  # one slash: `Path` robs an address of the other

@@ -11,7 +11,7 @@ from typing import Any
 
 import xxhash
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, each_once
 
 _BLOCK_BYTES = 1 << 24
 _OWN_DIGEST = "0" * 32  # stands in a sealed file while it is digested
@@ -71,7 +71,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON file; a UserError says where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf8"))
+        return json.loads(path.read_text(encoding="utf8"), object_pairs_hook=each_once)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON (damaged, or edited by hand): {error}.") from None
 
@@ -82,7 +82,7 @@ def read_json_lines(path: Path) -> list[Json]:
     rows = []
     for number, line in enumerate([*whole, last] if last else whole, start=1):
         try:
-            rows.append({**json.loads(line)})
+            rows.append({**json.loads(line, object_pairs_hook=each_once)})
         except (ValueError, TypeError, RecursionError):
             if number <= len(whole):
                 says = "damaged: not a JSON object. Mend or remove this line."
@@ -97,17 +97,17 @@ def write_sealed(path: Path, value: Mapping[str, object]) -> None:
 
 
 def read_sealed(path: Path, *keys: str) -> Json:
-    """Read what `write_sealed` wrote; an earlier version wrote these keys and no digest.
+    """Read what `write_sealed` wrote, of which these keys are a part.
 
     Raises:
-        UserError: any byte of it has changed, or it is something else.
+        UserError: any byte of it has changed, its digest is missing, or it is something else.
     """
     value = read_json(path)
-    if isinstance(value, dict) and value.keys() == set(keys):
-        return value
     data = path.read_bytes()
     own = re.match(rb'\{\n "digest": "([0-9a-f]{32})"', data)
-    if own is None or digest(data.replace(own[1], _OWN_DIGEST.encode(), 1)).encode() != own[1] or set(keys) - {*value}:
+    if own is None:
+        raise UserError(f"{path}: damaged, or of an earlier version: it does not begin with its own digest.")
+    if digest(data.replace(own[1], _OWN_DIGEST.encode(), 1)).encode() != own[1] or set(keys) - {*value}:
         raise UserError(f"{path}: damaged: not as it was written.")
     return {name: item for name, item in value.items() if name != "digest"}
 

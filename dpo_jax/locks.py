@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, each_once
 from dpo_jax.masking import mask
 
 RENEWED_SECONDS = 15.0
@@ -266,8 +266,8 @@ def _read(path: Path) -> _Seen | None:
     try:
         with path.open(encoding="utf8") as file:
             renewed = os.fstat(file.fileno()).st_mtime
-            return _Seen(Holder(**json.load(file)), renewed)
-    except (ValueError, TypeError):  # made without links, and not yet written, or never
+            return _Seen(Holder(**json.load(file, object_pairs_hook=each_once)), renewed)
+    except (ValueError, TypeError, RecursionError):  # made without links, and not yet written, or never
         return _Seen(_UNREADABLE, renewed)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ESTALE):

@@ -51,7 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reference": {"types", "logprobs", "mesh", "files", "locks"},
     "evaluation": {"types", "logprobs", "masking"},
     "analysis": {"types", "logprobs", "losses"},
-    "reporting": {"types", "evaluation"},
+    "reporting": {"types", "evaluation", "reading"},  # the form of YAML
     "runtime": {"files", "locks", "masking"},
     "runs": {"files", "locks", "reading", "masking"},
     "config": {"reading", "masking"},

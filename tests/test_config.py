@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 import tomllib
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -30,6 +32,7 @@ from dpo_jax.config.resume import free_settings
 from dpo_jax.config.training import CommonConfig, SftDataConfig
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.reading import Written, typed
 
 EXAMPLE = """\
 workdir: runs/demo
@@ -115,7 +118,7 @@ MISTAKES = {
     "yes for a number": ("seed: true", r"seed: a whole number is wanted, not True"),
     "zero steps": ("train: {steps: 0}", r"must be at least 1, got 0"),
     "negative rate": ("optimizer: {learning_rate: -1.0}", r"must be at least 0"),
-    "share above one": ("optimizer: {beta1: 1.5}", r"at least 0 and at most 1, got 1\.5"),
+    "share above one": ("optimizer: {beta1: 1.5}", r"at least 0 and at most 0.999999, got 1\.5"),
     "unknown choice": ("optimizer: {schedule: cosin}", r"Did you mean 'cosine'\? Allowed: constant, cosine, linear"),
     "list for a mapping": ("train: [1]", r"train: a mapping of keys is wanted"),
     "mapping for a list": ("evaluation: {judge: {data: {path: x}}}", r"judge\.data: a list is wanted"),
@@ -183,6 +186,10 @@ def test_files_that_are_no_experiment(tmp_path: Path, text: str, says: str):
         (["--optimizer.learning_rate", ".inf"], "optimizer.learning_rate: must be finite"),
         (["--optimizer.learning_rate", "1e39"], "optimizer.learning_rate: must be finite"),
         (["--optimizer.learning_rate", ".nan"], "optimizer.learning_rate: a number is wanted"),
+        (["--loss.options.beta", ".inf"], "command line: loss.0.options.beta: must be finite, and at most 3.4e.38"),
+        (["--loss.options.beta", "{start: 0, end: .nan}"], r"loss.0.options.beta.end: must be finite"),
+        (["--optimizer.beta2", "1"], "optimizer.beta2: must be at least 0 and at most 0.999999"),
+        (["--optimizer.epsilon", "0"], "optimizer.epsilon: must be at least 1e-30"),
         (["--loss.weight", "-1"], "loss.0.weight: must be at least 0, got -1"),
         (["--seed", "-1"], "must be at least 0 and at most 4294967295, got -1"),
         (["--a..b", "3"], "'--a..b' is not an override"),
@@ -343,3 +350,36 @@ def test_training_may_go_on_for_longer_and_fine_tuning_may_not(kind: type[Common
     assert {"train.steps", "reward.train.steps", "sft.train.keep", "model.remat", "workdir"} <= {*free}
     assert not {"sft.train.steps", "sft.train.epochs", "train.batch_pairs", "sft.train"} & {*free}
     assert ("sampling" in free) == (kind is Config)  # pictures train on what they sample
+
+
+def numbers_of(kind: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of all settings that are numbers, or mappings that may hold some, and their types."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        for name, hint in get_type_hints(kind, include_extras=True).items():
+            yield from numbers_of(hint, f"{key}.{name}" if key else name)
+    elif origin in (Union, types.UnionType, tuple):
+        for option in inner:
+            yield from numbers_of(option, key)
+    elif kind in (int, float) or (origin is Annotated and inner[0] in (int, float)) or "Mapping" in str(kind):
+        yield key, kind
+
+
+NUMBERS = dict([*numbers_of(Config), *numbers_of(PictureConfig)])
+
+
+@pytest.mark.parametrize("key", NUMBERS)
+def test_no_setting_takes_a_number_that_is_not_finite(key: str):
+    """Nor one that a device does not hold, in a file or deep in a mapping."""
+    for text in (".nan", ".inf", "-.inf", "1e39", "-1e400", "1" + 400 * "0"):
+        given: Any = Written(text)
+        if "Mapping" in str(NUMBERS[key]):
+            given = {"deep": [1, {"x": given}]} if "float" not in str(NUMBERS[key]) else {"x": given}
+        with pytest.raises(
+            UserError, match=rf"here: {re.escape(key)}[\w.]*: .*(must be (finite|at )|number is wanted)"
+        ):
+            typed(NUMBERS[key], given, {key: "here"}, key)
+
+
+def test_there_are_numbers_in_every_section():
+    assert len(NUMBERS) > 80 and {"loss.options", "sft.optimizer.learning_rate", "data.train"} <= NUMBERS.keys()

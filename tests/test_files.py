@@ -28,12 +28,24 @@ def test_every_byte_of_a_sealed_file_counts(tmp_path: Path):
             read_sealed(path, "record", "digests")
 
 
-def test_a_sealed_file_of_an_earlier_version_or_of_something_else(tmp_path: Path):
-    write_json(tmp_path / "old.json", VALUE)
-    assert read_sealed(tmp_path / "old.json", "record", "digests") == VALUE
+def test_a_sealed_file_without_its_digest_or_of_something_else(tmp_path: Path):
+    for without in (VALUE, {**VALUE, "digest": "0" * 32}, [VALUE], {"digest": None, **VALUE}):
+        write_json(tmp_path / "old.json", without)
+        with pytest.raises(UserError, match=r"old\.json: damaged, or of an earlier version"):
+            read_sealed(tmp_path / "old.json", "record", "digests")
     write_sealed(tmp_path / "other.json", {"shards": []})
     with pytest.raises(UserError, match="damaged"):
         read_sealed(tmp_path / "other.json", "record", "digests")
+
+
+@pytest.mark.parametrize("text", ['{"a": 1, "a": 2}', '{"b": [{"a": 1, "a": 1}]}', '{"a": 1, "\\u0061": 2}'])
+def test_a_key_given_twice_is_refused(tmp_path: Path, text: str):
+    path = tmp_path / "x.json"
+    path.write_text(f"{text}\n")
+    with pytest.raises(UserError, match=r"x\.json: not JSON .*the key 'a' is given twice"):
+        read_json(path)
+    with pytest.raises(UserError, match=r"x\.json, line 1: damaged"):
+        read_json_lines(path)
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000])

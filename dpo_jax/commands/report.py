@@ -11,7 +11,7 @@ import numpy as np
 
 from dpo_jax.config import load
 from dpo_jax.config.resume import deciding
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, printable
 from dpo_jax.evaluation.analysis import Analysis
 from dpo_jax.evaluation.records import Evaluation, Fitted, Trial
 from dpo_jax.evaluation.seeds import Line, best_of_lines, lines_of
@@ -41,7 +41,7 @@ def check_data(experiment: Steps) -> None:
     experiment.check_inputs()
     reports = experiment.data_reports()
     keep(experiment.workdir, reports)
-    print("\n".join(as_text(reports)))
+    print("\n".join(map(printable, as_text(reports))))
     path = experiment.run.data_page
     write_atomic(path, as_html(f"Data of {experiment.workdir.name}", reports))
     say("data", f"wrote {path}")

@@ -25,7 +25,7 @@ from dpo_jax.evaluation.records import BestOf, Evaluation, Trial
 from dpo_jax.evaluation.seeds import best_of_lines, lines_of
 from dpo_jax.experiments.grid import Settings, label_of, read_points
 from dpo_jax.experiments.steps import Steps
-from dpo_jax.files import digest, read_json, write_atomic, write_json
+from dpo_jax.files import digest, read_json, read_sealed, write_atomic, write_json, write_sealed
 from dpo_jax.reporting.sweep import as_html, as_markdown, make_table
 from dpo_jax.runs.facts import Facts, facts_of, refuse_other
 from dpo_jax.runs.run import Run
@@ -102,7 +102,11 @@ def _trial(
         point = opened()
         kept = point.run.point
         if kept.exists():
-            done = Trial.from_json({"label": label, "settings": settings, **read_json(kept)}, where=str(kept))
+            try:
+                record = read_sealed(kept)
+            except UserError as error:
+                raise UserError(f"{error} Delete it, and the point is run again.") from None
+            done = Trial.from_json({"label": label, "settings": settings, **record}, where=str(kept))
             if _decides(done.config) == _decides(json.loads(json.dumps(as_mapping(point.config)))):
                 point.begin()  # whose chat template may read the day
                 refuse_other("sweep", point.workdir, done.facts, point.facts_of_result(known))
@@ -127,7 +131,7 @@ def _trial(
         seconds=time.perf_counter() - start,
         compiled=compiled() - before,
     )
-    write_json(kept, {key: value for key, value in trial.to_json().items() if key not in ("label", "settings")})
+    write_sealed(kept, {key: value for key, value in trial.to_json().items() if key not in ("label", "settings")})
     if lean and jax.process_index() == 0:
         shutil.rmtree(point.run.checkpoints)
     return trial

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, printable
 from dpo_jax.runs.verify import examine
 
 
@@ -18,7 +18,7 @@ def verify(root: Path) -> None:
         raise UserError(f"command line: verify: {root} is not a folder.")
     findings = []
     for each in examine(root):
-        print(f"{each.state:>4}  {each.what}: {each.says}", flush=True)
+        print(printable(f"{each.state:>4}  {each.what}: {each.says}", lines=True), flush=True)
         findings.append(each)
     bad = [each for each in findings if each.state == "bad"]
     if bad:

@@ -26,6 +26,7 @@ from dpo_jax.config.training import (
     TilesConfig,
     TrainConfig,
 )
+from dpo_jax.errors import printable
 from dpo_jax.masking import masked
 from dpo_jax.reading import (
     Origins,
@@ -33,6 +34,7 @@ from dpo_jax.reading import (
     UnknownKey,
     Written,
     as_setting,
+    as_yaml,
     mistake,
     options_of_all,
     override,
@@ -46,6 +48,7 @@ AnyConfig = Config | PictureConfig
 """A file with a section `pictures` is an experiment on pictures or clips."""
 _NAMED = (JudgeConfig, PictureJudgeConfig)
 C = TypeVar("C", bound=AnyConfig)
+_LONGEST_KEY = 1000  # characters; YAML finds the colon behind no longer one
 _FIRST = ("workdir", "seed", "pictures", "model", "data", "reference", "loss")  # of what is shown
 
 
@@ -157,23 +160,27 @@ def _plain(config: AnyConfig) -> Plain:
 
 def render(config: AnyConfig, origins: Origins, *, comments: bool) -> str:
     """The merged configuration as YAML; with comments, each value says where it came from."""
-    import yaml
-
     mapping = as_mapping(config)
     if not comments:
-        return yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+        return as_yaml(mapping)
     lines: list[str] = []
+
+    def written(value: Any) -> str:
+        return as_yaml(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
+
+    def as_key(text: str, indent: str) -> str:
+        return f"{text}:" if len(text) < _LONGEST_KEY else f"? {text}\n{indent}:"
 
     def walk(value: Any, key: str, depth: int) -> None:
         for name, item in value.items() if isinstance(value, dict) else enumerate(value):
             below = f"{key}.{name}" if key else str(name)
-            label = f"{'  ' * depth}{name}:" if isinstance(value, dict) else f"{'  ' * depth}-"
+            indent = "  " * depth
+            label = f"{indent}{as_key(written(name), indent)}" if isinstance(value, dict) else f"{indent}-"
             if isinstance(item, dict | list) and item:
                 lines.append(label)
                 walk(item, below, depth + 1)
             else:
-                text = yaml.safe_dump(item, default_flow_style=True, allow_unicode=True).removesuffix("\n...\n").strip()
-                lines.append(f"{label} {text}".ljust(48) + f"  # {origins.get(below, 'default')}")
+                lines.append(f"{label} {written(item)}".ljust(48) + f"  # {printable(origins.get(below, 'default'))}")
 
     walk(mapping, "", 0)
     return "\n".join(lines) + "\n"

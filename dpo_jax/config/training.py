@@ -42,9 +42,9 @@ class OptimizerConfig:
     warmup_steps: Count = 0
     weight_decay: NotNegative = 0.0  # on matrices only
     clip_norm: NotNegative = 1.0  # of the global gradient; 0 turns clipping off
-    beta1: Share = 0.9
-    beta2: Share = 0.999
-    epsilon: NotNegative = 1e-8
+    beta1: Annotated[float, Range(0.0, 0.999999)] = 0.9  # at 1, and with an epsilon of 0, a step divides by 0
+    beta2: Annotated[float, Range(0.0, 0.999999)] = 0.999
+    epsilon: Annotated[float, Range(1e-30)] = 1e-8
     moment_dtype: Literal["float32", "bfloat16"] = "float32"  # of the first moment; the second is always float32
 
 

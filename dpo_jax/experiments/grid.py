@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from dpo_jax.config import Config
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, fits_float32
 from dpo_jax.files import digest
 from dpo_jax.reading import Origins, Written, as_setting, locate, mistake, structure
 
@@ -83,4 +83,7 @@ def _values(listed: Sequence[object] | None, at: str) -> list[object]:
         raise UserError(f"{at}: there is no value behind it.")
     if len(listed) != len({json.dumps(value) for value in listed}):
         raise UserError(f"{at}: a value is there twice.")
+    for value in listed:
+        if isinstance(value, int | float) and not fits_float32(value):
+            raise UserError(f"{at}: {value} is no number that float32 holds; numbers are finite.")
     return list(listed)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from dpo_jax.config import LossConfig
-from dpo_jax.errors import UserError, nearest
+from dpo_jax.errors import UserError, fits_float32, nearest
 from dpo_jax.losses import LOSSES, Loss
 from dpo_jax.losses.knobs import KnobSpec, knobs
 from dpo_jax.losses.stateful import RunningMean
@@ -188,7 +188,7 @@ def _number(value: object) -> float | None:
         number = float(value)  # of a text too, as earlier versions wrote it
     except ValueError:
         return None
-    return number if math.isfinite(number) else None
+    return number if fits_float32(number) else None
 
 
 def _yaml(choice: object) -> str:

@@ -148,7 +148,7 @@ def _difficulty(path: str, rows: int) -> np.ndarray:
     for record in _records(path):
         try:
             numbers.append(float(record.values["instruction_difficulty"]))
-        except (LookupError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, OverflowError):
             raise UserError(f"{record.where}: a number is wanted in the column instruction_difficulty.") from None
     if len(numbers) != rows or not np.isfinite(numbers).all():
         raise UserError(

@@ -22,7 +22,7 @@ from dpo_jax.data.specials import Row
 from dpo_jax.data.tokens import row_ids_of, sizes_of
 from dpo_jax.errors import Advised, BadRow, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
-from dpo_jax.files import read_json, write_json
+from dpo_jax.files import read_sealed, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
@@ -92,9 +92,12 @@ def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokeni
         except Advised as error:
             raise error.in_section("data") from None
         (today,) = from_first(lambda: np.array([datetime.date.today().toordinal()]))
-        write_json(run.begun, {"date": datetime.date.fromordinal(int(today)).isoformat()})
+        write_sealed(run.begun, {"date": datetime.date.fromordinal(int(today)).isoformat()})
         meet("the day is written")
-    date = read_json(run.begun)["date"]
+    try:
+        date = str(read_sealed(run.begun, "date")["date"])
+    except UserError as error:
+        raise UserError(f"{error} Name the day of the run's first command as data.date, and delete the file.") from None
     say("data", f"the chat template reads the clock, which says {date} all through this run (data.date)")
     return dataclasses.replace(config, data=dataclasses.replace(data, date=date))
 

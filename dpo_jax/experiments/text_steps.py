@@ -31,7 +31,7 @@ from dpo_jax.experiments.rows import present, several
 from dpo_jax.experiments.steps import Exported, Start, Steps
 from dpo_jax.experiments.training import make_training
 from dpo_jax.experiments.watch import make_callback
-from dpo_jax.files import digest, read_json, write_json
+from dpo_jax.files import digest, read_sealed, write_sealed
 from dpo_jax.losses import bradley_terry
 from dpo_jax.models.heads import trunk_of
 from dpo_jax.objectives.preference import completion_objective, reward_objective, with_margins
@@ -180,10 +180,10 @@ class TextSteps(RewardExperiment, Steps):
         asked = {"evaluation": config["evaluation"], "prompts": config["data"]["eval"], "seed": config["seed"]}
         asked["facts"] = {**facts, **self.facts_of_rows("data.eval", self.eval_data)}
         path, wanted = self.run.best_of, json.loads(json.dumps(deciding("sft", config) | asked))
-        if path.exists() and (kept := read_json(path))["settings"] == wanted:
+        if path.exists() and (kept := read_sealed(path))["settings"] == wanted:
             return Evaluation.from_json(kept, where=str(path)).best_of
         table = text_evaluation.measure_best_of(self, params, text_evaluation.judge_of(self))
-        write_json(path, Evaluation(settings=wanted, best_of=table).to_json())
+        write_sealed(path, Evaluation(settings=wanted, best_of=table).to_json())
         return table
 
     def reward_training(self, term: Term) -> Training:

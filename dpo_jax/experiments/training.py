@@ -29,7 +29,8 @@ from dpo_jax.runtime.preemption import Notice, Preempted
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.runtime.watchdog import Watchdog
 from dpo_jax.training.checkpoint import Checkpoints
-from dpo_jax.training.loop import Callbacks, NotFinite, Pace, Placed, Step, TooManySkips, traced, train_loop
+from dpo_jax.training.finite import NotFinite
+from dpo_jax.training.loop import Callbacks, Pace, Placed, Step, TooManySkips, traced, train_loop
 from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, create_state
@@ -145,7 +146,9 @@ def fit(experiment: Experiment, training: Training) -> None:
         advice = f"lower {section}optimizer.learning_rate, or allow more in a row with {section}train.skips_allowed"
         raise UserError(f"{error}\nLook at them, {advice}.") from None
     except NotFinite as error:
-        raise UserError(str(error)) from None
+        section = _section(stage)
+        advice = f"lower {section}optimizer.learning_rate, or warm up over more steps, {section}optimizer.warmup_steps"
+        raise UserError(f"{stage}: {error}\nThe optimizer went too far: {advice}.") from None
     for sink in sinks:
         sink.close(done=reached == training.steps)
     if reached < training.steps:

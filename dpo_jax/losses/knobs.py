@@ -33,6 +33,11 @@ class Interval(NamedTuple):
     def holds(self, value: ArrayLike) -> bool:
         """True if every number of `value` lies inside; NaN does not."""
         numbers = np.asarray(value, np.float64)
+        with np.errstate(over="ignore"):
+            given = numbers, numbers.astype(np.float32)  # as it is computed with: 1e39 is infinite there, 1e-50 is 0
+        return all(self._holds(each) for each in given)
+
+    def _holds(self, numbers: np.ndarray) -> bool:
         above = numbers > self.low if self.without_low else numbers >= self.low
         below = numbers < self.high if self.without_high else numbers <= self.high
         return bool(np.all(above & below))

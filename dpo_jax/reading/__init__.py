@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dpo_jax.errors import UserError, check_local, nearest
+from dpo_jax.errors import LARGEST, UserError, check_local, fits_float32, nearest
 from dpo_jax.reading.written import (
     NULLS,
     Origins,
     Plain,
     Written,
+    as_yaml,
     override,
     put,
     read_as,
@@ -31,6 +33,7 @@ __all__ = [  # what is not of this file
     "Plain",
     "Written",
     "as_setting",
+    "as_yaml",
     "override",
     "put",
     "read_settings",
@@ -41,7 +44,7 @@ __all__ = [  # what is not of this file
 
 T = TypeVar("T")
 
-_LARGEST = 3.4e38
+_LARGEST_WHOLE = 2**32 - 1
 
 Hint = Any
 """A type as annotations name it: a class, a union, an alias with arguments, for which Python has no one type."""
@@ -137,7 +140,7 @@ def _typed(kind: Hint, value: object, origins: Origins, key: str) -> Any:
         named = _mapping(kind, value, origins, key)
         inner = get_args(kind)[1]
         if inner in (Any, object):
-            return untyped(named)
+            return _checked_numbers(untyped(named), origins, key)
         return {name: _typed(inner, item, origins, f"{key}.{name}") for name, item in named.items()}
     return _scalar(kind, value, origins, key)
 
@@ -173,7 +176,7 @@ def _is_text(kind: Hint) -> bool:
 
 def _of_keys(keys: Keys, value: object, origins: Origins, key: str) -> Plain:
     named = _mapping(Annotated[Mapping[str, Any], keys], value, origins, key)
-    plain = untyped(named)
+    plain = _checked_numbers(untyped(named), origins, key)
     for name, kind in keys.kinds.items():
         item = named.get(name)
         if kind is Mapping and isinstance(below := structure(item), dict):
@@ -201,12 +204,33 @@ def _scalar(kind: type, value: object, origins: Origins, key: str) -> object:
         read = int(value)
     else:
         read = value if isinstance(value, kind) and not (kind is int and isinstance(value, bool)) else None
-    if isinstance(read, float) and abs(read) > _LARGEST:
-        raise mistake(key, origins, f"must be finite, and at most {_LARGEST:.1e}, which float32 holds, not {value}.")
+    if isinstance(read, int | float) and read == read:
+        _check_number(read, origins, key)
+        if abs(read) > _LARGEST_WHOLE and kind is int:
+            raise mistake(key, origins, f"must be at most {_LARGEST_WHOLE}, not {reprlib.repr(read)}.")
     if read is not None and read == read and not (isinstance(value, Written) and not value):
         return read
     names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
     raise mistake(key, origins, f"{names.get(kind, kind)} is wanted, not {_shown(value)}.")
+
+
+def _check_number(number: float, origins: Origins, key: str) -> None:
+    if not fits_float32(number):
+        says = f"must be finite, and at most {LARGEST:.1e}, which float32 holds, not {reprlib.repr(number)}."
+        raise mistake(key, origins, says)
+
+
+def _checked_numbers(value: T, origins: Origins, key: str) -> T:
+    """The same plain data, once each number in it was looked at."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            _checked_numbers(item, origins, f"{key}.{name}")
+    elif isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            _checked_numbers(item, origins, f"{key}.{place}")
+    elif isinstance(value, int | float):
+        _check_number(value, origins, key)
+    return value
 
 
 def _shown(value: object) -> str:

@@ -196,6 +196,30 @@ def untyped(value: Any) -> Any:
     return _BOOLS.get(value.lower(), str(value))
 
 
+class _Dumper(yaml.SafeDumper):
+    """YAML that this module reads as what it was made of."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Write what stands there twice twice."""
+        return True
+
+
+def _write_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """In double quotes, in which all letters can be said, where it may otherwise be read as something else."""
+    is_plain = text.isprintable() and untyped(Written(text)) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if is_plain else '"')
+
+
+_Dumper.add_representer(str, _write_text)
+_Dumper.add_representer(Written, _write_text)
+
+
+def as_yaml(value: object, *, default_flow_style: bool = False, width: int = 10**9) -> str:
+    """Plain data as YAML."""
+    options: Plain = {"sort_keys": False, "allow_unicode": True, "width": width}
+    return yaml.dump(value, Dumper=_Dumper, default_flow_style=default_flow_style, **options)
+
+
 def read_as(kind: type, text: str) -> object:
     """The value of this kind that is written so; None if it is none."""
     try:

@@ -8,6 +8,7 @@ from typing import Any
 
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.reporting.data import shared_rows
+from dpo_jax.reporting.markdown import code, text
 from dpo_jax.reporting.numbers import GAP
 from dpo_jax.reporting.report import RunReport, training_summary, verdict_of
 from dpo_jax.reporting.tables import result_rows
@@ -53,7 +54,7 @@ def model_card(
         base_model: hub id of the model that was trained, for the head; without it only the name in the text tells.
         license_id: SPDX-like id of the licence of the weights, `apache-2.0`; left out where nobody gave one.
     """
-    import yaml
+    from dpo_jax.reading import as_yaml
 
     optional = {"base_model": base_model, "license": license_id}
     head = {"library_name": "transformers", "tags": ["dpo", "dpo_jax"]} | {k: v for k, v in optional.items() if v}
@@ -65,16 +66,16 @@ def model_card(
         run = run._replace(evaluation=Evaluation())
     judgement = verdict_of(run)
     parts = [
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {_text(run.title)}",
-        f"{_code(weights)}, trained on preferences with the {_code(loss)} loss by dpo_jax, {_text(run.created)}.",
-        _text(judgement.text),
-        "\n".join(f"- {_text(concern)}" for concern in judgement.concerns),
+        f"---\n{as_yaml(head)}---",
+        f"# {text(run.title)}",
+        f"{code(weights)}, trained on preferences with the {code(loss)} loss by dpo_jax, {text(run.created)}.",
+        text(judgement.text),
+        "\n".join(f"- {text(concern)}" for concern in judgement.concerns),
         _result_table(run),
         "## How it was trained",
         training_summary(run.metrics),
-        f"Preference data: {', '.join(map(_code, sources))}." if sources else "",
-        f"```yaml\n{yaml.safe_dump(_published(run.config), sort_keys=False, width=10_000)}```",
+        f"Preference data: {', '.join(map(code, sources))}." if sources else "",
+        f"```yaml\n{as_yaml(_published(run.config))}```",
         _versions(run.environment),
         "## Use",
         _prompting(run.config.get("data") or {}),
@@ -94,7 +95,7 @@ def _result_table(run: RunReport) -> str:
     rows = result_rows(run.evaluation, shared=shared_rows(run.data))
     if not rows:
         return ""
-    lines = [f"| {row.measure} | {row.value} | {row.interval} | {_text(row.note)} |" for row in rows]
+    lines = [f"| {text(row.measure)} | {row.value} | {row.interval} | {text(row.note)} |" for row in rows]
     head = ("## Results", "", f"| Measure | Value | 95{GAP}% interval | Note |", "| --- | --- | --- | --- |")
     return "\n".join((*head, *lines))
 
@@ -111,8 +112,8 @@ def _prompting(data: Mapping[str, object]) -> str:
     form = "own" if template == "tokenizer" and own else str(template)
     if form not in _WRITTEN:
         return ""
-    written = f"In training prompts were written {_WRITTEN[form].format(name=_code(public_name(str(own))))}"
-    clock = f" The template reads the clock, which said {date} all through the training: give it that day."
+    written = f"In training prompts were written {_WRITTEN[form].format(name=code(public_name(str(own))))}"
+    clock = f" The template reads the clock, which said {text(str(date))} all through the training: give it that day."
     return written + (clock if date and template == "tokenizer" else "")
 
 
@@ -127,14 +128,5 @@ def _loss_name(loss: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None) -> 
 
 
 def _versions(environment: Mapping[str, str]) -> str:
-    known = [f"{name} {_text(environment[name])}" for name in _LIBRARIES if name in environment]
+    known = [f"{name} {text(environment[name])}" for name in _LIBRARIES if name in environment]
     return f"Made with {', '.join(known)}." if known else ""
-
-
-def _text(value: str) -> str:
-    """One line of Markdown that stays text: no HTML, no link, no broken table cell."""
-    return re.sub(r"([\\`*\[\]<|])", r"\\\1", re.sub(r"\s*\n\s*", " ", value))
-
-
-def _code(value: str) -> str:
-    return f"`{value.replace('`', '')}`"

@@ -32,6 +32,7 @@ SMOOTH_FROM_ROWS = 20
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "dpo_jax",
+    "text.parse_math": False,  # a name with a dollar is a name
     "font.size": 8.5,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width"), 0.5),

@@ -76,7 +76,7 @@ class RunReport(NamedTuple):
 
 def render(run: RunReport) -> str:
     """The report as HTML text. The same run gives the same bytes."""
-    import yaml
+    from dpo_jax.reading import as_yaml
 
     kind = run.kind
     tables = (make(run.evaluation) for make in (judged_table, samples_table, heldout_table, benchmark_table))
@@ -100,7 +100,7 @@ def render(run: RunReport) -> str:
         samples=before_and_after(run.evaluation.samples),
         shown_samples=SHOWN_SAMPLES,
         data=data_table(run.data),
-        config=yaml.safe_dump(dict(run.config), sort_keys=False, allow_unicode=True, width=100),
+        config=as_yaml(dict(run.config), width=100),
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dpo_jax.evaluation.seeds import MEASURES, Line
+from dpo_jax.reporting.markdown import text
 from dpo_jax.reporting.numbers import Format, interval, nats, percent, plain
 from dpo_jax.reporting.page import page
 from dpo_jax.reporting.plots import INK, LINES, as_svg
@@ -61,22 +62,20 @@ def make_table(lines: Sequence[Line], left_out: Sequence[tuple[str, str]]) -> Ta
 
 def _written(value: object) -> str:
     """A setting as one would write it in a file."""
-    import yaml
+    from dpo_jax.reading import as_yaml
 
     nested = isinstance(value, Mapping | list)
-    return (
-        yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False).strip() if nested else str(value)
-    )
+    return as_yaml(value, default_flow_style=True).strip() if nested else str(value)
 
 
 def as_markdown(table: Table) -> str:
     """The table for a README; intervals in brackets."""
-    lines = [f"| {' | '.join(table.heads)} |", f"|{' --- |' * len(table.heads)}"]
+    lines = [f"| {' | '.join(map(text, table.heads))} |", f"|{' --- |' * len(table.heads)}"]
     for row in table.rows:
         cells = [f"{value} ({below})" if below else value for value, below in row]
-        lines.append(f"| {' | '.join(cells)} |")
+        lines.append(f"| {' | '.join(map(text, cells))} |")
     lines += [f"\n{table.note}"] if table.note else []
-    lines += [f"\nLeft out: {point}: {why}" for point, why in table.left_out]
+    lines += [f"\nLeft out: {text(point)}: {text(why)}" for point, why in table.left_out]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,6 @@ Reads files and nothing else: it needs neither the model nor devices, and loads 
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zipfile
@@ -139,11 +138,11 @@ def _export(folder: Path) -> Iterator[Finding]:
     if not path.exists():
         yield Finding("bad", str(folder), f"has no digests.json, so nothing of it can be checked. {again}")
         return
-    digests = read_json(path)
-    written = json.dumps(digests, indent=1, ensure_ascii=False) + "\n"
-    if not isinstance(digests, dict) or path.read_bytes() != written.encode():
-        raise UserError(f"{path}: damaged: not as it was written. {again}")
-    digests = {name: each for name, each in digests.items() if name != path.name}
+    try:
+        digests = read_sealed(path)
+    except UserError as error:
+        yield Finding("bad", str(path), f"{_bare(error, path)} {again}")
+        return
     damaged = [name for name in changed(folder, digests) if name in digests]
     if damaged:
         edited = " Where you edited on purpose, delete digests.json." if "README.md" in damaged else ""

@@ -20,7 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dpo_jax import XLA_CPU_FLAG
-from dpo_jax.errors import Finding, UserError
+from dpo_jax.errors import Finding, UserError, printable
 from dpo_jax.files import Json
 from dpo_jax.masking import mask
 from dpo_jax.runtime import hosts, machine
@@ -47,7 +47,7 @@ def run(folder: Path, environment: Mapping[str, str]) -> None:
         findings += [*_together(everyone, folder)]
     if len(everyone) == 1 or jax.process_index() == 0:
         for each in findings:
-            print(mask(f"{each.state:>4}  {each.what:<12} {each.says}"), flush=True)
+            print(printable(mask(f"{each.state:>4}  {each.what:<12} {each.says}"), lines=True), flush=True)
     bad = [each for each in findings if each.state == "bad"]
     if bad:
         raise UserError(f"doctor: {len(bad)} of {len(findings)} will not work: {', '.join(each.what for each in bad)}.")

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from dpo_jax.errors import told
+from dpo_jax.errors import printable, told
 from dpo_jax.masking import mask
 
 _QUIET_SECONDS = 10.0
@@ -45,7 +45,7 @@ def say(stage: str, message: str) -> None:
             return
         _said.add((stage, message))
     console.print(f"[bold]{stage:>9}[/bold]  ", end="")
-    console.print(mask(message), markup=False)
+    console.print(printable(mask(message), lines=True), markup=False)
 
 
 class Progress:
@@ -77,7 +77,7 @@ class Progress:
     def update(self, done: int, text: str = "") -> None:
         """Show how much is done, and a short text such as the loss."""
         if self._bars and self._task is not None:
-            self._bars.update(self._task, completed=done, text=mask(text))
+            self._bars.update(self._task, completed=done, text=printable(mask(text)))
             return
         now = time.perf_counter()
         if now - self._said < _QUIET_SECONDS and done < self._total:

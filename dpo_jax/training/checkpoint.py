@@ -19,6 +19,7 @@ import jax
 from dpo_jax.errors import UserError
 from dpo_jax.files import Json, changed, digest_folder, read_sealed, sealed_steps, write_sealed
 from dpo_jax.mesh import meet
+from dpo_jax.training.finite import NotFinite, first_not_finite
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
 
@@ -51,8 +52,15 @@ class Checkpoints:
         return self._sealed(step)["record"]
 
     def save(self, step: int, state: TrainState, record: Json) -> None:
-        """Start to write a step and return; it is sealed in the background, its failure shows here at the next."""
+        """Start to write a step and return; it is sealed in the background, its failure shows here at the next.
+
+        Raises:
+            NotFinite: a number of it is NaN or infinite; nothing is written, and the steps before stay.
+        """
         self.wait()
+        if (name := first_not_finite(_trees(state))) is not None:
+            kept = f"Step {self.latest()} is the last one that is." if self.steps() else "No step before it is saved."
+            raise NotFinite(f"step {step}: {name} is NaN or infinite; this state is not saved. {kept}")
         target = self._folder / str(step)
         try:
             if jax.process_index() == 0:
@@ -136,7 +144,10 @@ class Checkpoints:
         reader = self._writers[name]
         metadata: Any = reader.metadata(target).item_metadata
         _check_same(target, metadata.tree, like)
-        return reader.restore(target, like)
+        tree = reader.restore(target, like)
+        if (array := first_not_finite(tree)) is not None:  # an earlier version saved such steps
+            raise UserError(f"{target}: {array} is NaN or infinite, and so worth nothing. {self._go_back(step)}")
+        return tree
 
     def _verify(self, step: int) -> None:
         """Refuse a step with a file that changed, is missing or is new since it was sealed."""

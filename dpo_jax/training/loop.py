@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
+from dpo_jax.training.finite import NotFinite, first_not_finite
 from dpo_jax.training.state import TrainState
-from dpo_jax.types import Knobs, Params
+from dpo_jax.types import Knobs
 
 Step = Callable[[TrainState, Any, Knobs], tuple[TrainState, dict[str, jax.Array]]]
 After = Callable[[int, TrainState], tuple[TrainState, dict[str, float]]]
@@ -81,10 +81,6 @@ class Callbacks:
     )
 
 
-class NotFinite(Exception):
-    """Parameters that are NaN or infinite, which are not saved."""
-
-
 class TooManySkips(NotFinite):
     """More skipped steps in a row than are allowed; their rows are named."""
 
@@ -108,7 +104,7 @@ def train_loop(
 
     Raises:
         TooManySkips: the loss or the gradient of more than `pace.skips_allowed` steps in a row was not finite.
-        NotFinite: parameters are not finite, and are not saved.
+        NotFinite: parameters are not finite, which is why steps are skipped.
     """
     start = int(state.step)
     late: _Late | None = None
@@ -129,6 +125,8 @@ def train_loop(
         elif skipped or step.more:
             callbacks.log(step.done, values | step.more)
         if len(skips) > pace.skips_allowed:
+            if (name := first_not_finite(state.params)) is not None:
+                raise NotFinite(f"step {step.done}: {name} is not finite, and so nothing that is computed with it.")
             raise TooManySkips(_too_many_skips(skips, values, step.row_ids))
 
     with closing(prefetch(read, start, steps)) as batches:
@@ -146,17 +144,10 @@ def train_loop(
                 with callbacks.watched():
                     fetch(late)
                 late = None
-                if skips and not _finite(state.params):
-                    raise NotFinite(f"step {done}: parameters are NaN or infinite; this state is not saved.")
                 callbacks.save(done, state)
             if leaves:
                 break
     return state
-
-
-@jax.jit
-def _finite(params: Params) -> jax.Array:
-    return jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
 
 
 def _too_many_skips(skips: Sequence[int], values: Mapping[str, float], row_ids: Sequence[str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import operator
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dpo_jax import files
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, each_once
 from dpo_jax.types import Metrics
 
 
@@ -145,8 +146,8 @@ def _lines_until(path: Path, last_step: int) -> bytes:
     kept = []
     for number, line in enumerate(lines, start=1):
         try:
-            step = json.loads(line)["step"]
-        except (ValueError, TypeError, KeyError):
+            step = operator.index(json.loads(line, object_pairs_hook=each_once)["step"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             if number == len(lines):
                 break
             raise UserError(f"{path}, line {number}: not a row of metrics. Mend or remove this line.") from None

@@ -15,7 +15,7 @@ from dpo_jax.errors import nearest
 from dpo_jax.files import write_atomic, write_json
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Lora, Params
-from dpo_jax.weights.export import Made, on_host, whole_or_absent
+from dpo_jax.weights.export import Made, all_finite, on_host, whole_or_absent
 from dpo_jax.weights.load import leaf, tensor_names
 from dpo_jax.weights.opening import Base
 from dpo_jax.weights.source import JsonObject
@@ -116,7 +116,7 @@ def _tensors(adapter: Params, lora: Lora, rules: Sequence[TensorRule]) -> dict[s
             a, b = a_layers[layer], b_layers[layer]
             tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a.reshape(-1, lora.rank).T)
             tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b.reshape(lora.rank, math.prod(b.shape[1:])).T)
-    return tensors
+    return {name: all_finite(name, tensor) for name, tensor in tensors.items()}
 
 
 def _peft_config(lora: Lora, rules: Sequence[TensorRule], base: Base) -> JsonObject:

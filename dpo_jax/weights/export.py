@@ -19,14 +19,14 @@ from safetensors.numpy import save_file
 
 from dpo_jax import locks
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.files import digest_folder, read_json, write_atomic, write_json
+from dpo_jax.files import digest_folder, read_json, write_atomic, write_json, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.models.families import TensorRule
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.models.model import Model
 from dpo_jax.types import Params
 from dpo_jax.weights.folder import DIGESTS_FILE, INDEX_FILE, SINGLE_FILE
-from dpo_jax.weights.load import is_stacked, leaf, tensor_names
+from dpo_jax.weights.load import is_finite, is_stacked, leaf, tensor_names
 from dpo_jax.weights.source import JsonObject, WeightsSource
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def whole_or_absent(folder: Path, made: Made | None = None) -> Iterator[Path | N
             yield partial
             if made:
                 write_json(partial / EXPORT_FILE, made._asdict())
-            write_json(partial / DIGESTS_FILE, digest_folder(partial))
+            write_sealed(partial / DIGESTS_FILE, digest_folder(partial))
             # The earlier export is moved aside first: a crash in between leaves no folder, never a mixed one.
             old = folder.with_name(f".{folder.name}.old")
             shutil.rmtree(old, ignore_errors=True)
@@ -248,7 +248,20 @@ def as_stored(array: jax.Array, rule: TensorRule, dtype: np.dtype) -> np.ndarray
     host = on_host(array)
     stored = rule.stored_shape(host.shape)
     host = host.reshape(stored[::-1]).T if rule.inputs and rule.transposed else host.reshape(stored)
-    return np.ascontiguousarray(host, dtype)
+    with np.errstate(over="ignore"):
+        return all_finite(rule.name, np.ascontiguousarray(host, dtype))
+
+
+def all_finite(name: str, tensor: np.ndarray) -> np.ndarray:
+    """The tensor itself, once each of its numbers was looked at.
+
+    Raises:
+        UserError: one is NaN or infinite.
+    """
+    if is_finite(tensor):
+        return tensor
+    says = f"the tensor {name} holds NaN, or a number that {tensor.dtype} does not: nothing is exported."
+    raise UserError(f"{says} Export the step before it.")
 
 
 def on_host(array: jax.Array) -> np.ndarray:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from dpo_jax.errors import UserError, nearest
-from dpo_jax.files import digest_folder, read_json
+from dpo_jax.errors import UserError, each_once, nearest
+from dpo_jax.files import digest_folder, read_json, read_sealed
 from dpo_jax.weights.source import JsonObject, WeightsSource, no_tensor, token_ids
 
 if TYPE_CHECKING:
@@ -35,7 +35,10 @@ def open_folder(folder: Path, *, stem: str = "model") -> WeightsSource:
         UserError: a file is missing, damaged, or differs from the folder's own digests.
     """
     if (path := folder / DIGESTS_FILE).exists():  # safetensors itself does not notice a flipped byte
-        expected, actual = _read_object(path), digest_folder(folder)
+        try:
+            expected, actual = read_sealed(path), digest_folder(folder)
+        except UserError as error:
+            raise UserError(f"{error} Export again, or delete {DIGESTS_FILE} if you edited on purpose.") from None
         if wrong := sorted(name for name in expected if actual.get(name) != expected[name]):
             raise UserError(
                 f"{folder}: {', '.join(wrong)}: missing, damaged or edited since {DIGESTS_FILE} was written. "
@@ -154,7 +157,7 @@ def map_file(path: Path) -> dict[str, Tensor]:
         size = int.from_bytes(mapped[:8].tobytes(), "little")
         if not 2 <= size <= min(_LONGEST_HEADER, len(mapped) - 8):
             raise ValueError(f"a header of {size} bytes")
-        header = json.loads(mapped[8 : 8 + size].tobytes(), object_pairs_hook=_each_once)
+        header = json.loads(mapped[8 : 8 + size].tobytes(), object_pairs_hook=each_once)
         header.pop("__metadata__", None)
         data = mapped[8 + size :]
         _check_offsets([entry["data_offsets"] for entry in header.values()], data.nbytes)
@@ -165,13 +168,6 @@ def map_file(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path}: cannot be read: {error.strerror}.") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise UserError(f"{path}: not a safetensors file, or a truncated or damaged one. Fetch it again.") from None
-
-
-def _each_once(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        raise ValueError("a name is given twice")
-    return members
 
 
 def _check_offsets(offsets: list[list[int]], size: int) -> None:

@@ -140,7 +140,8 @@ def _check_finite(source: WeightsSource, unfit: set[str], names: Sequence[str]) 
         )
 
 
-def _is_finite(part: np.ndarray) -> bool:
+def is_finite(part: np.ndarray) -> bool:
+    """True if no number of it is NaN or infinite."""
     if part.dtype == ml_dtypes.bfloat16:  # whose own isfinite takes seven times as long
         return bool(((part.view(np.uint16) & 0x7F80) != 0x7F80).all())
     return bool(np.isfinite(part).all())
@@ -173,7 +174,7 @@ def _read_part(
     own_shape, own_index = (shape[1:], index[1:]) if stacked else (shape, index)
     for own, name in zip(part if stacked else [part], names, strict=True):
         _read_slice(own, source, name, rule, own_shape, own_index)
-        if not _is_finite(own):
+        if not is_finite(own):
             unfit.add(name)
     return part
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from dpo_jax.errors import UserError
 from dpo_jax.experiments import text_evaluation
 from dpo_jax.experiments.grid import label_of, read_points
 from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.files import read_sealed, write_sealed
 from dpo_jax.reporting.numbers import nats
 from tests.reporting.test_analysis import made_up_analysis
 from tests.tiny_experiment import EVALUATION, amend, metrics, refused
@@ -174,6 +176,13 @@ def test_names_of_folders() -> None:
         of()
 
 
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e39", "1" + 400 * "0"])
+def test_a_point_of_no_number_is_refused_before_any_is_run(value: str) -> None:
+    for key in ("loss.options.beta", "optimizer.learning_rate", "train.steps"):
+        with pytest.raises(UserError, match=f"command line: --grid {key}=.*is no number that float32 holds"):
+            of(f"{key}=1,{value}")
+
+
 SECTION = [
     {"loss.name": "dpo", "loss.options.beta": [0.1, "1e-1x"], "seed": [0, 1]},
     {"loss.name": ["simpo"], "optimizer.learning_rate": "1e-5"},
@@ -197,6 +206,8 @@ def test_the_section_holds_grids_that_differ() -> None:
         ([{"seed": 1}, {"seed": [2, 2]}], r"sweep\.1\.seed: a value is there twice"),
         ([{"seed": [1, 2]}, {"seed": 2}], "seed=2 is there twice"),
         ([{}, {}], "is there twice"),
+        ([{"optimizer.learning_rate": [0.1, math.inf]}], r"sweep\.0\.optimizer\.learning_rate: inf is no number"),
+        ([{"loss.options.beta": 1e39}], r"sweep\.0\.loss\.options\.beta: 1e\+39 is no number that float32 holds"),
     ],
 )
 def test_nonsense_in_the_section(section: list[dict[str, Any]], says: str) -> None:
@@ -217,13 +228,16 @@ def test_a_sweep_of_the_section(trained_points: list[TextExperiment]) -> None:
     assert len([line for line in table() if line.startswith("|")]) == 2 + 2
     amend(sweep=[*section, {"seed": 7}])  # points that are done are not run again because others join
     kept = Path("runs/demo/sweep/name=dpo,beta=0.1/point.json")
-    point = json.loads(kept.read_text())
+    point = read_sealed(kept)
     del point["config"]["analysis"], point["config"]["logging"]  # as a version wrote it that did not know them
-    kept.write_text(json.dumps(point))
+    write_sealed(kept, point)
     trained_points.clear()
     assert len(run()) == 4 and [point.config.seed for point in trained_points] == [7]
     run(more=("--train.steps", "3"))
     assert len(trained_points) == 1 + 4
+    kept.write_text(kept.read_text().replace('"win_rate"', '"win_ratE"').replace("1.5", "0.5"))
+    found = run(more=("--train.steps", "3"), code=2)
+    assert "damaged: not as it was written. Delete it, and the point is run again." in found[0]["failed"]
 
 
 def test_points_are_analysed_where_the_configuration_asks_for_it(

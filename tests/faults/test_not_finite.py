@@ -132,7 +132,8 @@ def test_parameters_that_are_not_finite_are_never_saved(
     monkeypatch.setattr("dpo_jax.training.training.make_step", make)
     assert train() == 2
     said = capsys.readouterr().err
-    assert re.search("step 6: parameters are NaN or infinite; this state is not saved", said)
+    assert re.search(r"step 6: params\.[\w.]+ is NaN or infinite; this state is not saved. Step 4 is the last", said)
+    assert "lower optimizer.learning_rate" in said
     assert tiny_run.Checkpoints(Path("runs/demo/checkpoints")).latest() == 4
     held(1, "never saved; the run stops")
 

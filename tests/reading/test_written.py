@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dpo_jax.config import as_mapping, load
+from dpo_jax.config import as_mapping, load, render
 from dpo_jax.config.resume import refuse_changes
 from dpo_jax.errors import UserError
 from tests.test_config import EXAMPLE, MINIMAL, write
@@ -35,6 +37,67 @@ def test_a_text_setting_is_the_text_that_was_typed(example: str, tmp_path: Path,
         read, _ = load(write(tmp_path, written))
         assert (read.workdir, read.data.train) == (given.workdir, given.data.train)
         assert read.sweep == ({"workdir": [text]},)
+
+
+ODD = [
+    "yes",
+    "1e5",
+    "0x1F",
+    "0o17",
+    "1_0",
+    ".inf",
+    "~",
+    "",
+    " a ",
+    "- a",
+    "# a",
+    "a # b",
+    "a: b",
+    "a\nb: c\n\n",
+    "\t",
+    "'",
+    '"',
+]
+ODD += [
+    "[a",
+    "{a}",
+    "&a",
+    "*a",
+    "!a",
+    "%a",
+    "@a",
+    "`",
+    "|",
+    ">",
+    "---",
+    "...",
+    "?",
+    "\u2028",
+    "\x85",
+    "\x1b[31m",
+    "\ufeff",
+    "é 日本 😀",
+]
+ODD += ["word " * 600, "x" * 3000, "a\n" * 1000, "\\n", "\r\n", "2026-11-30", "<<", "=", "null", "\udcff", "'a'", '"1"']
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_is_shown_and_kept_is_read_as_the_same(example: str, tmp_path: Path, text: str):
+    """As a value of a setting that is text, of one that may be anything, in a list, and as a key."""
+    config, origins = load(example)
+    source: dict[str, Any] = {"path": text or "p", "columns": {"chosen": text}}
+    options = {"beta": 0.5, "odd": text, "listed": [text, {text: text}], text: 1}
+    config = dataclasses.replace(
+        config,
+        workdir=text or "w",
+        data=dataclasses.replace(config.data, train=(source,), chat_template=text, template="tokenizer"),
+        loss=(dataclasses.replace(config.loss[0], options=options),),
+    )
+    for comments in (True, False):
+        shown = render(config, {**origins, "workdir": "odd\nname.yaml:1"}, comments=comments)
+        read, _ = load(write(tmp_path, shown))
+        assert as_mapping(read) == as_mapping(config)
+        assert as_mapping(read)["loss"][0]["options"] == as_mapping(config)["loss"][0]["options"]
 
 
 @pytest.mark.parametrize("text", ["1e-1", "1E-1", "1.0e-1", ".1", "0.1"])

@@ -33,7 +33,7 @@ def test_the_table_in_markdown() -> None:
         "| --- | --- | --- | --- |",
         "| dpo | 0.1 | 80.0\u00a0% (75.0 to 85.0\u00a0%) | 3.00\u00a0nats |",
     ]
-    assert text.endswith("Left out: name=kto: it is <not> paired\n")
+    assert text.endswith("Left out: name=kto: it is \\<not\\> paired\n")
 
 
 def test_seeds_are_a_column_only_where_there_are_several() -> None:

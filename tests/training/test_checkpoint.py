@@ -14,7 +14,9 @@ import pytest
 
 from dpo_jax.errors import UserError
 from dpo_jax.mesh import make_mesh, named_sharding, replicated
+from dpo_jax.training import checkpoint
 from dpo_jax.training.checkpoint import Checkpoints
+from dpo_jax.training.finite import NotFinite, first_not_finite
 from dpo_jax.training.state import TrainState
 
 
@@ -170,3 +172,52 @@ def test_what_a_killed_run_left_half_is_swept_away(tmp_path: Path):
     (tmp_path / "notes").mkdir()
     saved(tmp_path, 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "1.json", "notes"]
+
+
+def harmed(step: int, part: str, value: float) -> TrainState:
+    """A state one number of which, on the last device, is not finite."""
+    whole = state(step)
+    tree = getattr(whole, part)
+    leaves = jax.tree.leaves(tree)
+    last = max(place for place, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.inexact))
+    leaves[last] = leaves[last].at[(-1,) * leaves[last].ndim].set(value)
+    return whole._replace(**{part: jax.tree.unflatten(jax.tree.structure(tree), leaves)})
+
+
+PARTS = {
+    "params": "params.layer.w",
+    "optimizer": r"rest.optimizer\.0",
+    "loss_state": r"memory.1",
+    "frozen": "frozen.layer.w",
+}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_step_with_a_number_that_is_not_finite_is_never_sealed(part: str, value: float, tmp_path: Path):
+    checkpoints = saved(tmp_path, 3)
+    with pytest.raises(NotFinite, match=f"step 4: {PARTS[part]} is NaN or infinite; .* Step 3 is the last one"):
+        checkpoints.save(4, harmed(4, part, value), {})
+    checkpoints.save(5, state(5), {})
+    checkpoints.close()
+    assert checkpoints.steps() == [3, 5] and not (tmp_path / "4").exists()
+
+
+def test_such_a_step_of_an_earlier_version_is_refused_when_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoints = saved(tmp_path, 3)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(checkpoint, "first_not_finite", lambda tree: None)
+        checkpoints.save(4, harmed(4, "params", np.nan), {})
+        checkpoints.wait()
+    for read in (checkpoints.restore, lambda step, whole: checkpoints.restore_params(step, whole.params)):
+        with pytest.raises(UserError, match=r"layer\.w is NaN or infinite.* Delete 4 and 4\.json to go on from step 3"):
+            read(4, like(state(4)))
+        read(3, like(state(3)))
+
+
+def test_every_kind_of_number_is_looked_at():
+    for dtype in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float8_e5m2):
+        array = jnp.ones(3, dtype)
+        assert first_not_finite({"whole": jnp.arange(3), "a": array}) is None
+        assert first_not_finite({"whole": jnp.arange(3), "a": array.at[2].set(jnp.inf)}) == "a"
+    assert first_not_finite({"whole": jnp.arange(3)}) is None and first_not_finite({}) is None

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import digest_folder, read_json
+from dpo_jax.files import digest_folder, read_json, read_sealed
 from dpo_jax.mesh import make_mesh
 from dpo_jax.models.model import make_model
 from dpo_jax.weights import export
@@ -94,7 +94,7 @@ def test_the_old_name_of_dtype_is_dropped(tmp_path: Path, loaded: Loaded):
 
 def test_every_file_has_its_digest(tmp_path: Path, loaded: Loaded):
     loaded.export(tmp_path / "export")
-    digests = read_json(tmp_path / "export" / "digests.json")
+    digests = read_sealed(tmp_path / "export" / "digests.json")
     found = digest_folder(tmp_path / "export")
     found.pop("digests.json")
     assert digests == found
@@ -199,3 +199,18 @@ def test_a_stop_token_that_is_no_id_is_refused(loaded: Loaded):
     source = loaded.source._replace(generation_config={"eos_token_id": ["</s>"]})
     with pytest.raises(UserError, match=r"eos_token_id is \['</s>'\]; a token id, or a list of them"):
         source.stop_tokens(source.tokenizer())
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(np.nan, "float32"), (np.inf, "bfloat16"), (3.4e38, "bfloat16")])
+def test_numbers_that_are_not_finite_are_not_exported(value: float, dtype: str, tmp_path: Path, loaded: Loaded):
+    """In the file, whose type may hold less: then there is no folder, or the earlier one as it was."""
+    loaded.export(tmp_path / "export")
+    before = digest_folder(tmp_path / "export")
+    harmed = Loaded.__new__(Loaded)
+    leaves, tree = jax.tree.flatten(loaded.params)
+    leaves[-1] = leaves[-1].at[(-1,) * leaves[-1].ndim].set(value)
+    harmed.__dict__ |= loaded.__dict__ | {"params": jax.tree.unflatten(tree, leaves)}
+    for folder in ("export", "new"):
+        with pytest.raises(UserError, match=f"the tensor .* holds NaN, or a number that {dtype} does not"):
+            harmed.export(tmp_path / folder, dtype=dtype)
+    assert digest_folder(tmp_path / "export") == before and not (tmp_path / "new").exists()

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import digest_folder, read_json, write_json
+from dpo_jax.files import digest_folder, read_json, write_json, write_sealed
 from dpo_jax.weights.opening import open_weights
 from tests.tiny import make_hf_folder
 
@@ -60,7 +60,7 @@ def test_a_tokenizer_that_is_missing(folder: Path):
 
 
 def test_a_flipped_byte_in_a_folder_with_digests(folder: Path):
-    write_json(folder / "digests.json", digest_folder(folder))
+    write_sealed(folder / "digests.json", digest_folder(folder))
     open_weights(str(folder))
     path = folder / "model.safetensors"
     data = bytearray(path.read_bytes())

@@ -148,8 +148,8 @@ def _moving_digits(spec: Spec, shape: Shape) -> Records:
     if shape.frames is None or min(shape.height, shape.width) < _SIDE:
         asked = f"{shape.frames} frames of {shape.height} x {shape.width}"
         raise UserError(f"data source {dict(spec)} makes clips of {_SIDE} x {_SIDE} pixels or more, not {asked}.")
-    otherwise, infinite = 2.0 if pairs else 0.0, float("inf")
-    jitter = number_of(spec, "jitter", otherwise, lambda pixels: 0 <= pixels < infinite, "pixels, 0 or more")
+    otherwise, fits = 2.0 if pairs else 0.0, f"pixels, 0 to {_MOST}"
+    jitter = number_of(spec, "jitter", otherwise, lambda pixels: 0 <= pixels <= _MOST, fits)
     if pairs and not jitter:
         raise UserError(f"data source {dict(spec)}: without jitter both members of a pair are the same clip.")
     digits, classes = _read_digits(split)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from dpo_jax.data.sources import messages
 from dpo_jax.data.sources.record import Record
-from dpo_jax.errors import BadRow
+from dpo_jax.errors import BadRow, each_once
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
@@ -135,7 +135,7 @@ def _turn(turn: object, column: str, where: str) -> object:
     if speaker != "function_call":
         return {"role": _SHAREGPT_ROLES[speaker], "content": words}
     try:
-        call = json.loads(words or "")
+        call = json.loads(words or "", object_pairs_hook=each_once)
         return {"role": "assistant", "tool_calls": [{"type": "function", "function": call}]}
     except (TypeError, ValueError, RecursionError) as error:
         raise BadRow(where, "call not JSON", f"{column} is a function_call, but not of JSON ({error}).") from error

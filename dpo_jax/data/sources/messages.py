@@ -6,11 +6,10 @@ import decimal
 import json
 import math
 import reprlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpo_jax.errors import BadRow, nearest
+from dpo_jax.errors import BadRow, each_once, fits_float32, nearest
 from dpo_jax.types import Message, Text
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -87,7 +86,7 @@ def _from_json(value: object, column: str, where: str) -> object:
     if not isinstance(value, str):
         return value
     try:
-        return _without_nulls(json.loads(value))
+        return _without_nulls(json.loads(value, object_pairs_hook=each_once))
     except (ValueError, RecursionError) as error:
         raise BadRow(where, "not JSON", f"{column} is text, but not JSON ({error}).") from error
 
@@ -169,7 +168,7 @@ def check_number(value: object, column: str, where: str, *, low: float, high: fl
         return None
     if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise BadRow(where, "not a number", f"{column} is {reprlib.repr(value)}, not a number.")
-    if abs(value) > sys.float_info.max or not low <= value <= high:
+    if not fits_float32(value) or not low <= value <= high:
         bounds = "finite" if low == -math.inf else f"at least {low:g}" if high == math.inf else f"{low:g} to {high:g}"
         raise BadRow(where, "number out of range", f"{column} is {reprlib.repr(value)}; it must be {bounds}.")
     return float(value)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 
 from dpo_jax.data.sources.hub import has_classes, with_classes
 from dpo_jax.data.sources.record import Record, Records, Spec, text_of
-from dpo_jax.errors import LONGEST_ROW, BadRow, UserError
+from dpo_jax.errors import LONGEST_ROW, BadRow, UserError, each_once
 
 if TYPE_CHECKING:
     from _csv import Reader as CsvReader
@@ -97,7 +97,7 @@ def _read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
 
 def _parsed(line: bytes, where: str) -> Record | BadRow:
     try:
-        return _object(json.loads(line.decode("utf8")), where, "line")
+        return _object(json.loads(line.decode("utf8"), object_pairs_hook=each_once), where, "line")
     except UnicodeDecodeError as error:
         return BadRow(where, "not UTF-8", f"the line is not UTF-8 text ({error.reason}, byte {error.start}).")
     except (ValueError, RecursionError) as error:
@@ -118,7 +118,7 @@ def _read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
         most = f"{_LARGEST_ARRAY >> 30} GiB"
         raise UserError(f"data file {path} holds more than {most}; write JSON Lines, read line by line.")
     try:
-        content = json.loads(data.decode("utf8"))
+        content = json.loads(data.decode("utf8"), object_pairs_hook=each_once)
     except UnicodeDecodeError as error:
         raise UserError(f"data file {path} is not UTF-8 text ({error.reason}, byte {error.start}).") from error
     except (ValueError, RecursionError) as error:

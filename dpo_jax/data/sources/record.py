@@ -14,6 +14,8 @@ from dpo_jax.types import Completion, PictureRow, PreferencePair, Prompt, Unpair
 Spec = Mapping[str, Any]
 """A source, `{path: pairs.jsonl, weight: 0.5}`."""
 
+_MOST_COPIES = 1_000_000  # of a row
+
 Value = TypeVar("Value")
 Default = TypeVar("Default", str, None)
 Row = TypeVar("Row", PreferencePair, Completion, UnpairedCompletion, Prompt, PictureRow)
@@ -110,7 +112,9 @@ def head(spec: Spec, records: Records) -> Records:
     if "limit" not in spec:
         return records
     fits = "a whole number above 0"
-    return islice(records, int(number_of(spec, "limit", 1, lambda rows: isinstance(rows, int) and rows > 0, fits)))
+    return islice(
+        records, int(number_of(spec, "limit", 1, lambda rows: isinstance(rows, int) and 0 < rows < 2**63, fits))
+    )
 
 
 def of_source(place: int, rows: Iterator[Value | BadRow]) -> Iterator[Value | BadRow]:
@@ -148,8 +152,8 @@ def rows_of(
     """
     columns = column_names(spec, layout.columns)
     options = {name: option(spec, name, allowed) for name, allowed in layout.options.items()}
-    infinite = float("inf")
-    weight = number_of(spec, "weight", 1.0, lambda weight: 0 < weight < infinite, "a number above 0, such as 0.5")
+    most = f"a number above 0, such as 0.5, and at most {_MOST_COPIES:,}"
+    weight = number_of(spec, "weight", 1.0, lambda weight: 0 < weight <= _MOST_COPIES, most)
     flip = number_of(spec, "flip", 0.0, lambda share: 0 <= share <= 1, "a share of the rows, such as 0.2")
     name = text_of(spec, "name", Path(str(spec[kind])).name.partition(".")[0])
     for number, record in enumerate(records if kind == "package" else head(spec, records)):

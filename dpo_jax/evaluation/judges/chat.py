@@ -16,7 +16,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from dpo_jax.errors import UserError, told
+from dpo_jax.errors import UserError, each_once, told
 from dpo_jax.masking import remember, remember_all
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _innermost(error: BaseException) -> BaseException:
 
 def _read(body: bytes) -> Answer:
     try:
-        found = json.loads(body)
+        found = json.loads(body, object_pairs_hook=each_once)
         text, usage = found["choices"][0]["message"]["content"], found.get("usage") or {}
         counts = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
@@ -173,6 +173,7 @@ def _read(body: bytes) -> Answer:
 
 
 def _count(value: object) -> int | None:
+    """A number of tokens; what is none, as true or -5, is not counted."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS else None
 
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from dpo_jax.errors import UserError, told
+from dpo_jax.errors import UserError, each_once, told
 from dpo_jax.evaluation.judges.chat import Answer, Chat
 from dpo_jax.evaluation.judges.interface import Comparing
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template, fill, understand
@@ -39,11 +39,12 @@ class Cache:
             raise UserError(f"judge http: the cache {path} cannot be used: {error.strerror}.") from None
         for line in lines:
             try:
-                row = json.loads(line)
-                if type(row["value"]) in (int, float) and 0 <= row["value"] <= 1:
-                    self.known[row["key"]] = row["value"]
+                row = json.loads(line, object_pairs_hook=each_once)
+                key, value = row["key"], row["value"]
             except (ValueError, LookupError, TypeError, RecursionError):
                 continue
+            if isinstance(key, str) and type(value) in (int, float) and 0 <= value <= 1:
+                self.known[key] = value
 
     def put(self, key: str, value: float) -> None:
         """Keeps a verdict, on disk before this returns."""

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dpo_jax.errors import UserError, nearest, told
+from dpo_jax.errors import UserError, each_once, nearest, told
 from dpo_jax.evaluation.judges.interface import Comparing, Scoring
 from dpo_jax.evaluation.judges.process import TooMuch, run_program
 from dpo_jax.types import Prompt
@@ -157,7 +157,7 @@ def _ask(command: str, rows: Sequence[Mapping[str, str]], key: str, timeout_seco
 
 def _number(command: str, line: str, number: int, key: str) -> float:
     try:
-        value = json.loads(line)
+        value = json.loads(line, object_pairs_hook=each_once)
     except (ValueError, RecursionError):
         value = None
     if isinstance(value, dict):

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dpo_jax.errors import UserError, told
+from dpo_jax.errors import UserError, fits_float32, told
 from dpo_jax.evaluation.judges.interface import Scoring
 from dpo_jax.types import Prompt
 
@@ -66,7 +66,7 @@ def read_weights(path: Path) -> dict[str, float]:
             weight = float(words[1]) if len(words) == 2 else math.nan
         except ValueError:
             weight = math.nan
-        if not math.isfinite(weight) or not _WORD.fullmatch(word):
+        if not fits_float32(weight) or not _WORD.fullmatch(word):
             raise UserError(f"{path}:{number}: '{told(line, 100)}' is not a word and its weight, such as `lovely 1.5`.")
         if word in weights:
             raise UserError(f"{path}:{number}: the word '{told(word, 100)}' is there twice.")

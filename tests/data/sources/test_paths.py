@@ -1,5 +1,6 @@
 """Where rows of files are, and what CSV and Parquet say of numbers and nulls."""
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpo_jax.data.sources import PAIRS, UNPAIRED, read_sources
-from dpo_jax.errors import UserError
+from dpo_jax.errors import BadRow, UserError
 from tests.contracts.test_sources import FILES
 
 ROWS = [("p", "c\nü", "r"), ("12", "true", "x"), ("q", "a", "b")]
@@ -33,6 +34,40 @@ def test_parquet_is_not_compressed_once_more():
     Path("a.parquet.gz").write_bytes(b"")
     with pytest.raises(UserError, match="no suffix that says how to read it"):
         read_sources(PAIRS, [{"path": "a.parquet.gz"}])
+
+
+NUMBERS = {"margin": ["1e39", "NaN", "-inf", "1e400"], "weight": ["-1", "1e39"], "soft_label": ["NaN", "1.1"]}
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_no_format_brings_a_number_that_is_not_finite(suffix: str):
+    for column, values in NUMBERS.items():
+        for value in values:
+            row = {"prompt": "p", "chosen": "c", "rejected": "r", column: float(value)}
+            if suffix == "parquet":
+                pq.write_table(pa.Table.from_pylist([row]), "x.parquet")
+            elif suffix == "csv":
+                Path("x.csv").write_text(f"prompt,chosen,rejected,{column}\np,c,r,{value}\n")
+            else:
+                text = json.dumps(row).replace("Infinity", "1e400")
+                Path(f"x.{suffix}").write_text(f"[{text}]" if suffix == "json" else text)
+            with pytest.raises(BadRow, match=f"column '{column}' is"):
+                read_sources(PAIRS, [{"path": f"x.{suffix}"}])
+
+
+def test_a_key_given_twice_is_refused_wherever_a_row_is_json():
+    row = '{"prompt": "p", "chosen": "a", "chosen": "c", "rejected": "r"}'
+    deep = '{"prompt": "p", "chosen": "a", "rejected": "r", "tools": [{"name": "x", "name": "y"}]}'
+    text = json.dumps({"prompt": "p", "chosen": "a", "rejected": "r", "tools": '[{"name": "x", "name": "y"}]'})
+    for twice in (row, deep, text):
+        key = "chosen" if twice == row else "name"
+        for name, content in (("x.jsonl", twice), ("x.json", f"[{twice}]")):
+            Path(name).write_text(content)
+            with pytest.raises(UserError, match=f"the key '{key}' is given twice"):
+                read_sources(PAIRS, [{"path": name}])
+    Path("x.json").write_text('{"prompt": ["p"], "chosen": ["a"], "rejected": ["r"], "chosen": ["c"]}')
+    with pytest.raises(UserError, match="the key 'chosen' is given twice"):
+        read_sources(PAIRS, [{"path": "x.json"}])
 
 
 def test_csv_has_numbers_in_the_columns_of_numbers_only():

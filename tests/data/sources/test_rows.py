@@ -1,6 +1,7 @@
 """The layouts of columns that rows come in, what they bring beside their texts, and the ids of their content."""
 
 import math
+from decimal import Decimal
 
 import pytest
 
@@ -82,6 +83,15 @@ def test_margin_weight_and_soft_label():
     assert pair({**PAIR, "p": 0.25}, columns={"soft_label": "p"}).soft_label == 0.25
     with pytest.raises(BadRow, match="column 'p' is nan"):
         pair({**PAIR, "p": math.nan}, columns={"soft_label": "p"})
+
+
+@pytest.mark.parametrize(
+    "value", [math.nan, math.inf, -math.inf, 1e39, 10**400, True, "1", *map(Decimal, ("NaN", "sNaN", "1e99"))]
+)
+@pytest.mark.parametrize("column", ["margin", "weight", "soft_label"])
+def test_a_number_is_one_that_a_device_holds(column: str, value: object):
+    with pytest.raises(BadRow, match=f"column '{column}' is .*(it must be|not a number)"):
+        pair({**PAIR, column: value})
 
 
 def test_a_ranking_is_all_its_pairs_or_its_neighbours():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import email.utils
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -203,7 +204,23 @@ def test_tokens_and_cost_are_counted():
         found = judge(endpoint, input_price=2.5, output_price=10.0)
         found.verdicts(PROMPTS, A, B)
         assert found.usage().cost is None and found.usage().not_counted == 6
+    for tokens in (True, -5, 1.5, "7", math.nan, 10**30):  # which are no counts
+        with serve(lambda body, number, tokens=tokens: said("A", prompt_tokens=tokens)) as endpoint:
+            found = judge(endpoint, input_price=2.5, output_price=10.0)
+            found.verdicts(PROMPTS, A, B)
+            assert found.usage().not_counted == 6 and found.usage().cost is None and not found.usage().prompt_tokens
     with serve(longer_wins) as endpoint:
         found = judge(endpoint)
         found.verdicts(PROMPTS, A, B)
         assert found.usage().cost is None
+
+
+def test_a_verdict_on_disk_is_one_or_is_asked_for_again(tmp_path: Path):
+    path = tmp_path / "v.jsonl"
+    values = ["1", "0", "0.5", "true", "NaN", "7", "-1", '"1"', "null", "[1]", "1e400"]
+    lines = [f'{{"key": "{number}", "value": {value}}}' for number, value in enumerate(values)]
+    lines += ['{"key": "a", "value": 1, "value": 0}', '{"key": 5, "value": 1}', "[" * 100_000]
+    path.write_text("\n".join(lines) + "\n")
+    known = Cache(path)
+    assert [known.get(str(number)) for number in range(len(values))] == [1, 0, 0.5] + [None] * 8
+    assert known.get("a") is None
