@@ -63,6 +63,28 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     partial.replace(path)
 
 
+def check_place(path: Path, *, folder: bool = False) -> Path:
+    """Return a place; refuse, before hours of work, one where no file, or no folder, can be written, as a UserError."""
+    above = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))
+    if path.exists() and path.is_dir() != folder:
+        other = "is a file; name a folder" if folder else "is a directory; name a file"
+        raise UserError(f"{path} {other}.")
+    if above != path.absolute() and not above.is_dir():
+        raise UserError(f"{path} cannot be written: {above} is a file, not a folder.")
+    writes_in = above if above.is_dir() else above.parent
+    if not os.access(writes_in, os.W_OK | os.X_OK):
+        raise UserError(f"{path} cannot be written: this process may not write into {writes_in}.")
+    return path
+
+
+def named_output(flag: str, path: str) -> Path:
+    """Return the file that a flag of the command line names; refuse one that cannot be written, as a UserError."""
+    try:
+        return check_place(Path(path))
+    except UserError as error:
+        raise UserError(f"command line: {flag} {error}") from None
+
+
 def write_json(path: Path, value: object) -> None:
     """Write `value` as indented JSON, atomically; NaN is written as NaN, never hidden."""
     write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")

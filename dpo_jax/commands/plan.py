@@ -5,12 +5,10 @@ It reads the configuration, and the data if that is here; it writes nothing but 
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.plan import Asked, make_plan, refuse_too_large
 from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.files import write_json
+from dpo_jax.files import named_output, write_json
 from dpo_jax.planning.tables import show
 
 _MFU, _SECONDS = 0.4, 180.0
@@ -34,11 +32,12 @@ def run(
     if topology is None:
         raise UserError("command line: plan: name the machine, such as --topology v5e:16x16.")
     share, limit = _number("mfu", mfu, _MFU, 1.0), _number("seconds", seconds, _SECONDS, float("inf"))
+    output = json and named_output("--json", json)
     asked = Asked(share=share, seconds=limit, search=search, full=full)
     plan = make_plan(experiment.config, experiment.origins, topology, asked, command=experiment.command)
     show(plan)
-    if json:
-        write_json(Path(json), plan)
+    if output:
+        write_json(output, plan)
     refuse_too_large(plan)
 
 

@@ -9,6 +9,7 @@ from dpo_jax.runtime.progress import say
 
 def run(experiment: Steps) -> None:
     """Train all that is asked for, measure it, and write the exported model and the report."""
+    experiment.check_exports()
     train_and_measure(experiment)
     if reason := experiment.why_no_export():
         say("export", f"left out: {reason}")
@@ -22,7 +23,7 @@ def train_and_measure(experiment: Steps) -> None:
     experiment.check_inputs()
     experiment.prepare()
     if experiment.config.reward:
-        experiment.reward_term()  # now, rather than after hours of training
+        experiment.check_reward()  # now, rather than after hours of training
     if experiment.analyses:
         experiment.check_analysis()
     training.train(experiment)

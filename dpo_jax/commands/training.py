@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.heldout import reward_metrics
@@ -13,7 +12,7 @@ from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments.steps import Start, Steps
 from dpo_jax.experiments.stores import complete_store, score_again
 from dpo_jax.experiments.training import check_sinks, fit
-from dpo_jax.files import write_atomic, write_json
+from dpo_jax.files import named_output, write_atomic, write_json
 from dpo_jax.runtime.progress import say
 
 
@@ -44,13 +43,14 @@ def reference(experiment: Steps, *, jsonl: str | None = None, verify: str | None
         raise UserError(f"command line: --verify {verify!r}: give the number of rows to score again, such as 100.")
     if reason := experiment.why_no_store():
         raise UserError(f"reference: nothing to store: {reason}.")
+    output = jsonl and named_output("--jsonl", jsonl)
     experiment.check_inputs()
     prepare_start(experiment)
     params = Start(experiment.load_start)
     store = complete_store(experiment, params)
-    if jsonl:
+    if output:
         lines = experiment.score_lines(store)
-        write_atomic(Path(jsonl), "".join(json.dumps(line) + "\n" for line in lines))
+        write_atomic(output, "".join(json.dumps(line) + "\n" for line in lines))
         say("reference", f"wrote {len(lines)} rows to {jsonl}")
     if verify:
         score_again(experiment, store, params(), int(verify))
@@ -73,10 +73,13 @@ def train(experiment: Steps) -> None:
 def reward(experiment: Steps) -> None:
     """Train into WORKDIR/reward, say how often it is right on held-out pairs, and export it."""
     term = experiment.reward_term()
+    experiment.check_exports()
     check_sinks(experiment.config.logging, experiment.origins)
     experiment.check_inputs()
     if experiment.reward_needs_start:
+        experiment.before_sft()
         prepare_start(experiment)
+    experiment.check_reward()
     fit(experiment, experiment.reward_training(term))
     if experiment.has_heldout:
         rewards_nP, losses_n = experiment.heldout_rewards(term)

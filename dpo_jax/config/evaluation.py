@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,6 +14,8 @@ from dpo_jax.reading import Count, File, NotNegative, Origins, Positive, mistake
 
 class Judge:
     """The options of a judge, who says which of two responses is better; `name` tells judges apart."""
+
+    compares = False  # it is shown two responses, and gives none a score by itself
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """Options that cannot be, each with what is wrong."""
@@ -80,6 +83,7 @@ class PythonJudge(Judge):
 class HttpJudge(Judge):
     """A language model behind an OpenAI-compatible endpoint."""
 
+    compares = True
     name: Literal["http"] = "http"
     url: str  # of the API, such as http://localhost:8000/v1
     model: str  # its name at the endpoint
@@ -94,12 +98,23 @@ class HttpJudge(Judge):
     output_price: NotNegative | None = None
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
-        """A time in which nothing ends, a key in place of its variable, one price of two."""
+        """A time in which nothing ends, no address, a key in place of its variable, one price of two."""
         yield from _no_time(self.timeout_seconds)
+        if not _is_address(self.url):
+            yield "url", "is no address of an API, such as http://localhost:8000/v1."
         if self.api_key_env is not None and not re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.api_key_env):
             yield "api_key_env", "is no name of an environment variable. Put the key in one, and its name here."
         if (self.input_price is None) != (self.output_price is None):
             yield "input_price", "the cost needs both prices, input_price and output_price."
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        _ = parts.port  # raises, where it is no number
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and bool(re.fullmatch("[!-~]+", url))
 
 
 def _no_time(timeout_seconds: float | None) -> Iterator[tuple[str, str]]:
@@ -143,6 +158,7 @@ def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows
     sampled, ranked = evaluation.samples, evaluation.rewardbench
     rows = "needs held-out rows and their prompts; name them in data.eval."
     best = "needs evaluation.samples, as many prompts, and evaluation.judge."
+    highest = "is the response with the highest score: name a judge that scores."
     every = "says what is sampled every evaluation.every steps; set that too."
     judged = "needs evaluation.samples to judge, or evaluation.outputs or evaluation.rewardbench."
     other = "samples" if sampled else "rewardbench"
@@ -151,6 +167,7 @@ def check_evaluation(evaluation: EvaluationConfig, origins: Origins, *, has_rows
         ("every", evaluation.every and not has_rows, rows),
         ("samples", sampled and not has_rows, rows),
         ("best_of", evaluation.best_of and not (sampled and judge), best),
+        ("best_of", evaluation.best_of and judge and judge.compares, highest),
         ("outputs", outputs and (sampled or ranked), f"is judged alone; leave out evaluation.{other}."),
         ("outputs", outputs and not judge, "needs somebody who judges; name evaluation.judge."),
         ("judge", judge and not (sampled or outputs or ranked), judged),

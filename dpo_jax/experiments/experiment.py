@@ -21,11 +21,11 @@ from jax.sharding import Mesh
 from dpo_jax import locks
 from dpo_jax.config import AnyConfig, TrainConfig, check, render
 from dpo_jax.errors import UserError
-from dpo_jax.files import write_atomic
+from dpo_jax.files import check_place, write_atomic
 from dpo_jax.mesh import axis_splits, make_mesh, named_sharding, place
 from dpo_jax.networks import merge
 from dpo_jax.objectives.terms import Term, needs_reference
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Origins, locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint, weights_digest
 from dpo_jax.runs.facts import Facts, facts_of, refuse_other
 from dpo_jax.runs.run import Run
@@ -179,6 +179,15 @@ class Experiment(abc.ABC, Generic[C]):
         except OSError as error:
             why = "it is a file, not a folder" if self.workdir.is_file() else error.strerror
             raise UserError(f"{self.at('workdir')}: workdir: {self.workdir} cannot be written: {why}.") from None
+        store = self.config.reference.store
+        for key, check_places in (
+            ("workdir", self.run.check_places),
+            ("reference.store", lambda: check_place(Path(store or self.run.stores), folder=True)),
+        ):
+            try:
+                check_places()
+            except UserError as error:
+                raise mistake(key, self.origins, str(error)) from None
         if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
             jax.config.update("jax_compilation_cache_dir", str(compile_cache()))
 

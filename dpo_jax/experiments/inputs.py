@@ -1,30 +1,21 @@
-"""The files that an experiment on texts will read, opened before any row becomes tokens and any weights are loaded."""
+"""The files that an experiment on texts will read, read before any row becomes tokens and any weights are loaded."""
 
 from __future__ import annotations
 
-import shlex
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpo_jax.config import Config, Source
-from dpo_jax.config.evaluation import (
-    ClassifierJudge,
-    CommandJudge,
-    HttpJudge,
-    JudgeConfig,
-    LexiconJudge,
-    PythonJudge,
-)
-from dpo_jax.data.sources import COMPLETIONS, PAIRS, PROMPTS, Layout, check_labelled, check_sources, paths
+from dpo_jax.config import Config, EvaluationConfig, Source
+from dpo_jax.data.sources import COMPLETIONS, PROMPTS, Layout, check_sources, paths
 from dpo_jax.errors import BadRow, UserError
-from dpo_jax.experiments.rows import layout_of, located
-from dpo_jax.reading import Origins, mistake
+from dpo_jax.experiments.outputs import judged_text, read_benchmark, read_matched
+from dpo_jax.experiments.rows import layout_of, rules_of
+from dpo_jax.reading import Origins, located
 
 
 def check_inputs(config: Config, origins: Origins, *sections: str) -> None:
-    """Refuse sources that cannot be opened, or whose first row cannot be used, and files of the evaluation.
+    """Refuse sources and files of the evaluation that cannot be read, and rows of theirs that cannot be used.
 
     Args:
         config: the experiment.
@@ -42,15 +33,11 @@ def check_inputs(config: Config, origins: Origins, *sections: str) -> None:
         if asked(key):
             with located(key, origins):
                 check_sources(layout, sources, on_error=config.data.on_error)
-    for key, path in _files(config):
-        if asked(key):
-            _check_file(key, path, origins)
-    for key, judge in (("evaluation.judge", config.evaluation.judge), ("pairs.judge", config.pairs.judge)):
-        if asked(key) and isinstance(judge, ClassifierJudge):
-            with located(f"{key}.data", origins):
-                check_labelled(judge.data)
-        elif asked(key) and judge:
-            _check_judge(key, judge, origins)
+    if asked("data.chat_template"):
+        with located("data.chat_template", origins):
+            rules_of(config)
+    if asked("evaluation"):
+        _check_evaluation(config.evaluation, origins)
 
 
 def _sources(config: Config) -> Iterator[tuple[str, Layout[Any], Sequence[Source]]]:
@@ -64,46 +51,25 @@ def _sources(config: Config) -> Iterator[tuple[str, Layout[Any], Sequence[Source
     yield "pairs.prompts", PROMPTS, config.pairs.prompts
 
 
-def _files(config: Config) -> Iterator[tuple[str, str]]:
-    """Each file of rows that the evaluation reads, with its key."""
-    options = config.evaluation
-    if options.outputs:
-        for name, path in vars(options.outputs).items():
+def _check_evaluation(options: EvaluationConfig, origins: Origins) -> None:
+    if outputs := options.outputs:
+        for name, path in vars(outputs).items():
             if path is not None:
-                yield f"evaluation.outputs.{name}", path
+                with located(f"evaluation.outputs.{name}", origins):
+                    _check_first(path)
+        with located("evaluation.outputs", origins):
+            read_matched(outputs)
     if options.rewardbench:
-        yield "evaluation.rewardbench", options.rewardbench
+        with located("evaluation.rewardbench", origins):
+            pairs, _ = read_benchmark(options.rewardbench)
+            for pair in pairs if options.judge else ():
+                for slot in (0, 1):
+                    judged_text(pair, slot)
 
 
-def _check_file(key: str, path: str, origins: Origins) -> None:
-    with located(key, origins):
-        first = next(paths.read({"path": path}), None)
-        if first is None:
-            raise UserError(f"{path} holds no {'rows' if key.endswith('rewardbench') else 'responses'}: it is empty.")
-        if isinstance(first, BadRow):
-            raise first
-        if key == "evaluation.rewardbench":
-            PAIRS.make(first, {name: name for name in PAIRS.columns})
-
-
-def _check_judge(key: str, judge: JudgeConfig, origins: Origins) -> None:
-    """Refuse a judge whose file or program is missing; none of its code runs yet."""
-    name, path = "", None
-    if isinstance(judge, LexiconJudge):
-        name, path = "words", judge.words
-    elif isinstance(judge, HttpJudge):
-        name, path = "template", judge.template
-    elif isinstance(judge, PythonJudge) and (place := judge.function.rpartition(":")[0]).endswith(".py"):
-        name, path = "function", place
-    elif isinstance(judge, CommandJudge):
-        try:
-            program = next(iter(shlex.split(judge.command)), "")
-        except ValueError as error:
-            raise mistake(f"{key}.command", origins, f"{judge.command!r} is no command: {error}.") from None
-        if shutil.which(program) is None:
-            raise mistake(f"{key}.command", origins, f"there is no program {program!r} that can be started.")
-    if path is not None and not Path(path).is_file():
-        says = (
-            f"the file {path} cannot be read: there is none. Paths are relative to the current directory, {Path.cwd()}."
-        )
-        raise mistake(f"{key}.{name}", origins, says)
+def _check_first(path: str) -> None:
+    first = next(paths.read({"path": path}), None)
+    if first is None:
+        raise UserError(f"{path} holds no responses: it is empty.")
+    if isinstance(first, BadRow):
+        raise first

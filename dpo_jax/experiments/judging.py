@@ -9,7 +9,10 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
+import shutil
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -41,13 +44,13 @@ from dpo_jax.evaluation.judges.programs import (
     scoring_command,
     scoring_function,
 )
-from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE
+from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template
 from dpo_jax.evaluation.judges.words import classifier, lexicon, read_weights, vader
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.networks import merge
-from dpo_jax.reading import Origins, locate, typed
+from dpo_jax.reading import Origins, located, typed
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
@@ -57,8 +60,8 @@ from dpo_jax.weights.reward import describe_reward, load_reward
 
 AnyJudge = Scoring | Comparing
 
-_TRIED = 256
-"""Prompts that a reward model must be able to read before anything is sampled."""
+TRIED = 256
+"""Prompts that a judge must be able to read before anything is sampled."""
 
 
 @dataclass(frozen=True)
@@ -73,28 +76,38 @@ class JudgeContext:
     workdir: Path
     rewards: Callable[[str | None], Score]
 
-    def refuse(self, option: str, says: str) -> UserError:
-        """The error of one of its options."""
-        where = f"{self.key}.{option}"
-        return UserError(f"{locate(where, self.origins)}: {where}: {says}")
+    def of(self, option: str) -> AbstractContextManager[None]:
+        """The context in which a mistake is told as one of this option."""
+        return located(f"{self.key}.{option}", self.origins)
 
 
-def open_judge(options: JudgeConfig, experiment: TextExperiment, key: str) -> AnyJudge:
+def open_judge(
+    options: JudgeConfig, experiment: TextExperiment, key: str, *, prompts: Sequence[Prompt] = ()
+) -> AnyJudge:
     """The judge that the configuration names at `key`; what it lacks is told now, before anything is sampled.
 
-    Of several processes the first one alone asks a judge that is no model of ours, and tells the others.
+    Of several processes the first one alone asks a judge that is no model of ours, and tells the others. `prompts` are
+    some of those that it will see: a reward model must have tokens for them.
     """
-
-    def rewards(model: str | None) -> Rewards:
-        return open_rewards(experiment, model, key=f"{key}.model")
-
-    context = JudgeContext(key, experiment.origins, experiment.workdir, rewards)
+    context = JudgeContext(
+        key, experiment.origins, experiment.workdir, lambda model: open_rewards(experiment, model, prompts)
+    )
     judge = JUDGES[options.name](options, context)
     return judge if options.name == "reward" else judge.through(hosts.from_first)
 
 
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"the file {path} cannot be read: there is none. Paths are relative to the current directory, {Path.cwd()}."
+        )
+    return path
+
+
 def _classifier(options: ClassifierJudge, context: JudgeContext) -> Scoring:
-    return _fitted(json.dumps(options.data, sort_keys=True))
+    with context.of("data"):
+        return _fitted(json.dumps(options.data, sort_keys=True))
 
 
 @functools.cache  # every point of a sweep asks for the same one
@@ -103,39 +116,52 @@ def _fitted(sources: str) -> Scoring:
 
 
 def _reward(options: RewardJudge, context: JudgeContext) -> Scoring:
-    return Scoring("reward", context.rewards(options.model))
+    with context.of("model"):
+        return Scoring("reward", context.rewards(options.model))
 
 
 def _lexicon(options: LexiconJudge, context: JudgeContext) -> Scoring:
-    return lexicon(read_weights(Path(options.words))) if options.words else vader()
+    with context.of("words"):
+        return lexicon(read_weights(_existing(options.words))) if options.words else vader()
 
 
 def _command(options: CommandJudge, context: JudgeContext) -> AnyJudge:
+    with context.of("command"):
+        try:
+            program = next(iter(shlex.split(options.command)), "")
+        except ValueError as error:
+            raise UserError(f"{options.command!r} is no command: {error}.") from None
+        if shutil.which(program) is None:
+            raise UserError(f"there is no program {program!r} that can be started.")
     make = comparing_command if options.compares else scoring_command
     return make(options.command, timeout_seconds=options.timeout_seconds or 600.0)
 
 
 def _python(options: PythonJudge, context: JudgeContext) -> AnyJudge:
     make = comparing_function if options.compares else scoring_function
-    return make(load_function(options.function), timeout_seconds=options.timeout_seconds or 600.0)
+    with context.of("function"):
+        return make(load_function(options.function), timeout_seconds=options.timeout_seconds or 600.0)
 
 
 def _http(options: HttpJudge, context: JudgeContext) -> Comparing:
-    name = options.api_key_env
-    if name and not os.environ.get(name):
-        raise context.refuse("api_key_env", f"the environment has no variable {name}, or it is empty.")
+    with context.of("api_key_env"):
+        key = _key(options.api_key_env)
+    with context.of("template"):
+        template = check_template(_text(_existing(options.template)) if options.template else DEFAULT_TEMPLATE)
+    with context.of("cache"):
+        cache = Cache(Path(options.cache) if options.cache else Run(context.workdir).verdicts)
     chat = Chat(
         options.url,
         options.model,
-        key=os.environ[name] if name else None,
+        key=key,
         settings=options.request,
         timeout_seconds=options.timeout_seconds or 60.0,
         retries=options.retries,
     )
     return http_judge(
         chat,
-        template=_template(options.template, context),
-        cache=Cache(Path(options.cache) if options.cache else Run(context.workdir).verdicts),
+        template=template,
+        cache=cache,
         parallel=options.parallel,
         input_price=options.input_price,
         output_price=options.output_price,
@@ -148,13 +174,21 @@ def _tell(answered: int, asked: int) -> None:
         say("judge", f"{answered} of {asked} questions answered")
 
 
-def _template(path: str | None, context: JudgeContext) -> str:
-    if path is None:
-        return DEFAULT_TEMPLATE
+def _key(name: str | None) -> str | None:
+    """The key in a variable of the environment."""
+    key = os.environ.get(name, "") if name else None
+    if key == "":
+        raise UserError(f"the environment has no variable {name}, or it is empty.")
+    if key and not (key.isascii() and key.isprintable()):
+        raise UserError(f"the variable {name} holds what no header can, such as a line end: write the key alone.")
+    return key
+
+
+def _text(path: Path) -> str:
     try:
-        return Path(path).read_text(encoding="utf8")
+        return path.read_text(encoding="utf8")
     except (OSError, UnicodeDecodeError) as error:
-        raise context.refuse("template", f"the file {path} cannot be read: {error}.") from None
+        raise UserError(f"the file {path} cannot be read: {error}.") from None
 
 
 JUDGES: dict[str, Callable[..., AnyJudge]] = {
@@ -222,19 +256,39 @@ class RewardExperiment(TextExperiment):
         self.tell_long("judged responses", tokens, self.rules)
         return tokens
 
+    def check_judges(self, *sections: str, prompts: Sequence[Prompt] = ()) -> None:
+        """Opens each judge of the configuration, or of these sections, but a reward model that is still to be trained.
+
+        `prompts` are those of `open_judge`.
+        """
+        config = self.config
+        for key, judge in (("evaluation.judge", config.evaluation.judge), ("pairs.judge", config.pairs.judge)):
+            asked = not sections or key.startswith(sections)
+            if judge and asked and not (isinstance(judge, RewardJudge) and self._will_train(judge.model)):
+                open_judge(judge, self, key, prompts=prompts)
+
+    def _will_train(self, location: str | None) -> bool:
+        """True for the reward model that `reward` of the configuration describes, until it is there."""
+        if self.config.reward is None:
+            return False
+        model, exported = Path(location or self.workdir).resolve(), self.run.reward.export
+        if model == exported.resolve():
+            return not exported.exists()
+        return model == self.workdir.resolve() and Checkpoints(self.run.reward.checkpoints).latest() is None
+
     def other(self, config: Config) -> RewardExperiment:
         """Another experiment, on the same mesh."""
         return RewardExperiment(dataclasses.replace(config, mesh=self.config.mesh), {}, command=self.command)
 
 
-def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) -> Rewards:
+def open_rewards(experiment: TextExperiment, location: str | None, prompts: Sequence[Prompt] = ()) -> Rewards:
     """The reward model of a run (by default of this one), or of a Hugging Face folder.
 
     That of a run formats and cuts text as in its training, one of a folder as this run does. Whether there is one is
-    looked at now; its parameters are read when it judges.
+    looked at now, and whether it has a token for all that these prompts become; its parameters are read when it judges.
 
     Raises:
-        UserError: there is none; it names `key`, the setting.
+        UserError: there is none.
     """
     folder = Path(location) if location else experiment.workdir
     opened = RewardExperiment(experiment.config, experiment.origins, command=experiment.command)
@@ -252,11 +306,10 @@ def open_rewards(experiment: TextExperiment, location: str | None, *, key: str) 
     try:
         _ = owner.model  # has it positions enough?
         model = describe_reward(owner.source, owner.resolved, dtype=config.dtype)
-        if experiment.has_heldout and not experiment.config.evaluation.outputs:
-            prompts = experiment.eval_data.prompts[:_TRIED]  # has it a token for all that they become?
+        if prompts:
             owner.judged_rows(prompts, ["."] * len(prompts))
     except UserError as error:
-        raise UserError(f"{experiment.at(key)}: {key}: {error} The WORKDIR of a run is allowed, too.") from None
+        raise UserError(f"{error} The WORKDIR of a run is allowed, too.") from None
 
     def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
         params = load_reward(owner.source, owner.resolved, model, owner.mesh)

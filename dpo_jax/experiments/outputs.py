@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dpo_jax.config.evaluation import OutputsConfig
-from dpo_jax.data.sources import paths
+from dpo_jax.data.sources import PAIRS, paths
 from dpo_jax.data.sources.record import Record
 from dpo_jax.errors import BadRow, UserError
 from dpo_jax.files import digest, write_atomic, write_json
-from dpo_jax.types import Prompt
+from dpo_jax.types import PreferencePair, Prompt
 
 
 class Output(NamedTuple):
@@ -74,6 +74,34 @@ def read_matched(config: OutputsConfig) -> Matched:
     if config.difficulty is None:
         return matched
     return matched._replace(difficulty_n=_difficulty(config.difficulty, len(matched.policy)))
+
+
+def read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
+    """The pairs of RewardBench, and the subset of each.
+
+    Raises:
+        UserError: the file cannot be read, or a row cannot be used.
+    """
+    pairs, subsets = list[PreferencePair](), list[str]()
+    columns = {name: name for name in PAIRS.columns}
+    for record in _records(path):
+        (pair,) = PAIRS.make(record, columns)
+        subset = record.values.get("subset")
+        if not isinstance(subset, str) or not subset:
+            raise UserError(f"{record.where}: subset is {subset!r}; evaluation.rewardbench wants its name, as text.")
+        pairs.append(pair)
+        subsets.append(subset)
+    if not pairs:
+        raise UserError(f"evaluation.rewardbench: {path} holds no rows: it is empty.")
+    return pairs, subsets
+
+
+def judged_text(pair: PreferencePair, slot: int) -> str:
+    """A response of a benchmark, for a judge; raises UserError where it is no text."""
+    response = pair.responses[slot]
+    if not isinstance(response, str):
+        raise UserError(f"{pair.where}: a judge of RewardBench reads texts, and this response is a list of messages.")
+    return response
 
 
 def write_outputs(folder: Path, matched: Matched) -> None:

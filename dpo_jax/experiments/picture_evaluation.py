@@ -240,18 +240,23 @@ def open_judge(config: PictureJudgeConfig, experiment: PictureExperiment, key: s
     """
 
     def owner(model: str | None) -> PictureExperiment:
-        return experiment if model is None else _other(experiment, model)
+        return experiment if model is None else other_run(experiment, model)
 
     at, pictures = f"{experiment.at(key)}: {key}", experiment.config.pictures
     context = JudgeContext(at, pictures, lambda: experiment.train_data.rows, owner)
     return PICTURE_JUDGES[config.name](config, context)
 
 
-def _quality(config: QualityJudge, context: JudgeContext) -> PictureJudge:
+def check_quality(config: QualityJudge, pictures: PicturesConfig, at: str) -> None:
+    """Refuse a quality metric that such samples do not have, as a UserError; `at` is the judge's place."""
     for name in (*config.weights, *config.metrics):
-        allowed = METRICS if (context.pictures.frames or 1) > 1 else OF_IMAGES
+        allowed = METRICS if (pictures.frames or 1) > 1 else OF_IMAGES
         if name not in allowed:
-            raise UserError(f"{context.at}: quality metric {name!r} is unknown here. {nearest(name, allowed)}")
+            raise UserError(f"{at}: quality metric {name!r} is unknown here. {nearest(name, allowed)}")
+
+
+def _quality(config: QualityJudge, context: JudgeContext) -> PictureJudge:
+    check_quality(config, context.pictures, context.at)
     weights = {name: float(weight) for name, weight in config.weights.items()}
     weights = weights or _fitted(context.train_rows(), config.metrics)
     told = " + ".join(f"{weight:.4g} {name}" for name, weight in weights.items())
@@ -305,10 +310,10 @@ def _fitted(rows: Sequence[PictureRow], metrics: Sequence[str]) -> dict[str, flo
     return weights
 
 
-def _other(experiment: PictureExperiment, model: str) -> PictureExperiment:
+def other_run(experiment: PictureExperiment, model: str) -> PictureExperiment:
     """The experiment whose scorer lies in the WORKDIR `model`."""
     path = Run(Path(model)).reward.config
-    if not path.exists():
+    if not path.exists() or Checkpoints(Run(Path(model)).reward.checkpoints).latest() is None:
         raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
     config, origins = load(str(path))
     assert isinstance(config, PictureConfig)

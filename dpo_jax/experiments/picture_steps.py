@@ -6,13 +6,16 @@ Dimension key: n rows, P members of a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dpo_jax.data.pictures import Pictures
+from dpo_jax.config.pictures import QualityJudge
+from dpo_jax.data.pictures import Pictures, check_pictures
+from dpo_jax.data.pictures.layouts import Wanted
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.records import Evaluation
 from dpo_jax.experiments import data_reports, picture_evaluation, picture_samples
@@ -22,6 +25,7 @@ from dpo_jax.experiments.training import fit, make_training
 from dpo_jax.losses import preference_score
 from dpo_jax.objectives.diffusion import denoising_objective, scoring_objective
 from dpo_jax.objectives.terms import Term
+from dpo_jax.reading import located
 from dpo_jax.reference.store import Errors, Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import PICTURES
@@ -38,9 +42,40 @@ class PictureSteps(PictureExperiment, Steps):
     report_kind = PICTURES
     reward_loss = staticmethod(preference_score)
 
+    def check_inputs(self, *sections: str) -> None:
+        """Refuses sources that cannot be opened, or whose first row cannot be used, and judges that cannot be."""
+        config, pairs = self.config, self.config.pairs
+        wanted = Wanted(self.shape, config.pictures.classes, config.pictures.text_width)
+        preferences = "labelled" if self.is_labelled else "pairs"
+        for key, layout, sources in (
+            ("sft.data.train", "samples", config.sft.data.train if config.sft else ()),
+            ("data.train", preferences, config.data.train),
+            ("data.eval", preferences, config.data.eval),
+            ("evaluation.classifier", "samples", config.evaluation.classifier),
+        ):
+            if not sections or key.startswith(sections):
+                with located(key, self.origins):
+                    check_pictures(sources, layout=layout, wanted=wanted, on_error=config.data.on_error)
+        for key, judge in (("evaluation.judge", config.evaluation.judge), ("pairs.judge", pairs and pairs.judge)):
+            if isinstance(judge, QualityJudge):
+                picture_evaluation.check_quality(judge, config.pictures, f"{self.at(key)}: {key}")
+            elif judge and judge.model is not None and Path(judge.model).resolve() != self.workdir.resolve():
+                with located(f"{key}.model", self.origins):
+                    picture_evaluation.other_run(self, judge.model)
+
+    def before_sft(self) -> None:
+        """Reads and checks the rows that are there already."""
+        if self.config.data.train:
+            _ = self.train_data, self.eval_data
+
+    @property
+    def train_labels(self) -> np.ndarray | None:
+        """The labels of the training rows, bool [n]; None where they are pairs."""
+        return np.array([row.desirable for row in self.train_data.rows], bool) if self.is_labelled else None
+
     def check(self) -> None:
-        """Refuses a loss that cannot be, and says that the reference runs in every step."""
-        _ = self.term
+        """Refuses a model or a loss that cannot be, and says that the reference runs in every step."""
+        _ = self.term, self.model
         if reason := self.why_no_store():
             say("reference", f"no store: {reason}")
 

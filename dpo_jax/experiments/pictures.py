@@ -25,12 +25,11 @@ from dpo_jax.errors import UserError, sized_by
 from dpo_jax.experiments.experiment import Experiment, newest
 from dpo_jax.experiments.losses import read_term
 from dpo_jax.experiments.picture_model import ErrorScore, Sample, make_error_score, make_sampling, score_pictures
-from dpo_jax.experiments.rows import located
 from dpo_jax.losses import LOSSES
 from dpo_jax.mesh import place
 from dpo_jax.objectives.diffusion import Noise, preference_objective
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reading import locate, mistake
+from dpo_jax.reading import locate, located, mistake
 from dpo_jax.reference.fingerprint import Fingerprint, rows_digest
 from dpo_jax.reference.store import Errors
 from dpo_jax.runs.facts import Facts

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +19,13 @@ from dpo_jax.data.rows import DataRows, Reading
 from dpo_jax.data.sources import COMPLETIONS, PAIRS, UNPAIRED, Layout
 from dpo_jax.data.specials import Row
 from dpo_jax.data.tokens import row_ids_of, sizes_of
-from dpo_jax.errors import Advised, BadRow, UserError
+from dpo_jax.errors import Advised, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_sealed, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
-from dpo_jax.reading import Origins, locate, mistake
+from dpo_jax.reading import Origins, locate, located
 from dpo_jax.reference.fingerprint import rows_digest
 from dpo_jax.runs.facts import Facts
 from dpo_jax.runs.run import Run
@@ -196,23 +195,6 @@ def say_unread(name: str, sources: Sequence[Source], unread: Iterable[Iterable[s
         if listed := ", ".join(columns):
             of = next(iter(sources[place].values()), "")
             say("data", f"{name}.{place} ({of}): columns not read: {listed}")
-
-
-@contextmanager
-def located(name: str, origins: Origins) -> Iterator[None]:
-    """The context in which errors of rows are told the file, the line and the key of their source.
-
-    `name` is the key of the list of sources, or says where on the command line they are named.
-    """
-    try:
-        yield
-    except UserError as error:
-        says = str(error.in_section("data") if isinstance(error, BadRow | Advised) else error)
-        key = name if error.source is None else f"{name}.{error.source}"
-        says = says.removeprefix(f"{name}: ")
-        raise (
-            UserError(f"{name}: {says}") if name.startswith("command line") else mistake(key, origins, says)
-        ) from error
 
 
 def check_rows(config: Config, origins: Origins, spec: Spec) -> None:

@@ -13,9 +13,8 @@ from dpo_jax import locks
 from dpo_jax.config import Config, ScratchConfig
 from dpo_jax.data.sources import COMPLETIONS, read_sources
 from dpo_jax.errors import UserError
-from dpo_jax.experiments.rows import located
 from dpo_jax.models.model import make_model
-from dpo_jax.reading import Origins, locate
+from dpo_jax.reading import Origins, locate, located
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.state import param_shardings

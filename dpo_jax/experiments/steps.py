@@ -16,6 +16,7 @@ import numpy as np
 
 from dpo_jax.config import as_mapping
 from dpo_jax.config.resume import deciding, refuse_changes
+from dpo_jax.data.order import UnevenLabels, require_both_labels
 from dpo_jax.data.tokens import row_ids_of
 from dpo_jax.errors import UserError
 from dpo_jax.evaluation.analysis import Analysis
@@ -27,6 +28,7 @@ from dpo_jax.experiments.training import check_batches, preference_training
 from dpo_jax.files import digest
 from dpo_jax.losses import Loss
 from dpo_jax.objectives.terms import Term
+from dpo_jax.reading import mistake
 from dpo_jax.reference.store import Store
 from dpo_jax.reporting.data import SplitReport
 from dpo_jax.reporting.report import Kind
@@ -38,7 +40,7 @@ from dpo_jax.training.loop import After
 from dpo_jax.training.state import TrainState
 from dpo_jax.training.training import Training
 from dpo_jax.types import Params
-from dpo_jax.weights.export import Made, free_place
+from dpo_jax.weights.export import Made, check_export_place, free_place
 
 Exported = Literal["trained", "fine-tuned", "base"]
 """The weights that are exported."""
@@ -101,13 +103,24 @@ class Steps(Experiment):
         """Reads and checks all rows before hours of fine-tuning, where they are there already."""
 
     def read_all(self) -> None:
-        """Reads and checks the rows of both splits, whether a step has enough of them, and the run is still on them."""
+        """Reads and checks the rows of both splits, whether a step has enough of both labels, and the run is on them."""
         _ = self.train_data, self.eval_data
         if sealed := self.run.newest_checkpoint():
             refuse_changes("train", sealed.record, {**sealed.record, "config": as_mapping(self.config)})
             rows = self.facts_of_rows("data.train", self.train_data)
             refuse_other("train", self.workdir, facts_of(sealed.record), rows)
-        check_batches(len(self.train_data.rows), self.config.train.batch_pairs, "train", self.origins)
+        batch_pairs, desirable = self.config.train.batch_pairs, self.train_labels
+        check_batches(len(self.train_data.rows), batch_pairs, "train", self.origins)
+        if desirable is not None:
+            try:
+                require_both_labels(desirable, batch_pairs=batch_pairs)
+            except UnevenLabels as error:
+                raise mistake("train.batch_pairs", self.origins, str(error)) from None
+
+    @property
+    @abc.abstractmethod
+    def train_labels(self) -> np.ndarray | None:
+        """The labels of the training rows, bool [n]; None where they are pairs."""
 
     def make_missing_pairs(self) -> None:
         """Makes the pairs that the experiment samples itself, where they are missing."""
@@ -244,6 +257,10 @@ class Steps(Experiment):
         where = lambda name: f"{self.at(f'reward.options.{name}')}: reward"  # noqa: E731
         return read_term(loss.__name__, Loss(loss), config.options, where)
 
+    def check_reward(self) -> None:
+        """Refuses a reward model that cannot be trained."""
+        self.reward_term()
+
     @property
     def reward_needs_start(self) -> bool:
         """True if the reward model begins as the policy does, or learns from its samples."""
@@ -278,6 +295,12 @@ class Steps(Experiment):
     @abc.abstractmethod
     def write_samples(self, *, prompts: str | None, output: str | None, reference: bool) -> None:
         """Writes samples of the policy, or of the reference."""
+
+    def check_exports(self) -> None:
+        """Refuses folders for exports that hold something else."""
+        for run in (self.run, self.run.reward, Run(self.sft_folder)):
+            for folder in (run.export, run.base):
+                check_export_place(folder)
 
     def why_no_export(self) -> str | None:
         """The reason for which no other program has a format for this model; None if one has."""

@@ -14,10 +14,9 @@ import jax
 import numpy as np
 
 from dpo_jax.config import as_mapping
-from dpo_jax.data.sources import PAIRS, paths
 from dpo_jax.data.tokenize import tokenize
 from dpo_jax.data.tokens import row_ids_of
-from dpo_jax.errors import BadRow, UserError, sized_by
+from dpo_jax.errors import sized_by
 from dpo_jax.evaluation.best_of import best_of_table, soft_best_of_table
 from dpo_jax.evaluation.divergence import Divergences, divergence_metrics, sample_divergences
 from dpo_jax.evaluation.intervals import bounded_interval, groups_of, in_words
@@ -39,7 +38,14 @@ from dpo_jax.evaluation.texts import describe_texts
 from dpo_jax.evaluation.winrate import compare_rewards, order_effect, win_rate
 from dpo_jax.experiments.heldout import heldout
 from dpo_jax.experiments.judging import AnyJudge, open_judge
-from dpo_jax.experiments.outputs import Matched, Output, read_matched, write_outputs
+from dpo_jax.experiments.outputs import (
+    Matched,
+    Output,
+    judged_text,
+    read_benchmark,
+    read_matched,
+    write_outputs,
+)
 from dpo_jax.experiments.samples import Samples
 from dpo_jax.experiments.stores import heldout_store
 from dpo_jax.experiments.texts import TextExperiment
@@ -60,8 +66,6 @@ def evaluate(experiment: TextExperiment) -> Evaluation:
         answered = f"{len(matched.prompts)} responses in {options.outputs.policy} and in {options.outputs.reference}"
         say("evaluate", answered)
         return dataclasses.replace(compare(matched, judge, folder=Run(workdir).outputs), settings=settings)
-    if options.rewardbench:  # a row that cannot be scored is told before anything is measured
-        _benchmark_rows(experiment, _read_benchmark(options.rewardbench)[0])
     frozen = experiment.start_params()
     policy = experiment.trained_params(frozen)
     parts: dict[str, Any] = {"settings": settings, **experiment.run.measured()}
@@ -278,14 +282,8 @@ def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge 
     """The gain of choosing among the reference's own responses, as the judge sees it: the frontier without training.
 
     `evaluation.best_of` responses to each of the first `evaluation.samples` held-out prompts, or as many as there are.
-
-    Raises:
-        UserError: the judge gives no scores.
     """
-    if not isinstance(judge, Scoring):
-        raise UserError(
-            "evaluation.best_of: the best response is the one with the highest score: name a judge that scores."
-        )
+    assert isinstance(judge, Scoring)
     options = experiment.config.evaluation
     prompts = experiment.eval_data.prompts[: options.samples]
     total = len(prompts) * options.best_of
@@ -305,11 +303,11 @@ def run_rewardbench(
     path: str, judge: AnyJudge | None, implicit: Callable[[list[PreferencePair]], np.ndarray]
 ) -> Benchmarks:
     """RewardBench's accuracy: of `implicit`, the pairs whose log-ratio is larger for chosen, and of the judge."""
-    pairs, subsets = _read_benchmark(path)
+    pairs, subsets = read_benchmark(path)
     of_policy, of_judge = rewardbench(implicit(pairs), subsets), Benchmark()
     if judge:
         prompts = [Prompt(pair.prompt, None, pair.where) for pair in pairs]
-        verdicts = judge.verdicts(prompts, *([_text(pair, slot) for pair in pairs] for slot in (0, 1)))
+        verdicts = judge.verdicts(prompts, *([judged_text(pair, slot) for pair in pairs] for slot in (0, 1)))
         of_judge = rewardbench(verdicts > 0.5, subsets, name=judge.name)
     for name, each in (("policy", of_policy), ("judge", of_judge)):
         if each:
@@ -322,26 +320,9 @@ def run_rewardbench(
     return Benchmarks(policy=of_policy, judge=of_judge)
 
 
-def _read_benchmark(path: str) -> tuple[list[PreferencePair], list[str]]:
-    pairs, subsets = list[PreferencePair](), list[str]()
-    columns = {name: name for name in PAIRS.columns}
-    for record in paths.read({"path": path}):
-        if isinstance(record, BadRow):
-            raise record
-        subset = record.values.get("subset")
-        if not isinstance(subset, str) or not subset:
-            raise UserError(f"{record.where}: subset is {subset!r}; evaluation.rewardbench wants its name, as text.")
-        (pair,) = PAIRS.make(record, columns)
-        pairs.append(pair)
-        subsets.append(subset)
-    if not pairs:
-        raise UserError(f"evaluation.rewardbench: {path} holds no rows.")
-    return pairs, subsets
-
-
 def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Params, frozen: Params) -> np.ndarray:
     """Of each pair, is the log-ratio of chosen the larger one; bool [n]."""
-    tokens = _benchmark_rows(experiment, pairs)
+    tokens = benchmark_rows(experiment, pairs)
     experiment.tell_long("evaluation.rewardbench", tokens, experiment.rules)
     ours, theirs = (
         scores.logps_nP[:, 0] - scores.logps_nP[:, 1]
@@ -350,13 +331,7 @@ def prefers(experiment: TextExperiment, pairs: list[PreferencePair], policy: Par
     return ours > theirs
 
 
-def _benchmark_rows(experiment: TextExperiment, pairs: list[PreferencePair]) -> list[TokenRow]:
+def benchmark_rows(experiment: TextExperiment, pairs: list[PreferencePair]) -> list[TokenRow]:
+    """The tokens of a benchmark; raises UserError at a row that cannot be scored."""
     rules = dataclasses.replace(experiment.rules, truncation="keep")
     return tokenize(pairs, experiment.tokenizer, rules).rows
-
-
-def _text(pair: PreferencePair, slot: int) -> str:
-    response = pair.responses[slot]
-    if not isinstance(response, str):
-        raise UserError(f"{pair.where}: a judge of RewardBench reads texts, and this response is a list of messages.")
-    return response

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +19,11 @@ from dpo_jax.errors import UserError
 from dpo_jax.evaluation.judges import Scoring
 from dpo_jax.evaluation.selection import comparisons, select_pairs, win_shares
 from dpo_jax.experiments.inputs import check_inputs
-from dpo_jax.experiments.judging import AnyJudge, open_judge
-from dpo_jax.experiments.rows import located, say_unread
+from dpo_jax.experiments.judging import TRIED, AnyJudge, open_judge
+from dpo_jax.experiments.rows import say_unread
 from dpo_jax.experiments.texts import TextExperiment
-from dpo_jax.files import write_atomic, write_json
-from dpo_jax.reading import locate
+from dpo_jax.files import named_output, write_atomic, write_json
+from dpo_jax.reading import locate, located
 from dpo_jax.runtime.progress import say
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.types import Prompt
@@ -42,19 +41,18 @@ def write_pairs(experiment: TextExperiment, output: str | None) -> None:
             f"{locate('pairs', experiment.origins)}: pairs: nobody says which response is better: name pairs.judge, "
             "such as {name: lexicon}."
         )
-    path = Path(output) if output else experiment.run.pairs
-    if path.is_dir():
-        raise UserError(f"command line: --output {path} is a directory; name a file.")
+    path = named_output("--output", output) if output else experiment.run.pairs
     if experiment.config.sampling.samples < 2:
         at = locate("sampling.samples", experiment.origins)
         raise UserError(f"{at}: sampling.samples: a pair needs 2 responses to a prompt at least; 4 are usual.")
     check_inputs(experiment.config, experiment.origins, "pairs" if options.prompts else "data.train")
     key = "pairs.judge" if options.judge else "evaluation.judge"
-    judge = open_judge(asked, experiment, key)
+    open_judge(asked, experiment, key)
     if options.prompts:
         prompts = _read(experiment, options.prompts, "pairs", "pairs.prompts")
     else:
         prompts = experiment.train_data.prompts
+    judge = open_judge(asked, experiment, key, prompts=prompts[:TRIED])
     experiment.check_sampling()
     if Checkpoints(experiment.run.checkpoints).latest() is None:
         params, who = experiment.start_params(), "the model with which training starts"
@@ -117,9 +115,7 @@ def write_samples(experiment: TextExperiment, *, prompts: str | None, output: st
     finish_reason length where it was cut before it ended.
     JSON Lines; a file called .json holds one array, the only JSON that AlpacaEval opens.
     """
-    path = Path(output) if output else experiment.run.samples
-    if path.is_dir():
-        raise UserError(f"command line: --output {path} is a directory; name a file.")
+    path = named_output("--output", output) if output else experiment.run.samples
     samples, name = experiment.config.sampling.samples, "reference" if reference else "policy"
     experiment.check_sampling()
     if prompts:

@@ -26,7 +26,8 @@ from dpo_jax.evaluation.records import BestOf, Evaluation
 from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evaluation, text_samples
 from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted
 from dpo_jax.experiments.inputs import check_inputs
-from dpo_jax.experiments.judging import RewardExperiment
+from dpo_jax.experiments.judging import TRIED, RewardExperiment
+from dpo_jax.experiments.outputs import read_benchmark
 from dpo_jax.experiments.rows import present, several
 from dpo_jax.experiments.steps import Exported, Start, Steps
 from dpo_jax.experiments.training import make_training
@@ -60,10 +61,11 @@ class TextSteps(RewardExperiment, Steps):
     _inputs_are_checked = False
 
     def check_inputs(self, *sections: str) -> None:
-        """Refuses sources and files that cannot be opened, or whose first row cannot be used."""
+        """Refuses sources, files and judges that cannot be opened, and rows that cannot be used."""
         if not self._inputs_are_checked:
             _ = self.terms  # which decide what rows are wanted
             check_inputs(self.config, self.origins, *sections)
+            self.check_judges(*sections)
             self._inputs_are_checked = not sections
 
     def prepare(self) -> None:
@@ -87,6 +89,17 @@ class TextSteps(RewardExperiment, Steps):
         if alone and not any(term.entry.likelihood for term in terms):
             say("train", f"{alone[0]} is published beside an sft term; `loss` names none, so none is added")
         self.read_all()
+        self._check_evaluation()
+
+    @property
+    def train_labels(self) -> np.ndarray | None:
+        """The labels of the training rows, bool [n]; None where they are pairs."""
+        return self.train_data.desirable
+
+    def read_all(self) -> None:
+        """Reads and checks the rows of both splits, and whether the losses read their columns."""
+        super().read_all()
+        self.check_columns(self.train_data)
 
     def before_sft(self) -> None:
         """Reads and checks all rows."""
@@ -186,16 +199,20 @@ class TextSteps(RewardExperiment, Steps):
         write_sealed(path, Evaluation(settings=wanted, best_of=table).to_json())
         return table
 
-    def reward_training(self, term: Term) -> Training:
-        """A reward model's training, from where the policy starts."""
-        config, data, model = self.config, self.train_data, self.reward_model
-        assert config.reward is not None
-        for name, rows in {"train": data, **({"eval": self.eval_data} if self.has_heldout else {})}.items():
+    def check_reward(self) -> None:
+        """Refuses a reward model that cannot be trained."""
+        super().check_reward()
+        for name, rows in {"train": self.train_data, **({"eval": self.eval_data} if self.has_heldout else {})}.items():
             if rows.soft_label_B is not None:
                 raise UserError(
                     f"reward: data.{name} has soft labels, which a reward model cannot read. Take the column "
                     "soft_label out of the rows."
                 )
+
+    def reward_training(self, term: Term) -> Training:
+        """A reward model's training, from where the policy starts."""
+        config, data, model = self.config, self.train_data, self.reward_model
+        assert config.reward is not None
         head_key, adapter_key = jax.random.split(jax.random.key(config.seed))
         start, lora = Start(self.load_start), bool(model.lora)
 
@@ -334,6 +351,14 @@ class TextSteps(RewardExperiment, Steps):
         say("export", f"wrote {folder} ({options.dtype})")
         return folder.resolve()
 
+    def _check_evaluation(self) -> None:
+        """Refuses a judge that has no tokens for the prompts, and a benchmark that cannot be scored."""
+        options = self.config.evaluation
+        self.check_judges("evaluation", prompts=self.eval_data.prompts[:TRIED] if options.samples else ())
+        if options.rewardbench:
+            text_evaluation.benchmark_rows(self, read_benchmark(options.rewardbench)[0])
+
     def evaluate(self) -> Evaluation:
         """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""
+        self._check_evaluation()
         return text_evaluation.evaluate(self)

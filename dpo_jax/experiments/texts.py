@@ -293,20 +293,10 @@ class TextExperiment(Experiment[Config]):
         )
 
     def batches(self, train: TrainConfig, data: DataRows, *, seed: int, scores: Scores | None = None) -> Batches:
-        """Batches of a preference training on these rows.
-
-        Raises:
-            UserError: soft labels, and a loss that cannot read them.
-        """
+        """Batches of a preference training on these rows."""
         if data.margin_B is not None:
             say("train", "data.train: the column margin is read by `dpo-jax reward` alone, and by no loss here")
-        if data.soft_label_B is not None:
-            unread = [term.name for term in self.terms if not term.reads_soft_labels]
-            if unread:
-                raise UserError(
-                    f"data.train has soft labels, which {unread[0]} cannot read. Allowed: "
-                    f"{', '.join(soft_labelled())}, and sft beside them; or take the column soft_label out of the rows."
-                )
+        self.check_columns(data)
         columns = present(
             loss_weight_B=data.weight_B,
             soft_label_B=data.soft_label_B,
@@ -315,6 +305,15 @@ class TextExperiment(Experiment[Config]):
             reference_heads_BP=scores and scores.heads_nP,
         )
         return self.batches_of(train, data.rows, seed=seed, columns=columns, desirable=data.desirable)
+
+    def check_columns(self, data: DataRows) -> None:
+        """Refuses soft labels that a loss cannot read, as a UserError."""
+        unread = [term.name for term in self.terms if not term.reads_soft_labels]
+        if data.soft_label_B is not None and unread:
+            raise UserError(
+                f"data.train has soft labels, which {unread[0]} cannot read. Allowed: "
+                f"{', '.join(soft_labelled())}, and sft beside them; or take the column soft_label out of the rows."
+            )
 
     def batches_of(self, train: TrainConfig, rows: Sequence[TokenRow], *, seed: int, **more: Any) -> Batches:
         """Batches of any training on texts; `more` are further arguments of `Batches`."""

@@ -1,6 +1,7 @@
 """Strict reading: YAML and dotted overrides into frozen dataclasses, every value with its origin.
 
-Knows no setting by name: the dataclasses of `config` say what there is. A mistake is told with file, line and key.
+Knows no setting by name, but the section `data` of rows: the dataclasses of `config` say what there is. A mistake is
+told with file, line and key.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import dataclasses
 import re
 import reprlib
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dpo_jax.errors import LARGEST, UserError, check_local, fits_float32, nearest
+from dpo_jax.errors import LARGEST, Advised, BadRow, UserError, check_local, fits_float32, nearest
 from dpo_jax.reading.written import (
     NULLS,
     Origins,
@@ -320,6 +322,23 @@ def mistake(key: str, origins: Origins, says: str) -> UserError:
     """The error of a setting: where it was given, its key, and what is wrong with it."""
     where = locate(key, origins)
     return UserError(f"{where}: {key}: {says}" if key else f"{where}: {says}")
+
+
+@contextmanager
+def located(name: str, origins: Origins) -> Iterator[None]:
+    """The context in which errors of rows are told the file, the line and the key of their source.
+
+    `name` is the key of the list of sources, or says where on the command line they are named.
+    """
+    try:
+        yield
+    except UserError as error:
+        says = str(error.in_section("data") if isinstance(error, BadRow | Advised) else error)
+        key = name if error.source is None else f"{name}.{error.source}"
+        says = says.removeprefix(f"{name}: ")
+        raise (
+            UserError(f"{name}: {says}") if name.startswith("command line") else mistake(key, origins, says)
+        ) from error
 
 
 def locate(key: str, origins: Origins) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, overload
 
 from dpo_jax import __version__
-from dpo_jax.files import Json, digest, read_json, read_sealed, sealed_steps, write_json
+from dpo_jax.files import Json, check_place, digest, read_json, read_sealed, sealed_steps, write_json
 
 
 class Sealed(NamedTuple):
@@ -91,6 +91,14 @@ class Run:
     def reward(self) -> Run:
         """The reward model, or the scorer of pictures."""
         return Run(self.folder / "reward")
+
+    def check_places(self) -> None:
+        """Refuse what stands in the way of a file or folder of the run, as a UserError."""
+        for run in (self, self.sft, self.reward):
+            check_place(run.folder, folder=True)
+            for place in vars(Run).values():
+                if isinstance(place, Place):
+                    check_place(run.folder / place.name, folder="." not in place.name)
 
     @property
     def name(self) -> str:

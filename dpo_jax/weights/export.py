@@ -153,6 +153,13 @@ def export_dtype(name: str) -> np.dtype:
     return np.dtype(EXPORT_DTYPES[name])
 
 
+def check_export_place(folder: Path) -> Path:
+    """Return a folder to export into; refuse one that holds something that is not an export, as a UserError."""
+    if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
+        raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
+    return folder
+
+
 @contextlib.contextmanager
 def whole_or_absent(folder: Path, made: Made | None = None) -> Iterator[Path | None]:
     """An empty folder to fill, which takes the place of an earlier export at the end, with digests of what is in it.
@@ -164,9 +171,7 @@ def whole_or_absent(folder: Path, made: Made | None = None) -> Iterator[Path | N
     Raises:
         UserError: `folder` holds something that is not an export.
     """
-    folder = folder.resolve()
-    if folder.exists() and not (folder / DIGESTS_FILE).exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty, and no earlier export (no {DIGESTS_FILE}). Name another folder.")
+    folder = check_export_place(folder.resolve())
     partial = folder.with_name(f".{folder.name}.partial")
     if jax.process_index():
         yield None

@@ -159,7 +159,7 @@ def test_rewardbench_of_the_policy_and_of_the_judge(finished: str):
     assert same.policy.accuracy == 0.0  # who is the reference prefers nothing, and a tie is wrong
 
 
-HTTP = {"name": "http", "url": "u", "model": "m"}
+HTTP = {"name": "http", "url": "http://u", "model": "m"}
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "lexicon", "model": "x"}, "judge.model: is no option of the judge lexicon"),
     ({"name": "command", "function": "x", "command": "y"}, "Allowed: command, compares, timeou"),

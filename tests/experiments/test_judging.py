@@ -19,7 +19,7 @@ from dpo_jax.types import Prompt
     "judge",
     [
         {"name": "lexicon"},
-        {"name": "http", "url": "u", "model": "m", "retries": 2},
+        {"name": "http", "url": "http://u", "model": "m", "retries": 2},
         {"name": "classifier", "data": [{"path": "x"}]},
     ],
 )

@@ -95,6 +95,23 @@ def read_pictures(
     return Pictures(rows, dict(skipped), ties)
 
 
+def check_pictures(specs: Sequence[Spec], *, layout: str, wanted: Wanted, on_error: str = "stop") -> None:
+    """Open each source and decode its first row, so that a mistake in the last one is found at once.
+
+    Raises:
+        UserError: a source is unknown, cannot be opened or is empty, or its first row cannot be used (with on_error
+            "stop").
+    """
+    for place, spec in enumerate(specs):
+        first = next(of_source(place, _identified(itertools.islice(_drafts(spec, layout, wanted, 0), 1))), None)
+        if isinstance(first, BadRow) and on_error == "stop":
+            raise first
+        if first is None:
+            error = no_rows([spec], Skipped())
+            error.source = place
+            raise error
+
+
 def _drafts(spec: Spec, layout: str, wanted: Wanted, seed: int) -> Iterator[_Draft]:
     """The rows of one source, still without ids, one by one."""
     kind, form = kind_of(spec, KINDS, example="{images: FOLDER}"), LAYOUTS[layout]

@@ -112,20 +112,28 @@ def read_sources(
 
 
 def check_sources(layout: Layout[Row], specs: Sequence[Spec], *, on_error: str = "stop") -> None:
-    """Open each source and make the rows of its first record, so that a mistake in the last one is found at once.
+    """Make the rows of each source and keep none, so that a mistake is found before any becomes tokens.
+
+    First the first row of each source, then all; where bad ones are skipped, and of a source that is streamed from
+    afar, no more than the first.
 
     Raises:
-        UserError: a source is unknown, cannot be opened or is empty, or its first row cannot be used (with on_error
-            "stop").
+        UserError: a source is unknown, cannot be opened or is empty, or a row cannot be used (with on_error "stop").
     """
-    for place, spec in enumerate(specs):
-        first = next(of_source(place, _rows_of(layout, spec, 0, Counter())), None)
+    every = [of_source(place, _rows_of(layout, spec, 0, Counter())) for place, spec in enumerate(specs)]
+    for place, (spec, made) in enumerate(zip(specs, every, strict=True)):
+        first = next(made, None)
         if isinstance(first, BadRow) and on_error == "stop":
             raise first
         if first is None:
             error = UserError(f"data source {dict(spec)} holds no rows: it is empty.")
             error.source = place
             raise error
+    for spec, made in zip(specs, every, strict=True):
+        if on_error == "stop" and not spec.get("streaming"):
+            for row in made:
+                if isinstance(row, BadRow):
+                    raise row
 
 
 def read_labelled(specs: Sequence[Spec]) -> tuple[list[str], list[int]]:

@@ -5,8 +5,10 @@ A function is loaded from the file or module that the user named; a program is s
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import math
 import queue
@@ -50,11 +52,13 @@ def load_function(location: str) -> Callable[..., Any]:
 
 def scoring_function(function: Callable[..., Any], *, timeout_seconds: float = _SECONDS) -> Scoring:
     """`function(prompts, responses)`, lists of texts, gives as many scores within `timeout_seconds`."""
+    _check_call(function, "prompts, responses")
     return Scoring("python", lambda *asked: _call(function, timeout_seconds, *_texts(*asked)))
 
 
 def comparing_function(function: Callable[..., Any], *, timeout_seconds: float = _SECONDS) -> Comparing:
     """`function(prompts, a, b)`, lists of texts, gives as many numbers from 0 to 1: how likely a is better."""
+    _check_call(function, "prompts, a, b")
     return Comparing("python", lambda *asked: _call(function, timeout_seconds, *_texts(*asked)))
 
 
@@ -86,22 +90,42 @@ def _rows(names: Sequence[str], prompts: Sequence[Prompt], *responses: Sequence[
     return [dict(zip(names, texts, strict=True)) for texts in zip(*columns, strict=True)]
 
 
+def _check_call(function: Callable[..., Any], names: str) -> None:
+    """Refuse a function that cannot be called with as many lists, as a UserError."""
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # of some builtins nobody knows it
+        return
+    try:
+        signature.bind(*names.split(", "))
+    except TypeError as error:
+        raise UserError(
+            f"judge python: the function takes {signature}, and is called with ({names}): {error}."
+        ) from None
+
+
 def _module(place: str) -> ModuleType:
+    path = Path(place)
+    if place.endswith(".py") and not path.is_file():
+        raise UserError(f"judge python: there is no file {place}. Paths are relative to {Path.cwd()}.")
     try:
         if not place.endswith(".py"):
             return importlib.import_module(place)
-        if not Path(place).is_file():
-            raise UserError(f"judge python: there is no file {place}.")
-        spec = importlib.util.spec_from_file_location(f"dpo_jax_judge_{Path(place).stem}", place)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickle look there
-        spec.loader.exec_module(module)
-        return module
-    except UserError:
-        raise
+        written = path.stat()
+        return _loaded(path.resolve(), (written.st_mtime_ns, written.st_size))
     except (Exception, SystemExit) as error:
         raise UserError(f"judge python: {place} cannot be imported: {type(error).__name__}: {told(error)}") from error
+
+
+@functools.cache
+def _loaded(path: Path, written: tuple[int, int]) -> ModuleType:
+    """The module of a file, which runs once, as an imported one does, until the file is written anew."""
+    spec = importlib.util.spec_from_file_location(f"dpo_jax_judge_{path.stem}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look there
+    spec.loader.exec_module(module)
+    return module
 
 
 def _call(function: Callable[..., Any], timeout_seconds: float, *arguments: list[str]) -> Any:

@@ -32,14 +32,15 @@ _THOUGHT = re.compile(r"<think>.*?(?:</think>|\Z)", re.DOTALL)
 _WINS = {"A": 1.0, "B": 0.0, "C": 0.5, "TIE": 0.5}
 
 
-def check_template(template: str) -> None:
-    """Refuses a template that does not show all of a comparison, as a UserError."""
+def check_template(template: str) -> str:
+    """Returns a template; refuses one that does not show all of a comparison, as a UserError."""
     found = {field for field in _FIELD.findall(template) if field in FIELDS}
     missing = [f"{{{field}}}" for field in FIELDS if field not in found]
     if missing:
         raise UserError(
             f"judge http: its template lacks {' and '.join(missing)}; it needs {{prompt}}, {{a}} and {{b}}."
         )
+    return template
 
 
 def fill(template: str, **texts: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.tiny_experiment import refused
@@ -43,3 +45,21 @@ def test_mistakes_are_one_sentence(
 def test_a_judge_of_what_pictures_do_not_have(experiment: str, capsys: pytest.CaptureFixture[str]) -> None:
     judge = "{name: quality, weights: {flicker: 1}}"
     assert "'flicker' is unknown here" in refused(capsys, "pairs", experiment, "--evaluation.judge", judge)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (
+            ["--evaluation.judge", "{name: scorer, model: nowhere}"],
+            "evaluation.judge.model: nowhere: there is no scorer",
+        ),
+        (["--pairs.judge", "{name: quality, weights: {flicker: 1}}"], "'flicker' is unknown here"),
+        (["--evaluation.classifier", "[{images: nowhere}]"], "evaluation.classifier.0: .*nowhere does not exist"),
+    ],
+)
+def test_what_is_opened_last_is_looked_at_first(
+    overrides: list[str], says: str, experiment: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "run", experiment, *overrides)
+    assert re.search(says, said.splitlines()[-1]) and "compiles" not in said
