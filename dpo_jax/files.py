@@ -63,6 +63,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     partial.replace(path)
 
 
+def add_to(path: Path, data: bytes) -> None:
+    """Add to the end of a file; of the processes of a run only the first one does."""
+    if _writes:
+        with path.open("ab") as file:
+            file.write(data)
+
+
 def check_place(path: Path, *, folder: bool = False) -> Path:
     """Return a place; refuse, before hours of work, one where no file, or no folder, can be written, as a UserError."""
     above = next(each for each in (path.absolute(), *path.absolute().parents) if os.path.lexists(each))

@@ -90,6 +90,12 @@ def make_experiment(folder: Path, *, rows: int = TRAIN_ROWS, held: int = EVAL_RO
     return folder
 
 
+def end_soon(model: str | Path = "model") -> None:
+    """As if a third of all tokens ended a response: most do within six tokens, and some are cut there."""
+    path = Path(model, "generation_config.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": list(range(2, 340, 3))}))
+
+
 def amend(**sections: Any) -> None:
     """Changes the experiment file of this folder; a section that is None is taken out."""
     path = Path("e.yaml")

@@ -44,6 +44,7 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
     if not experiment.compares_points:
         raise UserError("sweep: there is nothing to compare the points by: name held-out rows in data.eval.")
     points = read_points(grid or (), experiment.config.sweep, experiment.origins, kind=type(experiment.config))
+    refused = _refused(functools.partial(point_of, experiment), points)
     compiled = _count_compilations()
     trials: list[Trial] = []
     known: dict[str, Facts] = {}
@@ -52,7 +53,10 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
             label = label_of(settings, points)
             say("sweep", f"{number} of {len(points)}: {label}")
             opened = functools.partial(point_of, experiment, label, settings)
-            trials.append(_trial(opened, label, settings, compiled, known, lean=lean))
+            if says := refused.get(label):
+                trials.append(Trial(label=label, settings=settings, failed=says))
+            else:
+                trials.append(_trial(opened, label, settings, compiled, known, lean=lean))
             write_json(experiment.run.sweep_results, [trial.to_json() for trial in trials])
             _write_tables(experiment, trials, [])
     left_out = [trial for trial in trials if trial.failed is not None]
@@ -66,6 +70,34 @@ def run(experiment: Steps, *, grid: Sequence[str] | None, lean: bool) -> None:
             f"sweep: {len(left_out)} of {len(points)} points could not be run, the others are done. The first of them: "
             f"{left_out[0].label}: {left_out[0].failed}"
         )
+
+
+def _refused(opened: Callable[[str, Settings], Steps], points: Sequence[Settings]) -> dict[str, str]:
+    """Why points cannot be run, by their labels, as far as their files and judges show it before the first one runs."""
+    known, refused = dict[str, str](), dict[str, str]()
+
+    def look_at(config: Mapping[str, Any], check_inputs: Callable[[], None]) -> None:
+        reads = [config.get(name) for name in ("pictures", "scratch", "data", "sft", "evaluation", "pairs", "reward")]
+        key = json.dumps([reads, [loss["name"] for loss in config["loss"]]])
+        if key not in known:  # most points read what others read
+            known[key] = ""
+            try:
+                check_inputs()
+            except UserError as error:
+                known[key] = str(error)
+        if known[key]:
+            raise UserError(known[key])
+
+    for settings in points:
+        label = label_of(settings, points)
+        try:
+            point = opened(label, settings)
+            if not point.run.point.exists():
+                look_at(as_mapping(point.config), point.check_inputs)
+        except UserError as error:
+            say("sweep", f"{label} is left out: {error}")
+            refused[label] = str(error)
+    return refused
 
 
 def _write_tables(experiment: Steps, trials: Sequence[Trial], best: Sequence[BestOf]) -> None:

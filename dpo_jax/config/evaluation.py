@@ -58,7 +58,7 @@ class CommandJudge(Judge):
     name: Literal["command"] = "command"
     command: str  # the program and its arguments
     compares: bool = False  # true: it is shown two responses, instead of scoring one
-    timeout_seconds: NotNegative | None = None  # for all of it; default: 600
+    timeout_seconds: NotNegative | None = None  # for the texts that it is given at once; default: 600
 
     def mistakes(self) -> Iterator[tuple[str, str]]:
         """A time in which nothing ends."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -28,6 +29,7 @@ from dpo_jax.objectives.terms import Term, needs_reference
 from dpo_jax.reading import Origins, locate, mistake
 from dpo_jax.reference.fingerprint import Fingerprint, weights_digest
 from dpo_jax.runs.facts import Facts, facts_of, refuse_other
+from dpo_jax.runs.kept import Keeper, Kept
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.machine import compile_cache
@@ -204,6 +206,14 @@ class Experiment(abc.ABC, Generic[C]):
             instead="give another workdir",
         )
         return hosts.held(lock)
+
+    def keeper(self, name: str, *, together: bool = True) -> Keeper:
+        """The opener of the file in WORKDIR/kept in which a command keeps what its processes compute `together`.
+
+        What one of them computes for all is no business of the others.
+        """
+        agreed = {"agreed": hosts.alike} if together else {}
+        return functools.partial(Kept, self.run.kept / f"{name}.jsonl", **agreed)
 
     def keep_config(self, folder: Path) -> None:
         """Writes the merged configuration beside what it makes; called once nothing on disk contradicts it."""

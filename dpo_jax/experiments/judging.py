@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -36,7 +38,6 @@ from dpo_jax.errors import UserError, sized_by
 from dpo_jax.evaluation.judges import Comparing, Scoring
 from dpo_jax.evaluation.judges.chat import Chat
 from dpo_jax.evaluation.judges.http import Cache, http_judge
-from dpo_jax.evaluation.judges.interface import Score
 from dpo_jax.evaluation.judges.programs import (
     comparing_command,
     comparing_function,
@@ -46,11 +47,14 @@ from dpo_jax.evaluation.judges.programs import (
 )
 from dpo_jax.evaluation.judges.wording import DEFAULT_TEMPLATE, check_template
 from dpo_jax.evaluation.judges.words import classifier, lexicon, read_weights, vader
+from dpo_jax.experiments.memory import remembering
 from dpo_jax.experiments.texts import TextExperiment
+from dpo_jax.files import digest_file
 from dpo_jax.mesh import constrain
 from dpo_jax.models.heads import RewardModel, make_reward_model, trunk_of
 from dpo_jax.networks import merge
 from dpo_jax.reading import Origins, located, typed
+from dpo_jax.reference.fingerprint import weights_digest
 from dpo_jax.runs.run import Run
 from dpo_jax.runtime import hosts
 from dpo_jax.runtime.progress import say
@@ -59,7 +63,9 @@ from dpo_jax.types import Completion, Params, Prompt, Text, TokenRow, join
 from dpo_jax.weights.reward import describe_reward, load_reward
 
 AnyJudge = Scoring | Comparing
+J = TypeVar("J", bound=AnyJudge)
 
+_REWARDS_AT_ONCE = 512
 TRIED = 256
 """Prompts that a judge must be able to read before anything is sampled."""
 
@@ -74,7 +80,7 @@ class JudgeContext:
     key: str
     origins: Origins
     workdir: Path
-    rewards: Callable[[str | None], Score]
+    rewards: Callable[[str | None], Scoring]
 
     def of(self, option: str) -> AbstractContextManager[None]:
         """The context in which a mistake is told as one of this option."""
@@ -93,7 +99,10 @@ def open_judge(
         key, experiment.origins, experiment.workdir, lambda model: open_rewards(experiment, model, prompts)
     )
     judge = JUDGES[options.name](options, context)
-    return judge if options.name == "reward" else judge.through(hosts.from_first)
+    is_model = isinstance(options, RewardJudge)
+    if not isinstance(options, HttpJudge):  # which keeps its verdicts itself
+        judge = remembering(judge, dataclasses.asdict(options), experiment.keeper(key, together=is_model))
+    return judge if is_model else judge.through(hosts.from_first)
 
 
 def _existing(name: str) -> Path:
@@ -103,6 +112,13 @@ def _existing(name: str) -> Path:
             f"the file {path} cannot be read: there is none. Paths are relative to the current directory, {Path.cwd()}."
         )
     return path
+
+
+def _of_files(judge: J, *names: str) -> J:
+    """The judge, which these files decide, those of them that there are."""
+    digests = {name: digest_file(Path(name)) for name in names if Path(name).is_file()}
+    judge.facts = lambda: digests
+    return judge
 
 
 def _classifier(options: ClassifierJudge, context: JudgeContext) -> Scoring:
@@ -117,12 +133,12 @@ def _fitted(sources: str) -> Scoring:
 
 def _reward(options: RewardJudge, context: JudgeContext) -> Scoring:
     with context.of("model"):
-        return Scoring("reward", context.rewards(options.model))
+        return context.rewards(options.model)
 
 
 def _lexicon(options: LexiconJudge, context: JudgeContext) -> Scoring:
     with context.of("words"):
-        return lexicon(read_weights(_existing(options.words))) if options.words else vader()
+        return _of_files(lexicon(read_weights(_existing(options.words))), options.words) if options.words else vader()
 
 
 def _command(options: CommandJudge, context: JudgeContext) -> AnyJudge:
@@ -134,13 +150,17 @@ def _command(options: CommandJudge, context: JudgeContext) -> AnyJudge:
         if shutil.which(program) is None:
             raise UserError(f"there is no program {program!r} that can be started.")
     make = comparing_command if options.compares else scoring_command
-    return make(options.command, timeout_seconds=options.timeout_seconds or 600.0)
+    judge = make(options.command, timeout_seconds=options.timeout_seconds or 600.0)
+    return _of_files(judge, *shlex.split(options.command), str(shutil.which(program)))
 
 
 def _python(options: PythonJudge, context: JudgeContext) -> AnyJudge:
     make = comparing_function if options.compares else scoring_function
     with context.of("function"):
-        return make(load_function(options.function), timeout_seconds=options.timeout_seconds or 600.0)
+        function = load_function(options.function)
+        judge = make(function, timeout_seconds=options.timeout_seconds or 600.0)
+    code = getattr(inspect.getmodule(function), "__file__", None) or ""
+    return _of_files(judge, options.function.rpartition(":")[0], code)
 
 
 def _http(options: HttpJudge, context: JudgeContext) -> Comparing:
@@ -202,10 +222,6 @@ JUDGES: dict[str, Callable[..., AnyJudge]] = {
 """Name in a configuration -> the opener of the judge, from its options and its context."""
 
 
-Rewards = Callable[[Sequence[Prompt], Sequence[str]], np.ndarray]
-"""Prompts and responses, one each, to rewards [n]."""
-
-
 class RewardExperiment(TextExperiment):
     """An experiment on texts with its reward model."""
 
@@ -248,6 +264,18 @@ class RewardExperiment(TextExperiment):
         """The rewards of responses [n], whatever is in them, formatted and cut as rows are."""
         return self.score_rewards(model, params, self.judged_rows(prompts, responses))[:, 0]
 
+    def judge(self, model: RewardModel, load: Callable[[], Params]) -> Scoring:
+        """A reward model as a judge, of the parameters that `load` reads when it judges."""
+        params = functools.cache(load)
+
+        def facts() -> dict[str, str]:
+            shape = f"{model.spec} {model.trunk.dtype} {model.lora}"
+            return {**self.scoring_facts(), "weights": weights_digest(params()), "model": shape}
+
+        judge = Scoring("reward", lambda *asked: self.judge_rewards(model, params(), *asked), facts=facts)
+        judge.at_once, judge.rest = _REWARDS_AT_ONCE, params.cache_clear
+        return judge
+
     def judged_rows(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[TokenRow]:
         """Prompts with the responses to be judged, as tokens of the reward model."""
         rows = [_answered(f"{n}", *both) for n, both in enumerate(zip(prompts, responses, strict=True), 1)]
@@ -281,7 +309,7 @@ class RewardExperiment(TextExperiment):
         return RewardExperiment(dataclasses.replace(config, mesh=self.config.mesh), {}, command=self.command)
 
 
-def open_rewards(experiment: TextExperiment, location: str | None, prompts: Sequence[Prompt] = ()) -> Rewards:
+def open_rewards(experiment: TextExperiment, location: str | None, prompts: Sequence[Prompt] = ()) -> Scoring:
     """The reward model of a run (by default of this one), or of a Hugging Face folder.
 
     That of a run formats and cuts text as in its training, one of a folder as this run does. Whether there is one is
@@ -296,9 +324,7 @@ def open_rewards(experiment: TextExperiment, location: str | None, prompts: Sequ
         owner = opened.other(_config_of(folder))
         if location is None:
             owner.sft_folder = experiment.sft_folder  # that of a point of a sweep is shared
-        return lambda prompts, responses: owner.judge_rewards(
-            owner.reward_model, owner.trained_reward(), prompts, responses
-        )
+        return owner.judge(owner.reward_model, owner.trained_reward)
     config = dataclasses.replace(experiment.config.model, weights=location)
     own = dataclasses.replace(experiment.config, model=config, lora=None, sft=None, export=ExportConfig())
     owner = opened.other(own)
@@ -310,12 +336,7 @@ def open_rewards(experiment: TextExperiment, location: str | None, prompts: Sequ
             owner.judged_rows(prompts, ["."] * len(prompts))
     except UserError as error:
         raise UserError(f"{error} The WORKDIR of a run is allowed, too.") from None
-
-    def judge(prompts: Sequence[Prompt], responses: Sequence[str]) -> np.ndarray:
-        params = load_reward(owner.source, owner.resolved, model, owner.mesh)
-        return owner.judge_rewards(model, params, prompts, responses)
-
-    return judge
+    return owner.judge(model, lambda: load_reward(owner.source, owner.resolved, model, owner.mesh))
 
 
 def _answered(number: str, prompt: Prompt, response: str) -> Completion:

@@ -313,7 +313,7 @@ def _fitted(rows: Sequence[PictureRow], metrics: Sequence[str]) -> dict[str, flo
 def other_run(experiment: PictureExperiment, model: str) -> PictureExperiment:
     """The experiment whose scorer lies in the WORKDIR `model`."""
     path = Run(Path(model)).reward.config
-    if not path.exists() or Checkpoints(Run(Path(model)).reward.checkpoints).latest() is None:
+    if not path.exists() or Run(Path(model)).reward.newest_checkpoint() is None:
         raise UserError(f"{model}: there is no scorer; `dpo-jax reward` trains one into the WORKDIR of a run.")
     config, origins = load(str(path))
     assert isinstance(config, PictureConfig)

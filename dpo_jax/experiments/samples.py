@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from dpo_jax.config import SamplingConfig
 from dpo_jax.data.encoding import Rules
@@ -14,7 +15,9 @@ from dpo_jax.data.tokenize import tokenize_prompts
 from dpo_jax.errors import sized_by
 from dpo_jax.files import digest
 from dpo_jax.models.model import Model
-from dpo_jax.models.sampling import compile_ahead, generate, make_sampler
+from dpo_jax.models.sampling import compile_ahead, generate_batches, make_sampler
+from dpo_jax.reference.fingerprint import weights_digest
+from dpo_jax.runs.kept import Keeper
 from dpo_jax.runtime.progress import say
 from dpo_jax.types import Params, Prompt, TokenRow
 
@@ -34,7 +37,9 @@ class Samples(NamedTuple):
 
 
 Sampler = Callable[..., Samples]
-"""`sample(params, key, progress)`; `progress`, which may be left out, is called with the number of responses done."""
+"""`sample(params, key, progress, keep)`: `progress` is called with the number of responses done, `keep` opens the file
+in which they are kept as they come. Both may be left out.
+"""
 
 
 def make_sampling(
@@ -55,12 +60,31 @@ def make_sampling(
         say("samples", f"{truncated} of {len(prompts)} prompts keep only their last {rules.max_prompt_tokens} tokens")
     _tell_long(max(map(len, prompt_ids), default=0), drawing.max_new_tokens, rules)
     sampler = make_sampler(model, max_new_tokens=drawing.max_new_tokens, stop_tokens=stop_tokens)
+    total = len(prompts) * drawing.samples
+    facts = {
+        "model": f"{model.spec} {model.dtype} {model.attention} {model.lora}",
+        "prompts": digest(b"".join(ids.tobytes() + b"\0" for ids in prompt_ids)),
+        "sampling": f"{drawing} {at_once} rows at once, ends with {stop_tokens}",
+    }
 
     @sized_by("evaluation.batch_rows (of `dpo-jax sample` and `pairs`: sampling.batch_rows)")
-    def sample(params: Params, key: jax.Array, progress: Callable[[int], None] = lambda responses: None) -> Samples:
-        compile_ahead(sampler, params, prompt_ids, batch_rows=at_once)
+    def sample(
+        params: Params,
+        key: jax.Array,
+        progress: Callable[[int], None] = lambda responses: None,
+        keep: Keeper | None = None,
+    ) -> Samples:
+        drawn = {"weights": weights_digest(params), "key": str(jax.random.key_data(key))} if keep else {}
+        kept, responses, seconds = keep and keep({**facts, **drawn}), list[np.ndarray](), 0.0
+        while kept and (batch := f"{len(responses)}") in kept:
+            seconds += kept[batch]["seconds"]
+            responses += [np.array(ids, np.int32) for ids in kept[batch]["responses"]]
+        if responses:
+            say("samples", f"{len(responses)} of {total} responses are there already")
+        if len(responses) < total:
+            compile_ahead(sampler, params, prompt_ids, batch_rows=at_once)
         start = time.perf_counter()
-        responses = generate(
+        for new in generate_batches(
             sampler,
             params,
             prompt_ids,
@@ -68,11 +92,17 @@ def make_sampling(
             batch_rows=at_once,
             samples=drawing.samples,
             temperature=drawing.temperature,
+            first=len(responses),
             top_p=drawing.top_p,
             top_k=drawing.top_k,
-            progress=progress,
-        )
-        seconds = time.perf_counter() - start
+        ):
+            took, start = time.perf_counter() - start, time.perf_counter()
+            if kept:
+                batch = {"seconds": took, "responses": [ids.tolist() for ids in new]}
+                kept.put({f"{len(responses)}": batch})
+            seconds += took
+            responses += new
+            progress(len(responses))
         written = tokenizer.batch_decode(responses, skip_special_tokens=True)
         rows = [
             TokenRow(digest(f"{i}".encode()), prompt_ids[i // drawing.samples], (response,))

@@ -103,7 +103,7 @@ class Steps(Experiment):
         """Reads and checks all rows before hours of fine-tuning, where they are there already."""
 
     def read_all(self) -> None:
-        """Reads and checks the rows of both splits, whether a step has enough of both labels, and the run is on them."""
+        """Reads and checks the rows of both splits, whether a step has enough of them, and the run is still on them."""
         _ = self.train_data, self.eval_data
         if sealed := self.run.newest_checkpoint():
             refuse_changes("train", sealed.record, {**sealed.record, "config": as_mapping(self.config)})

@@ -110,7 +110,7 @@ def compare_samples(experiment: TextExperiment, policy: Params, frozen: Params, 
     sampled: dict[str, Samples] = {}
     for name, params in (("reference", frozen), ("policy", policy)):
         say("evaluate", f"samples {options.samples} responses from the {name}")
-        sampled[name] = sample(params, jax.random.key(experiment.config.seed))
+        sampled[name] = sample(params, jax.random.key(experiment.config.seed), keep=experiment.keeper(name))
     measured = measure_divergence(experiment, sampled["policy"].rows, policy, frozen)
     kl = measured.kl
     say(
@@ -289,7 +289,7 @@ def measure_best_of(experiment: TextExperiment, frozen: Params, judge: AnyJudge 
     total = len(prompts) * options.best_of
     sample = experiment.evaluation_sampler(prompts, samples=options.best_of)
     say("evaluate", f"samples {total} responses from the reference, for the best of {options.best_of}")
-    responses = sample(frozen, jax.random.key(experiment.config.seed)).written
+    responses = sample(frozen, jax.random.key(experiment.config.seed), keep=experiment.keeper("best_of")).written
     every = [prompt for prompt in prompts for _ in range(options.best_of)]
     scores_NS = judge.scores(every, responses).reshape(len(prompts), options.best_of)
     table = best_of_table(scores_NS)

@@ -27,7 +27,6 @@ from dpo_jax.experiments import data_reports, scratch, text_analysis, text_evalu
 from dpo_jax.experiments.heldout import check_losses, prompt_groups, say_how_fitted
 from dpo_jax.experiments.inputs import check_inputs
 from dpo_jax.experiments.judging import TRIED, RewardExperiment
-from dpo_jax.experiments.outputs import read_benchmark
 from dpo_jax.experiments.rows import present, several
 from dpo_jax.experiments.steps import Exported, Start, Steps
 from dpo_jax.experiments.training import make_training
@@ -356,7 +355,7 @@ class TextSteps(RewardExperiment, Steps):
         options = self.config.evaluation
         self.check_judges("evaluation", prompts=self.eval_data.prompts[:TRIED] if options.samples else ())
         if options.rewardbench:
-            text_evaluation.benchmark_rows(self, read_benchmark(options.rewardbench)[0])
+            text_evaluation.benchmark_rows(self, text_evaluation.read_benchmark(options.rewardbench)[0])
 
     def evaluate(self) -> Evaluation:
         """The evaluation of the newest checkpoint, or of the outputs that the configuration names."""

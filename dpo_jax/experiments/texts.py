@@ -189,7 +189,8 @@ class TextExperiment(Experiment[Config]):
         total = len(prompts) * options.samples
         say(command, f"{total} responses to {len(prompts)} prompts from {who}")
         with Progress(command, total, unit="responses") as progress:
-            return self.sampler(prompts, options)(params, jax.random.key(self.config.seed), progress.update)
+            key, keep = jax.random.key(self.config.seed), self.keeper(command)
+            return self.sampler(prompts, options)(params, key, progress.update, keep)
 
     def check_sampling(self) -> None:
         """Refuses responses for which the model has not learned positions enough."""

@@ -5,7 +5,7 @@ Dimension key: R rows, T prompt tokens, M new tokens, V vocabulary in N blocks o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import chex
@@ -65,19 +65,46 @@ def generate(
     Raises:
         ValueError: a prompt has no tokens.
     """
+    responses: list[np.ndarray] = []
+    for batch in generate_batches(
+        sampler,
+        params,
+        prompts,
+        key=key,
+        batch_rows=batch_rows,
+        samples=samples,
+        temperature=temperature,
+        first=0,
+        **cut,
+    ):
+        responses += batch
+        progress(len(responses))
+    return responses
+
+
+def generate_batches(
+    sampler: Sampler,
+    params: Params,
+    prompts: Sequence[np.ndarray],
+    *,
+    key: jax.Array,
+    batch_rows: int,
+    samples: int = 1,
+    temperature: float = 1.0,
+    first: int = 0,
+    **cut: float,
+) -> Iterator[list[np.ndarray]]:
+    """Yield the responses of `generate` batch after batch, from row `first` on, with which a batch begins."""
     if not all(map(len, prompts)):
         raise ValueError(f"prompt {[len(prompt) for prompt in prompts].index(0)} has no tokens")
     width, cut = max(map(len, prompts), default=0), {"top_p": 1.0, "top_k": 0, **cut}
     rows = [prompt for prompt in prompts for _ in range(samples)]
-    responses: list[np.ndarray] = []
-    for start in range(0, len(rows), batch_rows):
+    for start in range(first, len(rows), batch_rows):
         real = rows[start : start + batch_rows]
         batch = _batch(real, width, batch_rows)
         sampled = sampler(params, *batch, key, temperature, start, **cut)
         tokens_RM, lengths_R = jax.device_get(sampled)
-        responses += [tokens_RM[row, : lengths_R[row]] for row in range(len(real))]
-        progress(len(responses))
-    return responses
+        yield [tokens_RM[row, : lengths_R[row]] for row in range(len(real))]
 
 
 def _batch(real: Sequence[np.ndarray], width: int, rows: int) -> tuple[np.ndarray, np.ndarray]:

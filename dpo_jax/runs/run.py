@@ -69,6 +69,7 @@ class Run:
     samples_folder = Place("samples")  # drawn while it trains; pictures of `dpo-jax sample`
     samples_arrays = Place("samples.npz")  # pictures for the report
     outputs = Place("outputs")  # in the formats of other benchmarks
+    kept = Place("kept")  # samples and verdicts of a command, as they come
     verdicts = Place("verdicts.jsonl")  # of a judge that costs money
     fitted = Place("fitted.json")  # perplexity where training starts
     analysis = Place("analysis.json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +9,11 @@ import pytest
 
 from dpo_jax import cli
 from dpo_jax.experiments.texts import TextExperiment
-from tests.tiny_experiment import amend, read_lines, refused, write_lines
+from tests.tiny_experiment import amend, end_soon, read_lines, refused, write_lines
 
 BY_LENGTH = ("--pairs.judge", "{name: python, function: 'mine.py:score'}")
 COMPARED = ("--pairs.judge", "{name: python, function: 'mine.py:compare', compares: true}")
 SAMPLING = {"samples": 3, "max_new_tokens": 6, "temperature": 1.5}
-
-
-def end_soon() -> None:
-    """As if a third of all tokens ended a response: most do within six tokens, and some are cut there."""
-    path = Path("model/generation_config.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": list(range(2, 340, 3))}))
 
 
 @pytest.fixture

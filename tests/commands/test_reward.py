@@ -144,7 +144,7 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
     setup = opened(*arguments)
     rows = read_lines("held.jsonl")
     with jax.set_mesh(setup.mesh):
-        judge = open_rewards(setup, location)
+        judge = open_rewards(setup, location).scores
         columns = [
             judge([Prompt(row["prompt"], None, "") for row in rows], [row[side] for row in rows])
             for side in ("chosen", "rejected")
@@ -263,7 +263,7 @@ def test_it_judges_samples_of_policy_and_reference(inside: None, capsys):
         frozen = setup.start_params()
         policy = jax.tree.map(lambda x: 0.5 * x, frozen)
         found = compare_samples(setup, policy, frozen, judge_of(setup))
-        judge = open_rewards(setup, None)
+        judge = open_rewards(setup, None).scores
         again = {
             name: judge(
                 [Prompt(row.prompt, None, "") for row in found.samples], [getattr(row, name) for row in found.samples]

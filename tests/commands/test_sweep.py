@@ -15,6 +15,7 @@ from dpo_jax.commands import report, results, training
 from dpo_jax.errors import UserError
 from dpo_jax.experiments import text_evaluation
 from dpo_jax.experiments.grid import label_of, read_points
+from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import read_sealed, write_sealed
 from dpo_jax.reporting.numbers import nats
@@ -69,6 +70,25 @@ def table() -> list[str]:
 
 def losses_of(workdir: str) -> list[float]:
     return [row["loss"] for row in metrics(workdir)]
+
+
+def test_a_point_that_cannot_be_run_is_told_before_the_first_one_runs(
+    trained_points: list[TextExperiment], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    amend(evaluation=JUDGED)
+    said: list[str] = []
+
+    def train(point: TextExperiment) -> None:
+        said.append(capfd.readouterr().err)
+        (point.workdir / "checkpoints").mkdir(parents=True)
+
+    monkeypatch.setattr(training, "train", train)
+    monkeypatch.setattr(TextSteps, "shared_best_of", lambda self: [])
+    judges = "{name: lexicon},{name: lexicon, words: none.txt}"
+    found = run("loss.options.beta=0.1,0.2", f"evaluation.judge={judges}", code=2)
+    assert said[0].count("is left out: command line: evaluation.judge.words") == 2
+    assert [row.get("failed") is None for row in found] == [True, False, True, False]
+    assert all("none.txt cannot be read" in row["failed"] for row in found if row.get("failed"))
 
 
 @pytest.mark.slow("two whole runs")

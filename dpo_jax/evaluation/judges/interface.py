@@ -5,7 +5,7 @@ Responses are given as the model wrote them, with the white space around them. D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,10 @@ Score = Callable[[Sequence[Prompt], Sequence[str]], Any]
 """Prompts and responses, one each, to as many numbers."""
 Compare = Callable[[Sequence[Prompt], Sequence[str], Sequence[str]], Any]
 """Prompts, the responses shown first and those shown second, to as many numbers in [0, 1]: 1 where the first wins."""
+Facts = Callable[[], Mapping[str, str]]
+"""Tells what decides the answers of a judge beside its settings: digests of its files, or of its weights."""
+Ask = Callable[..., np.ndarray]
+"""Calls what it is given with prompts and texts, or with those of them whose answers it does not know."""
 Through = Callable[[Callable[[], np.ndarray]], np.ndarray]
 """Calls what it is given, or has another process do it, and returns its numbers."""
 
@@ -38,8 +42,18 @@ class Scoring:
     A score above `neutral`, where the judge has such a value, says that a response is good.
     """
 
-    def __init__(self, name: str, score: Score, *, neutral: float | None = None):
+    at_once: int | None = None
+    """Texts of a call, where their number matters to its scores."""
+    rest: Callable[[], object] = staticmethod(lambda: None)
+    """Called when all is answered for now, to let go of what the next answers will read again."""
+
+    def __init__(self, name: str, score: Score, *, neutral: float | None = None, facts: Facts = dict):
         self.name, self.neutral, self._score = name, neutral, score
+        self.facts = facts
+
+    def remembered(self, ask: Ask) -> Scoring:
+        """The same judge, which is asked by `ask`."""
+        return Scoring(self.name, lambda *asked: ask(self.scores, *asked), neutral=self.neutral)
 
     def through(self, call: Through) -> Scoring:
         """The same judge, which is asked through `call`."""
@@ -73,17 +87,29 @@ class Comparing:
     Two responses that are the same are a tie, and nobody is asked.
     """
 
-    def __init__(self, name: str, compare: Compare, *, usage: Callable[[], Usage] = Usage):
-        self.name, self._compare = name, compare
+    at_once: int | None = None
+    """Comparisons of a call, where their number matters."""
+    rest: Callable[[], object] = staticmethod(lambda: None)
+    """Called when all is answered for now."""
+
+    def __init__(self, name: str, compare: Compare, *, usage: Callable[[], Usage] = Usage, facts: Facts = dict):
+        self.name, self._compare, self.facts = name, compare, facts
         self.usage = usage  # what was asked so far, and what it cost; empty where nobody counts
+
+    def remembered(self, ask: Ask) -> Comparing:
+        """The same judge, which is asked by `ask`."""
+        return Comparing(self.name, lambda *asked: ask(self._wins, *asked), usage=self.usage)
 
     def through(self, call: Through) -> Comparing:
         """The same judge, which is asked through `call`."""
+        return Comparing(self.name, lambda *asked: call(lambda: self._wins(*asked)), usage=self.usage)
 
-        def compare(prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
-            return call(lambda: _numbers(self.name, self._compare(prompts, first, second), len(first)))
-
-        return Comparing(self.name, compare, usage=self.usage)
+    def _wins(self, prompts: Sequence[Prompt], first: Sequence[str], second: Sequence[str]) -> np.ndarray:
+        """How likely each first one wins, float [n]."""
+        wins = _numbers(self.name, self._compare(prompts, first, second), len(first))
+        if (wrong := wins[(wins < 0) | (wins > 1)]).size:
+            raise UserError(f"judge {self.name}: the verdict {wrong[0]:g} is not within 0 (second) and 1 (first).")
+        return wins
 
     def orders(self, prompts: Sequence[Prompt], a: Sequence[str], b: Sequence[str]) -> Orders:
         """The verdicts in both orders. Raises UserError where the judge gives none."""
@@ -92,11 +118,7 @@ class Comparing:
         if not asked:
             return Orders(*numbers)
         shown, left, right = [prompts[i] for i in asked], [a[i] for i in asked], [b[i] for i in asked]
-        raw = self._compare([*shown, *shown], [*left, *right], [*right, *left])
-        wins = _numbers(self.name, raw, 2 * len(asked))
-        if wins.min() < 0 or wins.max() > 1:
-            wrong = wins[(wins < 0) | (wins > 1)][0]
-            raise UserError(f"judge {self.name}: the verdict {wrong:g} is not within 0 (second) and 1 (first).")
+        wins = self._wins([*shown, *shown], [*left, *right], [*right, *left])
         numbers[0, asked], numbers[1, asked] = wins[: len(asked)], 1 - wins[len(asked) :]
         return Orders(*numbers)
 

@@ -65,7 +65,7 @@ def comparing_function(function: Callable[..., Any], *, timeout_seconds: float =
 def scoring_command(command: str, *, timeout_seconds: float = _SECONDS) -> Scoring:
     """A program that reads `{"prompt", "response"}` and writes a score: a number, or `{"score": number}`.
 
-    It is started once for all texts, and is stopped after `timeout_seconds`.
+    It is started once for the texts of a call, and is stopped after `timeout_seconds`.
     """
     names = ("prompt", "response")
     return Scoring("command", lambda *asked: _ask(command, _rows(names, *asked), "score", timeout_seconds))
@@ -74,7 +74,7 @@ def scoring_command(command: str, *, timeout_seconds: float = _SECONDS) -> Scori
 def comparing_command(command: str, *, timeout_seconds: float = _SECONDS) -> Comparing:
     """A program that reads `{"prompt", "a", "b"}` and writes how likely a is better, from 0 to 1.
 
-    It writes a number, or `{"verdict": number}`, and is started once, with all comparisons in both orders.
+    It writes a number, or `{"verdict": number}`, and is started once for the comparisons of a call.
     """
     names = ("prompt", "a", "b")
     return Comparing("command", lambda *asked: _ask(command, _rows(names, *asked), "verdict", timeout_seconds))
