@@ -181,8 +181,7 @@ def say_how_fitted(
     """
     chosen = np.arange(len(data.rows)) if data.desirable is None else np.flatnonzero(data.desirable)
     rows = take(data.rows, chosen[np.linspace(0, len(chosen) - 1, min(_ROWS, len(chosen))).astype(int)])
-    known = row_ids_of(rows)
-    row_ids, scores = (list(known), store.lookup(known)) if store else scorer(start(), rows)
+    scores = store.lookup(row_ids_of(rows)) if store else scorer(start(), rows)[1]
     groups = prompt_groups(rows)
     now, interval = _first_perplexity(scores), _first_perplexity_interval(scores, groups)
     of = f"{len(rows)} chosen responses: perplexity {now:.2f} a token ({in_words(interval, '.2f')})"
