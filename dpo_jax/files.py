@@ -146,6 +146,20 @@ def sealed_steps(folder: Path) -> list[int]:
     return sorted(int(path.stem) for path in folder.glob("*.json") if path.stem.isdigit())
 
 
+def read_step(folder: Path, step: int) -> Json:
+    """The seal of a checkpoint, its record and the digests of its files; an error says which step is left."""
+    try:
+        return read_sealed(folder / f"{step}.json", "record", "digests")
+    except UserError as error:
+        raise UserError(f"{error} {go_back(folder, step)}") from None
+
+
+def go_back(folder: Path, step: int) -> str:
+    """Advice on a checkpoint that cannot be used."""
+    older = [other for other in sealed_steps(folder) if other < step]
+    return f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
+
+
 def changed(folder: Path, digests: Mapping[str, str]) -> list[str]:
     """The files below `folder` that differ from their digests, are missing, or have none."""
     now = digest_folder(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import re
 import subprocess
 import sys
@@ -105,6 +106,7 @@ def test_who_stops_reading_hears_no_complaint():
     command = [sys.executable, "-u", "-m", "dpo_jax.cli", "config", "schema"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout and child.stderr
+        fcntl.fcntl(child.stdout, fcntl.F_SETPIPE_SZ, 4096)  # else all of it fits, and nobody learns who has left
         child.stdout.read(9)
         child.stdout.close()
         assert (child.wait(), child.stderr.read()) == (141, b"")

@@ -27,8 +27,8 @@ def evaluate(experiment: Steps) -> None:
 
 def analyse(experiment: Steps) -> None:
     """Write WORKDIR/analysis.json for the newest checkpoint."""
-    experiment.check_inputs("data")
     experiment.check_analysis()
+    experiment.check_inputs("data")
     path = experiment.run.analysis
     write_json(path, experiment.analyse().to_json())
     say("analyse", f"wrote {path}")

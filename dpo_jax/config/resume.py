@@ -11,6 +11,7 @@ from dpo_jax.config import Config, PictureConfig
 from dpo_jax.config.model import FREE
 from dpo_jax.config.training import CommonConfig
 from dpo_jax.errors import UserError
+from dpo_jax.masking import masked
 from dpo_jax.reading import Written, untyped
 
 _DECIDES = {
@@ -63,7 +64,7 @@ def deciding(stage: str, config: Mapping[str, Any]) -> dict[str, object]:
     free = (*free_settings(PictureConfig if "pictures" in config else Config), *unread)
     return {
         key: _option(value) if ".options." in key else value
-        for key, value in _flat(config).items()
+        for key, value in _flat(masked(config)).items()  # a run that an earlier version began may hide less
         if (key.startswith(_DECIDES[stage]) if stage in _DECIDES else not key.startswith("reward"))
         and not any(key == each or key.startswith(f"{each}.") for each in free)
     }

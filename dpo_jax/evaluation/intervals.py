@@ -52,8 +52,10 @@ def effective_interval(share: float, *, shrunk: float, variance: float, groups: 
         share: the estimate.
         shrunk: an estimate that is not at either end, where a share has no variance.
         variance: of the estimate, where `shrunk` is the truth.
-        groups: how many independent ones the variance was measured on.
+        groups: how many independent ones the variance was measured on; one alone tells nothing.
     """
+    if groups < 2:
+        return (0.0, 1.0)
     number = shrunk * (1 - shrunk) / variance * (_student(math.inf) / _student(groups - 1)) ** 2
     return share_interval(min(1.0, max(0.0, share)) * number, number)
 

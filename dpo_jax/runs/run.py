@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple, overload
 
 from dpo_jax import __version__
-from dpo_jax.files import Json, check_place, digest, read_json, read_sealed, sealed_steps, write_json
+from dpo_jax.files import Json, check_place, digest_file, read_json, read_step, sealed_steps, write_json
 
 
 class Sealed(NamedTuple):
@@ -117,7 +117,7 @@ class Run:
         if not steps:
             return None
         seal = self.checkpoints / f"{steps[-1]}.json"
-        return Sealed(steps[-1], read_sealed(seal, "record", "digests")["record"], digest(seal.read_bytes()))
+        return Sealed(steps[-1], read_step(self.checkpoints, steps[-1])["record"], digest_file(seal))
 
     def measured(self) -> Json:
         """The fields of a record that say whose weights were measured: those of the newest checkpoint."""

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import jax
 
 from dpo_jax.errors import UserError
-from dpo_jax.files import Json, changed, digest_folder, read_sealed, sealed_steps, write_sealed
+from dpo_jax.files import Json, changed, digest_folder, go_back, read_step, sealed_steps, write_sealed
 from dpo_jax.mesh import meet
 from dpo_jax.training.finite import NotFinite, first_not_finite
 from dpo_jax.training.state import TrainState
@@ -49,7 +49,7 @@ class Checkpoints:
 
     def record(self, step: int) -> Json:
         """The record that was saved beside the arrays of a sealed step."""
-        return self._sealed(step)["record"]
+        return read_step(self._folder, step)["record"]
 
     def save(self, step: int, state: TrainState, record: Json) -> None:
         """Start to write a step and return; it is sealed in the background, its failure shows here at the next.
@@ -146,25 +146,17 @@ class Checkpoints:
         _check_same(target, metadata.tree, like)
         tree = reader.restore(target, like)
         if (array := first_not_finite(tree)) is not None:  # an earlier version saved such steps
-            raise UserError(f"{target}: {array} is NaN or infinite, and so worth nothing. {self._go_back(step)}")
+            raise UserError(
+                f"{target}: {array} is NaN or infinite, and so worth nothing. {go_back(self._folder, step)}"
+            )
         return tree
 
     def _verify(self, step: int) -> None:
         """Refuse a step with a file that changed, is missing or is new since it was sealed."""
         target = self._folder / str(step)
-        if damaged := changed(target, self._sealed(step)["digests"]):
+        if damaged := changed(target, read_step(self._folder, step)["digests"]):
             says = f"{target}: the checkpoint is damaged: {damaged[0]} is not as it was written."
-            raise UserError(f"{says} {self._go_back(step)}")
-
-    def _sealed(self, step: int) -> Json:
-        try:
-            return read_sealed(self._folder / f"{step}.json", "record", "digests")
-        except UserError as error:
-            raise UserError(f"{error} {self._go_back(step)}") from None
-
-    def _go_back(self, step: int) -> str:
-        older = [other for other in self.steps() if other < step]
-        return f"Delete {step} and {step}.json to go on from step {older[-1]}." if older else "No older step is left."
+            raise UserError(f"{says} {go_back(self._folder, step)}")
 
 
 def _not_written(target: Path, error: Exception) -> UserError:

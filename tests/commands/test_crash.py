@@ -57,7 +57,7 @@ PLANTED = {
     "not finite": (FloatingPointError("the reference's log-prob of row ab is not finite"), "the reference's log-prob"),
     "hub": (
         LocalEntryNotFoundError("no such file in the cache"),
-        "the hub cannot be reached: no such file.*\nTry again",
+        "the hub cannot be reached: no such file.*\n  Try again",
     ),
     "network": (ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused"), "network .* cannot be reached: "),
     "dump": (ValueError(DUMP), 'checkpoints/4 cannot be read or written: INTERNAL: Error opening "zarr3".*\n.*verify'),

@@ -173,7 +173,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"name": "lexicon", "words": "none.txt"}, "evaluation.judge.words: the file none.txt cannot be read"),
     ({"name": "python", "function": "mine.py:scor"}, "has no function 'scor'. Did you mean 'score'"),
     ({"name": "command", "command": "false"}, "'false' ended with exit code 1"),
-    (HTTP | {"url": "http://127.0.0.1:9", "retries": 0}, "failed 1 times, at last with: URLError"),
+    (HTTP | {"url": "http://127.0.0.1:9", "retries": 0}, "failed 1 times, at last with: ConnectError"),
     ({"name": "command", "command": "true", "timeout_seconds": 0}, "nothing ends in 0 s"),
 ]
 

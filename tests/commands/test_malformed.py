@@ -97,7 +97,7 @@ SOURCES: list[tuple[Any, str]] = [
     ({"path": "a.jsonl", "format": "hhh"}, "format is 'hhh'. Did you mean 'hh'"),
     ({"path": "a.jsonl", "weight": 0}, "weight is 0; it must be a number above 0"),
     ({"path": "a.jsonl", "weight": "2"}, "weight is '2'"),
-    ({"path": "a.jsonl", "weight": float("nan")}, "weight is nan"),
+    ({"path": "a.jsonl", "weight": float("nan")}, "data.train.0.weight: must be finite"),
     ({"path": "a.jsonl", "name": [3]}, "name is [3], not text"),
     ({"path": "a.jsonl", "rankings": "some"}, "rankings is 'some'. Allowed: adjacent, all"),
     ({"path": "a.jsonl", "split": "train"}, "unknown key 'split'"),

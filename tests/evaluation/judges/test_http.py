@@ -222,5 +222,5 @@ def test_a_verdict_on_disk_is_one_or_is_asked_for_again(tmp_path: Path):
     lines += ['{"key": "a", "value": 1, "value": 0}', '{"key": 5, "value": 1}', "[" * 100_000]
     path.write_text("\n".join(lines) + "\n")
     known = Cache(path)
-    assert [known.get(str(number)) for number in range(len(values))] == [1, 0, 0.5] + [None] * 8
-    assert known.get("a") is None
+    assert [known.known.get(str(number)) for number in range(len(values))] == [1, 0, 0.5] + [None] * 8
+    assert known.known.get("a") is None
