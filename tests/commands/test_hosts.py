@@ -24,8 +24,8 @@ from tests.tiny_experiment import metrics
 
 JUDGE = """
 import json, sys
-print("asked", file=open("asked.txt", "a"))
 for line in sys.stdin:
+    print("asked", file=open("asked.txt", "a"))
     print(len(json.loads(line)["response"]))
 """
 
@@ -90,7 +90,7 @@ def test_everything_that_one_process_does(finished: str, tmp_path: Path):
     one, several = (read_json(Path("runs", name, "evaluation.json")) for name in ("demo", "two"))
     assert several["samples"] == one["samples"] and several["judged"]["win_rate"] == one["judged"]["win_rate"]
     assert several["kl"]["exact"] == pytest.approx(one["kl"]["exact"], rel=1e-3)
-    assert len(Path("asked.txt").read_text().splitlines()) == 1
+    assert len(Path("asked.txt").read_text().splitlines()) == 2 * 6  # each response once, by one process
     shutil.rmtree("runs/demo/export")
     cli.main(["export", finished, "--max-shard-size", "20KB"])
     files = [{path.name for path in Path("runs", run, "export").glob("*.safetensors")} for run in ("demo", "two")]
