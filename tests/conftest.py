@@ -56,6 +56,9 @@ hypothesis.settings.load_profile("dpo_jax")
 LIMIT_SECONDS = 10.0 if "fusion_emitters" in os.environ["XLA_FLAGS"] else 60.0  # the other compilers cost more
 """CPU-seconds, with those of child processes, that a test's body or its fixtures may take unless it is `slow`."""
 
+SHARED = 2
+"""Times the limit for what is set up before a test: that is mostly shared by all tests of a file, and paid once."""
+
 _USUAL_SECONDS = 0.035  # of `_slowness` on the machine where the limit was set
 _ROUNDS = 600_000
 
@@ -95,7 +98,7 @@ class _SessionClock:
         if fixturedef.scope == "session":
             spent = _cpu_seconds() - before - (self.seconds - others)
             self.seconds += spent
-            if spent > LIMIT_SECONDS and spent > LIMIT_SECONDS * _slowness():
+            if spent > SHARED * LIMIT_SECONDS and spent > SHARED * LIMIT_SECONDS * _slowness():
                 pytest.fail(f"the fixture {fixturedef.argname} took {spent:.1f} CPU-seconds", pytrace=False)
         return outcome
 
@@ -111,10 +114,9 @@ def _clocked(item: pytest.Item, part: str) -> Generator[None, Any, Any]:
     before = _cpu_seconds() - _apart.seconds
     outcome = yield
     spent = _cpu_seconds() - _apart.seconds - before
-    if spent > LIMIT_SECONDS and spent > LIMIT_SECONDS * _slowness() and not item.get_closest_marker("slow"):
-        pytest.fail(
-            f"the {part} took {spent:.1f} CPU-seconds of {LIMIT_SECONDS:.0f}; see tests/README.md", pytrace=False
-        )
+    limit = LIMIT_SECONDS * (SHARED if part == "setup" else 1)
+    if spent > limit and spent > limit * _slowness() and not item.get_closest_marker("slow"):
+        pytest.fail(f"the {part} took {spent:.1f} CPU-seconds of {limit:.0f}; see tests/README.md", pytrace=False)
     return outcome
 
 
