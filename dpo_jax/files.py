@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,11 @@ def check_place(path: Path, *, folder: bool = False) -> Path:
     if above != path.absolute() and not above.is_dir():
         raise UserError(f"{path} cannot be written: {above} is a file, not a folder.")
     writes_in = above if above.is_dir() else above.parent
-    if not os.access(writes_in, os.W_OK | os.X_OK):
-        raise UserError(f"{path} cannot be written: this process may not write into {writes_in}.")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=writes_in):  # `os.access` does not know why, nor what a network disk allows
+            return path
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {writes_in}: {error.strerror}.") from None
 
 
 def named_output(flag: str, path: str) -> Path:
