@@ -63,6 +63,12 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("adapter"), lora={"rank": 2}, reference={"store": None, "batch_pairs": 8})
 
 
+@pytest.fixture
+def enter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a copy of a folder the current directory."""
+    return lambda folder: monkeypatch.chdir(shutil.copytree(folder, tmp_path, dirs_exist_ok=True))
+
+
 @pytest.mark.parametrize(
     ("replace", "fact"),
     [
@@ -77,11 +83,10 @@ def test_a_training_does_not_go_on(
     replace: Callable[[], None],
     fact: str,
     without_reference: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    enter: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.chdir(shutil.copytree(without_reference, tmp_path, dirs_exist_ok=True))
+    enter(without_reference)
     replace()
     said = refused(capsys, "train", "e.yaml", "--train.steps", "3")
     assert "runs/demo was trained on something else" in said and fact in said, said
@@ -93,33 +98,32 @@ def test_an_adapter_is_not_used_over_another_base_or_with_other_tokens(
     command: str,
     replace: Callable[[], None],
     adapter: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    enter: Callable[[Path], None],
     capsys: pytest.CaptureFixture[str],
 ):
-    monkeypatch.chdir(shutil.copytree(adapter, tmp_path, dirs_exist_ok=True))
+    enter(adapter)
     replace()
     assert "runs/demo was trained on something else" in refused(capsys, command, "e.yaml")
 
 
-def test_deleting_the_store_does_not_lead_round_the_check(trained_folder: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True))
+def test_deleting_the_store_does_not_lead_round_the_check(trained_folder: Path, enter, capsys):
+    enter(trained_folder)
     other_weights()
     shutil.rmtree("runs/stores")
     said = refused(capsys, "train", "e.yaml", "--train.steps", "5")
     assert "sft: runs/demo/sft was trained on something else" in said and "model.weights" in said
 
 
-def test_a_fine_tuning_on_other_rows_is_not_done_already(trained_folder: Path, tmp_path: Path, monkeypatch, capsys):
-    monkeypatch.chdir(shutil.copytree(trained_folder, tmp_path, dirs_exist_ok=True))
+def test_a_fine_tuning_on_other_rows_is_not_done_already(trained_folder: Path, enter, capsys):
+    enter(trained_folder)
     amend(data={"train": [{"path": "other.jsonl"}]}, workdir="runs/demo")
     shutil.rmtree("runs/demo/checkpoints")
     other_rows()
     assert "rows of sft.data.train: was 20 rows" in refused(capsys, "sft", "e.yaml")
 
 
-def test_new_held_out_rows_are_no_other_training(without_reference: Path, tmp_path: Path, monkeypatch):
-    monkeypatch.chdir(shutil.copytree(without_reference, tmp_path, dirs_exist_ok=True))
+def test_new_held_out_rows_are_no_other_training(without_reference: Path, enter):
+    enter(without_reference)
     other_rows("held.jsonl")
     cli.main(["evaluate", "e.yaml"])
     assert json.loads(Path("runs/demo/evaluation.json").read_text())["step"] == 2

@@ -24,8 +24,9 @@ from dpo_jax.models.heads import RewardModel
 from dpo_jax.objectives.preference import reward_objective
 from dpo_jax.training.metrics import divide
 from dpo_jax.types import PairBatch, Prompt
+from tests.commands.test_replaced import other_weights
 from tests.objectives.toy import WIDTH, Toy, first_micro_batch, jitted_gradients, make_batch, parameters, place
-from tests.tiny_experiment import forget, make_experiment, metrics, opened, read_lines, refused, run
+from tests.tiny_experiment import forget, make_experiment, metrics, opened, read_lines, refused, run, write_lines
 from tests.tiny_gpt2 import make_gpt2_folder
 
 KNOBS = {"options": {"margin": 0.3, "center": 0.05}}
@@ -150,6 +151,16 @@ def judged(location: str | None, *arguments: str) -> np.ndarray:
             for side in ("chosen", "rejected")
         ]
     return np.stack(columns, axis=1)
+
+
+def test_it_does_not_go_on_with_other_margins_or_weights(house, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(shutil.copytree(house, tmp_path, dirs_exist_ok=True))
+    rows = Path("pairs.jsonl").read_text()
+    write_lines("pairs.jsonl", [{**row, "margin": 0.5} for row in read_lines("pairs.jsonl")])
+    assert "runs/demo/reward was trained on something else" in refused(capsys, "reward", "e.yaml")
+    Path("pairs.jsonl").write_text(rows)
+    other_weights()
+    assert "model.weights in float32: was" in refused(capsys, "reward", "e.yaml")
 
 
 def test_it_learns_and_says_how_well(house: Path, inside: None):

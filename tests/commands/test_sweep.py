@@ -19,6 +19,7 @@ from dpo_jax.experiments.text_steps import TextSteps
 from dpo_jax.experiments.texts import TextExperiment
 from dpo_jax.files import read_sealed, write_sealed
 from dpo_jax.reporting.numbers import nats
+from tests.commands.test_replaced import other_rows
 from tests.reporting.test_analysis import made_up_analysis
 from tests.tiny_experiment import EVALUATION, amend, metrics, refused
 
@@ -115,6 +116,10 @@ def test_every_combination_over_one_store(
     capfd.readouterr()
     assert run("loss.name=dpo", betas, more=few) == found[:2]
     assert capfd.readouterr().err.count("is done already") == 2
+
+    other_rows()  # under the same name
+    again = run("loss.name=dpo", betas, more=few, code=2)
+    assert all("rows of data.train: was 20 rows" in each["failed"] for each in again)
 
 
 def test_points_share_the_fine_tuning_unless_they_change_it(trained_points: list[TextExperiment]) -> None:
