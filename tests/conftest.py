@@ -33,6 +33,7 @@ if os.environ.get("DPO_JAX_TEST_COMPILER") == "full":
     os.environ["XLA_FLAGS"] += " --xla_cpu_experimental_ynn_fusion_type="  # as `import dpo_jax` does
 else:
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_cpu_experimental_ynn_fusion_type="
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"  # the workers fill the cores already
     if metadata.version("jaxlib").startswith("0.10."):  # later ones end the process at this flag
         os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 if "PYTEST_XDIST_WORKER" not in os.environ:

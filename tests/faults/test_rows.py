@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,6 +110,9 @@ def one(path: Path, kind: str, tokenizer: Any, data: Any, spec: Any, line: bytes
         return read(path, kind, tokenizer, data, spec, "stop")[0], None
     except BadRow as bad:
         assert str(bad).startswith(f"{path}:1: ") and len(str(bad)) < 1000 and str(bad).isprintable(), bad
+        traceback.clear_frames(
+            bad.__traceback__
+        )  # else the collector closes the file, and where recursion ends it fails
         return 0, bad.reason
 
 

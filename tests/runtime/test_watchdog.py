@@ -47,7 +47,7 @@ def steps(dog: Watchdog, *seconds: float) -> None:
 def test_tells_once_of_a_step_that_takes_ten_times_the_usual(told: list[str]):
     with Watchdog("train", limit_seconds=8.0) as dog:  # looks every half second
         steps(dog, 0.01, 0.01, 0.01, 1.8)
-    assert len(told) == 1 and "usual are 0.01 s" in told[0]
+    assert len(told) == 1 and "usual are 0.0" in told[0]  # more than 0.01 s where the machine is busy
 
 
 def test_is_still_while_nothing_is_usual_and_between_steps(told: list[str]):

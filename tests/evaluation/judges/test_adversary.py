@@ -109,7 +109,7 @@ def test_what_comes_for_ever_has_its_time(kind: str):
     started = time.perf_counter()
     with serving(FOREVER[kind]) as url, pytest.raises(UserError, match=r"failed 2 times, at last with"):
         ask(url)
-    assert time.perf_counter() - started < 2.5  # twice 0.5 s
+    assert time.perf_counter() - started < 15  # twice 0.5 s, on a busy machine
 
 
 def flood(start: bytes, piece: bytes) -> Callable[[Send], None]:
@@ -347,10 +347,10 @@ def test_a_function_gives_numbers_or_is_told_of(gives: object, words: str):
 
 def test_a_function_has_its_time():
     def hang(prompts: list[str], responses: list[str]) -> list[float]:
-        time.sleep(10)
+        time.sleep(60)
         return [0.0]
 
     started = time.perf_counter()
     with pytest.raises(UserError, match=r"had not ended after 0.2 s; .*`timeout_seconds`"):
         scoring_function(hang, timeout_seconds=0.2).scores(PROMPTS, A)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 15
