@@ -49,6 +49,10 @@ class Undecodable(Exception):
         self.reason = reason
 
 
+def _other_sizes() -> Undecodable:
+    return Undecodable("frames of different sizes", "its frames have different sizes.")
+
+
 def picture(data: bytes) -> np.ndarray:
     """The only frame of a picture, uint8 [1, H, W, C]."""
     with _opened(data, _STILL) as opened:
@@ -65,7 +69,7 @@ def clip(data: bytes, *, frames: int) -> np.ndarray:
         if data[begins[0] :].startswith(begins[1]):
             taken = list(itertools.islice(decode(data), frames))
             if len({frame.shape for frame in taken}) > 1:
-                raise Undecodable("frames of different sizes", "its frames have different sizes.")
+                raise _other_sizes()
             return np.stack(taken) if taken else np.empty((0, 1, 1, 1), np.uint8)
     raise Undecodable("not a clip", f"it is none of {', '.join(CLIPS)}, whatever it is called.")
 
@@ -125,8 +129,11 @@ def over_white(picture: Image.Image) -> Image.Image:
 
 def _gif(data: bytes) -> Iterator[np.ndarray]:
     with _opened(data, ("GIF",)) as opened:
+        size = opened.size
         for number in range(getattr(opened, "n_frames", 1)):
             opened.seek(number)
+            if opened.size != size:  # a frame beyond the picture enlarges it, to whatever it claims
+                raise _other_sizes()
             pixels = _pixels(opened)
             yield np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import pickle
 import struct
@@ -157,6 +158,14 @@ BAD_CLIPS = {
     "cut gif": (
         encoded(Image.fromarray(NOISE), "GIF", save_all=True, append_images=[Image.fromarray(255 - NOISE)] * 2)[:3000],
         "damaged picture",
+    ),
+    "gif that grows": (  # its second frame claims 127 million pixels; a fuzzer made it
+        base64.b64decode(
+            "R0lGODdhBAAEAIMAAC0uLyorLCcoKSQlJiEiIx4fIBscHRgZGhUWFxITFA8QEQwNDgkKCwYHCAMEBQABAiwAAAAABAAEAAAIFQAfOGjA"
+            "YIGCBAgOGChAYICAAAACAgAh+QQBAAAQACwAAAAALS4vKissJygpJCUmISIjHh8gGxwdGBkaFRYXEhMUDxARDA0OCQoBAAsGBwgDBAUA"
+            "AQIsAAAAAASCBAgOGChggYIECA4YKEBggIAAAAICADs="
+        ),
+        "frames of different sizes",
     ),
 }
 
