@@ -150,7 +150,7 @@ def name_of(options: type) -> str:
 
 def forgotten_of_judges() -> Iterator[str]:
     """Each option must be in the row of its judge."""
-    page = (ROOT / "configs/README.md").read_text("utf8")
+    page = (ROOT / "configs/evaluation.md").read_text("utf8")
     _, _, table = page.partition("| judge | what it is shown | options |")
     rows = dict(re.findall(r"^\| `([\w-]+)` \| (.+)$", table.partition("\n\n")[0], re.MULTILINE))
     known = {name_of(options): options for options in get_args(evaluation.JudgeConfig)}
@@ -162,11 +162,11 @@ def forgotten_of_judges() -> Iterator[str]:
         if name not in JUDGES:
             yield f"add the opener of {name} and its line to JUDGES in dpo_jax/experiments/judging.py"
         if name not in rows:
-            yield f"add the row of the judge {name} to configs/README.md"
+            yield f"add the row of the judge {name} to configs/evaluation.md"
         elif missing := [
             each.name for each in fields(options) if each.name != "name" and f"`{each.name}" not in rows[name]
         ]:
-            yield f"name {', '.join(missing)} in the row of the judge {name} in configs/README.md"
+            yield f"name {', '.join(missing)} in the row of the judge {name} in configs/evaluation.md"
     for name in JUDGES:
         if name not in known:
             yield f"add the options of {name} to dpo_jax/config/evaluation.py, and to JudgeConfig there"
@@ -176,7 +176,7 @@ def forgotten_of_judges() -> Iterator[str]:
 
 def forgotten_of_picture_judges() -> Iterator[str]:
     """The same of pictures, whose judges are shown by their use."""
-    page = (ROOT / "configs/README.md").read_text("utf8")
+    page = (ROOT / "configs/pictures.md").read_text("utf8")
     known = {name_of(options) for options in get_args(picture_config.PictureJudgeConfig)}
     for name in known | PICTURE_JUDGES.keys():
         if name not in PICTURE_JUDGES:
@@ -184,7 +184,7 @@ def forgotten_of_picture_judges() -> Iterator[str]:
         if name not in known:
             yield f"add the options of {name} to PictureJudgeConfig in dpo_jax/config/pictures.py"
         if f"{{name: {name}" not in page:
-            yield f"show the judge {name} in configs/README.md"
+            yield f"show the judge {name} in configs/pictures.md"
 
 
 def names_in(code: CodeType) -> set[str]:
@@ -343,7 +343,7 @@ PLANTED: dict[str, tuple[str, Callable[..., None], list[str]]] = {
     "named options of a judge": (
         "judge",
         judge_with_options_only,
-        ["line to JUDGES", "row of the judge made-up to configs/README.md"],
+        ["line to JUDGES", "row of the judge made-up to configs/evaluation.md"],
     ),
     "a line of a judge": (
         "judge",
