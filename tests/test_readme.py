@@ -74,6 +74,8 @@ def test_the_first_screen():
     assert len(lines) <= 120 and len(data) <= 12 and len(door) <= 15
     assert lines.index("```", lines.index("```yaml")) < 20  # own data
     assert f"| offline preference losses | {len(TRAINED)}," in README
+    assert any(line.startswith("![") for line in lines[:40])
+    assert all(path.stat().st_size < 150_000 for path in ROOT.glob(".github/*.png"))
 
 
 def test_the_figures_are_those_of_the_results():
