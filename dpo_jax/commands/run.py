@@ -10,6 +10,11 @@ from dpo_jax.runtime.progress import say
 def run(experiment: Steps) -> None:
     """Train all that is asked for, measure it, and write the exported model and the report."""
     experiment.check_exports()
+    if experiment.only_fine_tunes:
+        training.sft(experiment)
+        results.export(experiment, fine_tuned=True)
+        report.run(experiment)
+        return
     train_and_measure(experiment)
     if reason := experiment.why_no_export():
         say("export", f"left out: {reason}")

@@ -16,7 +16,7 @@ from dpo_jax.reading import Count, File, NotNegative, Origins, Positive, Share, 
 class DataConfig:
     """Preference rows and how they become tokens."""
 
-    train: tuple[Source, ...]
+    train: tuple[Source, ...]  # may be empty where there is a section sft: then nothing but that is trained
     eval: tuple[Source, ...] = ()
     template: Literal["plain", "tokenizer", "hh"] = "plain"  # prompt + response; the chat template; Human and Assistant
     chat_template: File | None = None  # a file in jinja, or its text, in place of the tokenizer's own
@@ -96,7 +96,7 @@ def check_texts(config: Config, origins: Origins) -> None:
         ("export.lora", adapter and not config.lora, "there is no adapter; `lora: {rank: 16}` would train one."),
         ("reference.update_every", config.lora and config.reference.update_every, moves),
         ("loss", not config.loss, "name at least one, such as `loss: {name: dpo}`."),
-        ("data.train", not data.train, "name at least one source of rows."),
+        ("data.train", not data.train and not config.sft, "name at least one source of rows."),
         ("data.chat_template", data.chat_template is not None and data.template != "tokenizer", jinja),
         ("data.max_prompt_tokens", data.max_prompt_tokens >= data.max_tokens, no_room),
     )

@@ -61,9 +61,11 @@ def check_rows(
         ends: the tokens that end a response.
         bos: the token that begins a text, if there is one.
         desirable: the labels of unpaired completions, bool [rows]; only the first response of such a row is looked at.
+            Rows with one response and no label are completions too.
     """
     sizes = sizes_of(rows)
-    names = ("prompt", "completion") if desirable is not None else ("prompt", "chosen", "rejected")
+    single = desirable is not None or sizes.responses.shape[1] == 1
+    names = ("prompt", "completion") if single else ("prompt", "chosen", "rejected")
     counts = np.column_stack([sizes.prompt, sizes.responses])[:, : len(names)]
     odd, ends = Counter[str](), frozenset(ends)
     texts, labels, prompts = array("Q"), array("Q"), array("Q")  # what is compared, how it is labelled
@@ -78,7 +80,7 @@ def check_rows(
         labels.append(digests[0] if desirable is None else int(desirable[number]))
     different, labelled = _different(texts), _different(texts, labels)
     percentiles = np.percentile(counts, PERCENTILES, axis=0, method="higher").T.astype(int).tolist()
-    longer = np.empty(0, bool) if desirable is not None else (counts[:, 1] > counts[:, 2])[counts[:, 1] != counts[:, 2]]
+    longer = np.empty(0, bool) if single else (counts[:, 1] > counts[:, 2])[counts[:, 1] != counts[:, 2]]
     findings = Findings(
         rows=len(counts),
         lengths=dict(zip(names, percentiles, strict=True)),

@@ -35,11 +35,12 @@ Fact = tuple[str, str, bool]
 
 
 def reports_of_texts(
-    tokenizer: Any, stop_tokens: Collection[int], train: DataRows, held_out: DataRows | None
+    tokenizer: Any, stop_tokens: Collection[int], trained: Mapping[str, DataRows], held_out: DataRows | None
 ) -> list[SplitReport]:
-    """One report for each split."""
+    """One report for each split; `trained` has the rows that are learned from, by their key."""
+    ((name, train),) = trained.items()
     own = _split(tokenizer, stop_tokens, train)
-    reports = [_text_report(tokenizer, "data.train", train, own.findings, None)]
+    reports = [_text_report(tokenizer, name, train, own.findings, None)]
     if held_out is not None:
         other = _split(tokenizer, stop_tokens, held_out)
         reports.append(_text_report(tokenizer, "data.eval", held_out, other.findings, overlap(own, other)))

@@ -114,7 +114,15 @@ def read_rows(
     """Read the rows that the losses learn from, pairs or labelled completions; `name` is the key of the sources.
 
     No more than `limit` rows, the first ones, if that is given.
+
+    Raises:
+        UserError: they cannot be used, or nothing but the fine-tuning has rows.
     """
+    if not sources and name == "data.train":
+        raise UserError(
+            f"{locate(name, origins)}: {name} names no rows of preferences. Add some, or do what goes without: "
+            "`dpo-jax run` or `sft`, which fine-tune on sft.data.train, and `export --fine-tuned`."
+        )
     if not sources:
         return DataRows([], [])
     layout, more = layout_of(config), {"mismatched": needs_mismatched(config.loss), "limit": limit}

@@ -125,6 +125,11 @@ class Steps(Experiment):
     def make_missing_pairs(self) -> None:
         """Makes the pairs that the experiment samples itself, where they are missing."""
 
+    @property
+    def only_fine_tunes(self) -> bool:
+        """True if there is nothing to train on but the rows of the fine-tuning."""
+        return False
+
     @abc.abstractmethod
     def sft_training(self) -> Training:
         """The training of `sft`."""

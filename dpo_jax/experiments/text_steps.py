@@ -72,6 +72,11 @@ class TextSteps(RewardExperiment, Steps):
         if self.config.scratch and not scratch.is_there(self.config):
             self.make_scratch()
 
+    @property
+    def only_fine_tunes(self) -> bool:
+        """True if there are no rows of preferences."""
+        return not self.config.data.train
+
     def make_scratch(self) -> None:
         """Writes the folder that `model.weights` names: a tokenizer and random weights."""
         scratch.make(self.config, self.origins, self.mesh)
@@ -102,7 +107,7 @@ class TextSteps(RewardExperiment, Steps):
 
     def before_sft(self) -> None:
         """Reads and checks all rows."""
-        _ = self.train_data, self.eval_data
+        _ = self.only_fine_tunes or self.train_data, self.eval_data
 
     def sft_training(self) -> Training:
         """Supervised fine-tuning on completions."""
@@ -262,7 +267,8 @@ class TextSteps(RewardExperiment, Steps):
     def data_reports(self) -> list[SplitReport]:
         """Reports of each split: rows read, cut and left out, and what is odd about the rest."""
         held_out = self.eval_data if self.has_heldout else None
-        return data_reports.reports_of_texts(self.tokenizer, self.stop_tokens, self.train_data, held_out)
+        name, train = ("sft.data.train", self.sft_data) if self.only_fine_tunes else ("data.train", self.train_data)
+        return data_reports.reports_of_texts(self.tokenizer, self.stop_tokens, {name: train}, held_out)
 
     def warn_of_data(self) -> None:
         """Says what is odd about the rows, and keeps all that was counted in WORKDIR/data.json."""
