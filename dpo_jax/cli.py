@@ -81,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, stage in COMMANDS.items():
         command = commands.add_parser(name, help=stage.help, description=stage.help, **shared)
         command.more = functools.partial(_settings_of, stage)
-        command.add_argument("config", metavar="CONFIG", help="an experiment file")
+        command.add_argument("config", metavar="CONFIG", help=stage.named)
         for flag, text in stage.flags.items():
             command.add_argument(f"--{flag}", metavar=flag.upper(), help=text)
         for flag, text in stage.lists.items():
@@ -164,7 +164,8 @@ def _dispatch(arguments: Sequence[str], running: _Running) -> None:
     for key in COMMANDS[known.command].settings.values() if known.command in COMMANDS else ():
         if (value := getattr(known, key)) is not None:
             overrides += [f"--{key}", value]
-    config, origins = load(known.config, overrides)
+    stage = COMMANDS.get(known.command)
+    config, origins = (stage.read if stage else load)(known.config, overrides)
     if known.command == "config":
         from dpo_jax.config import render
 

@@ -25,7 +25,7 @@ MOST_ARROWS: dict[str, int] = {"experiments": 60}
 """Imports between the files of a room."""
 MOST_PARAMETERS = 8
 """Of a function; the options of a loss do not count."""
-MOST_HOLDERS = 60
+MOST_HOLDERS = 61
 """Functions that take a whole experiment."""
 
 # Room -> the rooms of ours it may import, besides itself and `errors`.

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import NamedTuple
+
+from dpo_jax import config
+from dpo_jax.reading import Origins
 
 Runner = Callable[..., None]
 """Runs a command: `runner(experiment, **flags)`."""
@@ -14,9 +17,9 @@ class Command(NamedTuple):
     """One command: what it does, where its runner is, its own flags, and short names of settings.
 
     A flag, a switch, which takes no value, and a list, which may be given again and again, have their help; a short
-    name has the key of the configuration that it sets. What is `dry` makes no working directory and touches no device
-    of this machine. `kinds` are those of experiments that have it. `sections` of the configuration are those whose
-    settings its help lists; None: all.
+    name has the key of the configuration that it sets. What is `dry` makes no working directory. `kinds` are those of
+    experiments that have it. `sections` of the configuration are those whose settings its help lists; None: all. `read`
+    is what opens the file that it is given, which `named` describes.
     """
 
     help: str
@@ -28,6 +31,8 @@ class Command(NamedTuple):
     dry: bool = False
     kinds: frozenset[str] = frozenset({"texts", "pictures"})
     sections: frozenset[str] | None = None
+    read: Callable[[str, Sequence[str]], tuple[config.AnyConfig, Origins]] = config.load
+    named: str = "an experiment file"
 
 
 _TEXTS = frozenset({"texts"})
@@ -63,6 +68,12 @@ def _sweep() -> Runner:
 
 def _plan() -> Runner:
     from dpo_jax.commands.plan import run
+
+    return run
+
+
+def _chat() -> Runner:
+    from dpo_jax.commands.chat import run
 
     return run
 
@@ -136,6 +147,22 @@ COMMANDS: dict[str, Command] = {
             "model": "policy, the newest checkpoint (default), or reference, the start of the training",
         },
         sections=_START | {"lora", "sampling", "tiles"},
+    ),
+    "chat": Command(
+        "talk to the policy and the reference side by side, or to any model, line by line",
+        _chat,
+        {"model": "both (default), policy, the newest checkpoint, or reference, the start of the training"},
+        settings={
+            "temperature": "sampling.temperature",
+            "top-p": "sampling.top_p",
+            "top-k": "sampling.top_k",
+            "max-new-tokens": "sampling.max_new_tokens",
+        },
+        dry=True,
+        kinds=_TEXTS,
+        sections=_START | {"lora", "sampling", "tiles"},
+        read=config.load_or_make,
+        named="an experiment file, or a model: a folder, a hub id, a .gguf file, package:NAME",
     ),
     "pairs": Command(
         "answer prompts several times, judge the answers, and write the better and the worse ones as new pairs",

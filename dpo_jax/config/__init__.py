@@ -46,6 +46,8 @@ from dpo_jax.reading import (
 
 AnyConfig = Config | PictureConfig
 """A file with a section `pictures` is an experiment on pictures or clips."""
+ALONE = "weights alone"
+"""Origin of the working directory of weights for which there is no experiment."""
 _NAMED = (JudgeConfig, PictureJudgeConfig)
 C = TypeVar("C", bound=AnyConfig)
 _LONGEST_KEY = 1000  # characters; YAML finds the colon behind no longer one
@@ -59,6 +61,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, Origins]:
         overrides = [re.sub(r"^--loss\.0\b", "--loss", word) for word in overrides]
     override(mapping, origins, overrides)
     return _finished(mapping, origins)
+
+
+def load_or_make(named: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, Origins]:
+    """Read an experiment file, or, of a name of weights, make the configuration that has these and no rows.
+
+    Raises:
+        UserError: as `load`.
+    """
+    path = Path(named)
+    if path.suffix in (".yaml", ".yml") or (path.is_file() and path.suffix != ".gguf"):
+        return load(named, overrides)
+    settings: Plain = {"workdir": "runs", "model": {"weights": named}, "data": {"train": [{"path": ""}]}}
+    origins: Origins = {}
+    override(settings, origins, overrides)
+    config, origins = _finished({**settings, "loss": {"name": "dpo"}}, origins)
+    return config, {**origins, "workdir": ALONE}
 
 
 def changed(config: C, origins: Origins, settings: Mapping[str, object]) -> tuple[C, Origins]:

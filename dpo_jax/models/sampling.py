@@ -120,7 +120,7 @@ def draw(
     temperature: jax.Array | float,
     *,
     top_p: jax.Array | float = 1.0,
-    top_k: jax.Array | int = 0,
+    top_k: jax.Array | float = 0,
 ) -> jax.Array:
     """A token id per row from softmax(logits / temperature), each row with its own key; temperature 0: the likeliest.
 
@@ -153,12 +153,39 @@ def next_logits(hidden_RD: jax.Array, unembedding: Unembedding) -> jax.Array:
     return jnp.where(real_V[None], logits_RV, -jnp.inf)
 
 
+class Streamer:
+    """One response, token after token as they are drawn: those of `generate` for the same key.
+
+    Two programs for each width of prompts, compiled when it is first met.
+    """
+
+    def __init__(self, model: Model, *, max_new_tokens: int, stop_tokens: tuple[int, ...]):
+        sampling = _Sampling(model, max_new_tokens, stop_tokens)
+        self._begin, self._advance = jax.jit(sampling.begin), jax.jit(sampling.advance, donate_argnums=1)
+        self._max_new_tokens = max_new_tokens
+
+    def stream(
+        self, params: Params, prompt: np.ndarray, *, width: int, key: jax.Array, temperature: float = 1.0, **cut: float
+    ) -> Iterator[int]:
+        """Yield the tokens of a response to a prompt that is padded to `width`; `cut` are `top_p` and `top_k`."""
+        cut = {"top_p": 1.0, "top_k": 0, **cut}
+        state = self._begin(params, *_batch([prompt], width, 1), key, temperature, **cut)
+        for step in range(self._max_new_tokens):
+            tokens_RM, done_R = jax.device_get((state.tokens_RM, state.done_R))
+            yield int(tokens_RM[0, step])
+            if done_R[0] or step + 1 == self._max_new_tokens:
+                return
+            state = self._advance(params, state, temperature, **cut)
+
+
 class _State(NamedTuple):
     step: jax.Array
     tokens_RM: jax.Array
     lengths_R: jax.Array
     done_R: jax.Array
     cache: Cache
+    prompt_lengths_R: jax.Array
+    keys_R: jax.Array
 
 
 class _Sampling(NamedTuple):
@@ -179,33 +206,71 @@ class _Sampling(NamedTuple):
         top_k: jax.Array | int = 0,
     ) -> tuple[jax.Array, jax.Array]:
         """Tokens [R, M] and lengths [R]; see `make_sampler`."""
-        model, max_new_tokens, stop_tokens = self
+        cut = {"top_p": top_p, "top_k": top_k}
+        state = self.begin(params, prompt_RT, prompt_lengths_R, key, temperature, first_row, **cut)
+
+        def goes_on(now: _State) -> jax.Array:
+            return (now.step < self.max_new_tokens) & ~jnp.all(now.done_R)
+
+        state = jax.lax.while_loop(goes_on, lambda now: self.advance(params, now, temperature, **cut), state)
+        return constrain(state.tokens_RM, None, None), constrain(state.lengths_R, None)
+
+    def begin(
+        self,
+        params: Params,
+        prompt_RT: jax.Array,
+        prompt_lengths_R: jax.Array,
+        key: jax.Array,
+        temperature: jax.Array | float,
+        first_row: jax.Array | int = 0,
+        **cut: jax.Array | float,
+    ) -> _State:
+        """Read the prompts, and draw the first token of each response."""
         chex.assert_rank([prompt_RT, prompt_lengths_R], [2, 1])
         rows, width = prompt_RT.shape
-        stops = jnp.array(stop_tokens, jnp.int32)
         keys_R = jax.vmap(jax.random.fold_in, (None, 0))(key, first_row + jnp.arange(rows))
-
-        def next_tokens(hidden_RD: jax.Array, unembedding: Unembedding, step: jax.Array | int) -> jax.Array:
-            step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
-            return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, top_p=top_p, top_k=top_k)
-
-        def advance(state: _State) -> _State:
-            step, tokens_RM, lengths_R, done_R, cache = state
-            # Each position is written before it is read, so what the prompt's padding left in the cache is never seen.
-            positions_R1 = (prompt_lengths_R + step - 1)[:, None]
-            hidden_R1D, unembedding, cache = model.extend(params, tokens_RM[:, step - 1][:, None], positions_R1, cache)
-            token_R = jnp.where(done_R, 0, next_tokens(hidden_R1D[:, 0], unembedding, step))
-            tokens_RM = tokens_RM.at[:, step].set(token_R)
-            return _State(step + 1, tokens_RM, lengths_R + ~done_R, done_R | jnp.isin(token_R, stops), cache)
-
         positions_RT = jnp.broadcast_to(jnp.arange(width), (rows, width))
-        cache = model.empty_cache(rows, width + max_new_tokens - 1)
-        hidden_RTD, unembedding, cache = model.extend(params, prompt_RT, positions_RT, cache)
-        token_R = next_tokens(hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1], unembedding, 0)
-        tokens_RM = jnp.zeros((rows, max_new_tokens), jnp.int32).at[:, 0].set(token_R)
-        state = _State(jnp.int32(1), tokens_RM, jnp.ones(rows, jnp.int32), jnp.isin(token_R, stops), cache)
-        state = jax.lax.while_loop(lambda now: (now.step < max_new_tokens) & ~jnp.all(now.done_R), advance, state)
-        return constrain(state.tokens_RM, None, None), constrain(state.lengths_R, None)
+        cache = self.model.empty_cache(rows, width + self.max_new_tokens - 1)
+        hidden_RTD, unembedding, cache = self.model.extend(params, prompt_RT, positions_RT, cache)
+        last_RD = hidden_RTD[jnp.arange(rows), prompt_lengths_R - 1]
+        token_R = _drawn(last_RD, unembedding, keys_R, 0, temperature, **cut)
+        tokens_RM = jnp.zeros((rows, self.max_new_tokens), jnp.int32).at[:, 0].set(token_R)
+        lengths_R = jnp.ones(rows, jnp.int32)
+        return _State(jnp.int32(1), tokens_RM, lengths_R, self._stops(token_R), cache, prompt_lengths_R, keys_R)
+
+    def advance(
+        self, params: Params, state: _State, temperature: jax.Array | float, **cut: jax.Array | float
+    ) -> _State:
+        """Draw the next token of each response that goes on."""
+        step, tokens_RM, lengths_R, done_R, cache, prompt_lengths_R, keys_R = state
+        # Each position is written before it is read, so what the prompt's padding left in the cache is never seen.
+        positions_R1 = (prompt_lengths_R + step - 1)[:, None]
+        last_R1 = tokens_RM[:, step - 1][:, None]
+        hidden_R1D, unembedding, cache = self.model.extend(params, last_R1, positions_R1, cache)
+        drawn_R = _drawn(hidden_R1D[:, 0], unembedding, keys_R, step, temperature, **cut)
+        token_R = jnp.where(done_R, 0, drawn_R)
+        return state._replace(
+            step=step + 1,
+            tokens_RM=tokens_RM.at[:, step].set(token_R),
+            lengths_R=lengths_R + ~done_R,
+            done_R=done_R | self._stops(token_R),
+            cache=cache,
+        )
+
+    def _stops(self, token_R: jax.Array) -> jax.Array:
+        return jnp.isin(token_R, jnp.array(self.stop_tokens, jnp.int32))
+
+
+def _drawn(
+    hidden_RD: jax.Array,
+    unembedding: Unembedding,
+    keys_R: jax.Array,
+    step: jax.Array | int,
+    temperature: jax.Array | float,
+    **cut: jax.Array | float,
+) -> jax.Array:
+    step_keys_R = jax.vmap(jax.random.fold_in, (0, None))(keys_R, step)
+    return draw(next_logits(hidden_RD, unembedding), step_keys_R, temperature, **cut)
 
 
 def least_drawn(
@@ -213,7 +278,7 @@ def least_drawn(
     temperature: jax.Array | float,
     *,
     top_p: jax.Array | float,
-    top_k: jax.Array | int,
+    top_k: jax.Array | float,
 ) -> jax.Array:
     """Least float32 logit in each row, [R], that may be drawn at this temperature, above 0; -inf where any may.
 

@@ -316,3 +316,21 @@ def test_turned_off_the_draws_are_those_without_it_to_the_bit(monkeypatch):
 def test_temperature_zero_and_the_narrowest_knobs_take_the_likeliest(temperature, top_p, top_k):
     drawn_R = DRAW(LOGITS_RV, KEYS_R, temperature, top_p=top_p, top_k=top_k)
     assert drawn_R.tolist() == jnp.argmax(LOGITS_RV, axis=-1).tolist()
+
+
+def test_a_stream_gives_the_tokens_of_generate_as_they_are_drawn_and_compiles_once_for_a_width(params):
+    free = generate(FREE, params, PROMPTS[1:2], key=KEY, batch_rows=1)[0]
+    stops = (int(free[3]),)
+    sampler = make_sampler(MODEL, max_new_tokens=NEW, stop_tokens=stops)
+    streamer = sampling.Streamer(MODEL, max_new_tokens=NEW, stop_tokens=stops)
+    for prompt, drawn in itertools.product(PROMPTS, ({"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9})):
+        (wanted,) = generate(sampler, params, [prompt], key=KEY, batch_rows=1, **drawn)
+        assert list(streamer.stream(params, prompt, width=4, key=KEY, **drawn)) == wanted.tolist()
+    assert streamer._begin._cache_size() == streamer._advance._cache_size() == 1
+    drawn = []
+    advance = streamer._advance
+    streamer._advance = lambda *given, **more: drawn.append(1) or advance(*given, **more)
+    stream = streamer.stream(params, PROMPTS[2], width=4, key=KEY)
+    for number in range(3):
+        next(stream)
+        assert len(drawn) == number  # nothing is drawn before it is asked for
