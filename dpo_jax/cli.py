@@ -101,6 +101,11 @@ def _parser() -> argparse.ArgumentParser:
     text = "check the digests of all that a run has written: checkpoints, stores, exports"
     verify = commands.add_parser("verify", help=text, description=text, **shared)
     verify.add_argument("folder", metavar="RUN", help="a working directory, or a store, checkpoints or export folder")
+    text = "the configurations that come with the package: what each shows and costs; one of them, printed or copied"
+    configs = commands.add_parser("configs", help=text, description=text, **shared)
+    configs.add_argument("name", metavar="NAME", nargs="?", help="the one to print; default: all are listed")
+    configs.add_argument("--copy", metavar="FILE", nargs="?", const="", help="write it there; default: NAME.yaml")
+    configs.add_argument("--force", action="store_true", help="replace the file if it is there")
     text = "what this machine has, what of it will not work, and what to do"
     doctor = commands.add_parser("doctor", help=text, description=text, **shared)
     doctor.add_argument("--workdir", metavar="FOLDER", default=".", help="where runs are to be written; default: here")
@@ -181,7 +186,7 @@ def _check_local(known: argparse.Namespace) -> None:
             try:
                 check_local(each if isinstance(each, str) else "")
             except ValueError as error:
-                flag = name.upper() if name in ("config", "folder") else f"--{name.replace('_', '-')}"
+                flag = name.upper() if name in ("config", "folder", "name") else f"--{name.replace('_', '-')}"
                 raise UserError(f"command line: {flag}: {error}") from None
 
 
@@ -206,6 +211,12 @@ def _doctor(known: argparse.Namespace) -> None:
     doctor.run(Path(known.workdir), asked)
 
 
+def _configs(known: argparse.Namespace) -> None:
+    from dpo_jax.commands.configs import run
+
+    run(known.name, copy=known.copy, force=known.force)
+
+
 def _print_losses(known: argparse.Namespace) -> None:
     from dpo_jax.commands.help import print_losses
 
@@ -228,6 +239,7 @@ _WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], None]] = {
     "store": _list_stores,
     "verify": _verify,
     "doctor": _doctor,
+    "configs": _configs,
     "losses": _print_losses,
 }
 

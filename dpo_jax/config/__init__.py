@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from dpo_jax.config import shipped
 from dpo_jax.config.evaluation import EvaluationConfig, JudgeConfig
 from dpo_jax.config.model import ExportConfig, LoraConfig, ModelConfig, ScratchConfig, Source, file_bytes
 from dpo_jax.config.pictures import PictureConfig, PictureJudgeConfig, check_pictures
@@ -134,11 +134,11 @@ def _grids(kind: type, grids: Any) -> Any:
 
 
 def _find(path: str) -> Path:
-    """The file itself, or the configuration of that name that comes with the package."""
-    if Path(path).exists() or Path(path).parent.name != "configs":
-        return Path(path)
-    shipped = Path(str(resources.files("dpo_jax"))) / "configs" / Path(path).name
-    return shipped if shipped.exists() else Path(path)
+    """The file itself, or the configuration of that name that comes with the package: configs/NAME.yaml, or NAME."""
+    given = Path(path)
+    if given.exists() or not (given.parent.name == "configs" or (given.name == path and not given.suffix)):
+        return given
+    return shipped.names().get(given.stem, given)
 
 
 def _check_lengths(config: AnyConfig, origins: Origins) -> None:
