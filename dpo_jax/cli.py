@@ -106,6 +106,14 @@ def _parser() -> argparse.ArgumentParser:
     configs.add_argument("name", metavar="NAME", nargs="?", help="the one to print; default: all are listed")
     configs.add_argument("--copy", metavar="FILE", nargs="?", const="", help="write it there; default: NAME.yaml")
     configs.add_argument("--force", action="store_true", help="replace the file if it is there")
+    text = "draft an experiment file for your rows, a model and this machine, with the reason beside each value"
+    init = commands.add_parser("init", help=text, description=text, **shared)
+    init.add_argument("data", metavar="DATA", nargs="*", help="files with rows, folders, hub ids; default: an example")
+    init.add_argument("--model", metavar="MODEL", help="a folder, a hub id or a .gguf file; default: SmolLM2-135M")
+    text = "the file to write, - for standard output; default: experiment.yaml in a terminal, else standard output"
+    init.add_argument("--out", metavar="FILE", help=text)
+    init.add_argument("--force", action="store_true", help="replace the file if it is there")
+    init.add_argument("--yes", action="store_true", help="ask for nothing: take the defaults")
     text = "what this machine has, what of it will not work, and what to do"
     doctor = commands.add_parser("doctor", help=text, description=text, **shared)
     doctor.add_argument("--workdir", metavar="FOLDER", default=".", help="where runs are to be written; default: here")
@@ -186,7 +194,7 @@ def _check_local(known: argparse.Namespace) -> None:
             try:
                 check_local(each if isinstance(each, str) else "")
             except ValueError as error:
-                flag = name.upper() if name in ("config", "folder", "name") else f"--{name.replace('_', '-')}"
+                flag = name.upper() if name in ("config", "folder", "data", "name") else f"--{name.replace('_', '-')}"
                 raise UserError(f"command line: {flag}: {error}") from None
 
 
@@ -209,6 +217,14 @@ def _doctor(known: argparse.Namespace) -> None:
     from dpo_jax.runtime import doctor
 
     doctor.run(Path(known.workdir), asked)
+
+
+def _init(known: argparse.Namespace) -> None:
+    _quieten()
+    xla_flags.apply(os.environ)
+    from dpo_jax.commands.init import run
+
+    run(known.data, model=known.model, out=known.out, yes=known.yes, force=known.force)
 
 
 def _configs(known: argparse.Namespace) -> None:
@@ -239,6 +255,7 @@ _WITHOUT_CONFIG: dict[str, Callable[[argparse.Namespace], None]] = {
     "store": _list_stores,
     "verify": _verify,
     "doctor": _doctor,
+    "init": _init,
     "configs": _configs,
     "losses": _print_losses,
 }

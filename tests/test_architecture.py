@@ -57,9 +57,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "config": {"reading", "masking"},
 }
 MAY_IMPORT["experiments"] = set(MAY_IMPORT)
+MAY_IMPORT["drafting"] = {
+    "experiments",
+    "config",
+    "data",
+    "weights",
+    "planning",
+    "runtime",
+    "reading",
+    "types",
+    "masking",
+}
 # A command cannot rebuild machinery: it asks an experiment, and shows or writes what it gets.
 MAY_IMPORT["commands"] = {"experiments", "runs", "runtime", "evaluation", "reporting", "planning", "config", "files"}
-MAY_IMPORT["commands"] |= {"types", "reading", "masking"}
+MAY_IMPORT["commands"] |= {"types", "reading", "masking", "drafting"}
 MAY_IMPORT["cli"] = {"commands", "experiments", "config", "runtime", "runs", "masking"}
 MAY_IMPORT[""] = set()  # dpo_jax/__init__.py
 

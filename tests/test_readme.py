@@ -162,7 +162,7 @@ def understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         Path(name).write_text(blocks(MANUAL, "yaml")[0])
     for name, command in COMMANDS.items():
         monkeypatch.setitem(COMMANDS, name, command._replace(load=lambda command=command: stand_in(command), dry=True))
-    for name in ("verify", "doctor"):  # of a run and of this machine
+    for name in ("verify", "doctor", "init"):  # of a run, of this machine, of rows
         monkeypatch.setitem(cli._WITHOUT_CONFIG, name, lambda known: None)
 
     def says(line: str) -> str:

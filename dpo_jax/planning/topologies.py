@@ -118,3 +118,18 @@ def _devices(name: str, chip: Chip, shape: list[int]) -> tuple[Any, ...]:
         says = str(error).splitlines()[0]
         raise ValueError(f"{name!r}: there is no such slice ({says}).") from None
     return tuple(topology.devices)
+
+
+def this_machine(host_bytes: int) -> Machine:
+    """The devices that JAX has here; of processors the memory is that of the host, which they share.
+
+    Raises:
+        RuntimeError: JAX finds no device.
+    """
+    import jax
+
+    devices = tuple(jax.devices())
+    first = devices[0]
+    stated = None if first.platform == "cpu" else (first.memory_stats() or {}).get("bytes_limit")
+    chip = Chip(first.device_kind, stated or host_bytes // len(devices), math.nan)
+    return Machine("this machine", chip, len(devices), devices)

@@ -38,6 +38,16 @@ def each_once() -> Iterator[None]:
         _said = before
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """The context in which nothing is said, as where settings are tried."""
+    before, console.quiet = console.quiet, True
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def say(stage: str, message: str) -> None:
     """Print one line of what a stage does or found."""
     if _said is not None and stage in ("data", "model"):

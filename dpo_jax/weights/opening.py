@@ -116,10 +116,11 @@ class Published(NamedTuple):
     config: JsonObject
 
 
-def open_outline(location: str) -> Outline:
+def open_outline(location: str, *, tokenizer: bool = False) -> Outline:
     """Return the architecture that a location of weights, as in `open_weights`, states.
 
-    Of a hub id its config in the local cache, else the table of published ones, else the hub itself.
+    Of a hub id its config in the local cache, else the table of published ones, else the hub itself. Where the
+    `tokenizer` is wanted too, the hub is asked for the small files first.
 
     Raises:
         UserError: none of them has it.
@@ -131,6 +132,13 @@ def open_outline(location: str) -> Outline:
         return Outline(open_without_tensors(path), f"{path / 'config.json'}")
     if path.exists() or not hub:
         return Outline(open_weights(location), "the file itself")
+    if tokenizer:
+        try:
+            small = [name for name in _HUB_FILES if "safetensors" not in name]
+            fetched = _fetch(hub["repo"], hub["revision"], small)
+            return Outline(open_without_tensors(fetched), "config.json of the hub")
+        except UserError:  # there is no network, or no such model; what is here tells
+            pass
     cached = try_to_load_from_cache(hub["repo"], "config.json", revision=hub["revision"])
     if isinstance(cached, str):
         return Outline(open_without_tensors(Path(cached).parent), "config.json in the hub's local cache")

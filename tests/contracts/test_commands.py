@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 (TABLE,) = [action for action in cli._parser()._actions if isinstance(action, argparse._SubParsersAction)]
 PARSERS: dict[str, argparse.ArgumentParser] = TABLE.choices
 ACTIONS = {"config": ["show"], "store": ["ls"]}  # the word between command and file
-NO_CONFIG = ("losses", "store", "verify", "doctor", "configs")
+NO_CONFIG = ("losses", "store", "verify", "doctor", "init", "configs")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
