@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import re
 import reprlib
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
@@ -179,6 +180,14 @@ def check_local(name: str) -> str:
             "machine; copy or mount what lies elsewhere, and name its folder."
         )
     return name
+
+
+def ending(code: int) -> str:
+    """Say how a child process ended: by its exit code or, below 0, by a signal."""
+    if code >= 0:
+        return f"ended with exit code {code}"
+    killed = ", as the system does where memory is short" if -code == signal.SIGKILL else ""
+    return f"was ended by {signal.Signals(-code).name}{killed}"
 
 
 def no_embedding(token: int, name: object, tokens: int, known: int) -> str:

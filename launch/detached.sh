@@ -45,12 +45,13 @@ keep() {
 }
 
 status() {
-    local code=0
+    local code=0 why
     if is_running; then
         echo "$(hostname): running (process $(process)); the end of $folder/log:"
     elif [[ -f "$folder/code" ]]; then
         code="$(<"$folder/code")"
-        echo "$(hostname): ended with exit code $code; the end of $folder/log:"
+        [[ "$code" != 137 ]] || why=" (killed: where nobody did, memory ran out, which dmesg shows)"
+        echo "$(hostname): ended with exit code $code${why:-}; the end of $folder/log:"
     elif [[ -f "$folder/process" ]]; then
         code=3
         echo "$(hostname): gone without an exit code, as after a restart of the machine; the end of $folder/log:"

@@ -22,7 +22,7 @@ import numpy as np
 
 from dpo_jax.data import decoding
 from dpo_jax.data.decoding import Shape, Undecodable
-from dpo_jax.errors import UserError
+from dpo_jax.errors import UserError, ending
 
 MOST_SECONDS = 60
 """For one picture or clip."""
@@ -85,18 +85,28 @@ class _Decoder:
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         if answer is None:
-            raise Undecodable("decoder crashed", f"the library that decodes it {self.end()}.")
+            raise self._crash()
         if "missing" in answer:
             raise UserError(answer["missing"])
         if "reason" in answer:
             raise Undecodable(answer["reason"], answer["says"])
         pixels = np.empty(wanted, np.uint8)
         if back.readinto(pixels.data.cast("B")) != pixels.size:  # type: ignore[attr-defined]
-            raise Undecodable("decoder crashed", f"the library that decodes it {self.end()}.")
+            raise self._crash()
         return pixels
 
-    def end(self, *, now: bool = False) -> str:
-        """End the child, after a moment if not now; how it ended, if it did so by itself."""
+    def _crash(self) -> Exception:
+        """The error of a child that has ended: of its row, unless somebody has killed it, who does not know of rows."""
+        code = self.end()
+        if code == -signal.SIGKILL:
+            return UserError(
+                f"a process that decodes pictures and clips {ending(code)}: no row is to blame. Free some memory, or "
+                "allow this run more."
+            )
+        return Undecodable("decoder crashed", f"the library that decodes it {ending(code)}.")
+
+    def end(self, *, now: bool = False) -> int:
+        """End the child, after a moment if not now, and return its exit code."""
         self.alive = False
         try:
             code = self._process.wait(0 if now else 1)
@@ -107,7 +117,7 @@ class _Decoder:
             assert pipe is not None
             with contextlib.suppress(OSError):  # what was still to be written
                 pipe.close()
-        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended its process with {code}"
+        return code
 
 
 _IDLE: queue.LifoQueue[_Decoder] = queue.LifoQueue()

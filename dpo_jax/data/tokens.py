@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import IO, NamedTuple, overload
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class TokenTable(Sequence[TokenRow]):
 
 
 def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
-    """Write rows as they come to a file in `folder` that vanishes with the table.
+    """Write rows as they come to a file in `folder` that has no name: it vanishes with the table, or the process.
 
     Raises:
         UserError: the folder cannot be written.
@@ -85,8 +85,7 @@ def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
                 return TokenTable(
                     nothing, nothing, np.zeros((0, _ID_BYTES), np.uint8), Sizes(nothing, nothing, nothing)
                 )
-            # Mapped, it stays readable when its name is gone: no other run can change it, and nothing is left behind.
-            tokens = np.memmap(file.name, np.int32, mode="r")
+            tokens = np.memmap(file, np.int32, mode="r")
         with contextlib.suppress(OSError):  # others may be writing there
             folder.rmdir()
     except OSError as error:
@@ -98,11 +97,11 @@ def write_table(rows: Iterable[TokenRow], folder: Path) -> TokenTable:
     return TokenTable(tokens, np.concatenate([[0], ends[:-1]]), row_ids, sizes)
 
 
-def _new_file(folder: Path) -> tempfile._TemporaryFileWrapper[bytes]:
+def _new_file(folder: Path) -> IO[bytes]:
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):  # another process of the run was done, and took the folder away
-            return tempfile.NamedTemporaryFile(dir=folder, prefix="tokens-")
+            return tempfile.TemporaryFile(dir=folder)
 
 
 def _marked(row: TokenRow) -> Iterator[np.ndarray]:

@@ -45,7 +45,7 @@ def clips(tmp_path: Path) -> Path:
     ("code", "says", "reason"),
     [
         ("os.kill(os.getpid(), signal.SIGSEGV)", "was ended by SIGSEGV", "decoder crashed"),
-        ("os._exit(3)", "ended its process with 3", "decoder crashed"),
+        ("os._exit(3)", "ended with exit code 3", "decoder crashed"),
         ("time.sleep(100)", "not decoded within 2 seconds", "too slow"),
         ("held = bytearray(8 << 30)", "more memory than a decoder may have", "too much memory"),
         ("print('{}')\ndef open(*_, **__): raise ValueError('odd')", "it cannot be decoded: odd", "damaged video"),
@@ -60,6 +60,12 @@ def test_a_crash_of_a_library_is_a_bad_row(tmp_path: Path, library, monkeypatch,
     found = read(folder, "skip")
     assert (len(found.rows), found.skipped) == (3, {reason: 1})
     assert [int(row.samples[0]()[0, 0, 0, 0]) for row in found.rows] == [0, 1, 2]  # no answer is another's
+
+
+def test_a_child_that_somebody_kills_ends_the_run_and_leaves_no_row_out(tmp_path: Path, library):
+    library("os.kill(os.getpid(), signal.SIGKILL)")
+    with pytest.raises(UserError, match=r"was ended by SIGKILL, as the system does where memory is short: no row"):
+        read(clips(tmp_path), "skip")
 
 
 def test_a_library_that_is_missing_says_what_to_install(tmp_path: Path, library):

@@ -85,6 +85,13 @@ def test_stop_lets_a_training_save_itself(machine: Machine):
     assert machine.call("status").returncode == 143
 
 
+def test_a_command_that_was_killed_may_have_been_so_for_want_of_memory(machine: Machine):
+    machine.call("start", "bash", "-c", "kill -KILL $$")
+    until(lambda: (machine.folder / "code").exists())
+    looked = machine.call("status")
+    assert looked.returncode == 137 and "ended with exit code 137 (killed: where nobody did, memory" in looked.stdout
+
+
 def test_what_does_not_stop_is_said(machine: Machine):
     machine.call("start", "bash", "-c", "trap '' TERM; echo deaf; for _ in {1..100}; do sleep 0.05; done")
     until(lambda: "deaf" in (machine.folder / "log").read_text())

@@ -101,6 +101,12 @@ def test_a_slurm_job_that_hung_goes_back_into_the_queue(fakes: Fakes, folder: Pa
     assert fakes.calls()[1:] == [["scontrol", "requeue", "42"]]
 
 
+def test_a_slurm_job_that_was_killed_hears_of_memory(fakes: Fakes, folder: Path):
+    fakes.add("srun", "exit 137")
+    with job(fakes, folder, "mine.yaml") as running:
+        assert "memory ran out; ask for more by --mem" in running.communicate()[1] and running.returncode == 137
+
+
 def test_slurm_dry_run_prints_the_commands(fakes: Fakes):
     done = fakes.run("slurm.sbatch", "--dry-run", CONFIG, "--workdir", "it's")
     submit, step = map(shlex.split, done.stdout.splitlines())

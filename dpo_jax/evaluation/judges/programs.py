@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from dpo_jax.errors import UserError, each_once, nearest, told
+from dpo_jax.errors import UserError, each_once, ending, nearest, told
 from dpo_jax.evaluation.judges.interface import Comparing, Scoring
 from dpo_jax.evaluation.judges.process import TooMuch, run_program
 from dpo_jax.types import Prompt
@@ -172,7 +172,7 @@ def _ask(command: str, rows: Sequence[Mapping[str, str]], key: str, timeout_seco
         raise UserError(f"judge command: {command!r} cannot be started: {error}.") from None
     if ended.code:
         said = told(" | ".join(ended.said.strip().splitlines()[-_SHOWN_LINES:])) or "nothing on its standard error"
-        raise UserError(f"judge command: {command!r} ended with exit code {ended.code}; it said: {said}")
+        raise UserError(f"judge command: {command!r} {ending(ended.code)}; it said: {said}")
     lines = [line for line in ended.wrote.split("\n") if line.strip()]
     if len(lines) != len(rows):
         raise UserError(f"judge command: {command!r} wrote {len(lines)} lines for {len(rows)} that it was given.")
