@@ -2,7 +2,8 @@
 
 A lock is a file that names who holds it, put there by a hard link: whole or not at all, on network disks too. Its
 holder renews the time of the file, for hosts that cannot see the holder itself. A lock is stale, and taken over by
-whoever wants it next, when its process is gone from this machine, or has not renewed it for minutes elsewhere.
+whoever wants it next, when its process is gone from this machine, or has not renewed it for minutes elsewhere: by the
+clock of the disk, and while one watched, for any clock may be set ahead or back.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from dpo_jax.masking import mask
 
 RENEWED_SECONDS = 15.0
 STALE_SECONDS = 180.0  # twelve times that: disks and busy hosts are late
+_WATCHED_SECONDS = 2 * RENEWED_SECONDS  # who lives has renewed it by then, whatever the clocks say
 _LOOKS_SECONDS = 0.5
 _LONGEST_COMMAND = 120
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -97,6 +99,7 @@ class Lock:
         whole = path.parent if path.name == ".lock" else path.with_name(path.name[1:].removesuffix(".lock"))
         self.what, self._waits, self._tell, self._instead = str(whole), waits, tell, instead
         self._told, self._first_seen, self._ended = False, None, threading.Event()
+        self._last_seen: tuple[_Seen, float] | None = None  # and since when it looks like that
         self.thread = threading.get_ident()
         command = command or mask(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))
         self._own = Holder(
@@ -185,18 +188,36 @@ class Lock:
     def _take_over(self, stale: _Seen) -> bool:
         """Put the own file in the place of a stale one, unless another process is about to."""
         # One after the other, and each looks again: another may have taken it over since, and that lock is not stale.
-        turn = Lock(self.path.with_name(f"{self.path.name}.takeover"), waits=True)
-        if not turn.taken():
+        if not self._turn.taken():
             return False
         try:
             if _read(self.path) == stale:
                 self.path.unlink()
-            return self._make()
+            made = self._make()
         finally:
-            turn.release()
+            self._turn.release()
+        if made:
+            how = "killed, as the system does where memory is short, or lost with its machine"
+            self._tell(f"{self.what} was left by {stale.holder}: {how}")
+        return made
+
+    @functools.cached_property
+    def _turn(self) -> Lock:
+        return Lock(self.path.with_name(f"{self.path.name}.takeover"), waits=True)
 
     def _is_stale(self, seen: _Seen) -> bool:
-        return _is_gone(seen.holder) or (not self._is_near(seen.holder) and self._silence(seen) > STALE_SECONDS)
+        if _is_gone(seen.holder):
+            return True
+        if self._is_near(seen.holder):
+            return False
+        watched = self._watched(seen)
+        return watched > STALE_SECONDS or (watched > _WATCHED_SECONDS and self._silence(seen) > STALE_SECONDS)
+
+    def _watched(self, seen: _Seen) -> float:
+        """Seconds for which this process has seen the lock as it is now."""
+        if self._last_seen is None or self._last_seen[0] != seen:
+            self._last_seen = seen, time.monotonic()
+        return time.monotonic() - self._last_seen[1]
 
     def _is_near(self, holder: Holder) -> bool:
         """True if this process can see for itself whether the holder lives and means this folder."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -58,6 +59,23 @@ def plant(folder: Path, /, *, age: float = 0.0, **changed: Any) -> Path:
 
 ELSEWHERE: dict[str, Any] = {"host": "far", "machine": "far 1 2"}
 OLD = locks.STALE_SECONDS + 5
+WATCHED = locks._WATCHED_SECONDS + 1
+
+
+def passing(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Lets so many seconds go by, for who watches a lock."""
+    passed = 0.0
+
+    def later(seconds: float) -> None:
+        nonlocal passed
+        passed += seconds
+
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, sleep=time.sleep)
+    monkeypatch.setattr(locks, "time", clock)
+    return later
+
+
+later = pytest.fixture(passing)
 
 
 def test_a_second_process_is_refused_by_the_name_of_the_first(tmp_path: Path):
@@ -112,6 +130,7 @@ def test_a_killed_holder_is_taken_over_at_once_and_by_who_waits(tmp_path: Path):
         process.wait()
         waiting.join(5)
         assert len(others) == 1 and not list(tmp_path.iterdir())
+        assert len(told) == 2 and "memory is short" in told[1]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +148,15 @@ def test_a_killed_holder_is_taken_over_at_once_and_by_who_waits(tmp_path: Path):
         (ELSEWHERE | {"pid": 2**22 + 1}, 0, False),  # numbers of another machine mean nothing here
     ],
 )
-def test_which_locks_are_stale(tmp_path: Path, changed: dict[str, Any], age: float, taken: bool):
+def test_which_locks_are_stale(
+    tmp_path: Path, changed: dict[str, Any], age: float, taken: bool, later: Callable[[float], None]
+):
     path = plant(tmp_path, age=age, **changed)
-    assert Lock(path, waits=True).taken() == taken
+    lock = Lock(path, waits=True)
+    at_once = lock.taken()
+    assert at_once == (changed.get("started", changed.get("pid")) is not None and taken)  # it is gone from here
+    later(WATCHED)
+    assert at_once or lock.taken() == taken
     assert ("planted" in path.read_text()) != taken
     assert os.listdir(tmp_path) == [".lock"]
 
@@ -153,12 +178,15 @@ def test_silence_is_by_the_clock_of_the_disk(tmp_path: Path, monkeypatch: pytest
     assert not Lock(path, waits=True).taken()
 
 
-def test_a_file_that_says_nothing_is_a_lock_until_it_is_old(tmp_path: Path):
+def test_a_file_that_says_nothing_is_a_lock_until_it_is_old(tmp_path: Path, later: Callable[[float], None]):
     path = inside(tmp_path)
     path.write_text("")
     assert not Lock(path).taken()
     os.utime(path, (1, 1))
-    assert Lock(path).taken()
+    lock = Lock(path)
+    assert not lock.taken()
+    later(WATCHED)
+    assert lock.taken()
 
 
 def test_one_of_many_takes_a_stale_lock_over(tmp_path: Path):
@@ -182,10 +210,15 @@ def test_one_of_many_takes_a_stale_lock_over(tmp_path: Path):
     assert all(os.listdir(tmp_path / str(each)) == [".lock"] for each in range(rounds))
 
 
-def test_a_taker_that_was_killed_is_taken_over_too(tmp_path: Path):
+def test_a_taker_that_was_killed_is_taken_over_too(tmp_path: Path, later: Callable[[float], None]):
     path = plant(tmp_path, started="1")
     (tmp_path / ".lock.takeover").write_text(path.read_text())
     assert Lock(path).taken() and os.listdir(tmp_path) == [".lock"]
+    far = plant(tmp_path, age=OLD, **ELSEWHERE).rename(tmp_path / ".lock.takeover")
+    lock = Lock(plant(tmp_path, started="1"))
+    assert far.exists() and not lock.taken()
+    later(WATCHED)
+    assert lock.taken() and os.listdir(tmp_path) == [".lock"]
 
 
 @pytest.fixture

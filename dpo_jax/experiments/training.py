@@ -322,7 +322,7 @@ def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step:
         check_sinks(config.logging, experiment.origins)
         named = {"project": project, "group": experiment.run.name, "stage": stage, "config": as_mapping(config)}
         try:
-            remote = [WandbSink(folder, **named, resume_step=resume_step)]
+            remote = [WandbSink(folder, **named, metrics=Run(folder).metrics, resume_step=resume_step)]
         except ConnectionError as error:
             raise mistake("logging.wandb", experiment.origins, str(error)) from None
     return [

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import operator
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -76,7 +77,9 @@ class TensorBoardSink:
         purge_step = None if resume_step is None else resume_step + 1
         # tensorboardX names a file by the second alone and would write over that of a run begun in the same one.
         suffix = f".{time.time_ns()}"
+        earlier = [path.name for path in folder.glob("*.tfevents.*")]
         self._writer = SummaryWriter(str(folder), purge_step=purge_step, flush_secs=10, filename_suffix=suffix)
+        _order_last(folder, suffix, earlier)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Add one scalar for each value."""
@@ -91,7 +94,9 @@ class TensorBoardSink:
 class WandbSink:
     """A run at Weights & Biases. A training that goes on goes on there too: FOLDER/wandb_id.txt holds the run's id.
 
-    W&B keeps the first values of a step that is taken again, which a resumed training computes the same.
+    W&B keeps the first values of a step that is taken again, which a resumed training computes the same. Offline it
+    resumes nothing, and of several local copies of a run the one that is sent last takes the place of the others: the
+    newest gets all that was logged.
     """
 
     def __init__(
@@ -102,9 +107,10 @@ class WandbSink:
         group: str,
         stage: str,
         config: Mapping[str, object],
+        metrics: Path,
         resume_step: int | None = None,
     ) -> None:
-        """`group` is what its trainings have in common.
+        """`group` is what its trainings have in common; `metrics` is the file of a `JsonlSink`, not yet opened.
 
         Raises:
             ConnectionError: W&B opens no run, for want of a key or of a connection.
@@ -130,6 +136,10 @@ class WandbSink:
             says = f"{error} Run `wandb login`, or set WANDB_MODE=offline and `wandb sync` later."
             raise ConnectionError(says) from None
         files.write_atomic(path, self._run.id)
+        if known and resume_step is not None and not self._run.resumed:
+            for line in _lines_until(metrics, resume_step).splitlines():
+                values = json.loads(line)
+                self.write(values.pop("step"), values)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Hand the values over; they are sent in the background."""
@@ -138,6 +148,14 @@ class WandbSink:
     def close(self, *, done: bool = True) -> None:
         """Wait until all is sent; what is not done stands there as failed, until it goes on."""
         self._run.finish(exit_code=0 if done else 1)
+
+
+def _order_last(folder: Path, suffix: str, earlier: Sequence[str]) -> None:
+    """Give an event file a later second in its name where the clock was set back: TensorBoard reads in that order."""
+    seconds = [int(found[1]) for name in earlier if (found := re.search(r"\.tfevents\.(\d{10})\.", name))]
+    (path,) = folder.glob(f"*{suffix}")
+    if earlier and path.name < max(earlier):
+        path.rename(folder / re.sub(r"(?<=\.tfevents\.)\d{10}", f"{max(seconds, default=0) + 1:010}", path.name))
 
 
 def _lines_until(path: Path, last_step: int) -> bytes:

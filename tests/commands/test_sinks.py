@@ -23,12 +23,14 @@ class Wandb(SimpleNamespace):
     class Error(Exception):
         pass
 
-    def __init__(self) -> None:
+    def __init__(self, *, offline: bool = False) -> None:
         super().__init__()
         self.runs: list[SimpleNamespace] = []
+        self.offline = offline
 
     def init(self, **settings: Any) -> SimpleNamespace:
         run = SimpleNamespace(settings=settings, id=settings["id"] or f"id{len(self.runs)}", logged=[], finished=[])
+        run.resumed = bool(settings["resume"]) and not self.offline
         run.log = lambda values, step: run.logged.append((step, values))
         run.finish = lambda exit_code: run.finished.append(exit_code)
         self.runs.append(run)

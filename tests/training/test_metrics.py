@@ -40,7 +40,8 @@ def _events(file: Path) -> list:
     return events
 
 
-def _scalars(file: Path) -> list[tuple[int, str, float]]:
+def scalars(file: Path) -> list[tuple[int, str, float]]:
+    """Step, name and value of each scalar of an event file."""
     return [(event.step, value.tag, value.simple_value) for event in _events(file) for value in event.summary.value]
 
 
@@ -119,7 +120,7 @@ def test_tensorboard_holds_every_scalar_and_a_resume_adds_a_file(tmp_path: Path)
         for step in steps:
             sink.write(step, {"loss": 0.25 * step, "rewards/margins": math.nan})
         sink.close()
-    first, second = (_scalars(file) for file in sorted(tmp_path.iterdir()))
+    first, second = (scalars(file) for file in sorted(tmp_path.iterdir()))
     assert first[0] == (1, "loss", 0.25) and first[1][:2] == (1, "rewards/margins") and math.isnan(first[1][2])
     assert [row[0] for row in second if row[1] == "loss"] == [2, 3]
     assert len(first) == len(second) == 4

@@ -136,7 +136,7 @@ class Chat:
             return _read(bytes(answer))
         says = _said(f"{code} {response.reason_phrase}: {answer.decode('utf8', 'replace')}")
         if code in _PASSING_CODES or code >= 500:
-            raise _Passing(says, _retry_after(response.headers.get("Retry-After")))
+            raise _Passing(says, _retry_after(response.headers))
         raise UserError(f"judge http: {self.url} refused the request: {says}")
 
     async def _wait(self, retry_after: float | None, attempt: int) -> None:
@@ -177,16 +177,21 @@ def _count(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MOST_TOKENS else None
 
 
-def _retry_after(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, which has them or a date."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from a Retry-After header, which has them or a date: of the endpoint's clock, which `Date` tells."""
+    value = headers.get("Retry-After")
     if not value:
         return None
     try:
         seconds = float(value)
         return None if seconds != seconds else max(0.0, seconds)
     except ValueError:
-        pass
+        until, now = _time_of(value), _time_of(headers.get("Date"))
+    return None if until is None else max(0.0, until - (time.time() if now is None else now))
+
+
+def _time_of(date: str | None) -> float | None:
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
+        return email.utils.parsedate_to_datetime(date or "").timestamp()
     except (ValueError, TypeError, IndexError, OverflowError):
         return None
