@@ -121,7 +121,7 @@ def one_by_one(path: Path, kind: str, tokenizer: Any, data: Any, spec: Any, spoi
 
 
 @pytest.mark.fault("huge expansions")
-@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst"])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz", "rows.jsonl.zst", "rows.csv"])
 def test_a_line_without_an_end(name: str, tmp_path: Path, tokenizer: Any, held):
     import pyarrow as pa
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _COMPRESSED = (".gz", ".zst")
 _LARGEST_ARRAY = 1 << 32  # bytes of a JSON file
 _NUMBERS = ("label", "weight", "margin", "soft_label")  # the columns of CSV that are not text
-_LONGEST_FIELD = 1 << 30  # characters; Python's own limit is less than a long conversation
+_TOO_LONG = f"the line is longer than {LONGEST_ROW >> 20} MiB, which no row is."
 _ROWS = 8  # of a Parquet file, at once: a small one may claim to hold any amount
 _MOST_BYTES = _ROWS * LONGEST_ROW
 
@@ -83,8 +83,7 @@ def _read_lines(file: IO[bytes], path: Path, spec: Spec) -> Records:
     for number, line in enumerate(iter(lambda: file.readline(LONGEST_ROW), b""), 1):
         where = f"{path}:{number}"
         if len(line) == LONGEST_ROW:
-            says = f"the line is longer than {LONGEST_ROW >> 20} MiB, which no row is."
-            raise UserError(f"data file {where}: {says}")
+            raise UserError(f"data file {where}: {_TOO_LONG}")
         if not line.strip():
             blank.append(number)
             continue
@@ -113,8 +112,9 @@ def _object(row: object, where: str, what: str) -> Record | BadRow:
 
 def _read_json(file: IO[bytes], path: Path, spec: Spec) -> Records:
     """The objects of an array, or the columns of an object row by row; JSON Lines after all are read as such."""
-    data = file.read(_LARGEST_ARRAY + 1).removeprefix(codecs.BOM_UTF8)
-    if len(data) > _LARGEST_ARRAY:
+    known = 0 if path.suffix in _COMPRESSED else path.stat().st_size  # before as much is read
+    data = b"" if known > _LARGEST_ARRAY else file.read(_LARGEST_ARRAY + 1).removeprefix(codecs.BOM_UTF8)
+    if max(known, len(data)) > _LARGEST_ARRAY:
         most = f"{_LARGEST_ARRAY >> 30} GiB"
         raise UserError(f"data file {path} holds more than {most}; write JSON Lines, read line by line.")
     try:
@@ -152,21 +152,42 @@ def _read_csv(file: IO[bytes], path: Path, spec: Spec) -> Records:
     columns = spec.get("columns")
     renamed = columns if isinstance(columns, Mapping) else {}
     numbers = {renamed.get(name, name) for name in _NUMBERS}
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(LONGEST_ROW)  # characters; Python's own limit is less than a long conversation
     # What is not UTF-8 arrives as half of a surrogate pair, which the row is refused for.
     with io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
-        lines = csv.reader(text, strict=True)
+        source = _Lines(text, path)
+        lines = csv.reader(source, strict=True)
         try:
-            yield from _csv_rows(lines, path, numbers)
+            yield from _csv_rows(lines, source, path, numbers)
         except csv.Error as error:
             raise UserError(f"{path}:{lines.line_num}: not CSV: {error}.") from error
 
 
-def _csv_rows(lines: CsvReader, path: Path, numbers: set[str]) -> Records:
+class _Lines:
+    """The lines of a file of CSV, a row of which may have several; `left` is what the rest of the row may hold."""
+
+    def __init__(self, text: IO[str], path: Path):
+        self._text, self._path, self._number, self.left = text, path, 0, LONGEST_ROW
+
+    def __iter__(self) -> _Lines:
+        return self
+
+    def __next__(self) -> str:
+        line = self._text.readline(self.left)
+        if not line:
+            raise StopIteration
+        self._number, self.left = self._number + 1, self.left - len(line)
+        if self.left <= 0:
+            raise UserError(f"data file {self._path}:{self._number}: {_TOO_LONG}")
+        return line
+
+
+def _csv_rows(lines: CsvReader, source: _Lines, path: Path, numbers: set[str]) -> Records:
     header = next(lines, [])
     if len(set(header)) < len(header):
         raise UserError(f"data file {path} has a column twice in its first line: {', '.join(header)}.")
     for cells in lines:
+        source.left = LONGEST_ROW
         where = f"{path}:{lines.line_num}"
         if len(cells) == len(header):
             row = zip(header, cells, strict=True)
