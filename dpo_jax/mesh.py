@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.experimental.mesh_utils import create_hybrid_device_mesh
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
@@ -129,19 +128,6 @@ def axis_splits(name: str, mesh: Mesh | None = None) -> int:
     """Number of parts into which a mesh, or the one in use, splits a dimension of this logical name; 1 without one."""
     used = jax.sharding.get_abstract_mesh() if mesh is None else mesh
     return math.prod(used.shape.get(axis, 1) for axis in LOGICAL_AXES[name])
-
-
-def meet(what: str) -> None:
-    """Wait for all processes of the run to come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-def least(number: int) -> int:
-    """The least of the numbers with which all processes of the run come here."""
-    if jax.process_count() == 1:
-        return number
-    return int(np.min(multihost_utils.process_allgather(np.int32(number))))
 
 
 def place(sharding: NamedSharding, array: np.ndarray) -> jax.Array:

@@ -22,7 +22,7 @@ from dpo_jax.evaluation.selection import select_pairs
 from dpo_jax.experiments.picture_evaluation import PictureJudge, open_judge
 from dpo_jax.experiments.pictures import PictureExperiment
 from dpo_jax.files import read_json, write_atomic, write_json
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.runs.facts import Facts, differing
 from dpo_jax.runtime.progress import Progress, say
 from dpo_jax.types import Params
@@ -99,7 +99,7 @@ def make(experiment: PictureExperiment, params: Params, facts: Facts) -> None:
                 samples = sample(params, shown, groups * options.samples, purpose, progress.update)
             _write(file, options, judge, samples, shown)
     write_json(experiment.pairs_folder / _RECORD, _settings(as_mapping(experiment.config)) | {"facts": facts})
-    meet("pairs written")
+    meet("pairs written", sees=experiment.pairs_folder)
 
 
 def _write(

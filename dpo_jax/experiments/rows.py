@@ -22,7 +22,7 @@ from dpo_jax.data.tokens import row_ids_of, sizes_of
 from dpo_jax.errors import Advised, UserError
 from dpo_jax.experiments.losses import is_unpaired, needs_mismatched
 from dpo_jax.files import read_sealed, write_sealed
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.models.spec import Spec
 from dpo_jax.objectives.terms import Term
 from dpo_jax.reading import Origins, locate, located
@@ -92,7 +92,7 @@ def with_date(config: Config, run: Run, tokenizer: Callable[[], PreTrainedTokeni
             raise error.in_section("data") from None
         (today,) = from_first(lambda: np.array([datetime.date.today().toordinal()]))
         write_sealed(run.begun, {"date": datetime.date.fromordinal(int(today)).isoformat()})
-        meet("the day is written")
+        meet("the day is written", sees=run.begun)
     try:
         date = str(read_sealed(run.begun, "date")["date"])
     except UserError as error:

@@ -18,6 +18,7 @@ from dpo_jax import locks
 from dpo_jax.data.tokens import row_ids_of, take
 from dpo_jax.errors import UserError
 from dpo_jax.experiments.experiment import Experiment
+from dpo_jax.meeting import meet
 from dpo_jax.reference.fingerprint import as_ids, make_fingerprint
 from dpo_jax.reference.store import Errors, OtherStore, Scores, Store, listing
 from dpo_jax.runtime import hosts
@@ -84,6 +85,7 @@ def complete_store(experiment: Experiment, params: Callable[[], Params], *, held
         params(), row_ids, experiment.scoring_facts(), model=experiment.spec, dtype=config.model.dtype
     )
     folder = experiment.store_folder(fingerprint, heldout_only=heldout_only)
+    meet("the store is found", sees=folder)
     with _advised():
         store = Store(folder, fingerprint, kind=experiment.score_type)
     store.serves(str(experiment.workdir.resolve()))
@@ -93,9 +95,6 @@ def complete_store(experiment: Experiment, params: Callable[[], Params], *, held
     lock = locks.Lock(locks.inside(folder), experiment.command, waits=True, tell=lambda words: say("reference", words))
     with hosts.held(lock), _advised():
         store.read_on()
-        while not hosts.alike(len(store)):  # another host's disk may be late to show what was written
-            time.sleep(1)
-            store.read_on()
         missing = store.missing(row_ids)
         if len(missing):
             shards = _shards(parts, missing, config.reference.rows_per_shard)

@@ -21,7 +21,7 @@ import numpy as np
 from dpo_jax import locks
 from dpo_jax.errors import UserError
 from dpo_jax.files import Json, changed, digest_folder, read_json, read_sealed, write_json, write_sealed
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.reference.fingerprint import Fingerprint, RowIds, RowIndex, as_ids, differences
 
 _FORMAT = 2

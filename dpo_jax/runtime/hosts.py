@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from dpo_jax import files, locks
 from dpo_jax.errors import UserError
+from dpo_jax.meeting import meet
 from dpo_jax.runtime.progress import console
 from dpo_jax.runtime.xla_flags import find_platform
 
@@ -86,16 +87,11 @@ def check_shared(folder: Path) -> None:
     token = multihost_utils.broadcast_one_to_all(np.array(int.from_bytes(os.urandom(4), "big") >> 1, np.int32))
     mark = folder / f".shared-{int(token)}"
     files.write_atomic(mark, "")
-    multihost_utils.sync_global_devices("mark written")
-    seen = multihost_utils.process_allgather(np.array(mark.exists()))
-    if jax.process_index() == 0:
-        mark.unlink()
-    if not seen.all():
-        blind = ", ".join(str(number) for number in np.flatnonzero(~seen))
-        raise UserError(
-            f"{folder} is not one folder on all hosts: process {blind} does not see what process 0 writes "
-            "there. Name a folder on a disk that all of them mount."
-        )
+    try:
+        meet("mark written", sees=mark)
+    finally:
+        if jax.process_index() == 0:
+            mark.unlink()
 
 
 def from_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
@@ -122,6 +118,7 @@ def held(lock: locks.Lock) -> Iterator[None]:
     while not _taken_by_the_first(lock):  # all ask again and again: waiting in a collective ends with its patience
         time.sleep(1)
     with lock if jax.process_index() == 0 else contextlib.nullcontext():
+        meet("a lock is held", sees=Path(lock.what))
         yield
 
 

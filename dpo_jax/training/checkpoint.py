@@ -18,7 +18,7 @@ import jax
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import Json, changed, digest_folder, go_back, read_step, sealed_steps, write_sealed
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.training.finite import NotFinite, first_not_finite
 from dpo_jax.training.state import TrainState
 from dpo_jax.types import Params
@@ -87,7 +87,7 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-            meet("a step is sealed")
+            meet("a step is sealed", sees=self._folder)
 
     def settle(self) -> None:
         """Let what is being written become whole where the training ends by an error, which others may have caused."""

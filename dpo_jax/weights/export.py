@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from dpo_jax import locks
 from dpo_jax.errors import UserError, nearest
 from dpo_jax.files import digest_folder, read_json, write_atomic, write_json, write_sealed
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.models.families import TensorRule
 from dpo_jax.models.heads import RewardModel
 from dpo_jax.models.model import Model
@@ -191,7 +191,7 @@ def whole_or_absent(folder: Path, made: Made | None = None) -> Iterator[Path | N
                 folder.rename(old)
             partial.rename(folder)
             shutil.rmtree(old, ignore_errors=True)
-    meet(f"exported {folder}")
+    meet(f"exported {folder}", sees=folder)
 
 
 def _list_tensors(model: Model | RewardModel, rules: Sequence[TensorRule]) -> list[_Tensor]:

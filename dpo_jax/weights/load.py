@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from dpo_jax.errors import UserError, nearest
-from dpo_jax.mesh import least, named_sharding, place_lazily
+from dpo_jax.meeting import least
+from dpo_jax.mesh import named_sharding, place_lazily
 from dpo_jax.models.families import TensorRule
 from dpo_jax.types import Params
 from dpo_jax.weights.memory import HostMemory
