@@ -4,9 +4,16 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping, MutableMapping
-from importlib import metadata
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from dpo_jax.api import Model, Policy, Result, load, train
+    from dpo_jax.errors import UserError
+
+__all__ = ["Model", "Policy", "Result", "UserError", "load", "train"]
+
+__version__ = "0.2.0"
 
 XLA_CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 """With no value after it, XLA leaves YNNPACK out of its programs for CPUs: see `miscompiles`."""
@@ -43,3 +50,15 @@ def _fix_xla(environment: MutableMapping[str, str]) -> None:
 
 
 _fix_xla(os.environ)
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `__all__`, imported when they are first used: the losses need none of what these import."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module("dpo_jax.errors" if name == "UserError" else "dpo_jax.api")
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

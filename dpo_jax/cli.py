@@ -273,8 +273,6 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
     _quieten()
     running.workdir = Path(config.workdir)
     xla_flags.apply(os.environ)
-    import jax
-
     from dpo_jax.runtime import hosts, preemption, progress
 
     if running.owns_process and not running.verbose:
@@ -289,9 +287,7 @@ def _run_stage(known: argparse.Namespace, config: Any, origins: dict[str, str], 
         return
     hosts.join_run()
     try:
-        experiment.begin()
-        hosts.check_shared(experiment.workdir)
-        with experiment.locked(), jax.set_mesh(experiment.mesh):
+        with experiment.in_use():
             run(experiment, **flags)
     except preemption.Preempted as told:
         hosts.leave_together(preemption.EXIT_CODE, printable(str(told), lines=True))

@@ -252,10 +252,11 @@ def row_words(row_ids: Sequence[str]) -> np.ndarray:
 class Unembedding(NamedTuple):
     """Map of hidden states to logits, `soft_cap * tanh(scale * weight @ hidden / soft_cap)`.
 
-    Columns of `weight_VD` from `vocabulary` on are padding and never get probability.
+    Columns of `weight_VD` from `vocabulary` on are padding and never get probability. None: the hidden states are the
+    logits themselves, of a model that gives nothing else.
     """
 
-    weight_VD: jax.Array
+    weight_VD: jax.Array | None
     vocabulary: int
     scale: float = 1.0
     soft_cap: float | None = None

@@ -79,6 +79,15 @@ def load_or_make(named: str, overrides: Sequence[str] = ()) -> tuple[AnyConfig, 
     return config, {**origins, "workdir": ALONE}
 
 
+def made(mapping: Plain, origin: str) -> tuple[AnyConfig, Origins]:
+    """An experiment from plain data that no file holds; `origin` says in messages where it came from.
+
+    Raises:
+        UserError: as `load` does.
+    """
+    return _finished(dict(mapping), {key: origin for key in mapping})
+
+
 def changed(config: C, origins: Origins, settings: Mapping[str, object]) -> tuple[C, Origins]:
     """The same experiment with other values of these dotted keys, checked like a file's. Raises `UserError`."""
     mapping = _plain(config)

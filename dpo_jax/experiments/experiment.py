@@ -6,10 +6,11 @@ Dimension key: n rows.
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -49,6 +50,8 @@ class Experiment(abc.ABC, Generic[C]):
     """The logical axes of each array of a batch."""
     score_type: ClassVar[Any]
     """The scores that a store of this kind of experiment holds."""
+    watchers: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
+    """Functions that are called with each logged step and its metrics, by the first process."""
 
     def __init__(self, config: C, origins: Origins, *, command: str):
         self.config = check(config, origins)
@@ -206,6 +209,14 @@ class Experiment(abc.ABC, Generic[C]):
             instead="give another workdir",
         )
         return hosts.held(lock)
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """The context in which a command runs: the working directory is there and locked, the mesh is set."""
+        self.begin()
+        hosts.check_shared(self.workdir)
+        with self.locked(), jax.set_mesh(self.mesh):
+            yield
 
     def keeper(self, name: str, *, together: bool = True) -> Keeper:
         """The opener of the file in WORKDIR/kept in which a command keeps what its processes compute `together`.

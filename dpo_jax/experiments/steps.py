@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -88,6 +88,10 @@ class Steps(Experiment):
 
     kind: ClassVar[str]
     """The data, for messages."""
+    export_to: Path | None = None
+    """The folder for an export of the policy; None: WORKDIR/export."""
+    optimizer_facts: Mapping[str, str] = {"optimizer": "as configured"}
+    """What tells the optimizer of `train` from another one."""
 
     @abc.abstractmethod
     def check(self) -> None:
@@ -157,7 +161,7 @@ class Steps(Experiment):
 
         def facts() -> Facts:
             needed = frozen or Run(folder).newest_checkpoint() is None
-            return {**self.facts_of_rows(name, data), **start.facts(keep=needed)}
+            return {**self.optimizer_facts, **self.facts_of_rows(name, data), **start.facts(keep=needed)}
 
         return facts
 
@@ -317,8 +321,10 @@ class Steps(Experiment):
         seal = Run(folder).checkpoints / f"{step}.json"
         dtype = "float32" if form == "adapter" else self.config.export.dtype
         made = Made(form, step, dtype, digest(seal.read_bytes()))
-        usual = Run(folder).export
+        usual = self.export_to or Run(folder).export
         place = free_place(usual, made)
+        if place != usual and self.export_to:
+            raise UserError(f"{usual} holds another export, which stays as it is. Name another folder.")
         if place != usual:
             say("export", f"{usual} holds another export, which stays as it is: this one goes to {place}")
         return place, made

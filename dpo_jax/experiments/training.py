@@ -31,7 +31,7 @@ from dpo_jax.runtime.watchdog import Watchdog
 from dpo_jax.training.checkpoint import Checkpoints
 from dpo_jax.training.finite import NotFinite
 from dpo_jax.training.loop import Callbacks, Pace, Placed, Step, TooManySkips, traced, train_loop
-from dpo_jax.training.metrics import JsonlSink, Sink, TensorBoardSink, WandbSink
+from dpo_jax.training.metrics import FunctionSink, JsonlSink, Sink, TensorBoardSink, WandbSink
 from dpo_jax.training.optimizer import OPTIMIZERS, make_schedule
 from dpo_jax.training.state import TrainState, create_state
 from dpo_jax.training.training import Batches, Program, Trainable, Training
@@ -328,5 +328,6 @@ def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step:
     return [
         JsonlSink(Run(folder).metrics, resume_step=resume_step),
         TensorBoardSink(Run(folder).tensorboard, resume_step=resume_step),
+        *map(FunctionSink, experiment.watchers),
         *remote,
     ]

@@ -79,6 +79,7 @@ def cut_vocabulary(unembedding: Unembedding, tile_vocabulary: int) -> tuple[Tili
 
     Each shard gives a part of every tile: maxima and sums cross shards, the weight never does.
     """
+    assert unembedding.weight_VD is not None
     columns = unembedding.weight_VD.shape[0]
     splits = axis_splits("vocab")
     shards = splits if columns % splits == 0 else 1

@@ -47,6 +47,8 @@ def token_logps(
         tile_vocabulary: columns of the vocabulary that exist at one time.
     """
     chex.assert_equal_shape_prefix([hidden_RND, target_RN], 2)
+    if unembedding.weight_VD is None:
+        return jnp.take_along_axis(_log_probs(hidden_RND), target_RN[..., None], axis=-1)[..., 0]
     chex.assert_equal(unembedding.weight_VD.shape[1], hidden_RND.shape[2])
     tiling, bend, weight_SVD = cut_vocabulary(unembedding, tile_vocabulary)
     hidden, target = cut_tokens(hidden_RND, tile_tokens), cut_tokens(target_RN, tile_tokens)
@@ -112,6 +114,11 @@ def token_kl(
         tile_vocabulary: columns of the vocabulary that exist at one time.
     """
     chex.assert_equal_shape_prefix([hidden_RND, reference_hidden_RND], 2)
+    if unembedding.weight_VD is None or reference_unembedding.weight_VD is None:
+        assert unembedding.weight_VD is None and reference_unembedding.weight_VD is None  # models of one kind
+        policy_RNV = _log_probs(hidden_RND)
+        reference_RNV = jax.lax.stop_gradient(_log_probs(reference_hidden_RND))
+        return (jnp.exp(reference_RNV) * (reference_RNV - policy_RNV)).sum(axis=-1)
     chex.assert_equal(unembedding.weight_VD.shape[1], hidden_RND.shape[2])
     chex.assert_equal(reference_unembedding.weight_VD.shape[1], reference_hidden_RND.shape[2])
     tiling, bend, weight_SVD = cut_vocabulary(unembedding, tile_vocabulary)
@@ -173,6 +180,8 @@ def token_log_sum_sq(
     WPO weighs a token by p(target) / sum_v p(v)^2, arXiv:2406.11827. From -log(vocabulary), all tokens alike, to 0,
     one token certain. Arguments as in `token_kl`.
     """
+    if unembedding.weight_VD is None:
+        return jax.nn.logsumexp(2.0 * jax.lax.stop_gradient(_log_probs(hidden_RND)), axis=-1)
     chex.assert_equal(unembedding.weight_VD.shape[1], hidden_RND.shape[2])
     tiling, bend, weight_SVD = cut_vocabulary(unembedding, tile_vocabulary)
     side = Side(bend, *jax.lax.stop_gradient((cut_tokens(hidden_RND, tile_tokens), weight_SVD)))
@@ -185,3 +194,8 @@ def token_log_sum_sq(
     zeros = jnp.zeros(side.hidden.shape[:2], wide(side))
     running, squares = fold(tiling, update, (RunningLse.start(zeros), zeros), (), side)
     return join_tokens(jnp.log(squares) - 2.0 * jnp.log(running.total), *hidden_RND.shape[:2])
+
+
+def _log_probs(logits: jax.Array) -> jax.Array:
+    """Log-probabilities of logits that are there already, at least float32, over the last axis."""
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))

@@ -146,6 +146,8 @@ def draw(
 def next_logits(hidden_RD: jax.Array, unembedding: Unembedding) -> jax.Array:
     """Float32 logits [R, V] of the next token; columns beyond the vocabulary are -inf."""
     weight_VD, vocabulary, scale, soft_cap = unembedding
+    if weight_VD is None:
+        return hidden_RD.astype(jnp.float32)
     logits_RV = scale * jnp.einsum("rd,vd->rv", hidden_RD, weight_VD, preferred_element_type=jnp.float32)
     if soft_cap is not None:
         logits_RV = soft_cap * jnp.tanh(logits_RV / soft_cap)

@@ -104,6 +104,12 @@ def from_first(compute: Callable[[], np.ndarray]) -> np.ndarray:
     return np.asarray(multihost_utils.broadcast_one_to_all(values.astype(np.float32)), np.float64)
 
 
+def text_from_first(compute: Callable[[], str]) -> str:
+    """Return on every process the text that the first computes."""
+    codes = from_first(lambda: np.frombuffer(compute().encode(), np.uint8).astype(np.float32))
+    return codes.astype(np.uint8).tobytes().decode()
+
+
 @contextlib.contextmanager
 def held(lock: locks.Lock) -> Iterator[None]:
     """The context in which the processes of the run have a lock: the first one holds it for all.

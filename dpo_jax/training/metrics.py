@@ -7,7 +7,7 @@ import logging
 import operator
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -89,6 +89,20 @@ class TensorBoardSink:
     def close(self, *, done: bool = True) -> None:
         """Write out what is held back, at most ten seconds' worth, and close the file."""
         self._writer.close()
+
+
+class FunctionSink:
+    """A function that is told each step and its values."""
+
+    def __init__(self, function: Callable[[int, Mapping[str, float]], None]) -> None:
+        self._function = function
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Call it."""
+        self._function(step, {name: float(value) for name, value in values.items()})
+
+    def close(self, *, done: bool = True) -> None:
+        """Nothing is held back."""
 
 
 class WandbSink:

@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -134,6 +134,28 @@ def export_folder(
             tokenizer.save_pretrained(str(partial))
             if card is not None:
                 write_atomic(partial / "README.md", card)
+        _write_tensors(partial, gather, tensors, dtype, files.max_shard_bytes)
+
+
+def export_arrays(
+    folder: Path, arrays: Mapping[str, jax.Array], *, tokenizer: PreTrainedTokenizerFast, files: Files = Files()
+) -> None:
+    """Write arrays under their names, which no other program knows, with a tokenizer and digests.
+
+    Raises:
+        UserError: as `export_folder` does.
+    """
+    dtype = export_dtype(files.dtype)
+
+    def gather(tensor: _Tensor) -> np.ndarray:
+        with np.errstate(over="ignore"):
+            return all_finite(tensor.name, np.ascontiguousarray(on_host(arrays[tensor.name]), dtype))
+
+    tensors = [_Tensor(name, (), None, array.size) for name, array in arrays.items()]
+    with whole_or_absent(folder, files.made) as partial:
+        if partial:
+            write_json(partial / "config.json", {"dtype": files.dtype})
+            tokenizer.save_pretrained(str(partial))
         _write_tensors(partial, gather, tensors, dtype, files.max_shard_bytes)
 
 

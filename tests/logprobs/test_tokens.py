@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dpo_jax.logprobs import token_logps
+from dpo_jax.logprobs import token_kl, token_log_sum_sq, token_logps
 from dpo_jax.logprobs.tiling import cut_tokens
 from dpo_jax.mesh import make_mesh, named_sharding
 from dpo_jax.planning.hlo import Collective, collectives, parse
@@ -133,3 +133,22 @@ def test_devices_add_the_gradient_of_the_head_up_once_a_tile_of_the_vocabulary(a
     few, many = found(256), found(8)
     over_rows = f"all-reduce {8 // tensor}"
     assert few[over_rows].bytes == many[over_rows].bytes < 2.1 * 4 * columns * width
+
+
+def test_logits_without_a_weight_give_what_a_weight_of_one_gives(x64):
+    hidden, target, weight_VD, weights_RN = example(vocabulary=40)
+    logits = hidden @ weight_VD.T
+    other = logits[..., ::-1]
+
+    def all_three(logits: jax.Array, weight: jax.Array | None) -> jax.Array:
+        same = Unembedding(weight, 40)
+        return jnp.stack(
+            [
+                (token_logps(logits, target, same) * weights_RN).sum(),
+                (token_kl(logits, same, other, same) * weights_RN).sum(),
+                (token_log_sum_sq(logits, same) * weights_RN).sum(),
+            ]
+        )
+
+    for compute in (all_three, jax.jacrev(all_three)):
+        np.testing.assert_allclose(compute(logits, None), compute(logits, jnp.eye(40)), rtol=1e-12, atol=1e-12)
