@@ -14,7 +14,7 @@ import numpy as np
 
 from dpo_jax.errors import UserError
 from dpo_jax.files import write_atomic
-from dpo_jax.mesh import meet
+from dpo_jax.meeting import meet
 from dpo_jax.runtime.hosts import alike
 
 Rows = str | os.PathLike[str] | Mapping[str, Any] | Iterable[Any]
@@ -41,7 +41,7 @@ def source_of(rows: Rows, folder: Path, name: str) -> dict[str, Any]:
     if jax.process_index() == 0 and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, text)
-    meet(f"{path} is written")
+    meet(f"{path} is written", sees=folder)
     return {"path": str(path)}
 
 
