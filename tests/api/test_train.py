@@ -144,12 +144,20 @@ def test_a_mesh_by_its_sizes(folder: Path, rows: list[dict[str, Any]], tmp_path:
         dj.train(dj.load(folder / "model"), rows, mesh={"tensor": 3}, workdir=tmp_path / "run", **SETTINGS)
 
 
-@pytest.mark.slow("the hundred steps of the README")
-def test_the_lines_of_the_readme_run(folder: Path, rows: list[dict[str, Any]], monkeypatch, capsys, tmp_path: Path):
-    page = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "dj.train" in block)
+PAGES = {"README.md": "dj.train", "configs/python.md": "dj.load", "configs/python.md#own": "dj.Model"}
+
+
+@pytest.mark.slow("the steps of the pages, one of which takes a hundred")
+@pytest.mark.parametrize("page", PAGES)
+def test_the_lines_of_the_pages_run(page: str, folder: Path, rows: list[dict[str, Any]], monkeypatch, tmp_path: Path):
+    text = (Path(__file__).parents[2] / page.partition("#")[0]).read_text(encoding="utf8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if PAGES[page] in block)
     load = dj.load
-    monkeypatch.setattr(dj, "load", lambda weights: load(folder / "model"), raising=False)
+    monkeypatch.setattr(dj, "load", lambda weights, **options: load(folder / "model", **options), raising=False)
     monkeypatch.chdir(tmp_path)
-    exec(code, {"rows": rows[:12], "held_out": rows[12:]})
-    assert "'step': 100" in capsys.readouterr().out and (tmp_path / "out" / "model.safetensors").exists()
+    names: dict[str, Any] = {"rows": rows[:12], "held_out": rows[12:], "tokenizer": load(folder / "model").tokenizer}
+    exec(code, names)
+    assert len(list(filter(str.strip, code.splitlines()))) <= (24 if page == "configs/python.md" else 15)
+    assert names["result"].metrics[-1]["step"] in (4, 100)
+    if "save" in code:
+        assert any((tmp_path / "out").rglob("*.safetensors"))
