@@ -157,7 +157,7 @@ def test_secrets_are_hidden_in_all_that_is_said_and_kept(experiment, monkeypatch
 
 def test_interrupted_and_without_a_working_directory(experiment, monkeypatch, capsys):
     assert crash(monkeypatch, KeyboardInterrupt()) == 130
-    monkeypatch.setattr(cli, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(cli, "_check_local", lambda _: 1 / 0)
     assert crash(monkeypatch, TypeError()) == 1
     said = capsys.readouterr().err
     assert "ZeroDivisionError" in said and "`--verbose` shows the details." in said
@@ -174,6 +174,7 @@ def test_one_of_several_processes_ends_at_once_and_keeps_a_file_of_its_own(exper
     monkeypatch.setattr("dpo_jax.runtime.hosts.join_run", lambda: None)
     monkeypatch.setattr("dpo_jax.runtime.hosts.check_shared", lambda _: None)
     monkeypatch.setattr("dpo_jax.runtime.hosts._taken_by_the_first", lambda _: True)
+    monkeypatch.setattr("dpo_jax.runtime.hosts.meet", lambda *_, **__: None)
     monkeypatch.setattr(jax, "distributed", SimpleNamespace(is_initialized=lambda: True))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
