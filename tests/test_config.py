@@ -383,3 +383,14 @@ def test_no_setting_takes_a_number_that_is_not_finite(key: str):
 
 def test_there_are_numbers_in_every_section():
     assert len(NUMBERS) > 80 and {"loss.options", "sft.optimizer.learning_rate", "data.train"} <= NUMBERS.keys()
+
+
+@pytest.mark.parametrize(("given", "prompt"), [("max_tokens: 64", 32), ("max_tokens: 513", 512), ("max_tokens: 1", 0)])
+def test_short_rows_leave_half_of_them_to_prompts(tmp_path: Path, given: str, prompt: int):
+    path = tmp_path / "e.yaml"
+    path.write_text(MINIMAL.replace("p.jsonl}]", f"p.jsonl}}], {given}"))
+    if prompt:
+        assert load(str(path))[0].data.max_prompt_tokens == prompt  # type: ignore[union-attr]
+    else:
+        with pytest.raises(UserError, match="leaves no room"):
+            load(str(path))

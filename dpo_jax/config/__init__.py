@@ -121,12 +121,22 @@ def _checked(kind: type[C], mapping: Plain, origins: Origins) -> C:
         config = typed(kind, {**mapping, "sweep": _grids(kind, mapping.get("sweep") or ())}, origins)
     except UnknownKey as unknown:
         raise unknown.hinted(meant_by(kind, unknown.key)) from None
+    if isinstance(config, Config) and "max_prompt_tokens" not in (structure(mapping["data"]) or {}):
+        config = _with_room(config)
     _check_lengths(config, origins)
     if isinstance(config, PictureConfig):
         check_pictures(config, origins)
     else:
         check_texts(config, origins)
     return config
+
+
+def _with_room(config: Config) -> Config:
+    """The configuration with prompts of at most half of data.max_tokens, where the default would take all of it."""
+    data = config.data
+    if data.max_prompt_tokens < data.max_tokens:
+        return config
+    return dataclasses.replace(config, data=dataclasses.replace(data, max_prompt_tokens=max(1, data.max_tokens // 2)))
 
 
 def _grids(kind: type, grids: Any) -> Any:

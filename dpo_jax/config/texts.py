@@ -24,7 +24,7 @@ class DataConfig:
     score: Literal["completion", "assistant"] = "completion"  # all of a response, or only what the assistant says there
     order: Literal["shuffle", "sequential"] = "shuffle"
     layout: Literal["padded", "packed", "shared"] = free("shared")  # of a batch; shared: packed, each prompt once
-    max_prompt_tokens: Positive = 512  # a longer prompt keeps its end
+    max_prompt_tokens: Positive = 512  # a longer prompt keeps its end; default of rows up to 512: half of max_tokens
     max_tokens: Positive = 1024  # prompt and response; a longer response keeps its start
     truncation: Literal["keep", "drop"] = "keep"  # drop: what is longer is left out, and counted
     # <|im_end|> and the like in a row's text are letters; refuse: a bad row; allow: these are meant
