@@ -57,6 +57,8 @@ def _turn(turn: object, column: str, where: str) -> Message:
     # A call of a tool needs no words, and a tool may have none to return.
     if "content" not in turn and "tool_calls" in turn:
         turn["content"] = ""
+    if isinstance(turn.get("content"), list | tuple):
+        turn["content"] = _joined(turn["content"], f"{column} ({role})", where)
     _check_content(turn.get("content"), role, f"{column} ({role})", where, may_be_empty="tool_calls" in turn)
     return turn
 
@@ -89,6 +91,25 @@ def _from_json(value: object, column: str, where: str) -> object:
         return _without_nulls(json.loads(value, object_pairs_hook=each_once))
     except (ValueError, RecursionError) as error:
         raise BadRow(where, "not JSON", f"{column} is text, but not JSON ({error}).") from error
+
+
+_PART_KEYS = {"type", "text", "cache_control", "annotations"}  # of a text on OpenAI's and Anthropic's wires
+
+
+def _joined(parts: Sequence[object], column: str, where: str) -> str:
+    """Return the text of a content that is a list of text parts, which stand one right after the other."""
+    for number, part in enumerate(parts, 1):
+        says = f"{column}: part {number} of content is "
+        if not isinstance(part, Mapping):
+            raise BadRow(where, "content not text", f"{says}a {type(part).__name__}, not an object with type and text.")
+        if part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = reprlib.repr(part.get("type"))
+            raise BadRow(
+                where, "content not text", f"{says}of type {kind}, not a text, and models of texts read no other."
+            )
+        if unknown := [key for key in part if key not in _PART_KEYS]:
+            raise BadRow(where, "content not text", f"{says}a text with {unknown[0]!r}, which nobody reads.")
+    return "".join(part["text"] for part in parts)  # type: ignore[index]
 
 
 def _check_content(content: object, role: str, column: str, where: str, *, may_be_empty: bool) -> None:

@@ -39,6 +39,8 @@ def test_ids_of_texts_are_what_they_were():
 def test_the_id_is_of_all_that_decides_log_probs_and_of_nothing_else():
     same = [TALK, {**TALK, "margin": 1}, {**TALK, "weight": 2}, {**TALK, "soft_label": 0.5}, {**TALK, "tools": []}]
     same += [{**TALK, "chosen": [{"content": "a", "role": "assistant", "name": None}]}, {**TALK, "tools": None}]
+    parts = [{"type": "text", "text": text, "cache_control": None} for text in ("a", "")]
+    same += [{**TALK, "chosen": [{"role": "assistant", "content": parts}]}]
     assert len({pair(values).row_id for values in same}) == 1
     other = [{**TALK, "tools": [{"name": "t"}]}, {**TALK, "chat_template_kwargs": {"a": 1}}]
     other += [
