@@ -57,8 +57,8 @@ def _turn(turn: object, column: str, where: str) -> Message:
     # A call of a tool needs no words, and a tool may have none to return.
     if "content" not in turn and "tool_calls" in turn:
         turn["content"] = ""
-    if isinstance(turn.get("content"), list | tuple):
-        turn["content"] = _joined(turn["content"], f"{column} ({role})", where)
+    if isinstance(parts := turn.get("content"), list | tuple):
+        turn["content"] = _joined(parts, f"{column} ({role})", where)
     _check_content(turn.get("content"), role, f"{column} ({role})", where, may_be_empty="tool_calls" in turn)
     return turn
 
