@@ -51,7 +51,7 @@ class Experiment(abc.ABC, Generic[C]):
     score_type: ClassVar[Any]
     """The scores that a store of this kind of experiment holds."""
     watchers: Sequence[Callable[[int, Mapping[str, float]], None]] = ()
-    """Functions that are called with each logged step and its metrics, by the first process."""
+    """Functions that are called with each logged step of `train` and its metrics, by the first process."""
 
     def __init__(self, config: C, origins: Origins, *, command: str):
         self.config = check(config, origins)

@@ -328,6 +328,6 @@ def open_sinks(experiment: Experiment, stage: str, folder: Path, *, resume_step:
     return [
         JsonlSink(Run(folder).metrics, resume_step=resume_step),
         TensorBoardSink(Run(folder).tensorboard, resume_step=resume_step),
-        *map(FunctionSink, experiment.watchers),
+        *(map(FunctionSink, experiment.watchers) if stage == "train" else ()),
         *remote,
     ]
