@@ -56,6 +56,7 @@ def assert_near(found: Any, wanted: Any) -> None:
             assert ours[name] == pytest.approx(value, rel=1e-4, abs=1e-5), name
 
 
+@pytest.mark.slow("two processes that compile")
 def test_chosen_and_rejected_stay_with_their_rows():
     """Of a model whose log-probs are the numbers of the rows: scored and trained, each layout on a mesh of its own."""
     ended = together(2, "tests.commands.pairing", folders=[ROOT] * 2)

@@ -179,5 +179,10 @@ def test_labels_that_no_batch_could_hold_both_of_are_told_with_the_place():
     )
 
 
-def test_no_sources_are_no_rows():
-    assert read() == DataRows([], [])
+def test_no_sources_are_no_rows_but_of_a_training():
+    config = Config(
+        workdir="run", model=ModelConfig(weights="none"), data=DataConfig(train=()), loss=(LossConfig(name="dpo"),)
+    )
+    assert read_rows(config, {}, make_tokenizer(), rules_of(config), "data.eval", ()) == DataRows([], [])
+    with pytest.raises(UserError, match=r"data\.train names no rows of preferences"):
+        read()
