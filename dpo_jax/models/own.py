@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.core import ClosedJaxpr
 
 from dpo_jax.errors import UserError
 from dpo_jax.types import Params, Tree, Unembedding
@@ -164,9 +165,13 @@ def describe_own(taken: Taken, apply: Apply, *, max_positions: int | None = None
     )
 
 
-def digest_of_program(program: object) -> str:
-    """A digest of a jaxpr: its text, without the addresses of Python's functions in it."""
-    return hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(program)).encode()).hexdigest()[:32]
+def digest_of_program(program: ClosedJaxpr) -> str:
+    """A digest of a jaxpr: its text, without the addresses of functions in it, and the arrays that it closes over."""
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", str(program)).encode())
+    for each in program.consts:
+        array = np.asarray(each)
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    return digest.hexdigest()[:32]
 
 
 def check_sight(model: OwnModel, params: Params, layout: str) -> None:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 import dpo_jax as dj
+from dpo_jax.models.own import digest_of_program
 from dpo_jax.types import Unembedding
 from tests.tiny import make_hf_folder
 from tests.tiny_experiment import read_lines, write_pairs
@@ -172,5 +173,8 @@ def test_a_run_goes_on_with_the_same_program_and_arrays_alone(tokenizer: Any, ro
         train({**start, "embed": start["embed"] + 1e-3}, apply, tokenizer, rows, **run)
     with pytest.raises(dj.UserError, match="program"):
         train(start, lambda p, *b: (1.5 * apply(p, *b)[0], p["embed"]), tokenizer, rows, **run)
+    held = {scale: jnp.full(3, scale) for scale in (1, 2)}
+    fixed = [digest_of_program(jax.make_jaxpr(held[scale].__mul__)(1.0)) for scale in held]
+    assert fixed[0] != fixed[1]  # arrays that a function closes over
     with pytest.raises(dj.UserError, match="holds no floating arrays"):
         train({"a": 1}, apply, tokenizer, rows)
